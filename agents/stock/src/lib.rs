@@ -1,0 +1,1 @@
+//! Four document agents that do real work offline, or through any OpenAI-compatible endpoint.

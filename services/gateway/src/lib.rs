@@ -1,0 +1,1 @@
+//! The HTTP door: API, event streams, metrics. No state of its own.

@@ -1,0 +1,1 @@
+//! Who should do it: the queue, placement, learning.

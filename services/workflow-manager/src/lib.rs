@@ -1,0 +1,1 @@
+//! What may run when: definitions, runs, stages.

@@ -1,0 +1,1 @@
+//! The trait of a pure machine and the processor that turns it.

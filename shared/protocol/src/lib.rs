@@ -1,0 +1,1 @@
+//! Baton's words: ids, subjects, headers, records, requests and their JSON Schemas.

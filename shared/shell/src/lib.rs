@@ -1,0 +1,1 @@
+//! The loop around a machine: log, leadership, requests, telemetry, drain.

@@ -1,0 +1,1 @@
+//! What tests need: a real nats-server each, built binaries as processes.
