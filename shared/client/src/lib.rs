@@ -1,0 +1,1 @@
+//! Connects to NATS as its other tools do, and asks the services.

@@ -1,0 +1,471 @@
+//! Workflow definitions: stages, what each needs, and what each depends on.
+//!
+//! A definition is checked as a whole when it is registered, so that a run never meets a wrong one. Unknown keys are
+//! errors here, unlike in messages: a key that a service does not know would change what the workflow means.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::amount::Resources;
+use crate::id::{Millis, RunId, mix};
+use crate::name::{Capability, NameError, StageName, WorkflowName};
+
+/// The most stages that a workflow may have.
+pub const MAX_STAGES: usize = 10_000;
+
+/// A workflow's definition.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Definition {
+    /// The workflow's name.
+    pub name: WorkflowName,
+    /// What it is for, in a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Given to every agent with its task. `requires_citations: true` makes verification fail when citations are missing.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, Value>,
+    /// How long a run may take, in milliseconds.
+    #[serde(default = "default_run_timeout_ms", skip_serializing_if = "is_default_run_timeout_ms")]
+    pub timeout_ms: Millis,
+    /// The stages. Order matters only where nothing else decides.
+    pub stages: Vec<StageDefinition>,
+}
+
+/// One stage of a workflow.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StageDefinition {
+    /// The stage's name, unique within the workflow.
+    pub name: StageName,
+    /// Which agents can do it: those of this type, or with a capability of this name.
+    pub agent_type: Capability,
+    /// The stages whose end it waits for, and whose results it is given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub depends_on: Vec<StageName>,
+    /// Whether it may run while other stages of the same run do. `false`: it runs alone.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub parallel: bool,
+    /// Whether the run goes on when this stage fails.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub optional: bool,
+    /// Given to the agent as it is.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub params: BTreeMap<String, Value>,
+    /// What the agent must set aside for it, beside one slot.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub resources: Resources,
+    /// What happens when an attempt fails.
+    #[serde(default, skip_serializing_if = "RetryPolicy::is_default")]
+    pub retry: RetryPolicy,
+    /// How long the stage may wait for an agent, in milliseconds.
+    #[serde(default = "default_stage_timeout_ms", skip_serializing_if = "is_default_stage_timeout_ms")]
+    pub start_timeout_ms: Millis,
+    /// How long one attempt may take once an agent has it, in milliseconds.
+    #[serde(default = "default_stage_timeout_ms", skip_serializing_if = "is_default_stage_timeout_ms")]
+    pub timeout_ms: Millis,
+}
+
+fn yes() -> bool {
+    true
+}
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
+fn is_yes(value: &bool) -> bool {
+    *value
+}
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
+fn is_no(value: &bool) -> bool {
+    !*value
+}
+fn default_run_timeout_ms() -> Millis {
+    24 * 60 * 60 * 1000
+}
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
+fn is_default_run_timeout_ms(value: &Millis) -> bool {
+    *value == default_run_timeout_ms()
+}
+fn default_stage_timeout_ms() -> Millis {
+    60 * 60 * 1000
+}
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
+fn is_default_stage_timeout_ms(value: &Millis) -> bool {
+    *value == default_stage_timeout_ms()
+}
+
+/// When and how often a failed attempt is followed by another.
+///
+/// The wait before attempt `n + 1` is `initial_ms · factor^(n-1)`, at most `max_ms`, less a random part of up to
+/// `jitter` of it. The first source document retries three times and waits `2^attempt` seconds: the defaults.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetryPolicy {
+    /// The most attempts, the first included; at least 1.
+    pub max_attempts: u32,
+    /// The wait before the second attempt, in milliseconds.
+    pub initial_ms: Millis,
+    /// By how much each wait is longer than the last; at least 1.
+    pub factor: f64,
+    /// The longest wait, in milliseconds.
+    pub max_ms: Millis,
+    /// How much of a wait is random, from 0 to 1.
+    pub jitter: f64,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self { max_attempts: 3, initial_ms: 1000, factor: 2.0, max_ms: 60_000, jitter: 0.2 }
+    }
+}
+
+impl RetryPolicy {
+    /// The wait after attempt `attempt` of a stage has failed. The jitter is a hash of run, stage and attempt: a machine
+    /// has no randomness, and runs that failed together should not come back together.
+    #[must_use]
+    pub fn wait_ms(&self, run: RunId, stage: &StageName, attempt: u32) -> Millis {
+        let exponent = i32::try_from(attempt.saturating_sub(1)).unwrap_or(i32::MAX);
+        let full = (self.initial_ms as f64 * self.factor.powi(exponent)).min(self.max_ms as f64);
+        let seed = stage
+            .as_str()
+            .bytes()
+            .fold(mix(run.as_u128() as u64 ^ u64::from(attempt)), |hash, byte| mix(hash ^ u64::from(byte)));
+        let part = (seed >> 11) as f64 / (1u64 << 53) as f64;
+        (full * (1.0 - self.jitter * part)).round() as Millis
+    }
+
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What is wrong with a definition, and where.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DefinitionError {
+    /// The text is not a definition: wrong syntax, an unknown key, a missing one, a wrong type, a bad name.
+    #[error("{0}")]
+    Syntax(String),
+    /// No stages.
+    #[error("workflow {0} has no stages: give it at least one")]
+    Empty(WorkflowName),
+    /// Too many stages.
+    #[error("workflow {workflow} has {count} stages: at most {MAX_STAGES} are allowed")]
+    TooManyStages {
+        /// The workflow.
+        workflow: WorkflowName,
+        /// How many it has.
+        count: usize,
+    },
+    /// Two stages of one name.
+    #[error("stage {0} is defined twice: stage names are unique within a workflow")]
+    DuplicateStage(StageName),
+    /// A dependency that is not a stage.
+    #[error("stage {stage} depends on {dependency}, which is not a stage of this workflow; the stages are: {stages}")]
+    UnknownDependency {
+        /// The stage.
+        stage: StageName,
+        /// What it depends on.
+        dependency: StageName,
+        /// The stages there are.
+        stages: String,
+    },
+    /// The same dependency named twice.
+    #[error("stage {stage} names its dependency {dependency} twice")]
+    DuplicateDependency {
+        /// The stage.
+        stage: StageName,
+        /// What it names twice.
+        dependency: StageName,
+    },
+    /// Stages that wait for each other.
+    #[error("the stages wait for each other in a cycle: {0}")]
+    Cycle(String),
+    /// A number that makes no sense.
+    #[error("{place}: {field} is {value}; it must be {rule}")]
+    Value {
+        /// The stage or workflow.
+        place: String,
+        /// The key.
+        field: &'static str,
+        /// What it is.
+        value: String,
+        /// What it may be.
+        rule: &'static str,
+    },
+    /// A bad name given to the builder.
+    #[error(transparent)]
+    Name(#[from] NameError),
+}
+
+impl Definition {
+    /// Starts a definition in code. See [`Builder`].
+    #[must_use]
+    pub fn builder(name: &str) -> Builder {
+        Builder { name: WorkflowName::new(name), description: None, metadata: BTreeMap::new(), stages: Vec::new() }
+    }
+
+    /// Checks what types can not say: names are unique, dependencies exist, there is no cycle, numbers make sense.
+    pub fn check(&self) -> Result<(), DefinitionError> {
+        if self.stages.is_empty() {
+            return Err(DefinitionError::Empty(self.name.clone()));
+        }
+        if self.stages.len() > MAX_STAGES {
+            return Err(DefinitionError::TooManyStages { workflow: self.name.clone(), count: self.stages.len() });
+        }
+        check_positive(&format!("workflow {}", self.name), "timeout_ms", self.timeout_ms)?;
+        let mut index = BTreeMap::new();
+        for (i, stage) in self.stages.iter().enumerate() {
+            if index.insert(&stage.name, i).is_some() {
+                return Err(DefinitionError::DuplicateStage(stage.name.clone()));
+            }
+        }
+        for stage in &self.stages {
+            stage.check()?;
+            let mut seen = BTreeSet::new();
+            for dependency in &stage.depends_on {
+                if !index.contains_key(dependency) {
+                    let names: Vec<_> = self.stages.iter().take(20).map(|s| s.name.as_str()).collect();
+                    return Err(DefinitionError::UnknownDependency {
+                        stage: stage.name.clone(),
+                        dependency: dependency.clone(),
+                        stages: names.join(", "),
+                    });
+                }
+                if !seen.insert(dependency) {
+                    return Err(DefinitionError::DuplicateDependency {
+                        stage: stage.name.clone(),
+                        dependency: dependency.clone(),
+                    });
+                }
+            }
+        }
+        self.cycle(&index).map_or(Ok(()), |cycle| Err(DefinitionError::Cycle(cycle)))
+    }
+
+    /// The stage of that name.
+    #[must_use]
+    pub fn stage(&self, name: &str) -> Option<&StageDefinition> {
+        self.stages.iter().find(|stage| stage.name.as_str() == name)
+    }
+
+    /// A cycle among the dependencies as `a -> b -> a`, if there is one. Depth first, without recursion: a chain may be
+    /// ten thousand stages long.
+    fn cycle(&self, index: &BTreeMap<&StageName, usize>) -> Option<String> {
+        #[derive(Clone, Copy, PartialEq)]
+        enum Mark {
+            New,
+            Open,
+            Done,
+        }
+        let mut marks = vec![Mark::New; self.stages.len()];
+        for root in 0..self.stages.len() {
+            if marks[root] != Mark::New {
+                continue;
+            }
+            let mut path = vec![(root, 0)];
+            marks[root] = Mark::Open;
+            while let Some((stage, next)) = path.last_mut() {
+                let Some(dependency) = self.stages[*stage].depends_on.get(*next) else {
+                    marks[*stage] = Mark::Done;
+                    path.pop();
+                    continue;
+                };
+                *next += 1;
+                let dependency = index[dependency];
+                match marks[dependency] {
+                    Mark::New => {
+                        marks[dependency] = Mark::Open;
+                        path.push((dependency, 0));
+                    }
+                    Mark::Open => {
+                        let from = path.iter().position(|(s, _)| *s == dependency).unwrap_or(0);
+                        let mut names: Vec<_> =
+                            path[from..].iter().map(|(s, _)| self.stages[*s].name.as_str()).collect();
+                        names.push(self.stages[dependency].name.as_str());
+                        return Some(names.join(" -> "));
+                    }
+                    Mark::Done => {}
+                }
+            }
+        }
+        None
+    }
+}
+
+impl StageDefinition {
+    fn check(&self) -> Result<(), DefinitionError> {
+        let place = format!("stage {}", self.name);
+        check_positive(&place, "timeout_ms", self.timeout_ms)?;
+        check_positive(&place, "start_timeout_ms", self.start_timeout_ms)?;
+        let wrong =
+            |field, value: String, rule| Err(DefinitionError::Value { place: place.clone(), field, value, rule });
+        let retry = &self.retry;
+        if retry.max_attempts == 0 || retry.max_attempts > 1000 {
+            return wrong("retry.max_attempts", retry.max_attempts.to_string(), "from 1 to 1000");
+        }
+        if !(1.0..=100.0).contains(&retry.factor) {
+            return wrong("retry.factor", retry.factor.to_string(), "from 1 to 100");
+        }
+        if !(0.0..=1.0).contains(&retry.jitter) {
+            return wrong("retry.jitter", retry.jitter.to_string(), "from 0 to 1");
+        }
+        Ok(())
+    }
+}
+
+fn check_positive(place: &str, field: &'static str, value: Millis) -> Result<(), DefinitionError> {
+    const MAX: Millis = 366 * 24 * 60 * 60 * 1000;
+    if value == 0 || value > MAX {
+        return Err(DefinitionError::Value {
+            place: place.to_owned(),
+            field,
+            value: value.to_string(),
+            rule: "from 1 to 31622400000 (a year)",
+        });
+    }
+    Ok(())
+}
+
+/// Builds a definition in code; the same one that YAML gives.
+///
+/// ```
+/// # use baton_protocol::definition::Definition;
+/// let workflow = Definition::builder("custom")
+///     .add_stage("research", "research", &[])
+///     .add_stage("analysis", "data_analysis", &["research"])
+///     .add_stage("writing", "writing", &["analysis"])
+///     .with(|stage| stage.optional = true)
+///     .set_metadata("requires_citations", true)
+///     .build()?;
+/// assert_eq!(workflow.stages.len(), 3);
+/// # Ok::<(), baton_protocol::definition::DefinitionError>(())
+/// ```
+#[derive(Debug)]
+pub struct Builder {
+    name: Result<WorkflowName, NameError>,
+    description: Option<String>,
+    metadata: BTreeMap<String, Value>,
+    stages: Vec<Result<StageDefinition, NameError>>,
+}
+
+impl Builder {
+    /// Says what the workflow is for.
+    #[must_use]
+    pub fn description(mut self, text: impl Into<String>) -> Self {
+        self.description = Some(text.into());
+        self
+    }
+
+    /// Adds a stage that depends on others.
+    #[must_use]
+    pub fn add_stage(mut self, name: &str, agent_type: &str, depends_on: &[&str]) -> Self {
+        let stage = || {
+            Ok(StageDefinition {
+                name: StageName::new(name)?,
+                agent_type: Capability::new(agent_type)?,
+                depends_on: depends_on.iter().map(|d| StageName::new(d)).collect::<Result<_, _>>()?,
+                parallel: true,
+                optional: false,
+                params: BTreeMap::new(),
+                resources: Resources::new(),
+                retry: RetryPolicy::default(),
+                start_timeout_ms: default_stage_timeout_ms(),
+                timeout_ms: default_stage_timeout_ms(),
+            })
+        };
+        self.stages.push(stage());
+        self
+    }
+
+    /// Changes the stage added last.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut StageDefinition)) -> Self {
+        if let Some(Ok(stage)) = self.stages.last_mut() {
+            change(stage);
+        }
+        self
+    }
+
+    /// Sets a key of the metadata.
+    #[must_use]
+    pub fn set_metadata(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    /// Checks the whole.
+    pub fn build(self) -> Result<Definition, DefinitionError> {
+        let definition = Definition {
+            name: self.name?,
+            description: self.description,
+            metadata: self.metadata,
+            timeout_ms: default_run_timeout_ms(),
+            stages: self.stages.into_iter().collect::<Result<_, _>>()?,
+        };
+        definition.check()?;
+        Ok(definition)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn w7_a_cycle_is_named() {
+        let error = Definition::builder("w")
+            .add_stage("a", "x", &[])
+            .add_stage("b", "x", &["a", "d"])
+            .add_stage("c", "x", &["b"])
+            .add_stage("d", "x", &["c"])
+            .build()
+            .unwrap_err();
+        assert_eq!(error.to_string(), "the stages wait for each other in a cycle: b -> d -> c -> b");
+        let error = Definition::builder("w").add_stage("a", "x", &["a"]).build().unwrap_err();
+        assert_eq!(error.to_string(), "the stages wait for each other in a cycle: a -> a");
+    }
+
+    #[test]
+    fn w1_what_is_wrong_is_named() {
+        let stage = |name| Definition::builder("w").add_stage(name, "x", &[]);
+        for (error, text) in [
+            (Definition::builder("w").build(), "no stages"),
+            (stage("a").add_stage("a", "x", &[]).build(), "stage a is defined twice"),
+            (stage("a").add_stage("b", "x", &["c"]).build(), "stage b depends on c, which is not a stage"),
+            (stage("a").add_stage("b", "x", &["a", "a"]).build(), "names its dependency a twice"),
+            (stage("a.b").build(), "stage name \"a.b\""),
+            (stage("a").with(|s| s.retry.max_attempts = 0).build(), "stage a: retry.max_attempts is 0"),
+            (stage("a").with(|s| s.retry.factor = f64::NAN).build(), "stage a: retry.factor is NaN"),
+            (stage("a").with(|s| s.timeout_ms = 0).build(), "stage a: timeout_ms is 0"),
+        ] {
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains(text), "{error:?} does not say {text:?}");
+        }
+    }
+
+    #[test]
+    fn w8_waits_grow_and_jitter_differs_between_runs() {
+        let policy = RetryPolicy::default();
+        let stage = StageName::new("a").unwrap();
+        let run = RunId::derive(1, 1);
+        let waits: Vec<_> = (1..=8).map(|attempt| policy.wait_ms(run, &stage, attempt)).collect();
+        for (i, wait) in waits.iter().enumerate() {
+            let full = (1000 << i).min(60_000);
+            assert!((full * 8 / 10..=full).contains(wait), "{waits:?}");
+        }
+        assert_ne!(waits[0], policy.wait_ms(RunId::derive(1, 2), &stage, 1));
+        assert_eq!(waits[0], policy.wait_ms(run, &stage, 1));
+    }
+
+    #[test]
+    fn a_long_chain_does_not_overflow_the_stack() {
+        let names: Vec<String> = (0..MAX_STAGES).map(|i| format!("s{i}")).collect();
+        let mut builder = Definition::builder("chain");
+        for (i, name) in names.iter().enumerate() {
+            let next: Vec<&str> = names.get(i + 1).map(String::as_str).into_iter().collect();
+            builder = builder.add_stage(name, "x", &next);
+        }
+        builder.build().unwrap();
+    }
+}

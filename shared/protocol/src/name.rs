@@ -1,0 +1,181 @@
+//! Names that people give: agents, stages, workflows, capabilities, resources.
+//!
+//! A name is validated once, where it comes in, and is a NATS token from then on: what starts with a lower-case letter
+//! or a digit, goes on with those, `_` or `-`, and has at most 63 characters. (A subject with an empty token vanishes
+//! without an error, one with a dot addresses somebody else: hence the rule.)
+
+use std::borrow::{Borrow, Cow};
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{Deserialize, Deserializer, Error as _};
+use serde::ser::{Serialize, Serializer};
+
+/// The rule, as a regular expression, for schemas and error messages.
+pub const RULE: &str = "^[a-z0-9][a-z0-9_-]{0,62}$";
+
+/// A name that breaks the rule.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} {name:?} is not a valid name: {why}; a name matches {RULE}")]
+pub struct NameError {
+    /// What was being named: `agent id`, `stage name` …
+    pub what: &'static str,
+    /// The name as given, cut to 80 characters.
+    pub name: String,
+    /// Which part of the rule it breaks.
+    pub why: &'static str,
+}
+
+fn check(what: &'static str, name: &str) -> Result<(), NameError> {
+    let mut bytes = name.bytes();
+    let why = match bytes.next() {
+        None => "it is empty",
+        Some(first) if !(first.is_ascii_lowercase() || first.is_ascii_digit()) => {
+            "it must start with a lower-case letter or a digit"
+        }
+        Some(_) if name.len() > 63 => "it is longer than 63 characters",
+        Some(_) => {
+            if bytes.all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-') {
+                return Ok(());
+            }
+            "only lower-case letters, digits, '_' and '-' are allowed"
+        }
+    };
+    Err(NameError { what, name: name.chars().take(80).collect(), why })
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $type:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $type(Arc<str>);
+
+        impl $type {
+            #[doc = concat!("Checks and takes a ", $what, ".")]
+            pub fn new(name: &str) -> Result<Self, NameError> {
+                check($what, name)?;
+                Ok(Self(name.into()))
+            }
+
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = NameError;
+            fn from_str(name: &str) -> Result<Self, NameError> {
+                Self::new(name)
+            }
+        }
+
+        impl Borrow<str> for $type {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl AsRef<str> for $type {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let name = Cow::<'de, str>::deserialize(deserializer)?;
+                Self::new(&name).map_err(D::Error::custom)
+            }
+        }
+
+        impl JsonSchema for $type {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($type).into()
+            }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "type": "string", "pattern": RULE, "description": $what })
+            }
+        }
+    };
+}
+
+name!(
+    /// Who an agent is. It is a token of every subject the agent may use.
+    AgentId, "agent id"
+);
+name!(
+    /// A stage's name, unique within its workflow.
+    StageName, "stage name"
+);
+name!(
+    /// A workflow's name.
+    WorkflowName, "workflow name"
+);
+name!(
+    /// What an agent can do, and what a stage asks for: the `agent_type` of a stage.
+    Capability, "capability"
+);
+name!(
+    /// A resource's name: `cpu`, `memory`, `slots` …
+    ResourceName, "resource name"
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_good_name_is_kept_as_it_is() {
+        for name in ["a", "0", "research", "data_analysis", "agent-01", &"x".repeat(63)] {
+            assert_eq!(AgentId::new(name).unwrap().as_str(), name);
+        }
+    }
+
+    #[test]
+    fn a_bad_name_is_quoted_with_the_rule() {
+        for (name, why) in [
+            ("", "empty"),
+            ("A", "start with"),
+            ("-a", "start with"),
+            ("a.b", "only lower-case"),
+            ("a b", "only lower-case"),
+            ("a*", "only lower-case"),
+            ("a>", "only lower-case"),
+            ("aé", "only lower-case"),
+            ("a\r\nb", "only lower-case"),
+            (&"x".repeat(64), "longer than 63"),
+        ] {
+            let error = StageName::new(name).unwrap_err().to_string();
+            assert!(error.contains(why), "{name:?}: {error}");
+            assert!(error.contains(&format!("{name:?}")) && error.contains(RULE), "{error}");
+        }
+    }
+
+    #[test]
+    fn json_is_checked_too() {
+        assert!(serde_json::from_str::<AgentId>("\"a.b\"").unwrap_err().to_string().contains("agent id \"a.b\""));
+        assert_eq!(serde_json::to_string(&AgentId::new("ann").unwrap()).unwrap(), "\"ann\"");
+    }
+}

@@ -1,0 +1,657 @@
+//! Records: the facts of the log, and the commits they travel in.
+//!
+//! A stage costs three records: *ready* ([`WorkflowRecord::StageReady`]), *assigned* ([`ResourceRecord::Assigned`], which
+//! is the lease) and *ended* ([`WorkflowRecord::StageEnded`]); a run two more: *started* and *finished*. Facts are not
+//! written twice.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::amount::{Money, Resources};
+use crate::definition::Definition;
+use crate::id::{LeaseId, Millis, Number, Position, RunId, Service, TaskId};
+use crate::json::Json;
+use crate::name::{AgentId, Capability, StageName, WorkflowName};
+use crate::request::{Strategy, Usage};
+use crate::trace::TraceContext;
+
+/// The version of the commit format. A service stops at a commit of a newer one: it would fold it wrongly.
+pub const FORMAT: u32 = 1;
+
+/// One message of the log: all that a service decided since its last commit, all or nothing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Commit<R> {
+    /// The format, [`FORMAT`].
+    pub format: u32,
+    /// The instance that wrote it.
+    pub instance: String,
+    /// Its term. It only grows along a service's commits.
+    pub term: u64,
+    /// The number of the first record in here (or of the next one, where there is none).
+    pub first: Number,
+    /// The sequence of the last message of other services that has been handled to the end.
+    pub handled: u64,
+    /// The turns, in the order in which they were taken.
+    pub turns: Vec<Turn<R>>,
+}
+
+/// The records that one input led a machine to emit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Turn<R> {
+    /// When, in milliseconds since 1970.
+    pub at: Millis,
+    /// The sequence of the last message of other services that had been seen. With it a fold can take everything in the
+    /// order in which the writer took it.
+    pub seen: u64,
+    /// What led to it.
+    pub cause: Cause,
+    /// The records, numbered on from the commit's `first`.
+    pub records: Vec<R>,
+}
+
+impl<R> Commit<R> {
+    /// How many records it holds.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.turns.iter().map(|turn| turn.records.len() as u64).sum()
+    }
+
+    /// Whether it holds no records: it then only moves the cursor or begins a term.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The records with their stamps, if the commit is message `seq` of the log.
+    pub fn stamped(&self, seq: u64) -> impl Iterator<Item = (Stamp, &R)> {
+        let first = self.first;
+        self.turns.iter().flat_map(|turn| turn.records.iter().map(move |record| (turn.at, record))).enumerate().map(
+            move |(index, (at, record))| {
+                let position = Position { seq, index: u32::try_from(index).unwrap_or(u32::MAX) };
+                (Stamp { number: first + index as u64, at, position: Some(position) }, record)
+            },
+        )
+    }
+}
+
+/// What led to a turn, for those who read the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// A request to this endpoint.
+    Request(String),
+    /// A message of another service, by its sequence in the log.
+    Log(u64),
+    /// A deadline passed.
+    Timer,
+    /// A term began.
+    Lead,
+    /// The answer to something this service had asked of another.
+    Answer,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Request(endpoint) => write!(f, "request {endpoint}"),
+            Self::Log(seq) => write!(f, "log {seq}"),
+            Self::Timer => f.write_str("timer"),
+            Self::Lead => f.write_str("term began"),
+            Self::Answer => f.write_str("answer"),
+        }
+    }
+}
+
+/// When and where a record stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    /// Its number in its service's sequence.
+    pub number: Number,
+    /// When it was emitted.
+    pub at: Millis,
+    /// Where it is in the log; not known yet while a leader applies what it emits. Nothing may depend on it but display.
+    pub position: Option<Position>,
+}
+
+/// What the workflow-manager appends.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkflowRecord {
+    /// A workflow has a new version.
+    WorkflowRegistered(WorkflowRegistered),
+    /// A run was accepted.
+    RunStarted(RunStarted),
+    /// A stage may run.
+    StageReady(StageReady),
+    /// An attempt at a stage is over.
+    StageEnded(StageEnded),
+    /// A run is over.
+    RunFinished(RunFinished),
+}
+
+/// See [`WorkflowRecord::WorkflowRegistered`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct WorkflowRegistered {
+    /// The version, counted from 1.
+    pub version: u32,
+    /// The definition.
+    pub definition: Arc<Definition>,
+}
+
+/// See [`WorkflowRecord::RunStarted`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RunStarted {
+    /// The run.
+    pub run: RunId,
+    /// Its workflow.
+    pub workflow: WorkflowName,
+    /// The version it keeps to its end.
+    pub version: u32,
+    /// What it was given.
+    pub input: Json,
+    /// Larger goes first.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: i32,
+    /// The client's idempotency key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The trace that it belongs to, if its starter brought one; otherwise its id is its trace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<TraceContext>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
+fn is_zero(value: &i32) -> bool {
+    *value == 0
+}
+
+/// See [`WorkflowRecord::StageReady`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct StageReady {
+    /// The task.
+    pub task: TaskId,
+    /// Which agents can do it.
+    pub agent_type: Capability,
+    /// The stages whose results it is given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<StageName>,
+    /// What an agent must set aside for it, beside one slot.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub resources: Resources,
+    /// Larger goes first.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: i32,
+}
+
+/// See [`WorkflowRecord::StageEnded`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct StageEnded {
+    /// The task.
+    pub task: TaskId,
+    /// The lease it ran under; none if no agent had it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<LeaseId>,
+    /// Who did it; none if no agent had it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentId>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What came of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Json>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// When the next attempt may start; none: the stage is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<Millis>,
+    /// From assignment to report.
+    #[serde(default)]
+    pub duration_ms: Millis,
+    /// What the agent says it cost.
+    #[serde(default, skip_serializing_if = "Money::is_zero")]
+    pub cost: Money,
+    /// What the agent says it used.
+    #[serde(default, skip_serializing_if = "Usage::is_zero")]
+    pub usage: Usage,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// With a result.
+    Succeeded,
+    /// The agent said that it failed.
+    Failed,
+    /// The agent died, left, or was replaced.
+    Lost,
+    /// It waited or ran too long.
+    TimedOut,
+    /// Its run was cancelled, or failed elsewhere.
+    Cancelled,
+}
+
+impl Outcome {
+    /// As it is written.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Lost => "lost",
+            Self::TimedOut => "timed_out",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// See [`WorkflowRecord::RunFinished`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RunFinished {
+    /// The run.
+    pub run: RunId,
+    /// Its one end: never `running`.
+    pub status: crate::run::RunStatus,
+    /// Why, unless it succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// What the resource-manager appends.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ResourceRecord {
+    /// An agent joined, or joined again with a new session: what its old session held has ended.
+    AgentRegistered(AgentRegistered),
+    /// An agent is gone, and with it every lease it held.
+    AgentLeft(AgentLeft),
+    /// An agent holds a task. The record's number is the lease's id.
+    Assigned(Assigned),
+    /// A lease ended while its agent lives on: the agent declined the task.
+    LeaseEnded(LeaseEnded),
+}
+
+/// See [`ResourceRecord::AgentRegistered`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AgentRegistered {
+    /// The agent.
+    pub agent: AgentId,
+    /// This life of its process.
+    pub session: String,
+    /// What it mainly does.
+    pub agent_type: Capability,
+    /// What it can do besides, with metadata.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub capabilities: BTreeMap<Capability, BTreeMap<String, Value>>,
+    /// What it has.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub resources: Resources,
+    /// How many tasks it does at a time.
+    pub slots: u32,
+    /// Larger is preferred.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: i32,
+}
+
+/// See [`ResourceRecord::AgentLeft`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AgentLeft {
+    /// The agent.
+    pub agent: AgentId,
+    /// Why.
+    pub reason: LeftReason,
+}
+
+/// Why an agent is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LeftReason {
+    /// It said so.
+    Left,
+    /// It was not heard of for the time of a lease.
+    Lost,
+}
+
+/// See [`ResourceRecord::Assigned`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Assigned {
+    /// The task.
+    pub task: TaskId,
+    /// Who holds it.
+    pub agent: AgentId,
+    /// What it holds for it, beside one slot.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub resources: Resources,
+}
+
+/// See [`ResourceRecord::LeaseEnded`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct LeaseEnded {
+    /// The lease.
+    pub lease: LeaseId,
+    /// Its task.
+    pub task: TaskId,
+    /// Who held it.
+    pub agent: AgentId,
+    /// Why it ended.
+    pub reason: String,
+}
+
+/// What the optimizer appends.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimizerRecord {
+    /// Placement works differently from here on.
+    StrategyChanged(StrategyChanged),
+}
+
+/// See [`OptimizerRecord::StrategyChanged`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct StrategyChanged {
+    /// The strategy.
+    pub strategy: Strategy,
+}
+
+/// What every service's records have in common.
+pub trait Record:
+    fmt::Debug + Clone + PartialEq + Serialize + serde::de::DeserializeOwned + Send + Sync + 'static
+{
+    /// Who writes it.
+    const SERVICE: Service;
+
+    /// Its kind, as it is written: `stage_ready`.
+    fn kind(&self) -> &'static str;
+
+    /// What it is about, for the subject of its event.
+    fn topic(&self) -> Topic<'_>;
+}
+
+/// What a record is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Topic<'a> {
+    /// A run.
+    Run(&'a RunId),
+    /// An agent.
+    Agent(&'a AgentId),
+    /// A workflow.
+    Workflow(&'a WorkflowName),
+    /// A service.
+    Service(Service),
+}
+
+impl Record for WorkflowRecord {
+    const SERVICE: Service = Service::WorkflowManager;
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::WorkflowRegistered(_) => "workflow_registered",
+            Self::RunStarted(_) => "run_started",
+            Self::StageReady(_) => "stage_ready",
+            Self::StageEnded(_) => "stage_ended",
+            Self::RunFinished(_) => "run_finished",
+        }
+    }
+
+    fn topic(&self) -> Topic<'_> {
+        match self {
+            Self::WorkflowRegistered(r) => Topic::Workflow(&r.definition.name),
+            Self::RunStarted(r) => Topic::Run(&r.run),
+            Self::StageReady(r) => Topic::Run(&r.task.run),
+            Self::StageEnded(r) => Topic::Run(&r.task.run),
+            Self::RunFinished(r) => Topic::Run(&r.run),
+        }
+    }
+}
+
+impl Record for ResourceRecord {
+    const SERVICE: Service = Service::ResourceManager;
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::AgentRegistered(_) => "agent_registered",
+            Self::AgentLeft(_) => "agent_left",
+            Self::Assigned(_) => "assigned",
+            Self::LeaseEnded(_) => "lease_ended",
+        }
+    }
+
+    fn topic(&self) -> Topic<'_> {
+        match self {
+            Self::AgentRegistered(r) => Topic::Agent(&r.agent),
+            Self::AgentLeft(r) => Topic::Agent(&r.agent),
+            Self::Assigned(r) => Topic::Run(&r.task.run),
+            Self::LeaseEnded(r) => Topic::Run(&r.task.run),
+        }
+    }
+}
+
+impl Record for OptimizerRecord {
+    const SERVICE: Service = Service::Optimizer;
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::StrategyChanged(_) => "strategy_changed",
+        }
+    }
+
+    fn topic(&self) -> Topic<'_> {
+        match self {
+            Self::StrategyChanged(_) => Topic::Service(Service::Optimizer),
+        }
+    }
+}
+
+/// A commit of any service.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AnyCommit {
+    /// The workflow-manager's.
+    Workflow(Commit<WorkflowRecord>),
+    /// The resource-manager's.
+    Resource(Commit<ResourceRecord>),
+    /// The optimizer's.
+    Optimizer(Commit<OptimizerRecord>),
+}
+
+/// A message of the log that can not be read. A service stops at it: it would fold wrongly.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// Not a commit.
+    #[error("a commit of {service} can not be read: {error}")]
+    Unreadable {
+        /// Whose log subject it was on.
+        service: Service,
+        /// What is wrong.
+        error: serde_json::Error,
+    },
+    /// Written by a newer Baton.
+    #[error("a commit of {service} has format {format}, this Baton reads up to {FORMAT}: upgrade it")]
+    TooNew {
+        /// Whose.
+        service: Service,
+        /// Its format.
+        format: u32,
+    },
+    /// The gateway has no log.
+    #[error("{0} writes no log")]
+    NoWriter(Service),
+}
+
+impl AnyCommit {
+    /// Reads a message of a service's log subject.
+    pub fn decode(service: Service, payload: &[u8]) -> Result<Self, CommitError> {
+        Ok(match service {
+            Service::WorkflowManager => Self::Workflow(decode(payload)?),
+            Service::ResourceManager => Self::Resource(decode(payload)?),
+            Service::Optimizer => Self::Optimizer(decode(payload)?),
+            Service::Gateway => return Err(CommitError::NoWriter(service)),
+        })
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn service(&self) -> Service {
+        match self {
+            Self::Workflow(_) => Service::WorkflowManager,
+            Self::Resource(_) => Service::ResourceManager,
+            Self::Optimizer(_) => Service::Optimizer,
+        }
+    }
+
+    /// The number after the last record in it.
+    #[must_use]
+    pub fn next(&self) -> Number {
+        match self {
+            Self::Workflow(c) => c.first + c.len(),
+            Self::Resource(c) => c.first + c.len(),
+            Self::Optimizer(c) => c.first + c.len(),
+        }
+    }
+
+    /// Its records as observers see them, if it is message `seq` of the log.
+    pub fn events(&self, seq: u64) -> Result<Vec<Event>, serde_json::Error> {
+        match self {
+            Self::Workflow(c) => c.events(seq),
+            Self::Resource(c) => c.events(seq),
+            Self::Optimizer(c) => c.events(seq),
+        }
+    }
+}
+
+/// Reads a commit of one service.
+pub fn decode<R: Record>(payload: &[u8]) -> Result<Commit<R>, CommitError> {
+    let service = R::SERVICE;
+    let commit: Commit<R> = match serde_json::from_slice(payload) {
+        Ok(commit) => commit,
+        Err(error) => {
+            // A newer format may look different altogether; say that rather than where the reading stopped.
+            #[derive(Deserialize)]
+            struct Format {
+                format: u32,
+            }
+            return Err(match serde_json::from_slice(payload) {
+                Ok(Format { format }) if format > FORMAT => CommitError::TooNew { service, format },
+                _ => CommitError::Unreadable { service, error },
+            });
+        }
+    };
+    if commit.format > FORMAT {
+        return Err(CommitError::TooNew { service, format: commit.format });
+    }
+    Ok(commit)
+}
+
+impl<R: Record> Commit<R> {
+    /// The records as observers see them, if the commit is message `seq` of the log.
+    pub fn events(&self, seq: u64) -> Result<Vec<Event>, serde_json::Error> {
+        let causes = self.turns.iter().flat_map(|turn| turn.records.iter().map(|_| &turn.cause));
+        self.stamped(seq)
+            .zip(causes)
+            .map(|((stamp, record), cause)| {
+                Ok(Event {
+                    position: Position { seq, index: u32::try_from(stamp.number - self.first).unwrap_or(u32::MAX) },
+                    service: R::SERVICE,
+                    number: stamp.number,
+                    at: stamp.at,
+                    cause: cause.clone(),
+                    kind: record.kind().to_owned(),
+                    run: match record.topic() {
+                        Topic::Run(run) => Some(*run),
+                        _ => None,
+                    },
+                    record: Json::of(record)?,
+                })
+            })
+            .collect()
+    }
+}
+
+/// A record as observers see it: on `baton.event.>`, in a run's event stream, in `baton log`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Event {
+    /// Where the record is in the log. Events of one run come in this order; a repeated one is the same event.
+    pub position: Position,
+    /// Who wrote it.
+    pub service: Service,
+    /// Its number in that service's sequence.
+    pub number: Number,
+    /// When, in milliseconds since 1970.
+    pub at: Millis,
+    /// What led to it.
+    pub cause: Cause,
+    /// Its kind: `stage_ready` …
+    pub kind: String,
+    /// The run it is about, if it is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunId>,
+    /// The record: an object with one key, its kind.
+    pub record: Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn commit() -> Commit<WorkflowRecord> {
+        let run = RunId::derive(1000, 1);
+        let task = TaskId { run, stage: StageName::new("a").unwrap(), attempt: 1 };
+        let records = vec![
+            WorkflowRecord::RunStarted(RunStarted {
+                run,
+                workflow: WorkflowName::new("w").unwrap(),
+                version: 1,
+                input: Json::from_text("{\"topic\":\"x\"}".into()).unwrap(),
+                priority: 0,
+                key: None,
+                trace: None,
+            }),
+            WorkflowRecord::StageReady(StageReady {
+                task,
+                agent_type: Capability::new("x").unwrap(),
+                inputs: vec![],
+                resources: Resources::new(),
+                priority: 0,
+            }),
+        ];
+        let turns = vec![Turn { at: 1000, seen: 3, cause: Cause::Request("run.start".into()), records }];
+        Commit { format: FORMAT, instance: "i".into(), term: 2, first: 7, handled: 3, turns }
+    }
+
+    #[test]
+    fn m8_old_readers_survive_new_fields_but_not_new_formats() {
+        let mut value = serde_json::to_value(commit()).unwrap();
+        value["new_field"] = 1.into();
+        value["turns"][0]["records"][1]["stage_ready"]["new_field"] = serde_json::json!({ "a": 1 });
+        assert_eq!(decode::<WorkflowRecord>(value.to_string().as_bytes()).unwrap(), commit());
+        value["format"] = 2.into();
+        let error = decode::<WorkflowRecord>(value.to_string().as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("format 2") && error.contains("upgrade"), "{error}");
+        let error = decode::<WorkflowRecord>(b"{\"format\":1,").unwrap_err().to_string();
+        assert!(error.contains("workflow-manager"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_record_stops_the_reader() {
+        let text = serde_json::to_string(&commit()).unwrap().replace("stage_ready", "stage_pondered");
+        let error = decode::<WorkflowRecord>(text.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("stage_pondered"), "{error}");
+    }
+
+    #[test]
+    fn events_carry_positions_and_numbers() {
+        let events = commit().events(12).unwrap();
+        let seen: Vec<_> = events.iter().map(|e| (e.position.to_string(), e.number, e.kind.as_str())).collect();
+        assert_eq!(seen, [("12.0".into(), 7, "run_started"), ("12.1".into(), 8, "stage_ready")]);
+    }
+}

@@ -1,0 +1,187 @@
+//! Refusals: part of the protocol, with a stable code each.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::id::Millis;
+
+/// A request that was refused. The code says what a program can do about it, the message says it to a person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Rejection {
+    /// The stable code.
+    pub code: Code,
+    /// What was wrong, where, and what would be right.
+    pub message: String,
+    /// When to try again, where waiting helps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<Millis>,
+}
+
+/// Why a request was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    /// The request can not be read: it is not JSON, a field is missing or has a wrong type, a name breaks the rule.
+    InvalidRequest,
+    /// The workflow definition is wrong.
+    InvalidWorkflow,
+    /// No such workflow, or no such version of it.
+    UnknownWorkflow,
+    /// No such run.
+    UnknownRun,
+    /// The agent is not registered: it should register.
+    UnknownAgent,
+    /// The agent has registered again with another session: this process should stop.
+    AgentReplaced,
+    /// The lease has ended or was never given: the report changes nothing, the work should be dropped.
+    StaleLease,
+    /// The idempotency key was used for a different request.
+    KeyConflict,
+    /// The run has already ended.
+    RunEnded,
+    /// Something is larger than allowed.
+    TooLarge,
+    /// No agent can take the task now: a placement's refusal.
+    NoCapacity,
+    /// The task is not waiting for an agent: a placement's refusal.
+    NotReady,
+    /// The service can not answer now; ask again.
+    Unavailable,
+    /// A defect in Baton.
+    Internal,
+    /// A code this reader does not know yet.
+    #[serde(other)]
+    Unknown,
+}
+
+impl Code {
+    /// Every code, for the documentation.
+    pub const ALL: [Self; 14] = [
+        Self::InvalidRequest,
+        Self::InvalidWorkflow,
+        Self::UnknownWorkflow,
+        Self::UnknownRun,
+        Self::UnknownAgent,
+        Self::AgentReplaced,
+        Self::StaleLease,
+        Self::KeyConflict,
+        Self::RunEnded,
+        Self::TooLarge,
+        Self::NoCapacity,
+        Self::NotReady,
+        Self::Unavailable,
+        Self::Internal,
+    ];
+
+    /// The code as it is written.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "invalid_request",
+            Self::InvalidWorkflow => "invalid_workflow",
+            Self::UnknownWorkflow => "unknown_workflow",
+            Self::UnknownRun => "unknown_run",
+            Self::UnknownAgent => "unknown_agent",
+            Self::AgentReplaced => "agent_replaced",
+            Self::StaleLease => "stale_lease",
+            Self::KeyConflict => "key_conflict",
+            Self::RunEnded => "run_ended",
+            Self::TooLarge => "too_large",
+            Self::NoCapacity => "no_capacity",
+            Self::NotReady => "not_ready",
+            Self::Unavailable => "unavailable",
+            Self::Internal => "internal",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// A title for people, the same for every rejection of this code.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "The request can not be read",
+            Self::InvalidWorkflow => "The workflow definition is wrong",
+            Self::UnknownWorkflow => "No such workflow",
+            Self::UnknownRun => "No such run",
+            Self::UnknownAgent => "The agent is not registered",
+            Self::AgentReplaced => "The agent has registered again elsewhere",
+            Self::StaleLease => "The lease has ended",
+            Self::KeyConflict => "The idempotency key was used for another request",
+            Self::RunEnded => "The run has ended",
+            Self::TooLarge => "Something is too large",
+            Self::NoCapacity => "No capacity now",
+            Self::NotReady => "The task is not waiting for an agent",
+            Self::Unavailable => "The service can not answer now",
+            Self::Internal => "A defect in Baton",
+            Self::Unknown => "Unknown",
+        }
+    }
+
+    /// The HTTP status that says the same; also the `Nats-Service-Error-Code`.
+    #[must_use]
+    pub fn http_status(self) -> u16 {
+        match self {
+            Self::InvalidRequest => 400,
+            Self::InvalidWorkflow => 422,
+            Self::UnknownWorkflow | Self::UnknownRun | Self::UnknownAgent => 404,
+            Self::AgentReplaced | Self::StaleLease | Self::KeyConflict | Self::RunEnded | Self::NotReady => 409,
+            Self::TooLarge => 413,
+            Self::NoCapacity | Self::Unavailable => 503,
+            Self::Internal | Self::Unknown => 500,
+        }
+    }
+
+    /// Whether asking again, unchanged, may succeed.
+    #[must_use]
+    pub fn is_retryable(self) -> bool {
+        matches!(self, Self::NoCapacity | Self::Unavailable)
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl Rejection {
+    /// A rejection.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), retry_after_ms: None }
+    }
+
+    /// A request that can not be read.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(Code::InvalidRequest, message)
+    }
+
+    /// Says when to try again.
+    #[must_use]
+    pub fn retry_after(mut self, ms: Millis) -> Self {
+        self.retry_after_ms = Some(ms);
+        self
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.message, self.code)
+    }
+}
+
+impl std::error::Error for Rejection {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_written_as_they_are_named_and_unknown_ones_are_read() {
+        for code in Code::ALL {
+            assert_eq!(serde_json::to_string(&code).unwrap(), format!("\"{code}\""));
+        }
+        assert_eq!(serde_json::from_str::<Code>("\"from_the_future\"").unwrap(), Code::Unknown);
+    }
+}

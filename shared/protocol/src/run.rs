@@ -1,0 +1,226 @@
+//! A run as it is shown: the answer to `run.get`, and the document kept of a finished one.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::amount::Money;
+use crate::id::{LeaseId, Millis, RunId};
+use crate::json::Json;
+use crate::name::{AgentId, Capability, StageName, WorkflowName};
+use crate::record::Outcome;
+use crate::request::Usage;
+
+/// Where a run stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RunStatus {
+    /// It has not ended.
+    Running,
+    /// Every stage that is not optional succeeded.
+    Succeeded,
+    /// A stage failed for good.
+    Failed,
+    /// Somebody cancelled it.
+    Cancelled,
+    /// It took too long.
+    TimedOut,
+}
+
+impl RunStatus {
+    /// As it is written.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::TimedOut => "timed_out",
+        }
+    }
+
+    /// Whether the run has ended.
+    #[must_use]
+    pub fn is_end(self) -> bool {
+        self != Self::Running
+    }
+}
+
+impl fmt::Display for RunStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Where a stage of a run stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StageStatus {
+    /// It waits for the stages it depends on.
+    Pending,
+    /// It may run, and waits for an agent.
+    Ready,
+    /// An agent has it.
+    Running,
+    /// An attempt failed, the next one waits its time.
+    Waiting,
+    /// It gave a result.
+    Succeeded,
+    /// It failed for good.
+    Failed,
+    /// Its run ended before it did.
+    Cancelled,
+}
+
+impl StageStatus {
+    /// As it is written.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Ready => "ready",
+            Self::Running => "running",
+            Self::Waiting => "waiting",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// Whether the stage is over.
+    #[must_use]
+    pub fn is_end(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+}
+
+impl fmt::Display for StageStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A run with all that happened to its stages.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RunView {
+    /// The run.
+    pub run: RunId,
+    /// Its workflow.
+    pub workflow: WorkflowName,
+    /// The version it keeps.
+    pub version: u32,
+    /// Where it stands.
+    pub status: RunStatus,
+    /// Why it ended so, unless it succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What it was given.
+    pub input: Json,
+    /// Larger goes first.
+    #[serde(default)]
+    pub priority: i32,
+    /// The client's idempotency key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The trace it is in: 32 hex digits.
+    pub trace_id: String,
+    /// When it started, in milliseconds since 1970.
+    pub started_at: Millis,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Millis>,
+    /// What its attempts cost together.
+    pub cost: Money,
+    /// What they used together.
+    pub usage: Usage,
+    /// A sequence in the log at or before its first record.
+    pub first_seq: u64,
+    /// The stages, in the order of the definition.
+    pub stages: Vec<StageView>,
+}
+
+/// One stage of a [`RunView`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct StageView {
+    /// Its name.
+    pub name: StageName,
+    /// Which agents can do it.
+    pub agent_type: Capability,
+    /// What it waits for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub depends_on: Vec<StageName>,
+    /// Whether the run goes on without it.
+    #[serde(default)]
+    pub optional: bool,
+    /// Where it stands.
+    pub status: StageStatus,
+    /// What came of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Json>,
+    /// Every attempt, the first one first.
+    #[serde(default)]
+    pub attempts: Vec<AttemptView>,
+}
+
+/// One attempt of a [`StageView`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AttemptView {
+    /// Counted from 1.
+    pub attempt: u32,
+    /// When the stage could run.
+    pub ready_at: Millis,
+    /// When an agent had it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assigned_at: Option<Millis>,
+    /// Who.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentId>,
+    /// Under which lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<LeaseId>,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Millis>,
+    /// How.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// What it cost.
+    #[serde(default)]
+    pub cost: Money,
+    /// What it used.
+    #[serde(default)]
+    pub usage: Usage,
+}
+
+/// A run in a list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RunSummary {
+    /// The run.
+    pub run: RunId,
+    /// Its workflow.
+    pub workflow: WorkflowName,
+    /// The version it keeps.
+    pub version: u32,
+    /// Where it stands.
+    pub status: RunStatus,
+    /// When it started, in milliseconds since 1970.
+    pub started_at: Millis,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Millis>,
+    /// How many stages it has.
+    pub stages: u32,
+    /// How many of them are over.
+    pub stages_ended: u32,
+    /// What it cost.
+    pub cost: Money,
+}
+
+/// Counts of runs by status.
+pub type RunCounts = BTreeMap<RunStatus, u64>;
