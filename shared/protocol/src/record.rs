@@ -67,15 +67,12 @@ impl<R> Commit<R> {
         self.len() == 0
     }
 
-    /// The records with their stamps, if the commit is message `seq` of the log.
-    pub fn stamped(&self, seq: u64) -> impl Iterator<Item = (Stamp, &R)> {
-        let first = self.first;
-        self.turns.iter().flat_map(|turn| turn.records.iter().map(move |record| (turn.at, record))).enumerate().map(
-            move |(index, (at, record))| {
-                let position = Position { seq, index: u32::try_from(index).unwrap_or(u32::MAX) };
-                (Stamp { number: first + index as u64, at, position: Some(position) }, record)
-            },
-        )
+    /// The records with their stamps.
+    pub fn stamped(&self) -> impl Iterator<Item = (Stamp, &R)> {
+        let records = self.turns.iter().flat_map(|turn| turn.records.iter().map(move |record| (turn, record)));
+        records.enumerate().map(|(index, (turn, record))| {
+            (Stamp { number: self.first + index as u64, at: turn.at, seen: turn.seen }, record)
+        })
     }
 }
 
@@ -114,8 +111,8 @@ pub struct Stamp {
     pub number: Number,
     /// When it was emitted.
     pub at: Millis,
-    /// Where it is in the log; not known yet while a leader applies what it emits. Nothing may depend on it but display.
-    pub position: Option<Position>,
+    /// The sequence in the log up to which its writer had seen others' messages: a position at or before its own.
+    pub seen: u64,
 }
 
 /// What the workflow-manager appends.
@@ -556,7 +553,7 @@ impl<R: Record> Commit<R> {
     /// The records as observers see them, if the commit is message `seq` of the log.
     pub fn events(&self, seq: u64) -> Result<Vec<Event>, serde_json::Error> {
         let causes = self.turns.iter().flat_map(|turn| turn.records.iter().map(|_| &turn.cause));
-        self.stamped(seq)
+        self.stamped()
             .zip(causes)
             .map(|((stamp, record), cause)| {
                 Ok(Event {

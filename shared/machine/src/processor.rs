@@ -1,0 +1,582 @@
+//! The processor: turns a machine, in production and in the simulator.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use baton_protocol::record::{self, AnyCommit, Cause, Commit, CommitError, Event, FORMAT, Record, Stamp};
+use baton_protocol::request::{Mark, Requests};
+use baton_protocol::{Code, Json, Millis, Number, Position, Rejection, Service};
+use serde::{Deserialize, Serialize};
+
+use crate::turn::Emitted;
+use crate::{Effect, Foreign, Machine, Reply, RequestContext, Token, Turn};
+
+/// How many messages of other services may be handled before the cursor is committed, if nothing else is. Bounds what a
+/// follower keeps and a successor handles again.
+const CHECKPOINT: u64 = 1024;
+
+/// How long a request waits for the record that it names to be read.
+const PARK_MS: Millis = 2000;
+
+/// A machine and where it stands in the log.
+#[derive(Debug)]
+pub struct Processor<M: Machine> {
+    machine: M,
+    config: M::Config,
+    /// The number of the next own record.
+    next: Number,
+    /// The sequence of the last message read.
+    read: u64,
+    /// The sequence of the last own commit: the fence.
+    own: u64,
+    /// The sequence of the last message of others that was observed.
+    seen: u64,
+    /// The sequence of the last message of others that was handled to the end.
+    handled: u64,
+    /// The number of the last record that was observed of each other service.
+    marks: BTreeMap<Service, Number>,
+    term: u64,
+    /// Time never goes backwards.
+    clock: Millis,
+    /// Messages of others beyond `handled`.
+    backlog: VecDeque<(u64, AnyCommit)>,
+    lead: Option<Lead<M>>,
+}
+
+#[derive(Debug)]
+struct Lead<M: Machine> {
+    instance: String,
+    soft: M::Soft,
+    /// The next flight must be a commit, also without records.
+    must_commit: bool,
+    /// The cursor in the last commit that was taken.
+    committed_handled: u64,
+    entries: VecDeque<Entry>,
+    /// Effects that wait for nothing.
+    immediate: Vec<Effect>,
+    flight: Option<Flight>,
+    parked: Vec<Parked<M::Request>>,
+}
+
+/// One turn that is not committed yet.
+#[derive(Debug)]
+struct Entry {
+    at: Millis,
+    seen: u64,
+    cause: Cause,
+    handled: u64,
+    records: VecDeque<Emitted>,
+    effects: Vec<Effect>,
+}
+
+/// What was taken and is not acknowledged yet.
+#[derive(Debug)]
+struct Flight {
+    commit: bool,
+    term: u64,
+    first: Number,
+    events: Vec<(Millis, Cause, Emitted)>,
+    effects: Vec<Effect>,
+}
+
+#[derive(Debug)]
+struct Parked<R> {
+    mark: Mark,
+    until: Millis,
+    token: Token,
+    endpoint: &'static str,
+    request: R,
+    context: RequestContext,
+}
+
+/// Something to be sent. There is at most one under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outgoing {
+    /// Append this to the service's log subject, if its last message there is still `fence`.
+    Commit {
+        /// The message.
+        payload: Vec<u8>,
+        /// The sequence of the service's last commit; 0 for none.
+        fence: u64,
+        /// How many records it holds.
+        records: u64,
+    },
+    /// Prove that the service's last commit is still `fence`.
+    Prove {
+        /// The sequence of the service's last commit; 0 for none.
+        fence: u64,
+    },
+}
+
+/// What may leave, now that its commit is acknowledged.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Released {
+    /// What to do.
+    pub effects: Vec<Effect>,
+    /// The records as events, with the subjects to publish them on.
+    pub events: Vec<(String, Event)>,
+}
+
+/// Why a message of the log can not be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// It can not be decoded. The service must stop: it would fold wrongly.
+    #[error("message {seq} of the log: {error}")]
+    Undecodable {
+        /// Its sequence.
+        seq: u64,
+        /// Why.
+        error: CommitError,
+    },
+    /// Another instance has committed: this one leads no more.
+    #[error("message {seq} of the log was committed by {instance} in term {term}: this instance leads no more")]
+    Deposed {
+        /// Its sequence.
+        seq: u64,
+        /// Who.
+        instance: String,
+        /// Its term.
+        term: u64,
+    },
+    /// A message is missing or came twice: the log was changed under us.
+    #[error("message {seq} of the log starts with record {found} of its service, not {expected}: the log has a gap")]
+    Gap {
+        /// Its sequence.
+        seq: u64,
+        /// The number it starts with.
+        found: Number,
+        /// The number it should start with.
+        expected: Number,
+    },
+}
+
+/// A processor's state at a commit, to start from instead of from the beginning.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(bound = "M: Machine")]
+pub struct Snapshot<M> {
+    /// The commit format that it was made from.
+    pub format: u32,
+    /// The machine.
+    pub machine: M,
+    /// The number of the next own record.
+    pub next: Number,
+    /// The sequence of the last own commit.
+    pub own: u64,
+    /// The sequence of the last message of others observed.
+    pub seen: u64,
+    /// The sequence of the last message of others handled to the end.
+    pub handled: u64,
+    /// The number of the last record observed of each other service.
+    pub marks: BTreeMap<Service, Number>,
+    /// The last term.
+    pub term: u64,
+    /// The latest time.
+    pub clock: Millis,
+}
+
+impl<M: Machine> Processor<M> {
+    /// A machine at the beginning of the log.
+    #[must_use]
+    pub fn new(config: M::Config) -> Self {
+        let snapshot = Snapshot {
+            format: FORMAT,
+            machine: M::default(),
+            next: 1,
+            own: 0,
+            seen: 0,
+            handled: 0,
+            marks: BTreeMap::new(),
+            term: 0,
+            clock: 0,
+        };
+        Self::restore(snapshot, config)
+    }
+
+    /// A machine where a snapshot left it.
+    #[must_use]
+    pub fn restore(snapshot: Snapshot<M>, config: M::Config) -> Self {
+        let Snapshot { format: _, machine, next, own, seen, handled, marks, term, clock } = snapshot;
+        Self {
+            machine,
+            config,
+            next,
+            read: own.min(handled),
+            own,
+            seen,
+            handled,
+            marks,
+            term,
+            clock,
+            backlog: VecDeque::new(),
+            lead: None,
+        }
+    }
+
+    /// The state as it is, to start from later. There is one only where nothing is pending but what is under way; `own` is
+    /// then still to be set to the sequence of the commit under way.
+    #[must_use]
+    pub fn snapshot(&self) -> Option<Snapshot<M>> {
+        if self.lead.as_ref().is_some_and(|lead| !lead.entries.is_empty()) {
+            return None;
+        }
+        Some(Snapshot {
+            format: FORMAT,
+            machine: self.machine.clone(),
+            next: self.next,
+            own: self.own,
+            seen: self.seen,
+            handled: self.handled,
+            marks: self.marks.clone(),
+            term: self.term,
+            clock: self.clock,
+        })
+    }
+
+    /// The machine's state.
+    #[must_use]
+    pub fn machine(&self) -> &M {
+        &self.machine
+    }
+
+    /// The sequence of the last message read: go on with the next one.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.read
+    }
+
+    /// The number of the last own record.
+    #[must_use]
+    pub fn number(&self) -> Number {
+        self.next - 1
+    }
+
+    /// The last term.
+    #[must_use]
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
+    /// Whether this instance leads, as far as it knows.
+    #[must_use]
+    pub fn is_leading(&self) -> bool {
+        self.lead.is_some()
+    }
+
+    /// Whether there is nothing left to commit or to release.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.lead.as_ref().is_none_or(|lead| lead.entries.is_empty() && lead.flight.is_none() && !lead.must_commit)
+    }
+
+    /// Reads message `seq` of the log.
+    pub fn read(&mut self, seq: u64, service: Service, payload: &[u8], now: Millis) -> Result<(), ReadError> {
+        if seq <= self.read {
+            return Ok(());
+        }
+        let undecodable = |error| ReadError::Undecodable { seq, error };
+        if service == M::Record::SERVICE {
+            if seq > self.own {
+                let commit = record::decode::<M::Record>(payload).map_err(undecodable)?;
+                self.read_own(seq, commit)?;
+            }
+        } else if seq > self.handled {
+            let commit = AnyCommit::decode(service, payload).map_err(undecodable)?;
+            self.backlog.push_back((seq, commit));
+            if self.lead.is_some() {
+                self.handle_backlog(now);
+            }
+        }
+        self.read = seq;
+        Ok(())
+    }
+
+    fn read_own(&mut self, seq: u64, commit: Commit<M::Record>) -> Result<(), ReadError> {
+        if let Some(lead) = &self.lead {
+            let ours = lead.flight.as_ref().is_some_and(|flight| {
+                flight.commit
+                    && flight.term == commit.term
+                    && flight.first == commit.first
+                    && lead.instance == commit.instance
+            });
+            if ours {
+                // The tail was faster than the acknowledgement, which is still to come.
+                return Ok(());
+            }
+            return Err(ReadError::Deposed { seq, instance: commit.instance, term: commit.term });
+        }
+        if commit.first != self.next {
+            return Err(ReadError::Gap { seq, found: commit.first, expected: self.next });
+        }
+        let mut number = commit.first;
+        for turn in &commit.turns {
+            self.observe_up_to(turn.seen);
+            for record in &turn.records {
+                self.machine.apply(Stamp { number, at: turn.at, seen: turn.seen }, record);
+                number += 1;
+            }
+            self.clock = self.clock.max(turn.at);
+        }
+        self.observe_up_to(commit.handled);
+        self.handled = self.handled.max(commit.handled);
+        while self.backlog.front().is_some_and(|(seq, _)| *seq <= self.handled) {
+            self.backlog.pop_front();
+        }
+        self.next = number;
+        self.own = seq;
+        self.term = commit.term;
+        Ok(())
+    }
+
+    fn observe_up_to(&mut self, seq: u64) {
+        let from = self.seen;
+        for (_, commit) in self.backlog.iter().filter(|(s, _)| *s > from && *s <= seq) {
+            observe(&mut self.machine, &mut self.marks, commit);
+        }
+        self.seen = self.seen.max(seq);
+    }
+
+    /// Begins a term. The log must have been read to its end; the fence tells if it was not.
+    pub fn lead(&mut self, instance: &str, now: Millis) {
+        self.term += 1;
+        self.lead = Some(Lead {
+            instance: instance.to_owned(),
+            soft: M::Soft::default(),
+            must_commit: true,
+            committed_handled: self.handled,
+            entries: VecDeque::new(),
+            immediate: Vec::new(),
+            flight: None,
+            parked: Vec::new(),
+        });
+        self.turn(Cause::Lead, None, now, |turn| M::lead(turn));
+        self.handle_backlog(now);
+    }
+
+    fn handle_backlog(&mut self, now: Millis) {
+        while let Some((seq, commit)) = self.backlog.pop_front() {
+            if seq > self.seen {
+                observe(&mut self.machine, &mut self.marks, &commit);
+                self.seen = seq;
+            }
+            self.handled = self.handled.max(seq);
+            self.turn(Cause::Log(seq), None, now, |turn| M::react(turn, &commit));
+        }
+        self.unpark(now);
+    }
+
+    /// Takes a request. Does nothing where this instance does not lead: who asked will ask again.
+    pub fn request(
+        &mut self,
+        token: Token,
+        endpoint: &'static str,
+        request: M::Request,
+        context: RequestContext,
+        now: Millis,
+    ) {
+        let now = self.advance(now);
+        let mark = request.waits_for().filter(|mark| !self.has_read(*mark));
+        let Some(lead) = &mut self.lead else { return };
+        match mark {
+            Some(mark) => {
+                lead.parked.push(Parked { mark, until: now + PARK_MS, token, endpoint, request, context });
+            }
+            None => self.decide(token, endpoint, request, &context, now),
+        }
+    }
+
+    fn has_read(&self, mark: Mark) -> bool {
+        mark.service == M::Record::SERVICE || self.marks.get(&mark.service).copied().unwrap_or(0) >= mark.number
+    }
+
+    fn decide(
+        &mut self,
+        token: Token,
+        endpoint: &'static str,
+        request: M::Request,
+        context: &RequestContext,
+        now: Millis,
+    ) {
+        self.turn(Cause::Request(endpoint.to_owned()), Some(token), now, |turn| {
+            let reply = M::request(turn, request, context);
+            if !turn.answered {
+                turn.effect(Effect::Answer { token, reply });
+            }
+        });
+    }
+
+    fn unpark(&mut self, now: Millis) {
+        let Some(lead) = &mut self.lead else { return };
+        if lead.parked.is_empty() {
+            return;
+        }
+        let parked = std::mem::take(&mut lead.parked);
+        let mut waiting = Vec::new();
+        for request in parked {
+            if self.has_read(request.mark) {
+                self.decide(request.token, request.endpoint, request.request, &request.context, now);
+            } else if request.until <= self.clock {
+                let Mark { service, number } = request.mark;
+                let read = self.marks.get(&service).copied().unwrap_or(0);
+                let message = format!(
+                    "the request names record {number} of the {service}, but only {read} have been read; if that record \
+                     exists, ask again"
+                );
+                let reply = Err(Rejection::new(Code::Unavailable, message).retry_after(PARK_MS));
+                let token = request.token;
+                self.turn(Cause::Timer, None, now, |turn| turn.effect(Effect::Answer { token, reply }));
+            } else {
+                waiting.push(request);
+            }
+        }
+        if let Some(lead) = &mut self.lead {
+            lead.parked = waiting;
+        }
+    }
+
+    /// Takes the answer to an [`Effect::Ask`].
+    pub fn answered(&mut self, tag: u64, reply: Reply, now: Millis) {
+        self.turn(Cause::Answer, None, now, |turn| M::answered(turn, tag, reply));
+    }
+
+    /// Lets time pass.
+    pub fn tick(&mut self, now: Millis) {
+        let now = self.advance(now);
+        self.unpark(now);
+        if let Some(lead) = &self.lead
+            && self.machine.deadline(&lead.soft, &self.config).is_some_and(|deadline| deadline <= now)
+        {
+            self.turn(Cause::Timer, None, now, |turn| M::tick(turn));
+        }
+    }
+
+    /// When [`Processor::tick`] should be called, if nothing else happens.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Millis> {
+        let lead = self.lead.as_ref()?;
+        let parked = lead.parked.iter().map(|parked| parked.until).min();
+        parked.into_iter().chain(self.machine.deadline(&lead.soft, &self.config)).min()
+    }
+
+    fn advance(&mut self, now: Millis) -> Millis {
+        self.clock = self.clock.max(now);
+        self.clock
+    }
+
+    fn turn(&mut self, cause: Cause, token: Option<Token>, now: Millis, act: impl FnOnce(&mut Turn<'_, M>)) {
+        let now = self.advance(now);
+        let Some(lead) = &mut self.lead else { return };
+        let mut turn = Turn {
+            machine: &mut self.machine,
+            soft: &mut lead.soft,
+            config: &self.config,
+            now,
+            seen: self.seen,
+            token,
+            workflow_number: self.marks.get(&Service::WorkflowManager).copied().unwrap_or(0),
+            next: &mut self.next,
+            emitted: Vec::new(),
+            effects: Vec::new(),
+            answered: false,
+        };
+        act(&mut turn);
+        let Turn { emitted, effects, .. } = turn;
+        let (immediate, effects): (Vec<_>, Vec<_>) =
+            effects.into_iter().partition(|effect| matches!(effect, Effect::Ask { .. }));
+        lead.immediate.extend(immediate);
+        if !emitted.is_empty() || !effects.is_empty() {
+            let (seen, handled, records) = (self.seen, self.handled, emitted.into());
+            lead.entries.push_back(Entry { at: now, seen, cause, handled, records, effects });
+        }
+    }
+
+    /// The effects that wait for nothing.
+    pub fn immediate(&mut self) -> Vec<Effect> {
+        self.lead.as_mut().map(|lead| std::mem::take(&mut lead.immediate)).unwrap_or_default()
+    }
+
+    /// What to send next, if nothing is under way and there is anything to send: one commit of at most about `max_bytes`
+    /// (more only where a single record is larger), or a proof.
+    pub fn take(&mut self, max_bytes: usize) -> Option<Outgoing> {
+        let handled = self.handled;
+        let lead = self.lead.as_mut().filter(|lead| lead.flight.is_none())?;
+        let checkpoint = handled.saturating_sub(lead.committed_handled) >= CHECKPOINT;
+        if lead.entries.is_empty() && !lead.must_commit && !checkpoint {
+            return None;
+        }
+        let pending: u64 = lead.entries.iter().map(|entry| entry.records.len() as u64).sum();
+        let first = self.next - pending;
+        let mut turns: Vec<record::Turn<Json>> = Vec::new();
+        let mut flight = Flight { commit: false, term: self.term, first, events: Vec::new(), effects: Vec::new() };
+        let (mut bytes, mut records, mut cursor) = (0, 0, lead.committed_handled);
+        while let Some(entry) = lead.entries.front_mut() {
+            let mut turn =
+                record::Turn { at: entry.at, seen: entry.seen, cause: entry.cause.clone(), records: Vec::new() };
+            while let Some(emitted) = entry.records.front() {
+                if bytes > 0 && bytes + emitted.json.size() > max_bytes {
+                    break;
+                }
+                bytes += emitted.json.size();
+                turn.records.push(emitted.json.clone());
+                flight.events.extend(entry.records.pop_front().map(|e| (entry.at, entry.cause.clone(), e)));
+                records += 1;
+            }
+            if !turn.records.is_empty() {
+                turns.push(turn);
+            }
+            if !entry.records.is_empty() {
+                break;
+            }
+            cursor = entry.handled;
+            flight.effects.append(&mut entry.effects);
+            lead.entries.pop_front();
+        }
+        if lead.entries.is_empty() {
+            cursor = handled;
+        }
+        let fence = self.own;
+        if records == 0 && !lead.must_commit && !checkpoint {
+            lead.flight = Some(flight);
+            return Some(Outgoing::Prove { fence });
+        }
+        flight.commit = true;
+        lead.must_commit = false;
+        lead.committed_handled = cursor;
+        lead.flight = Some(flight);
+        let commit =
+            Commit { format: FORMAT, instance: lead.instance.clone(), term: self.term, first, handled: cursor, turns };
+        let payload = serde_json::to_vec(&commit).expect("a commit can be written as JSON");
+        Some(Outgoing::Commit { payload, fence, records })
+    }
+
+    /// What was taken is acknowledged: the commit as message `seq` of the log, or the proof.
+    pub fn acknowledged(&mut self, seq: u64) -> Released {
+        let Some(flight) = self.lead.as_mut().and_then(|lead| lead.flight.take()) else { return Released::default() };
+        if flight.commit {
+            self.own = seq;
+        }
+        let first = flight.first;
+        let events = flight.events.into_iter().enumerate().map(|(index, (at, cause, emitted))| {
+            let position = Position { seq, index: u32::try_from(index).unwrap_or(u32::MAX) };
+            let event = Event {
+                position,
+                service: M::Record::SERVICE,
+                number: first + index as u64,
+                at,
+                cause,
+                kind: emitted.kind.to_owned(),
+                run: emitted.run,
+                record: emitted.json,
+            };
+            (emitted.subject, event)
+        });
+        Released { effects: flight.effects, events: events.collect() }
+    }
+}
+
+fn observe<M: Machine>(machine: &mut M, marks: &mut BTreeMap<Service, Number>, commit: &AnyCommit) {
+    match commit {
+        AnyCommit::Workflow(c) => c.stamped().for_each(|(s, r)| machine.observe(s, Foreign::Workflow(r))),
+        AnyCommit::Resource(c) => c.stamped().for_each(|(s, r)| machine.observe(s, Foreign::Resource(r))),
+        AnyCommit::Optimizer(c) => c.stamped().for_each(|(s, r)| machine.observe(s, Foreign::Optimizer(r))),
+    }
+    marks.insert(commit.service(), commit.next() - 1);
+}
