@@ -55,6 +55,12 @@ impl Json {
     }
 }
 
+impl AsRef<[u8]> for Json {
+    fn as_ref(&self) -> &[u8] {
+        self.0.get().as_bytes()
+    }
+}
+
 impl Default for Json {
     fn default() -> Self {
         Self::null()

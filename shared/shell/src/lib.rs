@@ -1,1 +1,34 @@
-//! The loop around a machine: log, leadership, requests, telemetry, drain.
+//! The shell: everything around a machine that is not a rule.
+//!
+//! One shell runs any [`Machine`](baton_machine::Machine): it connects, takes leadership, loads the snapshot, replays the
+//! log, follows it, commits decisions behind the fence, answers requests, keeps documents, shows traces and counts,
+//! drains. A service has no NATS code of its own beyond its table of endpoints.
+//!
+//! A **session** is one connection's life: it ends when the connection breaks, when a commit is refused or its outcome
+//! unknown, or when the instance is deposed; then everything is dropped and loaded again from a fresh connection. That is
+//! the only way in which state is ever repaired.
+//!
+//! What this crate deliberately lacks: retries of a commit (an unknown outcome is resolved by reading the log), a
+//! `is_leader` check before an effect (the fence decides), and knowledge of any service's rules.
+
+pub mod config;
+mod effects;
+mod endpoints;
+mod instance;
+mod leadership;
+mod log;
+mod service;
+mod session;
+mod snapshots;
+
+pub use config::Settings;
+pub use instance::{Instance, serve_status};
+pub use service::{ShellError, Telemetry, run};
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The clock, in milliseconds since 1970. A machine never calls it; the shell hands the time in.
+#[must_use]
+pub fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,231 @@
+//! Settings: defaults, then `baton.toml`, then the environment (`BATON_…`), each over the one before.
+
+use std::path::Path;
+
+use baton_protocol::Millis;
+use serde::{Deserialize, Serialize};
+
+/// All settings of a Baton process. Connection settings are not among them: they come as for other NATS tools.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// The log.
+    pub log: LogSettings,
+    /// Leadership.
+    pub leader: LeaderSettings,
+    /// Agents and their leases.
+    pub agents: AgentSettings,
+    /// Placement.
+    pub placement: PlacementSettings,
+    /// The HTTP door.
+    pub http: HttpSettings,
+    /// Logs, traces.
+    pub telemetry: TelemetrySettings,
+}
+
+/// Settings of the log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogSettings {
+    /// Copies of the stream: 1 on one server, 3 in a cluster.
+    pub replicas: usize,
+    /// The most bytes that it may hold; -1 for no limit of its own. A full log refuses, it never forgets.
+    pub max_bytes: i64,
+    /// About the largest commit, in bytes. Larger ones carry more at a time, and wait longer for each other.
+    pub commit_bytes: usize,
+    /// A snapshot of a service's state is kept after this many of its records.
+    pub snapshot_records: u64,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self { replicas: 1, max_bytes: -1, commit_bytes: 128 * 1024, snapshot_records: 20_000 }
+    }
+}
+
+/// Settings of leadership.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LeaderSettings {
+    /// How long a leader that is not heard of keeps others from trying, in milliseconds. One whose connection is gone
+    /// keeps nobody from it.
+    pub ttl_ms: Millis,
+}
+
+impl Default for LeaderSettings {
+    fn default() -> Self {
+        Self { ttl_ms: 4000 }
+    }
+}
+
+/// Settings of agents and their leases.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AgentSettings {
+    /// After this long without a heartbeat an agent is lost, in milliseconds.
+    pub lease_ms: Millis,
+    /// How often agents are told to send heartbeats, in milliseconds.
+    pub heartbeat_ms: Millis,
+}
+
+impl Default for AgentSettings {
+    fn default() -> Self {
+        Self { lease_ms: 10_000, heartbeat_ms: 2000 }
+    }
+}
+
+/// Settings of placement.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PlacementSettings {
+    /// Waiting this long counts as much as one step of priority, in milliseconds.
+    pub ageing_ms: Millis,
+}
+
+impl Default for PlacementSettings {
+    fn default() -> Self {
+        Self { ageing_ms: 60_000 }
+    }
+}
+
+/// Settings of the HTTP door.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpSettings {
+    /// Where it listens. Loopback unless told otherwise.
+    pub listen: String,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:8080".to_owned() }
+    }
+}
+
+/// Settings of logs and traces.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TelemetrySettings {
+    /// `pretty`, `json`, or `auto`: pretty on a terminal.
+    pub log_format: String,
+    /// Which logs are shown, in the syntax of `RUST_LOG`.
+    pub log_filter: String,
+    /// Where traces go (OTLP over gRPC); `OTEL_EXPORTER_OTLP_ENDPOINT` says the same.
+    pub otlp_endpoint: Option<String>,
+    /// Which part of the traces is kept, from 0 to 1.
+    pub sample_ratio: f64,
+}
+
+impl Default for TelemetrySettings {
+    fn default() -> Self {
+        Self { log_format: "auto".to_owned(), log_filter: "info".to_owned(), otlp_endpoint: None, sample_ratio: 1.0 }
+    }
+}
+
+/// Settings that can not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// They can not be read.
+    #[error("settings: {0}. They come from the file {1} and from variables such as BATON_AGENTS__LEASE_MS")]
+    Unreadable(config::ConfigError, String),
+    /// One of them makes no sense.
+    #[error("settings: {0}")]
+    Wrong(String),
+}
+
+impl Settings {
+    /// Reads the settings: defaults, the file (if it is there, or if it was asked for), `BATON_SECTION__KEY` variables.
+    pub fn load(file: Option<&Path>) -> Result<Self, SettingsError> {
+        Self::load_from(file, std::env::vars().collect())
+    }
+
+    fn load_from(
+        file: Option<&Path>,
+        variables: std::collections::HashMap<String, String>,
+    ) -> Result<Self, SettingsError> {
+        let path = file.unwrap_or(Path::new("baton.toml"));
+        let unreadable = |error| SettingsError::Unreadable(error, path.display().to_string());
+        // Other variables begin with BATON_ too (BATON_SERVER, BATON_NATS_SERVER): only those with a section are ours.
+        let ours = variables
+            .into_iter()
+            .filter(|(name, _)| name.starts_with("BATON_") && name.contains("__"))
+            .map(|(name, value)| (name.to_ascii_lowercase(), value))
+            .collect();
+        let environment = config::Environment::with_prefix("baton")
+            .prefix_separator("_")
+            .separator("__")
+            .try_parsing(true)
+            .source(Some(ours));
+        let settings: Self = config::Config::builder()
+            .add_source(config::Config::try_from(&Self::default()).map_err(unreadable)?)
+            .add_source(config::File::from(path).format(config::FileFormat::Toml).required(file.is_some()))
+            .add_source(environment)
+            .build()
+            .and_then(config::Config::try_deserialize)
+            .map_err(unreadable)?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn check(&self) -> Result<(), SettingsError> {
+        let wrong = |text: String| Err(SettingsError::Wrong(text));
+        if self.agents.heartbeat_ms == 0 || self.agents.lease_ms < 2 * self.agents.heartbeat_ms {
+            return wrong(format!(
+                "agents.lease_ms is {}, agents.heartbeat_ms is {}: a lease must last at least two heartbeats",
+                self.agents.lease_ms, self.agents.heartbeat_ms
+            ));
+        }
+        if self.leader.ttl_ms < 1000 {
+            return wrong(format!("leader.ttl_ms is {}; it must be at least 1000", self.leader.ttl_ms));
+        }
+        if !(1..=5).contains(&self.log.replicas) {
+            return wrong(format!("log.replicas is {}; it must be from 1 to 5", self.log.replicas));
+        }
+        if !(1024..=512 * 1024).contains(&self.log.commit_bytes) {
+            return wrong(format!("log.commit_bytes is {}; it must be from 1024 to 524288", self.log.commit_bytes));
+        }
+        if !(0.0..=1.0).contains(&self.telemetry.sample_ratio) {
+            return wrong(format!("telemetry.sample_ratio is {}; it must be from 0 to 1", self.telemetry.sample_ratio));
+        }
+        if self.placement.ageing_ms == 0 {
+            return wrong("placement.ageing_ms is 0; it must be at least 1".to_owned());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("baton.toml");
+        std::fs::write(&file, text).unwrap();
+        Settings::load_from(Some(&file), variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+    }
+
+    #[test]
+    fn g7_the_environment_is_over_the_file_is_over_the_defaults() {
+        let settings = load(
+            "[agents]\nlease_ms = 7000\n[log]\nreplicas = 3\n",
+            &[("BATON_AGENTS__LEASE_MS", "9000"), ("BATON_SERVER", "nats://x"), ("OTHER__X", "1")],
+        )
+        .unwrap();
+        assert_eq!((settings.agents.lease_ms, settings.log.replicas), (9000, 3));
+        assert_eq!(settings.http, HttpSettings::default());
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, says) in [
+            ("[agents]\nlease = 1\n", "lease"),
+            ("[agents]\nlease_ms = 100\n", "two heartbeats"),
+            ("[log]\nreplicas = 0\n", "log.replicas is 0"),
+            ("[log\n", "baton.toml"),
+        ] {
+            let error = load(text, &[]).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Who tries to lead: an entry of a key-value bucket that its holder renews.
+//!
+//! Nothing rests on it but liveness: two instances that both believe they lead are told apart by the fence. A holder
+//! whose connection is gone is replaced at once: the broker answers a ping to it with "no responders". One that only
+//! stays silent is replaced when its entry expires.
+
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::Context;
+use async_nats::jetstream::kv::{self, CreateErrorKind, Store, UpdateErrorKind};
+use async_nats::{Client, RequestErrorKind};
+use baton_protocol::subject;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Settings;
+use crate::instance::Instance;
+use crate::log::{LogError, other};
+
+/// What changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leadership {
+    /// This instance may try to lead.
+    Won,
+    /// Another one may: this one should stop.
+    Lost,
+}
+
+/// One instance's campaign.
+pub(crate) struct Campaign {
+    store: Store,
+    client: Client,
+    instance: Instance,
+    key: String,
+    ttl: Duration,
+}
+
+impl Campaign {
+    pub(crate) async fn new(
+        js: &Context,
+        client: &Client,
+        instance: &Instance,
+        settings: &Settings,
+    ) -> Result<Self, LogError> {
+        let ttl = Duration::from_millis(settings.leader.ttl_ms);
+        let store = bucket(
+            js,
+            kv::Config {
+                bucket: subject::LEADERS_BUCKET.to_owned(),
+                description: "Baton: which instance of each service tries to lead".to_owned(),
+                history: 1,
+                max_age: ttl,
+                num_replicas: settings.log.replicas,
+                ..kv::Config::default()
+            },
+        )
+        .await?;
+        let key = instance.service().to_string();
+        Ok(Self { store, client: client.clone(), instance: instance.clone(), key, ttl })
+    }
+
+    /// Campaigns until cancelled; gives the entry up at the end, so that another takes over at once.
+    pub(crate) async fn run(self, changes: mpsc::Sender<Leadership>, cancel: CancellationToken) {
+        let mut held = None;
+        let campaign = async {
+            loop {
+                match self.campaign().await {
+                    Ok(Some(revision)) => {
+                        held = Some(revision);
+                        if changes.send(Leadership::Won).await.is_err() {
+                            return;
+                        }
+                        self.hold(&mut held).await;
+                        if changes.send(Leadership::Lost).await.is_err() {
+                            return;
+                        }
+                    }
+                    Ok(None) => tokio::time::sleep(Duration::from_millis(200)).await,
+                    Err(error) => {
+                        tracing::debug!(%error, "campaign");
+                        tokio::time::sleep(Duration::from_millis(200)).await;
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            () = campaign => {}
+            () = cancel.cancelled() => {}
+        }
+        if let Some(revision) = held {
+            let release = self.store.delete_expect_revision(&self.key, Some(revision));
+            let _ = tokio::time::timeout(Duration::from_secs(1), release).await;
+        }
+    }
+
+    /// Tries once; gives the revision of the entry if this instance holds it.
+    async fn campaign(&self) -> Result<Option<u64>, String> {
+        let me = bytes::Bytes::from(self.instance.name().to_owned());
+        let entry = self.store.entry(&self.key).await.map_err(|error| error.to_string())?;
+        let Some(entry) = entry.filter(|entry| entry.operation == kv::Operation::Put) else {
+            return match self.store.create(&self.key, me).await {
+                Ok(revision) => Ok(Some(revision)),
+                Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(None),
+                Err(error) => Err(error.to_string()),
+            };
+        };
+        let holder = String::from_utf8_lossy(&entry.value);
+        let ping = subject::ping(self.instance.service(), &holder);
+        if holder != self.instance.name() {
+            match self.client.request(ping, "".into()).await {
+                Err(error) if error.kind() == RequestErrorKind::NoResponders => {
+                    tracing::info!(%holder, "the leading instance is gone: taking over");
+                }
+                _ => return Ok(None),
+            }
+        }
+        match self.store.update(&self.key, me, entry.revision).await {
+            Ok(revision) => Ok(Some(revision)),
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(None),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Renews the entry until it is lost, or could not be renewed for as long as it lives.
+    async fn hold(&self, held: &mut Option<u64>) {
+        let mut renewed = Instant::now();
+        while let Some(revision) = *held {
+            tokio::time::sleep(self.ttl / 4).await;
+            let me = bytes::Bytes::from(self.instance.name().to_owned());
+            match tokio::time::timeout(self.ttl / 2, self.store.update(&self.key, me, revision)).await {
+                Ok(Ok(revision)) => {
+                    renewed = Instant::now();
+                    *held = Some(revision);
+                }
+                Ok(Err(error)) if error.kind() == UpdateErrorKind::WrongLastRevision => {
+                    // An update whose answer got lost looks the same: then the entry is still ours.
+                    match self.store.entry(&self.key).await {
+                        Ok(Some(entry)) if entry.value == self.instance.name().as_bytes() => {
+                            *held = Some(entry.revision);
+                        }
+                        _ => *held = None,
+                    }
+                }
+                Ok(Err(_)) | Err(_) if renewed.elapsed() > self.ttl => *held = None,
+                Ok(Err(_)) | Err(_) => {}
+            }
+        }
+    }
+}
+
+/// A key-value bucket: created if there is none.
+pub(crate) async fn bucket(js: &Context, config: kv::Config) -> Result<Store, LogError> {
+    if let Ok(store) = js.get_key_value(&config.bucket).await {
+        return Ok(store);
+    }
+    let name = config.bucket.clone();
+    if let Err(error) = js.create_key_value(config).await {
+        tracing::debug!(%error, bucket = name, "the bucket could not be created; looking again");
+    }
+    js.get_key_value(&name).await.map_err(|error| other("opening a key-value bucket", error))
+}

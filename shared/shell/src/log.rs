@@ -1,0 +1,244 @@
+//! The log stream: created or verified at start, appended behind the fence.
+
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::consumer::push::{Ordered, OrderedConfig};
+use async_nats::jetstream::context::{GetStreamErrorKind, PublishError, PublishErrorKind};
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream};
+use async_nats::jetstream::{self, Context, ErrorCode};
+use baton_protocol::subject::{self, Shard};
+
+use crate::config::LogSettings;
+
+/// How long a commit's acknowledgement is waited for. After that its outcome is unknown.
+const ACK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Why the log can not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The stream is there, but is not the one that this Baton would make.
+    #[error(
+        "the stream {stream} has other settings than this Baton wants: {difference}. It is left as it is. Either change \
+         Baton's settings, or change the stream yourself (`nats stream edit {stream}`), or give Baton another account"
+    )]
+    Contradiction {
+        /// The stream.
+        stream: String,
+        /// Each setting that differs, with both values.
+        difference: String,
+    },
+    /// JetStream is off.
+    #[error("the NATS server has no JetStream for this account: start it with `jetstream` enabled ({0})")]
+    NoJetStream(String),
+    /// Something else.
+    #[error("{what}: {error}")]
+    Other {
+        /// What was being done.
+        what: &'static str,
+        /// What went wrong.
+        error: String,
+    },
+}
+
+pub(crate) fn other(what: &'static str, error: impl std::fmt::Display) -> LogError {
+    LogError::Other { what, error: error.to_string() }
+}
+
+/// A JetStream context with our timeouts.
+pub(crate) fn context(client: &async_nats::Client) -> Context {
+    jetstream::ContextBuilder::new().timeout(Duration::from_secs(4)).ack_timeout(ACK_TIMEOUT).build(client.clone())
+}
+
+fn wanted(shard: Shard, settings: &LogSettings) -> Config {
+    Config {
+        name: subject::log_stream(shard),
+        description: Some("Baton: every fact of coordination, one commit a message".to_owned()),
+        subjects: vec![subject::log_subjects(shard)],
+        retention: RetentionPolicy::Limits,
+        storage: StorageType::File,
+        num_replicas: settings.replicas,
+        max_bytes: settings.max_bytes,
+        max_messages: -1,
+        max_messages_per_subject: -1,
+        max_message_size: -1,
+        max_age: Duration::ZERO,
+        // A full log refuses, it never forgets.
+        discard: DiscardPolicy::New,
+        deny_delete: true,
+        deny_purge: true,
+        allow_direct: true,
+        // The fence makes deduplication by id needless; the shortest window keeps its memory small.
+        duplicate_window: Duration::from_secs(1),
+        ..Config::default()
+    }
+}
+
+/// The log stream: created if there is none, refused if it is not as it must be.
+pub(crate) async fn ensure(js: &Context, shard: Shard, settings: &LogSettings) -> Result<Stream, LogError> {
+    let wanted = wanted(shard, settings);
+    let stream = match js.get_stream(&wanted.name).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            if let GetStreamErrorKind::JetStream(error) = error.kind() {
+                if error.error_code() == ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT
+                    || error.error_code() == ErrorCode::JETSTREAM_NOT_ENABLED
+                {
+                    return Err(LogError::NoJetStream(error.to_string()));
+                }
+                if error.error_code() != ErrorCode::STREAM_NOT_FOUND {
+                    return Err(other("looking for the log", error));
+                }
+            } else {
+                return Err(other("looking for the log (is JetStream enabled?)", error));
+            }
+            // Another instance may create it at the same moment: the same settings are no conflict.
+            if let Err(error) = js.create_stream(wanted.clone()).await {
+                tracing::debug!(%error, "the log could not be created; looking again");
+            }
+            js.get_stream(&wanted.name).await.map_err(|error| other("creating the log", error))?
+        }
+    };
+    match difference(&wanted, &stream.cached_info().config) {
+        None => Ok(stream),
+        Some(difference) => Err(LogError::Contradiction { stream: wanted.name, difference }),
+    }
+}
+
+fn difference(wanted: &Config, found: &Config) -> Option<String> {
+    let mut list = Vec::new();
+    let mut compare = |name: &str, wanted: String, found: String| {
+        if wanted != found {
+            list.push(format!("{name} is {found}, not {wanted}"));
+        }
+    };
+    compare("subjects", format!("{:?}", wanted.subjects), format!("{:?}", found.subjects));
+    compare("retention", format!("{:?}", wanted.retention), format!("{:?}", found.retention));
+    compare("storage", format!("{:?}", wanted.storage), format!("{:?}", found.storage));
+    compare("replicas", wanted.num_replicas.to_string(), found.num_replicas.to_string());
+    compare("max_bytes", wanted.max_bytes.to_string(), found.max_bytes.to_string());
+    compare("max_msgs", wanted.max_messages.to_string(), found.max_messages.to_string());
+    let per_subject = (wanted.max_messages_per_subject, found.max_messages_per_subject);
+    compare("max_msgs_per_subject", per_subject.0.to_string(), per_subject.1.to_string());
+    compare("max_msg_size", wanted.max_message_size.to_string(), found.max_message_size.to_string());
+    compare("max_age", format!("{:?}", wanted.max_age), format!("{:?}", found.max_age));
+    compare("discard", format!("{:?}", wanted.discard), format!("{:?}", found.discard));
+    compare("deny_delete", wanted.deny_delete.to_string(), found.deny_delete.to_string());
+    compare("deny_purge", wanted.deny_purge.to_string(), found.deny_purge.to_string());
+    compare("no_ack", wanted.no_ack.to_string(), found.no_ack.to_string());
+    compare("sealed", wanted.sealed.to_string(), found.sealed.to_string());
+    compare("allow_rollup_hdrs", wanted.allow_rollup.to_string(), found.allow_rollup.to_string());
+    compare("mirror", "none".to_owned(), found.mirror.as_ref().map_or_else(|| "none".to_owned(), |m| m.name.clone()));
+    compare("sources", "0".to_owned(), found.sources.as_ref().map_or(0, Vec::len).to_string());
+    let transform = found.subject_transform.as_ref().map_or_else(|| "none".to_owned(), |t| format!("{t:?}"));
+    compare("subject_transform", "none".to_owned(), transform);
+    (!list.is_empty()).then(|| list.join("; "))
+}
+
+/// The messages of the log from a sequence on. A push consumer: it is back within milliseconds after the server was.
+pub(crate) async fn tail(client: &async_nats::Client, stream: &Stream, from: u64) -> Result<Ordered, LogError> {
+    let config = OrderedConfig {
+        deliver_subject: client.new_inbox(),
+        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from.max(1) },
+        ..OrderedConfig::default()
+    };
+    let consumer = stream.create_consumer(config).await.map_err(|error| other("following the log", error))?;
+    consumer.messages().await.map_err(|error| other("following the log", error))
+}
+
+/// How a commit ended, other than well.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CommitFailure {
+    #[error("another instance has committed: the fence refused this one")]
+    Fenced,
+    #[error("the broker refused the commit: {0}")]
+    Refused(String),
+    #[error("the outcome of the commit is unknown: {0}")]
+    Unknown(String),
+}
+
+/// Appends a commit behind the fence.
+pub(crate) async fn append(
+    js: Context,
+    stream: String,
+    subject: String,
+    payload: Vec<u8>,
+    fence: u64,
+    headers: HeaderMap,
+) -> Result<u64, CommitFailure> {
+    let payload = bytes::Bytes::from(payload);
+    loop {
+        let message = PublishMessage::build()
+            .headers(headers.clone())
+            .payload(payload.clone())
+            .expected_stream(&stream)
+            .expected_last_subject_sequence(fence);
+        let sent = js.send_publish(subject.clone(), message).await;
+        let outcome = match sent {
+            Ok(acknowledgement) => acknowledgement.await,
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(acknowledgement) => return Ok(acknowledgement.sequence),
+            Err(error) if is_busy(&error) => tokio::time::sleep(Duration::from_millis(1)).await,
+            Err(error) => return Err(failure(&error)),
+        }
+    }
+}
+
+/// A cluster answers so while the previous conditional write of the subject is in process.
+fn is_busy(error: &PublishError) -> bool {
+    code(error).is_some_and(|code| code == 10164)
+}
+
+fn code(error: &PublishError) -> Option<u64> {
+    let source = std::error::Error::source(error)?;
+    source.downcast_ref::<jetstream::Error>().map(|error| error.error_code().0)
+}
+
+fn failure(error: &PublishError) -> CommitFailure {
+    match error.kind() {
+        PublishErrorKind::WrongLastSequence => CommitFailure::Fenced,
+        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => CommitFailure::Unknown(error.to_string()),
+        PublishErrorKind::MaxPayloadExceeded => CommitFailure::Refused(error.to_string()),
+        _ => match code(error) {
+            Some(_) => CommitFailure::Refused(error.to_string()),
+            None => CommitFailure::Unknown(error.to_string()),
+        },
+    }
+}
+
+/// Proves that the last message on a subject of the log is still the one at `fence`: nobody else has committed.
+///
+/// The request goes to the stream's leader, never to a replica, so it sees every acknowledged commit.
+pub(crate) async fn prove(stream: Stream, subject: String, fence: u64) -> Result<u64, CommitFailure> {
+    match stream.get_last_raw_message_by_subject(&subject).await {
+        Ok(message) if message.sequence == fence => Ok(fence),
+        Ok(_) => Err(CommitFailure::Fenced),
+        Err(error) => {
+            use async_nats::jetstream::stream::LastRawMessageErrorKind as Kind;
+            match error.kind() {
+                Kind::NoMessageFound if fence == 0 => Ok(0),
+                Kind::NoMessageFound => Err(CommitFailure::Fenced),
+                _ => Err(CommitFailure::Unknown(error.to_string())),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_setting_that_differs_is_named() {
+        let settings = LogSettings::default();
+        let wanted = wanted(Shard(0), &settings);
+        assert_eq!(difference(&wanted, &wanted), None);
+        let found = Config { num_replicas: 3, discard: DiscardPolicy::Old, ..wanted.clone() };
+        let text = difference(&wanted, &found).unwrap();
+        assert_eq!(text, "replicas is 3, not 1; discard is Old, not New");
+    }
+}

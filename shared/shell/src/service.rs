@@ -1,0 +1,89 @@
+//! One instance of a service, from its start to its drain.
+
+use std::time::Duration;
+
+use baton_client::ConnectSettings;
+use baton_machine::Machine;
+use baton_protocol::record::Record;
+use baton_protocol::request::Role;
+use baton_protocol::subject::Shard;
+use baton_telemetry::{Metrics, Spans};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Settings;
+use crate::instance::Instance;
+use crate::session::{End, Session};
+
+/// Why a service stopped that nobody had asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum ShellError {
+    /// The log can not be used as it is.
+    #[error(transparent)]
+    Log(#[from] crate::log::LogError),
+    /// The log can not be read: going on would fold it wrongly.
+    #[error("the log can not be read, so the {service} stops: {error}")]
+    Unreadable {
+        /// The service.
+        service: baton_protocol::Service,
+        /// Which message, and why.
+        error: String,
+    },
+    /// The broker can not be reached, or does not let us in.
+    #[error(transparent)]
+    Connect(#[from] baton_client::ConnectError),
+}
+
+/// What a service shows of itself.
+#[derive(Debug, Clone)]
+pub struct Telemetry {
+    /// Its spans.
+    pub spans: Spans,
+    /// Its metrics.
+    pub metrics: Metrics,
+}
+
+/// Runs an instance of a service until `shutdown`, then drains: what was decided is committed and answered, a snapshot
+/// is kept, leadership is given up.
+///
+/// Only what a restart can not mend ends it with an error: a log that contradicts the settings or can not be read, and
+/// a broker that was never reached.
+pub async fn run<M: Machine>(
+    instance: Instance,
+    connect: ConnectSettings,
+    settings: Settings,
+    config: M::Config,
+    telemetry: Telemetry,
+    shutdown: CancellationToken,
+) -> Result<(), ShellError> {
+    let service = M::Record::SERVICE;
+    let connect = connect.named(format!("baton-{service}"));
+    let mut pause = Duration::from_millis(20);
+    let mut ever_connected = false;
+    loop {
+        instance.update(|status| status.role = Role::Loading);
+        telemetry.metrics.set("baton_leading", &[], 0.0);
+        let session =
+            Session::<M>::open(&instance, &connect, &settings, config.clone(), &telemetry, Shard::default(), &shutdown);
+        let end = match session.await {
+            Ok(Some(session)) => {
+                ever_connected = true;
+                pause = Duration::from_millis(20);
+                session.run(&shutdown).await
+            }
+            Ok(None) => return Ok(()),
+            Err(end) => end,
+        };
+        match end {
+            End::Drained => return Ok(()),
+            End::Broken(why) => tracing::info!(%service, %why, "the session ended: starting again"),
+            End::Unreachable(error) if !ever_connected => return Err(error.into()),
+            End::Unreachable(error) => tracing::info!(%service, %error, "the broker can not be reached: trying again"),
+            End::Fatal(error) => return Err(error),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = shutdown.cancelled() => return Ok(()),
+        }
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}

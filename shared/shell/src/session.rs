@@ -1,0 +1,445 @@
+//! A session: one connection, one load of the log, one processor. It never repairs itself; it ends, and another begins.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::consumer::push::Ordered;
+use async_nats::jetstream::stream::{DiscardPolicy, Stream};
+use async_nats::jetstream::{Context, kv, stream};
+use baton_client::{ConnectError, ConnectSettings, Connection};
+use baton_machine::{Machine, Outgoing, Processor, ReadError, Reply, Snapshot};
+use baton_protocol::record::Record;
+use baton_protocol::request::Role;
+use baton_protocol::subject::{self, Shard};
+use futures::{FutureExt, StreamExt};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Settings;
+use crate::effects::Hands;
+use crate::endpoints::{Endpoints, Incoming};
+use crate::instance::{Instance, serve_status};
+use crate::leadership::{Campaign, Leadership, bucket};
+use crate::log::{self, CommitFailure, LogError, other};
+use crate::now_ms;
+use crate::service::{ShellError, Telemetry};
+use crate::snapshots::Snapshots;
+
+/// How many messages or requests are taken before decisions are sent, so that neither starves the other.
+const BATCH: usize = 512;
+
+/// How long a drain may take.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// How a session ended.
+pub(crate) enum End {
+    /// As it was asked to.
+    Drained,
+    /// So that another one should begin.
+    Broken(String),
+    /// Before it began: the broker is not there.
+    Unreachable(ConnectError),
+    /// For good.
+    Fatal(ShellError),
+}
+
+impl From<LogError> for End {
+    fn from(error: LogError) -> Self {
+        match error {
+            LogError::Contradiction { .. } | LogError::NoJetStream(_) => Self::Fatal(error.into()),
+            LogError::Other { .. } => Self::Broken(error.to_string()),
+        }
+    }
+}
+
+/// What was sent and is not acknowledged yet.
+type Flight = Pin<Box<dyn Future<Output = Result<u64, CommitFailure>> + Send>>;
+
+pub(crate) struct Session<M: Machine> {
+    connection: Connection,
+    js: Context,
+    stream: Stream,
+    stream_name: String,
+    subject: String,
+    tail: Ordered,
+    processor: Processor<M>,
+    hands: Hands,
+    snapshots: Snapshots,
+    settings: Settings,
+    instance: Instance,
+    telemetry: Telemetry,
+    /// Requests, where this instance leads.
+    endpoints: Option<Endpoints>,
+    requests: (mpsc::Sender<Incoming<M>>, mpsc::Receiver<Incoming<M>>),
+    answers: mpsc::Receiver<(u64, Reply)>,
+    changes: mpsc::Receiver<Leadership>,
+    /// The campaign won when the log ended here; the term begins when it has been read that far.
+    won_at: Option<u64>,
+    flight: Option<Flight>,
+    flight_since: Instant,
+    flight_records: Option<u64>,
+    pending_snapshot: Option<Snapshot<M>>,
+    records_since_snapshot: u64,
+    shown: Option<(bool, Instant)>,
+    stop_campaign: CancellationToken,
+    campaign: Option<tokio::task::JoinHandle<()>>,
+    _tasks: JoinSet<()>,
+}
+
+impl<M: Machine> Session<M> {
+    /// Connects, loads, and reads the log to its end.
+    pub(crate) async fn open(
+        instance: &Instance,
+        connect: &ConnectSettings,
+        settings: &Settings,
+        config: M::Config,
+        telemetry: &Telemetry,
+        shard: Shard,
+        shutdown: &CancellationToken,
+    ) -> Result<Option<Self>, End> {
+        let opening = async {
+            let connection = Connection::open(connect).await.map_err(End::Unreachable)?;
+            let client = connection.nats.clone();
+            let mut tasks = JoinSet::new();
+            serve_status(&client, instance, &telemetry.metrics, &mut tasks)
+                .await
+                .map_err(|error| End::Broken(error.to_string()))?;
+            let js = log::context(&client);
+            let mut stream = log::ensure(&js, shard, &settings.log).await?;
+            ensure_aside(&js, settings).await?;
+            let runs = bucket(
+                &js,
+                kv::Config {
+                    bucket: subject::RUNS_BUCKET.to_owned(),
+                    description: "Baton: finished runs, a document each".to_owned(),
+                    history: 1,
+                    num_replicas: settings.log.replicas,
+                    ..kv::Config::default()
+                },
+            )
+            .await?;
+            let log_id = stream.cached_info().created.to_string();
+            let snapshots = Snapshots::open(&js, settings, log_id).await?;
+            let last = stream.info().await.map_err(|error| other("looking at the log", error))?.state.last_sequence;
+            let processor = match snapshots.load::<M>(last).await {
+                Some(snapshot) => Processor::restore(snapshot, config),
+                None => Processor::new(config),
+            };
+            let tail = log::tail(&client, &stream, processor.position() + 1).await?;
+            let (answers_in, answers) = mpsc::channel(1024);
+            let hands = Hands::new(client.clone(), instance.clone(), telemetry.clone(), runs, answers_in);
+            let (changes_in, changes) = mpsc::channel(4);
+            let mut session = Self {
+                connection,
+                js,
+                stream,
+                stream_name: subject::log_stream(shard),
+                subject: subject::log(shard, M::Record::SERVICE),
+                tail,
+                processor,
+                hands,
+                snapshots,
+                settings: settings.clone(),
+                instance: instance.clone(),
+                telemetry: telemetry.clone(),
+                endpoints: None,
+                requests: mpsc::channel(4096),
+                answers,
+                changes,
+                won_at: None,
+                flight: None,
+                flight_since: Instant::now(),
+                flight_records: None,
+                pending_snapshot: None,
+                records_since_snapshot: 0,
+                shown: None,
+                stop_campaign: CancellationToken::new(),
+                campaign: None,
+                _tasks: tasks,
+            };
+            session.read_up_to(last).await?;
+            session.show(Role::Following);
+            let campaign = Campaign::new(&session.js, &client, instance, settings).await?;
+            let stop = session.stop_campaign.clone();
+            session.campaign = Some(tokio::spawn(campaign.run(changes_in, stop)));
+            Ok(Some(session))
+        };
+        tokio::select! {
+            session = opening => session,
+            () = shutdown.cancelled() => Ok(None),
+        }
+    }
+
+    async fn read_up_to(&mut self, last: u64) -> Result<(), End> {
+        let started = Instant::now();
+        let from = self.processor.position();
+        while self.processor.position() < last {
+            let message = tokio::time::timeout(Duration::from_secs(10), self.tail.next());
+            match message.await {
+                Ok(Some(message)) => self.read(message)?,
+                Ok(None) => return Err(End::Broken("the log's tail ended".to_owned())),
+                Err(_) => return Err(End::Broken("the log stayed silent before its end".to_owned())),
+            }
+        }
+        let (read, ms) = (last.saturating_sub(from), started.elapsed().as_millis());
+        tracing::debug!(service = %M::Record::SERVICE, from, last, read, ms, "read the log");
+        Ok(())
+    }
+
+    fn read(
+        &mut self,
+        message: Result<async_nats::jetstream::Message, async_nats::jetstream::consumer::push::OrderedError>,
+    ) -> Result<(), End> {
+        let message = message.map_err(|error| End::Broken(format!("the log's tail: {error}")))?;
+        let seq = message.info().map_err(|error| End::Broken(format!("the log's tail: {error}")))?.stream_sequence;
+        let unreadable = |error: String| {
+            let service = M::Record::SERVICE;
+            End::Fatal(ShellError::Unreadable { service, error })
+        };
+        let Some((_, service)) = subject::parse_log(&message.subject) else {
+            return Err(unreadable(format!("message {seq} has the subject {:?}", message.subject)));
+        };
+        self.processor.read(seq, service, &message.payload, now_ms()).map_err(|error| match error {
+            ReadError::Deposed { .. } => End::Broken(error.to_string()),
+            ReadError::Undecodable { .. } | ReadError::Gap { .. } => unreadable(error.to_string()),
+        })
+    }
+
+    /// Runs until something ends it.
+    pub(crate) async fn run(mut self, shutdown: &CancellationToken) -> End {
+        let end = self.turn_around(shutdown).await;
+        self.stop_campaign.cancel();
+        self.endpoints = None;
+        if let Some(campaign) = self.campaign.take() {
+            let _ = tokio::time::timeout(Duration::from_secs(2), campaign).await;
+        }
+        if matches!(end, End::Drained) {
+            // What was published last is still in the client's buffer.
+            let _ = tokio::time::timeout(Duration::from_secs(1), self.connection.nats.flush()).await;
+        }
+        end
+    }
+
+    async fn turn_around(&mut self, shutdown: &CancellationToken) -> End {
+        let mut draining: Option<Instant> = None;
+        let mut link = self.connection.link.clone();
+        loop {
+            if let Err(end) = self.send().await {
+                return end;
+            }
+            if let Some(since) = draining
+                && (self.processor.is_drained() || since.elapsed() > DRAIN)
+            {
+                return self.drained().await;
+            }
+            self.report();
+            let timer = self.timer();
+            tokio::select! {
+                biased;
+                outcome = fly(&mut self.flight) => {
+                    self.flight = None;
+                    if let Err(end) = self.landed(outcome).await { return end }
+                }
+                message = self.tail.next() => {
+                    let Some(message) = message else { return End::Broken("the log's tail ended".to_owned()) };
+                    if let Err(end) = self.read(message) { return end }
+                    for _ in 0..BATCH {
+                        match self.tail.next().now_or_never() {
+                            Some(Some(message)) => if let Err(end) = self.read(message) { return end },
+                            _ => break,
+                        }
+                    }
+                    if let Err(end) = self.begin_term().await { return end }
+                }
+                Some((tag, reply)) = self.answers.recv() => self.processor.answered(tag, reply, now_ms()),
+                Some(first) = self.requests.1.recv() => {
+                    self.take_request(first);
+                    for _ in 0..BATCH {
+                        match self.requests.1.try_recv() {
+                            Ok(request) => self.take_request(request),
+                            Err(_) => break,
+                        }
+                    }
+                }
+                Some(change) = self.changes.recv() => match change {
+                    Leadership::Won => {
+                        let info = self.stream.get_info().await;
+                        match info {
+                            Ok(info) => self.won_at = Some(info.state.last_sequence),
+                            Err(error) => return End::Broken(error.to_string()),
+                        }
+                        if let Err(end) = self.begin_term().await { return end }
+                    }
+                    Leadership::Lost => return End::Broken("leadership was lost".to_owned()),
+                },
+                () = timer => self.processor.tick(now_ms()),
+                changed = link.changed() => {
+                    let now = link.borrow().clone();
+                    if changed.is_err() || !now.connected {
+                        return End::Broken("the connection broke".to_owned());
+                    }
+                    if let Some(denied) = now.denied {
+                        // A denied publication vanishes and a denied subscription stays silent: going on would look well
+                        // and do nothing.
+                        return End::Broken(format!("the broker forbids what this service must do: {denied}"));
+                    }
+                }
+                () = shutdown.cancelled(), if draining.is_none() => {
+                    draining = Some(Instant::now());
+                    self.endpoints = None;
+                }
+            }
+        }
+    }
+
+    fn timer(&self) -> impl Future<Output = ()> + use<M> {
+        let deadline = self.processor.deadline();
+        async move {
+            match deadline {
+                Some(deadline) => {
+                    tokio::time::sleep(Duration::from_millis(deadline.saturating_sub(now_ms()).max(1))).await;
+                }
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    fn take_request(&mut self, incoming: Incoming<M>) {
+        let Incoming { asked, request, context } = incoming;
+        let endpoint = asked.endpoint.name;
+        let token = self.hands.remember(asked);
+        self.processor.request(token, endpoint, request, context, now_ms());
+    }
+
+    /// Begins the term, once the campaign is won and the log has been read to where it ended then.
+    async fn begin_term(&mut self) -> Result<(), End> {
+        if self.won_at.is_none_or(|last| self.processor.position() < last) || self.processor.is_leading() {
+            return Ok(());
+        }
+        self.won_at = None;
+        self.processor.lead(self.instance.name(), now_ms());
+        let (client, metrics) = (self.hands.client.clone(), self.telemetry.metrics.clone());
+        self.endpoints = Some(Endpoints::start::<M>(&client, &self.instance, &metrics, &self.requests.0).await?);
+        tracing::info!(service = %M::Record::SERVICE, term = self.processor.term(), "leading");
+        self.telemetry.metrics.set("baton_leading", &[], 1.0);
+        Ok(())
+    }
+
+    /// Sends what was decided, if nothing is under way.
+    async fn send(&mut self) -> Result<(), End> {
+        for effect in self.processor.immediate() {
+            self.hands.carry_out(effect).await;
+        }
+        if self.flight.is_some() {
+            return Ok(());
+        }
+        let Some(outgoing) = self.processor.take(self.settings.log.commit_bytes) else { return Ok(()) };
+        self.flight_since = Instant::now();
+        self.flight = Some(match outgoing {
+            Outgoing::Prove { fence } => {
+                self.flight_records = None;
+                Box::pin(log::prove(self.stream.clone(), self.subject.clone(), fence))
+            }
+            Outgoing::Commit { payload, fence, records } => {
+                self.flight_records = Some(records);
+                self.records_since_snapshot += records;
+                if self.records_since_snapshot >= self.settings.log.snapshot_records {
+                    self.pending_snapshot = self.processor.snapshot();
+                    self.records_since_snapshot = 0;
+                }
+                let (stream, subject) = (self.stream_name.clone(), self.subject.clone());
+                Box::pin(log::append(self.js.clone(), stream, subject, payload, fence, HeaderMap::new()))
+            }
+        });
+        Ok(())
+    }
+
+    async fn landed(&mut self, outcome: Result<u64, CommitFailure>) -> Result<(), End> {
+        let seq = match outcome {
+            Ok(seq) => seq,
+            Err(error) => return Err(End::Broken(error.to_string())),
+        };
+        let metrics = &self.telemetry.metrics;
+        if let Some(records) = self.flight_records {
+            metrics.count("baton_commits_total", &[]);
+            metrics.observe("baton_commit_records", &[], records as f64);
+            metrics.observe("baton_commit_seconds", &[], self.flight_since.elapsed().as_secs_f64());
+            if let Some(mut snapshot) = self.pending_snapshot.take() {
+                snapshot.own = seq;
+                let snapshots = self.snapshots.clone();
+                tokio::spawn(async move { snapshots.save(snapshot).await });
+            }
+        }
+        let released = self.processor.acknowledged(seq);
+        self.hands.release(released).await;
+        Ok(())
+    }
+
+    async fn drained(&mut self) -> End {
+        let worth_it = self.processor.is_leading() && self.records_since_snapshot > 0 && self.processor.is_drained();
+        if let Some(snapshot) = self.processor.snapshot().filter(|_| worth_it) {
+            let _ = tokio::time::timeout(DRAIN, self.snapshots.save(snapshot)).await;
+        }
+        End::Drained
+    }
+
+    fn show(&self, role: Role) {
+        let processor = &self.processor;
+        self.instance.update(|status| {
+            status.role = role;
+            status.term = processor.term();
+            status.read = processor.position();
+            status.number = processor.number();
+        });
+        self.telemetry.metrics.set("baton_log_position", &[], processor.position() as f64);
+        self.telemetry.metrics.set("baton_term", &[], processor.term() as f64);
+    }
+
+    /// Shows how this instance stands: at once when its role changes, otherwise a few times a second.
+    fn report(&mut self) {
+        let leading = self.processor.is_leading();
+        if self.shown.is_some_and(|(was, at)| was == leading && at.elapsed() < Duration::from_millis(200)) {
+            return;
+        }
+        self.shown = Some((leading, Instant::now()));
+        self.show(if self.processor.is_leading() { Role::Leading } else { Role::Following });
+    }
+}
+
+/// Waits for what is under way, or for ever.
+async fn fly(flight: &mut Option<Flight>) -> Result<u64, CommitFailure> {
+    match flight {
+        Some(flight) => flight.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The stream of requests that could not be read: small, and the oldest go first.
+async fn ensure_aside(js: &Context, settings: &Settings) -> Result<(), LogError> {
+    let config = stream::Config {
+        name: subject::ASIDE_STREAM.to_owned(),
+        description: Some("Baton: requests that could not be read".to_owned()),
+        subjects: vec![subject::ASIDE_SUBJECTS.to_owned()],
+        num_replicas: settings.log.replicas,
+        max_messages: 10_000,
+        max_bytes: 64 * 1024 * 1024,
+        max_age: Duration::from_secs(7 * 24 * 60 * 60),
+        discard: DiscardPolicy::Old,
+        metadata: HashMap::new(),
+        ..stream::Config::default()
+    };
+    if js.get_stream(subject::ASIDE_STREAM).await.is_ok() {
+        return Ok(());
+    }
+    if let Err(error) = js.create_stream(config).await {
+        tracing::debug!(%error, "the stream of what is set aside could not be created; looking again");
+    }
+    js.get_stream(subject::ASIDE_STREAM)
+        .await
+        .map_err(|error| other("opening the stream of what is set aside", error))?;
+    Ok(())
+}
