@@ -35,6 +35,9 @@ const BATCH: usize = 512;
 /// How long a drain may take.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// How often an instance shows how it stands, at the most.
+const SHOW: Duration = Duration::from_millis(200);
+
 /// How a session ended.
 pub(crate) enum End {
     /// As it was asked to.
@@ -84,9 +87,11 @@ pub(crate) struct Session<M: Machine> {
     flight_records: Option<u64>,
     pending_snapshot: Option<Snapshot<M>>,
     records_since_snapshot: u64,
-    shown: Option<(bool, Instant)>,
+    /// What was shown last, and when.
+    shown: Option<(bool, u64, Instant)>,
     stop_campaign: CancellationToken,
-    campaign: Option<tokio::task::JoinHandle<()>>,
+    /// Aborted when dropped: a session that is gone must not go on campaigning.
+    campaign: JoinSet<()>,
     _tasks: JoinSet<()>,
 }
 
@@ -158,14 +163,14 @@ impl<M: Machine> Session<M> {
                 records_since_snapshot: 0,
                 shown: None,
                 stop_campaign: CancellationToken::new(),
-                campaign: None,
+                campaign: JoinSet::new(),
                 _tasks: tasks,
             };
             session.read_up_to(last).await?;
             session.show(Role::Following);
             let campaign = Campaign::new(&session.js, &client, instance, settings).await?;
             let stop = session.stop_campaign.clone();
-            session.campaign = Some(tokio::spawn(campaign.run(changes_in, stop)));
+            session.campaign.spawn(campaign.run(changes_in, stop));
             Ok(Some(session))
         };
         tokio::select! {
@@ -214,9 +219,7 @@ impl<M: Machine> Session<M> {
         let end = self.turn_around(shutdown).await;
         self.stop_campaign.cancel();
         self.endpoints = None;
-        if let Some(campaign) = self.campaign.take() {
-            let _ = tokio::time::timeout(Duration::from_secs(2), campaign).await;
-        }
+        let _ = tokio::time::timeout(Duration::from_secs(2), self.campaign.join_next()).await;
         if matches!(end, End::Drained) {
             // What was published last is still in the client's buffer.
             let _ = tokio::time::timeout(Duration::from_secs(1), self.connection.nats.flush()).await;
@@ -296,13 +299,13 @@ impl<M: Machine> Session<M> {
         }
     }
 
+    /// Until the machine wants to be called, or until what has changed should be shown.
     fn timer(&self) -> impl Future<Output = ()> + use<M> {
-        let deadline = self.processor.deadline();
+        let machine = self.processor.deadline().map(|at| Duration::from_millis(at.saturating_sub(now_ms()).max(1)));
+        let show = self.is_behind().then_some(SHOW);
         async move {
-            match deadline {
-                Some(deadline) => {
-                    tokio::time::sleep(Duration::from_millis(deadline.saturating_sub(now_ms()).max(1))).await;
-                }
+            match machine.into_iter().chain(show).min() {
+                Some(wait) => tokio::time::sleep(wait).await,
                 None => std::future::pending().await,
             }
         }
@@ -401,12 +404,17 @@ impl<M: Machine> Session<M> {
 
     /// Shows how this instance stands: at once when its role changes, otherwise a few times a second.
     fn report(&mut self) {
-        let leading = self.processor.is_leading();
-        if self.shown.is_some_and(|(was, at)| was == leading && at.elapsed() < Duration::from_millis(200)) {
+        let (leading, position) = (self.processor.is_leading(), self.processor.position());
+        if self.shown.is_some_and(|(was, _, at)| was == leading && at.elapsed() < SHOW) {
             return;
         }
-        self.shown = Some((leading, Instant::now()));
-        self.show(if self.processor.is_leading() { Role::Leading } else { Role::Following });
+        self.shown = Some((leading, position, Instant::now()));
+        self.show(if leading { Role::Leading } else { Role::Following });
+    }
+
+    /// Whether something has changed that is not shown yet.
+    fn is_behind(&self) -> bool {
+        self.shown.is_none_or(|(_, position, _)| position != self.processor.position())
     }
 }
 
