@@ -1,0 +1,45 @@
+//! Agents in any language.
+
+use baton_protocol::request::{AgentStatus, RegisterWorkflow};
+use baton_protocol::run::RunStatus;
+use baton_testkit::{Process, python_with_nats};
+use serde_json::{Value, json};
+
+use crate::fleet::Fleet;
+
+/// The Python program on the page for agent authors.
+fn documented_agent() -> String {
+    let page = include_str!("../../docs/agents.md");
+    let (_, rest) = page.split_once("```python\n").expect("docs/agents.md shows an agent in Python");
+    rest.split_once("```").unwrap().0.to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a2_the_documented_agent_in_plain_nats_py_registers_and_does_a_stage() {
+    let code = documented_agent();
+    let lines = code.lines().filter(|line| !line.trim().is_empty()).count();
+    assert!(lines <= 35, "{lines} lines: an agent should stay this small");
+    let fleet = Fleet::services().await;
+    let file = fleet.folder.path().join("agent.py");
+    std::fs::write(&file, code).unwrap();
+    let python = python_with_nats().await;
+    let start = || {
+        Process::command(&python.interpreter)
+            .arg(&file)
+            .envs(&python.env)
+            .env("NATS_URL", fleet.nats.client_url())
+            .start()
+    };
+    let agent = start();
+    fleet.wait_for_agent("counter-1", AgentStatus::Idle).await;
+    let request = RegisterWorkflow {
+        source: Some("name: count\nstages:\n  - name: count\n    agent_type: count\n".to_owned()),
+        definition: None,
+    };
+    fleet.client.register_workflow(&request).await.unwrap();
+    let run = fleet.start_run("count", &json!({ "text": "one two three" })).await;
+    let view = fleet.wait_for_end(run).await;
+    assert_eq!(view.status, RunStatus::Succeeded, "{view:?}\n{}", agent.log_tail());
+    let result: Value = view.stages[0].result.as_ref().unwrap().read().unwrap();
+    assert_eq!(result, json!({ "words": 3 }));
+}

@@ -1,0 +1,11 @@
+//! Baton as its users meet it: the built binary, a real nats-server, real processes that really die.
+
+mod agents;
+mod article;
+mod command_line;
+mod faults;
+mod fleet;
+mod http;
+mod rules;
+mod traces;
+mod workflows;
