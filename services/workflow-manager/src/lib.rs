@@ -1,1 +1,118 @@
-//! What may run when: definitions, runs, stages.
+//! The workflow-manager: what may run **when**?
+//!
+//! It owns definitions, runs and stages: it says when a stage may run, and takes the reports of the agents that ran it.
+//! Who runs it is not its question: it learns from the resource-manager's records that a stage is assigned, and that an
+//! agent is gone.
+//!
+//! | file | what |
+//! |---|---|
+//! | `lib.rs` | which word leads where |
+//! | [`definition`], [`predefined`], `workflows.rs` | definitions: from text, ready made, all their versions |
+//! | `fold.rs` | the state, and what every record makes of it |
+//! | `run.rs` | one run: its stages, its attempts, what is to be done next |
+//! | `history.rs` | runs that have ended |
+//! | `start.rs`, `report.rs`, `advance.rs` | decisions: a run is asked for, an agent reports, everything else |
+//! | `view.rs` | runs as they are shown |
+//! | `telemetry.rs` | spans and measurements |
+//!
+//! There is no I/O in here, no clock, no randomness, no `async`, no logging, and nothing knows NATS.
+//!
+//! # Invariants
+//!
+//! - A run has exactly one end, and keeps the version of its workflow that it started with.
+//! - Of a stage's attempts at most one is open, and only a report under its lease gives it a result. So a late report of
+//!   an old attempt changes nothing.
+//! - Nothing waits for ever: a stage that is ready, running or waiting has a timer, and so has a run.
+//! - What is decided follows from the fold and the time alone (`Run::next`). So a turn that a crash cut in half is
+//!   finished by the next leader.
+
+mod advance;
+pub mod definition;
+mod fold;
+mod history;
+pub mod predefined;
+mod report;
+mod run;
+mod start;
+mod telemetry;
+mod text;
+mod view;
+mod workflows;
+
+#[cfg(test)]
+mod tests;
+
+use baton_machine::{Foreign, Machine, Reply, RequestContext, answer};
+use baton_protocol::record::{AnyCommit, OptimizerRecord, ResourceRecord, Stamp, WorkflowRecord};
+use baton_protocol::request::WorkflowRequest;
+use baton_protocol::{Millis, Rejection};
+use serde::Serialize;
+
+pub use fold::WorkflowManager;
+
+type Turn<'a> = baton_machine::Turn<'a, WorkflowManager>;
+
+impl Machine for WorkflowManager {
+    type Record = WorkflowRecord;
+    type Request = WorkflowRequest;
+    type Soft = ();
+    type Config = ();
+
+    fn apply(&mut self, stamp: Stamp, record: &WorkflowRecord) {
+        match record {
+            WorkflowRecord::WorkflowRegistered(record) => self.workflows.registered(stamp.at, record),
+            WorkflowRecord::RunStarted(record) => self.run_started(stamp, record),
+            WorkflowRecord::StageReady(record) => self.stage_ready(stamp, record),
+            WorkflowRecord::StageEnded(record) => self.stage_ended(stamp, record),
+            WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record),
+        }
+    }
+
+    fn observe(&mut self, stamp: Stamp, record: Foreign<'_>) {
+        match record {
+            Foreign::Resource(ResourceRecord::AgentRegistered(record)) => self.agent_registered(record),
+            Foreign::Resource(ResourceRecord::AgentLeft(record)) => self.agent_left(record),
+            Foreign::Resource(ResourceRecord::Assigned(record)) => self.assigned(stamp, record),
+            Foreign::Resource(ResourceRecord::LeaseEnded(record)) => self.lease_ended(record),
+            Foreign::Optimizer(OptimizerRecord::StrategyChanged(_)) | Foreign::Workflow(_) => {}
+        }
+    }
+
+    fn react(turn: &mut Turn<'_>, _commit: &AnyCommit) {
+        advance::give_up_lost(turn);
+    }
+
+    fn request(turn: &mut Turn<'_>, request: WorkflowRequest, context: &RequestContext) -> Reply {
+        match request {
+            WorkflowRequest::RegisterWorkflow(request) => reply(workflows::register(turn, &request)),
+            WorkflowRequest::ValidateWorkflow(request) => reply(workflows::validate(&request)),
+            WorkflowRequest::ListWorkflows(_) => answer(&turn.state().workflows.list()),
+            WorkflowRequest::GetWorkflow(request) => reply(turn.state().workflows.get(&request)),
+            WorkflowRequest::StartRun(request) => reply(start::start(turn, request, context)),
+            WorkflowRequest::GetRun(request) => view::get(turn, request.run),
+            WorkflowRequest::ListRuns(request) => answer(&view::list(turn.state(), &request)),
+            WorkflowRequest::CancelRun(request) => reply(start::cancel(turn, request)),
+            WorkflowRequest::Report(agent, request) => reply(report::report(turn, &agent, request, context)),
+        }
+    }
+
+    /// It asks nobody anything.
+    fn answered(_: &mut Turn<'_>, _: u64, _: Reply) {}
+
+    fn lead(turn: &mut Turn<'_>) {
+        predefined::register(turn);
+        advance::take_over(turn);
+    }
+
+    fn tick(turn: &mut Turn<'_>) {
+        advance::tick(turn);
+    }
+
+    fn deadline(&self, (): &(), (): &()) -> Option<Millis> {
+        self.timers.next()
+    }
+}
+
+fn reply<T: Serialize>(result: Result<T, Rejection>) -> Reply {
+    answer(&result?)
+}

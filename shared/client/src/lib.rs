@@ -1,1 +1,36 @@
-//! Connects to NATS as its other tools do, and asks the services.
+//! Connects to NATS as its other tools do, and asks Baton's services.
+//!
+//! - [`ConnectSettings`] finds the broker: flags, `BATON_…`, `NATS_…`, a NATS context, localhost.
+//! - [`Client`] asks every question of [`baton_protocol::request`], and asks again while a service has no leader.
+//! - [`Client::run_events`] follows a run, complete and in order; [`Client::log`] reads the log.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use baton_client::{Client, ConnectSettings};
+//! use baton_protocol::request::ListRuns;
+//!
+//! let client = Client::connect(&ConnectSettings::default()).await?;
+//! for run in client.list_runs(&ListRuns::default()).await?.runs {
+//!     println!("{} {}", run.run, run.status);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Deliberately absent: no retry of anything that must not be repeated (every request of the protocol may be), no cache,
+//! and no way to write to the log.
+
+mod client;
+mod connect;
+mod error;
+mod events;
+mod gather;
+mod headers;
+mod settings;
+
+pub use client::{ATTEMPT, Client, DEADLINE};
+pub use connect::{ConnectError, Connection, Link, connect};
+pub use error::ClientError;
+pub use events::{CommitStream, LogEnds, RunEvent, RunEventStream};
+pub use headers::{Headers, now};
+pub use settings::{ConnectSettings, Secret, SettingsError, config_dir, write_context, write_context_in};

@@ -1,0 +1,217 @@
+//! What moves a run on: stages become ready, attempts end, runs finish.
+//!
+//! [`advance`] does what is to be done with a run, and may be called at any time: where nothing is to be done it does
+//! nothing. Everything that may change a run ends in it.
+
+use baton_machine::Effect;
+use baton_protocol::record::{Outcome, RunFinished, StageEnded, StageReady, WorkflowRecord};
+use baton_protocol::request::Usage;
+use baton_protocol::run::{RunStatus, StageStatus};
+use baton_protocol::subject::RUNS_BUCKET;
+use baton_protocol::{Json, Money, RunId, TaskId};
+
+use crate::run::{Move, Run};
+use crate::workflows::Version;
+use crate::{Turn, telemetry, text, view};
+
+/// The most that an agent is given with a task: input, results, parameters and metadata together, in bytes. An
+/// assignment must fit into a message.
+const MAX_TASK_BYTES: usize = 4 * 1024 * 1024;
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    pub(crate) outcome: Outcome,
+    pub(crate) result: Option<Json>,
+    pub(crate) error: Option<String>,
+    pub(crate) again: Again,
+    pub(crate) cost: Money,
+    pub(crate) usage: Usage,
+}
+
+/// Whether another attempt follows, if there is one left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Again {
+    Never,
+    AtOnce,
+    /// After the wait that the stage's policy says.
+    Later,
+}
+
+impl Ending {
+    /// An attempt that ended without anybody reporting.
+    fn unreported(outcome: Outcome, error: String, again: Again) -> Self {
+        Self { outcome, result: None, error: Some(error), again, cost: Money::ZERO, usage: Usage::default() }
+    }
+}
+
+/// Begins a term: finishes what a predecessor left half done. What it had not reacted to comes again by itself.
+pub(crate) fn take_over(turn: &mut Turn<'_>) {
+    let live: Vec<_> = turn.state().runs.keys().copied().collect();
+    for run in live {
+        advance(turn, run);
+    }
+    // A predecessor may have died after it committed the end of a run and before the run was kept.
+    let ended: Vec<_> = turn.state().history.whole().collect();
+    for run in ended {
+        keep(turn, run);
+    }
+    telemetry::live_runs(turn);
+}
+
+/// Ends the attempts whose agents are gone.
+pub(crate) fn give_up_lost(turn: &mut Turn<'_>) {
+    while let Some((&lease, why)) = turn.state().lost.first_key_value() {
+        let ending = Ending::unreported(Outcome::Lost, why.clone(), Again::AtOnce);
+        let held = turn.state().held(lease);
+        let (run, place) = held.expect("a lease is lost only while its stage runs");
+        end(turn, run, place, ending);
+        advance(turn, run);
+    }
+}
+
+/// Does what is due.
+pub(crate) fn tick(turn: &mut Turn<'_>) {
+    while let Some(timer) = turn.state().timers.due(turn.now()) {
+        let (_, run, place) = timer;
+        match place {
+            None => time_out(turn, run),
+            Some(place) => stage_due(turn, run, place),
+        }
+        advance(turn, run);
+        assert_ne!(turn.state().timers.due(turn.now()), Some(timer), "a timer is gone when it was handled");
+    }
+}
+
+fn time_out(turn: &mut Turn<'_>, id: RunId) {
+    let Some((_, version)) = turn.state().live(id) else { return };
+    let reason = format!("the run took longer than {}", text::duration(version.definition.timeout_ms));
+    finish(turn, id, RunStatus::TimedOut, Some(reason));
+}
+
+fn stage_due(turn: &mut Turn<'_>, id: RunId, place: usize) {
+    let Some((run, version)) = turn.state().live(id) else { return };
+    let stage = &version.definition.stages[place];
+    let error = match run.stages[place].status {
+        StageStatus::Waiting => return ready(turn, id, place),
+        StageStatus::Ready => {
+            let (wanted, waited) = (&stage.agent_type, text::duration(stage.start_timeout_ms));
+            match turn.state().able(wanted) {
+                0 => format!("no agent took it within {waited}: no agent is there that can do {wanted}"),
+                able => format!("no agent took it within {waited}: {} can do {wanted}", text::count(able, "agent")),
+            }
+        }
+        StageStatus::Running => format!("no report came within {}", text::duration(stage.timeout_ms)),
+        StageStatus::Pending | StageStatus::Succeeded | StageStatus::Failed | StageStatus::Cancelled => return,
+    };
+    end(turn, id, place, Ending::unreported(Outcome::TimedOut, error, Again::Later));
+}
+
+/// Does with a run what is to be done.
+pub(crate) fn advance(turn: &mut Turn<'_>, id: RunId) {
+    while let Some((run, version)) = turn.state().live(id) {
+        match run.next(version, turn.now()) {
+            Move::Begin(place) => begin(turn, id, place),
+            Move::Finish(status, reason) => finish(turn, id, status, reason),
+            Move::Wait => return,
+        }
+    }
+}
+
+/// A stage's first attempt, unless its agent would be given more than a message can carry.
+fn begin(turn: &mut Turn<'_>, id: RunId, place: usize) {
+    let Some((run, version)) = turn.state().live(id) else { return };
+    let inputs = inputs(run, version, place);
+    let results: usize = inputs.iter().filter_map(|input| run.stages[*input].result.as_ref()).map(Json::size).sum();
+    let bytes = run.input.size() + results + version.plan.sizes[place];
+    if bytes > MAX_TASK_BYTES {
+        let error = format!(
+            "its agent would be given {bytes} bytes (the run's input, the results of {}, parameters and metadata); at \
+             most {MAX_TASK_BYTES} are allowed: keep large results elsewhere and pass references",
+            text::count(inputs.len(), "stage")
+        );
+        return end(turn, id, place, Ending::unreported(Outcome::Failed, error, Again::Never));
+    }
+    ready(turn, id, place);
+}
+
+/// The next attempt at a stage may run.
+fn ready(turn: &mut Turn<'_>, id: RunId, place: usize) {
+    let Some((run, version)) = turn.state().live(id) else { return };
+    let stage = &version.definition.stages[place];
+    let record = StageReady {
+        task: TaskId { run: id, stage: stage.name.clone(), attempt: attempts(run, place) + 1 },
+        agent_type: stage.agent_type.clone(),
+        inputs: inputs(run, version, place)
+            .iter()
+            .map(|input| version.definition.stages[*input].name.clone())
+            .collect(),
+        resources: stage.resources.clone(),
+        priority: run.priority,
+    };
+    turn.emit(WorkflowRecord::StageReady(record));
+}
+
+/// The dependencies of a stage that have a result: an optional one may have failed.
+fn inputs(run: &Run, version: &Version, place: usize) -> Vec<usize> {
+    let dependencies = version.definition.stages[place].depends_on.iter();
+    let places = dependencies.filter_map(|dependency| version.plan.place(dependency));
+    places.filter(|place| run.stages[*place].result.is_some()).collect()
+}
+
+fn attempts(run: &Run, place: usize) -> u32 {
+    u32::try_from(run.stages[place].attempts.len()).unwrap_or(u32::MAX)
+}
+
+/// Ends an attempt at a stage: the one under way, or the first one before it began. Makes the next one ready if it need
+/// not wait. To be followed by [`advance`].
+pub(crate) fn end(turn: &mut Turn<'_>, id: RunId, place: usize, ending: Ending) {
+    let Some((run, version)) = turn.state().live(id) else { return };
+    let definition = &version.definition.stages[place];
+    let under_way = run.stages[place].attempts.last().filter(|attempt| attempt.ended_at.is_none());
+    let number = attempts(run, place) + u32::from(under_way.is_none());
+    let wait = match ending.again {
+        Again::Never => None,
+        Again::AtOnce => Some(0),
+        Again::Later => Some(definition.retry.wait_ms(id, &definition.name, number)),
+    };
+    let wait = wait.filter(|_| number < definition.retry.max_attempts);
+    let now = turn.now();
+    let assigned_at = under_way.and_then(|attempt| attempt.assigned_at);
+    let record = StageEnded {
+        task: TaskId { run: id, stage: definition.name.clone(), attempt: number },
+        lease: under_way.and_then(|attempt| attempt.lease),
+        agent: under_way.and_then(|attempt| attempt.agent.clone()),
+        outcome: ending.outcome,
+        result: ending.result,
+        error: ending.error,
+        retry_at: wait.map(|wait| now.saturating_add(wait)),
+        duration_ms: assigned_at.map_or(0, |assigned_at| now.saturating_sub(assigned_at)),
+        cost: ending.cost,
+        usage: ending.usage,
+    };
+    turn.emit(WorkflowRecord::StageEnded(record));
+    telemetry::attempt_ended(turn, id, place);
+    if wait == Some(0) {
+        ready(turn, id, place);
+    }
+}
+
+/// Ends a run, and the attempts that are under way.
+pub(crate) fn finish(turn: &mut Turn<'_>, id: RunId, status: RunStatus, reason: Option<String>) {
+    let Some((run, _)) = turn.state().live(id) else { return };
+    for place in run.attempted() {
+        let why = text::cut(reason.clone().unwrap_or_default(), text::MAX_REASON_BYTES);
+        end(turn, id, place, Ending::unreported(Outcome::Cancelled, why, Again::Never));
+    }
+    turn.emit(WorkflowRecord::RunFinished(RunFinished { run: id, status, reason }));
+    telemetry::run_finished(turn, id);
+    keep(turn, id);
+}
+
+/// Keeps an ended run as a document.
+fn keep(turn: &mut Turn<'_>, id: RunId) {
+    let Some((run, version)) = turn.state().run(id) else { return };
+    let body = view::document(run, version);
+    turn.effect(Effect::Keep { bucket: RUNS_BUCKET, key: id.to_string(), body });
+}

@@ -1,0 +1,129 @@
+//! From text to a checked [`Definition`].
+//!
+//! Text that starts with `{` is JSON, any other is YAML. Both are read strictly: unknown keys, keys given twice, booleans
+//! other than `true` and `false`, and unknown tags are errors, because a definition that is not understood as it was
+//! meant would run as something else. Errors of reading name line and column, errors of meaning name the stage.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use baton_protocol::Definition;
+use baton_protocol::definition::DefinitionError;
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::{DuplicateKeyPolicy, Error, Options};
+
+/// How deep a definition may nest. A commit that holds it is nested a little deeper, and must stay readable: JSON readers
+/// give up at 128.
+const MAX_DEPTH: usize = 64;
+
+/// How often YAML may repeat itself with aliases, so that a short text does not become a huge definition.
+const MAX_REPLAYED: usize = 100_000;
+
+/// Reads a definition from YAML or JSON text, and checks it.
+pub fn parse(text: &str) -> Result<Definition, DefinitionError> {
+    let definition = if text.trim_start().starts_with('{') { parse_json(text) } else { parse_yaml(text) };
+    let definition = definition.map_err(DefinitionError::Syntax)?;
+    definition.check()?;
+    Ok(definition)
+}
+
+fn parse_json(text: &str) -> Result<Definition, String> {
+    let strict = || {
+        let mut reader = serde_json::Deserializer::from_str(text);
+        Strict { left: MAX_DEPTH }.deserialize(&mut reader)?;
+        reader.end()?;
+        serde_json::from_str(text)
+    };
+    strict().map_err(|error| error.to_string())
+}
+
+fn parse_yaml(text: &str) -> Result<Definition, String> {
+    let mut options = Options::default();
+    options.duplicate_keys = DuplicateKeyPolicy::Error;
+    options.strict_booleans = true;
+    options.reject_unsupported_tags = true;
+    options.with_snippet = false;
+    options.alias_limits.max_total_replayed_events = MAX_REPLAYED;
+    if let Some(budget) = &mut options.budget {
+        budget.max_depth = MAX_DEPTH;
+    }
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| say(&error))
+}
+
+/// What the reader of YAML says, without what it says to programmers.
+fn say(error: &Error) -> String {
+    let what = match error.without_snippet() {
+        Error::DuplicateMappingKey { key: Some(key), .. } => format!("duplicate key `{key}`"),
+        Error::InvalidBooleanStrict { .. } => "invalid boolean, expected `true` or `false`".to_owned(),
+        Error::MultipleDocuments { .. } => "a second document, expected one".to_owned(),
+        Error::NonFiniteFloat { value, .. } => format!("`{value}` is not a finite number"),
+        other => return other.to_string(),
+    };
+    match error.location() {
+        Some(location) => format!("{what} at line {}, column {}", location.line(), location.column()),
+        None => what,
+    }
+}
+
+/// Reads any JSON, keeps nothing, and refuses keys that are given twice: `serde_json` would keep the last one.
+struct Strict {
+    left: usize,
+}
+
+impl Strict {
+    fn deeper<E: serde::de::Error>(&self) -> Result<Self, E> {
+        let left = self.left.checked_sub(1);
+        left.map(|left| Self { left }).ok_or_else(|| E::custom(format!("nested more than {MAX_DEPTH} levels deep")))
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Strict {
+    type Value = ();
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Strict {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut keys = BTreeSet::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if keys.contains(&key) {
+                return Err(A::Error::custom(format!("duplicate key `{key}`")));
+            }
+            keys.insert(key);
+            map.next_value_seed(self.deeper()?)?;
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        while seq.next_element_seed(self.deeper()?)?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+}

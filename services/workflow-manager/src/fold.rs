@@ -1,0 +1,232 @@
+//! The fold: the state, and what every record makes of it.
+//!
+//! Every function in here is total. A record that does not fit the state is late, repeated or stale, and does nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use baton_protocol::record::{
+    AgentLeft, AgentRegistered, Assigned, LeaseEnded, LeftReason, RunFinished, RunStarted, StageEnded, StageReady,
+    Stamp,
+};
+use baton_protocol::run::{RunCounts, RunStatus};
+use baton_protocol::{AgentId, Capability, LeaseId, Millis, RunId};
+use serde::{Deserialize, Serialize};
+
+use crate::history::History;
+use crate::run::Run;
+use crate::text;
+use crate::workflows::{Version, Workflows};
+
+/// The workflow-manager's state.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkflowManager {
+    pub(crate) workflows: Workflows,
+    /// Runs that have not ended.
+    pub(crate) runs: BTreeMap<RunId, Run>,
+    pub(crate) history: History,
+    /// Idempotency keys of live runs and of those in the history.
+    pub(crate) keys: BTreeMap<String, RunId>,
+    /// Runs by status, since the log began; those that run are counted where they are.
+    counts: RunCounts,
+    pub(crate) timers: Timers,
+    agents: BTreeMap<AgentId, Agent>,
+    /// Leases of stages that run.
+    leases: BTreeMap<LeaseId, Held>,
+    /// Leases of stages that run, though the agent is gone, and why: what is to be reacted to.
+    pub(crate) lost: BTreeMap<LeaseId, String>,
+}
+
+/// An agent, as far as the resource-manager's records tell.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Agent {
+    /// None: it was never seen to register.
+    session: Option<String>,
+    can: BTreeSet<Capability>,
+    holds: BTreeSet<LeaseId>,
+}
+
+/// What a lease is for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Held {
+    agent: AgentId,
+    run: RunId,
+    stage: usize,
+}
+
+/// Deadlines in order: of a run, or of one of its stages. Each has at most one.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Timers(BTreeSet<(Millis, RunId, Option<usize>)>);
+
+impl Timers {
+    /// When the first one is due.
+    pub(crate) fn next(&self) -> Option<Millis> {
+        self.0.first().map(|(due, ..)| *due)
+    }
+
+    /// The first one that is due.
+    pub(crate) fn due(&self, now: Millis) -> Option<(Millis, RunId, Option<usize>)> {
+        self.0.first().copied().filter(|(due, ..)| *due <= now)
+    }
+
+    fn set(&mut self, run: &mut Run, stage: usize, due: Option<Millis>) {
+        let kept = &mut run.stages[stage].due;
+        if let Some(old) = kept.take() {
+            self.0.remove(&(old, run.id, Some(stage)));
+        }
+        if let Some(due) = due {
+            self.0.insert((due, run.id, Some(stage)));
+        }
+        *kept = due;
+    }
+}
+
+impl WorkflowManager {
+    /// A live run, and the version of its workflow.
+    pub(crate) fn live(&self, run: RunId) -> Option<(&Run, &Version)> {
+        let run = self.runs.get(&run)?;
+        Some((run, self.workflows.version(&run.workflow, run.version)?))
+    }
+
+    /// A run, live or ended, if it is still here with all its stages.
+    pub(crate) fn run(&self, run: RunId) -> Option<(&Run, &Version)> {
+        let run = self.runs.get(&run).or_else(|| self.history.run(run))?;
+        Some((run, self.workflows.version(&run.workflow, run.version)?))
+    }
+
+    /// Which stage runs under a lease.
+    pub(crate) fn held(&self, lease: LeaseId) -> Option<(RunId, usize)> {
+        self.leases.get(&lease).map(|held| (held.run, held.stage))
+    }
+
+    /// How many agents are there that can do what a stage asks for.
+    pub(crate) fn able(&self, capability: &Capability) -> usize {
+        self.agents.values().filter(|agent| agent.can.contains(capability)).count()
+    }
+
+    /// Runs by status, since the log began.
+    pub(crate) fn counts(&self) -> RunCounts {
+        let mut counts = self.counts.clone();
+        if !self.runs.is_empty() {
+            counts.insert(RunStatus::Running, self.runs.len() as u64);
+        }
+        counts
+    }
+
+    pub(crate) fn run_started(&mut self, stamp: Stamp, record: &RunStarted) {
+        if self.runs.contains_key(&record.run) || self.history.past(record.run).is_some() {
+            return;
+        }
+        let Some(version) = self.workflows.version(&record.workflow, record.version) else { return };
+        let run = Run::new(stamp, record, version);
+        self.timers.0.insert((run.due, run.id, None));
+        if let Some(key) = &run.key {
+            self.keys.entry(key.clone()).or_insert(run.id);
+        }
+        self.runs.insert(run.id, run);
+    }
+
+    pub(crate) fn stage_ready(&mut self, stamp: Stamp, record: &StageReady) {
+        let task = &record.task;
+        let Some(run) = self.runs.get_mut(&task.run) else { return };
+        let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
+        let Some(place) = version.plan.place(&task.stage) else { return };
+        if run.stage_ready(stamp.at, place, task.attempt, version) {
+            let due = stamp.at.saturating_add(version.definition.stages[place].start_timeout_ms);
+            self.timers.set(run, place, Some(due));
+        }
+    }
+
+    pub(crate) fn assigned(&mut self, stamp: Stamp, record: &Assigned) {
+        let Assigned { task, agent, resources: _ } = record;
+        let lease = LeaseId(stamp.number);
+        let Some(run) = self.runs.get_mut(&task.run) else { return };
+        let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
+        let Some(place) = version.plan.place(&task.stage) else { return };
+        if run.assigned(stamp.at, place, task, agent, lease) {
+            let due = stamp.at.saturating_add(version.definition.stages[place].timeout_ms);
+            self.timers.set(run, place, Some(due));
+            self.leases.insert(lease, Held { agent: agent.clone(), run: task.run, stage: place });
+            self.agents.entry(agent.clone()).or_default().holds.insert(lease);
+        }
+    }
+
+    pub(crate) fn stage_ended(&mut self, stamp: Stamp, record: &StageEnded) {
+        let task = &record.task;
+        let Some(run) = self.runs.get_mut(&task.run) else { return };
+        let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
+        let Some(place) = version.plan.place(&task.stage) else { return };
+        if run.stage_ended(stamp.at, place, record, version) {
+            self.timers.set(run, place, record.retry_at);
+            let lease = run.stages[place].attempts.last().and_then(|attempt| attempt.lease);
+            self.lease_over(lease);
+        }
+    }
+
+    pub(crate) fn run_finished(&mut self, stamp: Stamp, record: &RunFinished) {
+        let Some(mut run) = self.runs.remove(&record.run) else { return };
+        self.timers.0.remove(&(run.due, run.id, None));
+        for place in 0..run.stages.len() {
+            if run.stages[place].due.is_some() {
+                self.timers.set(&mut run, place, None);
+            }
+        }
+        for place in run.attempted() {
+            self.lease_over(run.stages[place].attempts.last().and_then(|attempt| attempt.lease));
+        }
+        run.finished(stamp.at, record);
+        *self.counts.entry(record.status).or_default() += 1;
+        for (forgotten, key) in self.history.push(Arc::new(run)) {
+            if let Some(key) = key
+                && self.keys.get(&key) == Some(&forgotten)
+            {
+                self.keys.remove(&key);
+            }
+        }
+    }
+
+    pub(crate) fn agent_registered(&mut self, record: &AgentRegistered) {
+        let agent = self.agents.entry(record.agent.clone()).or_default();
+        agent.can = record.capabilities.keys().chain([&record.agent_type]).cloned().collect();
+        if agent.session.as_ref() != Some(&record.session) {
+            agent.session = Some(record.session.clone());
+            let ended = std::mem::take(&mut agent.holds);
+            self.lose(ended, &format!("agent {} was started again", record.agent));
+        }
+    }
+
+    pub(crate) fn agent_left(&mut self, record: &AgentLeft) {
+        let Some(agent) = self.agents.remove(&record.agent) else { return };
+        let why = match record.reason {
+            LeftReason::Left => format!("agent {} left", record.agent),
+            LeftReason::Lost => format!("agent {} was lost: it was not heard of for the time of a lease", record.agent),
+        };
+        self.lose(agent.holds, &why);
+    }
+
+    pub(crate) fn lease_ended(&mut self, record: &LeaseEnded) {
+        let holder = self.agents.get_mut(&record.agent);
+        if holder.is_some_and(|agent| agent.holds.remove(&record.lease)) {
+            let why =
+                text::cut(format!("agent {} gave it back: {}", record.agent, record.reason), text::MAX_ERROR_BYTES);
+            self.lose([record.lease].into(), &why);
+        }
+    }
+
+    fn lose(&mut self, leases: BTreeSet<LeaseId>, why: &str) {
+        self.lost.extend(leases.into_iter().map(|lease| (lease, why.to_owned())));
+    }
+
+    fn lease_over(&mut self, lease: Option<LeaseId>) {
+        let Some(lease) = lease else { return };
+        self.lost.remove(&lease);
+        let Some(held) = self.leases.remove(&lease) else { return };
+        if let Some(agent) = self.agents.get_mut(&held.agent) {
+            agent.holds.remove(&lease);
+            if agent.session.is_none() && agent.holds.is_empty() {
+                self.agents.remove(&held.agent);
+            }
+        }
+    }
+}

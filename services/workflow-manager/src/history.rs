@@ -1,0 +1,106 @@
+//! Runs that have ended.
+//!
+//! A finished run is kept as a document outside the log. What is kept here answers those who come late: agents whose
+//! report was stored but not answered, clients that repeat a start or a cancellation.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use baton_protocol::RunId;
+use baton_protocol::run::RunSummary;
+use baton_protocol::trace::TraceContext;
+use serde::{Deserialize, Serialize};
+
+use crate::run::Run;
+use crate::view;
+
+/// How many runs are known: they can be listed, and are not started again.
+const MAX_KNOWN: usize = 10_000;
+
+/// How many of them are kept with all their stages.
+const MAX_WHOLE: usize = 256;
+
+/// How many bytes those may take together; the last one is kept in any case.
+const MAX_WHOLE_BYTES: usize = 32 * 1024 * 1024;
+
+/// The runs that have ended lately.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct History {
+    known: BTreeMap<RunId, Past>,
+    /// In the order of their ends.
+    order: VecDeque<RunId>,
+    /// Those that are kept whole, in the order of their ends.
+    whole: VecDeque<Whole>,
+    bytes: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Whole {
+    run: RunId,
+    bytes: usize,
+}
+
+/// What is known of a run that has ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Past {
+    pub(crate) summary: RunSummary,
+    pub(crate) key: Option<String>,
+    pub(crate) fingerprint: u64,
+    pub(crate) trace: Option<TraceContext>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    run: Option<Arc<Run>>,
+}
+
+impl History {
+    /// Takes a run that has ended, and gives those that are forgotten for it, with their keys.
+    pub(crate) fn push(&mut self, run: Arc<Run>) -> Vec<(RunId, Option<String>)> {
+        let (id, bytes) = (run.id, run.size());
+        let past = Past {
+            summary: view::summary(&run),
+            key: run.key.clone(),
+            fingerprint: run.fingerprint,
+            trace: run.trace,
+            run: Some(run),
+        };
+        self.known.insert(id, past);
+        self.order.push_back(id);
+        self.whole.push_back(Whole { run: id, bytes });
+        self.bytes += bytes;
+        while self.whole.len() > MAX_WHOLE || (self.bytes > MAX_WHOLE_BYTES && self.whole.len() > 1) {
+            let Some(Whole { run, bytes }) = self.whole.pop_front() else { break };
+            self.bytes -= bytes;
+            if let Some(past) = self.known.get_mut(&run) {
+                past.run = None;
+            }
+        }
+        let mut forgotten = Vec::new();
+        while self.order.len() > MAX_KNOWN {
+            let Some(run) = self.order.pop_front() else { break };
+            forgotten.extend(self.known.remove(&run).map(|past| (run, past.key)));
+        }
+        forgotten
+    }
+
+    pub(crate) fn past(&self, run: RunId) -> Option<&Past> {
+        self.known.get(&run)
+    }
+
+    /// A run with all its stages, if it is kept so.
+    pub(crate) fn run(&self, run: RunId) -> Option<&Run> {
+        self.known.get(&run)?.run.as_deref()
+    }
+
+    /// The runs that are kept with all their stages, in the order of their ends.
+    pub(crate) fn whole(&self) -> impl Iterator<Item = RunId> {
+        self.whole.iter().map(|whole| whole.run)
+    }
+
+    /// The runs before that one, or all, the newest first.
+    pub(crate) fn newest_first(&self, before: Option<RunId>) -> impl Iterator<Item = &RunSummary> {
+        let known = match before {
+            Some(before) => self.known.range(..before),
+            None => self.known.range(..),
+        };
+        known.rev().map(|(_, past)| &past.summary)
+    }
+}

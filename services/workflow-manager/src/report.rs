@@ -1,0 +1,99 @@
+//! An agent reports how its task ended.
+
+use baton_machine::RequestContext;
+use baton_protocol::record::Outcome;
+use baton_protocol::request::{MAX_JSON_BYTES, Report, ReportStatus, ReportStored};
+use baton_protocol::{AgentId, Code, Json, Rejection};
+
+use crate::advance::{self, Again, Ending};
+use crate::{Turn, WorkflowManager, telemetry, text};
+
+/// What a report finds.
+enum Found {
+    /// Its lease, at this place of the run.
+    Open(usize),
+    /// That it was stored already.
+    Stored,
+}
+
+/// Ends a task as its agent says. A report that was stored before is answered the same again; one without a lease
+/// changes nothing.
+pub(crate) fn report(
+    turn: &mut Turn<'_>,
+    agent: &AgentId,
+    report: Report,
+    context: &RequestContext,
+) -> Result<ReportStored, Rejection> {
+    let found = find(turn.state(), agent, &report).map_err(|why| Rejection::new(Code::StaleLease, why))?;
+    let stored = ReportStored { lease: report.lease };
+    let Found::Open(place) = found else { return Ok(stored) };
+    let result = report.result.as_ref().map_or(0, Json::size);
+    if result > MAX_JSON_BYTES {
+        let message = format!(
+            "the result has {result} bytes; at most {MAX_JSON_BYTES} are allowed: keep large results elsewhere and pass \
+             references"
+        );
+        return Err(Rejection::new(Code::TooLarge, message));
+    }
+    telemetry::reported(turn, &report, agent, context.trace);
+    let run = report.task.run;
+    advance::end(turn, run, place, ending(report));
+    advance::advance(turn, run);
+    Ok(stored)
+}
+
+fn ending(report: Report) -> Ending {
+    let Report { lease: _, task: _, status, result, error, retryable, cost, usage } = report;
+    match status {
+        // `null` is written as it is, and read back as none: it is none from the beginning.
+        ReportStatus::Succeeded => Ending {
+            outcome: Outcome::Succeeded,
+            result: result.filter(|result| !result.is_null()),
+            error: None,
+            again: Again::Never,
+            cost,
+            usage,
+        },
+        ReportStatus::Failed => Ending {
+            outcome: Outcome::Failed,
+            result: None,
+            error: Some(error.map_or_else(
+                || "the agent gave no reason".to_owned(),
+                |error| text::cut(error, text::MAX_ERROR_BYTES),
+            )),
+            again: if retryable { Again::Later } else { Again::Never },
+            cost,
+            usage,
+        },
+    }
+}
+
+/// What the report is about, or why it is about nothing.
+fn find(state: &WorkflowManager, agent: &AgentId, report: &Report) -> Result<Found, String> {
+    let Report { task, lease, .. } = report;
+    let Some((run, version)) = state.run(task.run) else {
+        return Err(format!("run {} is not running: it ended long ago, or there never was one", task.run));
+    };
+    let Some(place) = version.plan.place(&task.stage) else {
+        return Err(format!("workflow {} has no stage {}", run.workflow, task.stage));
+    };
+    let attempts = &run.stages[place].attempts;
+    let Some(attempt) = attempts.get((task.attempt as usize).wrapping_sub(1)) else {
+        let begun = text::count(attempts.len(), "attempt");
+        return Err(format!("task {task} has not begun: stage {} had {begun} so far", task.stage));
+    };
+    let (Some(held), Some(holder)) = (attempt.lease, &attempt.agent) else {
+        return Err(format!("task {task} was never leased to an agent"));
+    };
+    if held != *lease || holder != agent {
+        return Err(format!("task {task} was leased to {holder} (lease {held}), not to {agent} (lease {lease})"));
+    }
+    match attempt.outcome {
+        None => Ok(Found::Open(place)),
+        Some(Outcome::Succeeded | Outcome::Failed) => Ok(Found::Stored),
+        Some(outcome @ (Outcome::Lost | Outcome::TimedOut | Outcome::Cancelled)) => {
+            let why = attempt.error.as_deref().unwrap_or("no reason was given");
+            Err(format!("lease {held} of task {task} has ended, {outcome}: {why}"))
+        }
+    }
+}

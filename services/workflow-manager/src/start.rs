@@ -1,0 +1,179 @@
+//! A run is asked for, or asked to stop.
+
+use baton_machine::RequestContext;
+use baton_protocol::record::{RunStarted, WorkflowRecord};
+use baton_protocol::request::{CancelRun, MAX_JSON_BYTES, MAX_KEY_BYTES, RunAccepted, StartRun};
+use baton_protocol::run::RunStatus;
+use baton_protocol::trace::TraceContext;
+use baton_protocol::{Code, Json, Rejection, RunId, WorkflowName};
+
+use crate::run::{self, fingerprint};
+use crate::{Turn, WorkflowManager, advance, telemetry, text};
+
+/// Starts a run, or gives the one that the same request started before.
+pub(crate) fn start(
+    turn: &mut Turn<'_>,
+    request: StartRun,
+    context: &RequestContext,
+) -> Result<RunAccepted, Rejection> {
+    let input = input(&request.input)?;
+    if let Some(key) = &request.key {
+        check_key(key)?;
+    }
+    if let Some(run) = request.run
+        && run.as_uuid().get_version_num() != 7
+    {
+        let message = format!("run id {run} is not a UUIDv7: runs are sorted by the time in their ids");
+        return Err(Rejection::invalid(message));
+    }
+    if let Some(started) = started_before(turn.state(), &request) {
+        return started.repeat(&request, &input);
+    }
+    let (version, _) = turn.state().workflows.find(&request.workflow, request.version)?;
+    let run = match request.run {
+        Some(run) => run,
+        None => unused(turn),
+    };
+    let trace = request.trace.or(context.trace);
+    let StartRun { workflow, priority, key, .. } = request;
+    let record = RunStarted { run, workflow, version, input, priority, key, trace };
+    turn.emit(WorkflowRecord::RunStarted(record));
+    telemetry::run_started(turn, run);
+    advance::advance(turn, run);
+    // A run without stages that can begin has ended by now.
+    let known = Known::of(turn.state(), run);
+    known.map(|known| known.accepted(false)).ok_or_else(|| Rejection::new(Code::Internal, "the run was not started"))
+}
+
+/// Cancels a run.
+pub(crate) fn cancel(turn: &mut Turn<'_>, request: CancelRun) -> Result<RunAccepted, Rejection> {
+    let CancelRun { run, reason } = request;
+    let Some(known) = Known::of(turn.state(), run) else {
+        let message = format!("run {run} is not running: it ended long ago, or there never was one");
+        return Err(Rejection::new(Code::UnknownRun, message));
+    };
+    match known.status {
+        RunStatus::Running => {
+            let reason = reason
+                .map_or_else(|| "it was cancelled".to_owned(), |reason| text::cut(reason, text::MAX_REASON_BYTES));
+            advance::finish(turn, run, RunStatus::Cancelled, Some(reason));
+            Ok(RunAccepted { status: RunStatus::Cancelled, ..known.accepted(false) })
+        }
+        RunStatus::Cancelled => Ok(known.accepted(true)),
+        RunStatus::Succeeded | RunStatus::Failed | RunStatus::TimedOut => {
+            Err(Rejection::new(Code::RunEnded, format!("run {run} has already ended: {}", known.status)))
+        }
+    }
+}
+
+/// What is known of a run, live or ended.
+struct Known {
+    run: RunId,
+    workflow: WorkflowName,
+    version: u32,
+    status: RunStatus,
+    key: Option<String>,
+    fingerprint: u64,
+    trace: Option<TraceContext>,
+}
+
+impl Known {
+    fn of(state: &WorkflowManager, run: RunId) -> Option<Self> {
+        if let Some(live) = state.runs.get(&run) {
+            return Some(Self {
+                run,
+                workflow: live.workflow.clone(),
+                version: live.version,
+                status: live.status,
+                key: live.key.clone(),
+                fingerprint: live.fingerprint,
+                trace: live.trace,
+            });
+        }
+        let past = state.history.past(run)?;
+        Some(Self {
+            run,
+            workflow: past.summary.workflow.clone(),
+            version: past.summary.version,
+            status: past.summary.status,
+            key: past.key.clone(),
+            fingerprint: past.fingerprint,
+            trace: past.trace,
+        })
+    }
+
+    /// The answer to a start that was repeated. One that asks for the latest version asks for the version that was the
+    /// latest when it first came.
+    fn repeat(&self, request: &StartRun, input: &Json) -> Result<RunAccepted, Rejection> {
+        let same = self.fingerprint == fingerprint(&request.workflow, input)
+            && request.version.is_none_or(|version| version == self.version)
+            // A client makes a new run id with each call; the key that it gave says that the calls are one.
+            && request.key.as_ref().map_or(request.run == Some(self.run), |key| self.key.as_ref() == Some(key));
+        if same {
+            return Ok(self.accepted(true));
+        }
+        let what = match &request.key {
+            Some(key) if self.key.as_ref() == Some(key) => format!("key {key:?} was used for run {}", self.run),
+            _ => format!("run id {} was used", self.run),
+        };
+        let message = format!("{what} with another workflow, version, input or key; use a new one");
+        Err(Rejection::new(Code::KeyConflict, message))
+    }
+
+    fn accepted(&self, existing: bool) -> RunAccepted {
+        RunAccepted {
+            run: self.run,
+            workflow: self.workflow.clone(),
+            version: self.version,
+            status: self.status,
+            existing,
+            trace_id: format!("{:032x}", run::span(self.run, self.trace).trace),
+        }
+    }
+}
+
+/// The run that bears the request's key or id.
+fn started_before(state: &WorkflowManager, request: &StartRun) -> Option<Known> {
+    let by_key = request.key.as_ref().and_then(|key| state.keys.get(key)).copied();
+    by_key.into_iter().chain(request.run).find_map(|run| Known::of(state, run))
+}
+
+/// A run id that was not used. The time and the number of the record make it one, unless a client chose just that id.
+fn unused(turn: &Turn<'_>) -> RunId {
+    let number = u128::from(turn.next_number());
+    let mut ids = (0u128..).map(|round| RunId::derive(turn.now(), round << 64 | number));
+    ids.find(|id| Known::of(turn.state(), *id).is_none()).expect("some id is free")
+}
+
+fn input(input: &Json) -> Result<Json, Rejection> {
+    if input.size() > MAX_JSON_BYTES {
+        let message = format!(
+            "the input has {} bytes; at most {MAX_JSON_BYTES} are allowed: keep large inputs elsewhere and pass \
+             references",
+            input.size()
+        );
+        return Err(Rejection::new(Code::TooLarge, message));
+    }
+    if input.is_null() {
+        return Ok(Json::of(&serde_json::Map::new()).expect("an empty object can be written"));
+    }
+    // It is known to be JSON: what starts so is an object.
+    if input.as_str().starts_with('{') {
+        Ok(input.clone())
+    } else {
+        Err(Rejection::invalid("the input must be a JSON object"))
+    }
+}
+
+fn check_key(key: &str) -> Result<(), Rejection> {
+    let why = if key.is_empty() {
+        "it is empty".to_owned()
+    } else if key.len() > MAX_KEY_BYTES {
+        format!("it has {} bytes; at most {MAX_KEY_BYTES} are allowed", key.len())
+    } else if key.chars().any(char::is_control) {
+        "it has control characters".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(Rejection::invalid(format!("the key is not valid: {why}")))
+}

@@ -1,0 +1,407 @@
+//! A log in memory, with the real processor in front of it, and a resource-manager that does what it is told.
+//!
+//! Whenever all is committed, the log is replayed: the state must be the one that the leader has.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use baton_machine::{Effect, Foreign, Machine as _, Outgoing, Processor, Reply, RequestContext, Token};
+use baton_protocol::definition::Definition;
+use baton_protocol::record::{
+    AgentLeft, AgentRegistered, AnyCommit, Assigned, Cause, Commit, FORMAT, LeaseEnded, LeftReason, ResourceRecord,
+    Turn, WorkflowRecord,
+};
+use baton_protocol::request::{
+    CancelRun, GetRun, RegisterWorkflow, Report, ReportStatus, RunAccepted, StartRun, Usage, WorkflowRequest,
+    WorkflowView,
+};
+use baton_protocol::run::RunView;
+use baton_protocol::trace::{Span, TraceContext};
+use baton_protocol::{
+    AgentId, Capability, Json, LeaseId, Millis, Number, Rejection, RunId, Service, TaskId, WorkflowName,
+};
+use serde::de::DeserializeOwned;
+
+use crate::WorkflowManager;
+
+/// When every world begins.
+pub(crate) const START: Millis = 1_763_665_200_000;
+
+pub(crate) struct World {
+    pub(crate) log: Vec<(Service, Vec<u8>)>,
+    pub(crate) processor: Processor<WorkflowManager>,
+    pub(crate) now: Millis,
+    /// The largest commit.
+    pub(crate) max_bytes: usize,
+    /// How many commits are still stored before the leader dies.
+    pub(crate) stores: usize,
+    pub(crate) documents: BTreeMap<String, Json>,
+    pub(crate) effects: Vec<Effect>,
+    /// Whether the log is replayed at every step.
+    pub(crate) check: bool,
+    lines: Vec<String>,
+    runs: Vec<RunId>,
+    answers: BTreeMap<Token, Reply>,
+    token: Token,
+    leaders: u64,
+    resource_next: Number,
+}
+
+impl World {
+    /// A leader has begun its first term.
+    pub(crate) fn new() -> Self {
+        let mut world = Self::empty();
+        world.lead();
+        world.lines.clear();
+        world
+    }
+
+    /// Nobody leads.
+    pub(crate) fn empty() -> Self {
+        Self {
+            log: Vec::new(),
+            processor: Processor::new(()),
+            now: START,
+            max_bytes: 1_000_000,
+            stores: usize::MAX,
+            documents: BTreeMap::new(),
+            effects: Vec::new(),
+            check: true,
+            lines: Vec::new(),
+            runs: Vec::new(),
+            answers: BTreeMap::new(),
+            token: 0,
+            leaders: 0,
+            resource_next: 1,
+        }
+    }
+
+    /// Another instance takes over.
+    pub(crate) fn lead(&mut self) {
+        self.stores = usize::MAX;
+        self.processor = self.replay();
+        self.leaders += 1;
+        self.processor.lead(&format!("i{}", self.leaders), self.now);
+        self.settle();
+    }
+
+    pub(crate) fn replay(&self) -> Processor<WorkflowManager> {
+        let mut processor = Processor::new(());
+        for (index, (service, payload)) in self.log.iter().enumerate() {
+            processor.read(index as u64 + 1, *service, payload, 0).unwrap();
+        }
+        processor
+    }
+
+    /// The state that the whole log makes: a replay, and what a leader would observe next.
+    pub(crate) fn fold(&self) -> WorkflowManager {
+        let snapshot = self.replay().snapshot().unwrap();
+        let mut state = snapshot.machine;
+        for (service, payload) in self.log.iter().skip(snapshot.seen as usize) {
+            if let AnyCommit::Resource(commit) = AnyCommit::decode(*service, payload).unwrap() {
+                commit.stamped().for_each(|(stamp, record)| state.observe(stamp, Foreign::Resource(record)));
+            }
+        }
+        state
+    }
+
+    /// Commits all there is, unless the leader dies before.
+    pub(crate) fn settle(&mut self) {
+        while let Some(outgoing) = self.processor.take(self.max_bytes) {
+            let seq = match outgoing {
+                Outgoing::Prove { .. } => 0,
+                Outgoing::Commit { payload, .. } => {
+                    if self.stores == 0 {
+                        return;
+                    }
+                    self.stores -= 1;
+                    self.append(Service::WorkflowManager, payload)
+                }
+            };
+            for effect in self.processor.acknowledged(seq).effects {
+                self.carry_out(effect);
+            }
+            if seq > 0 {
+                let (service, payload) = &self.log[seq as usize - 1];
+                self.processor.read(seq, *service, payload, self.now).unwrap();
+            }
+        }
+        if self.check {
+            self.verify();
+        }
+    }
+
+    pub(crate) fn verify(&self) {
+        let live = self.processor.machine();
+        same(&self.fold(), live, "the log replays to another state");
+        let snapshot: WorkflowManager = serde_json::from_str(&serde_json::to_string(live).unwrap()).unwrap();
+        same(&snapshot, live, "a snapshot reads back as another state");
+        assert!(live.lost.is_empty(), "reacted to all that was lost");
+        assert_eq!(live.runs.is_empty(), self.processor.deadline().is_none(), "a run waits for ever");
+    }
+
+    fn append(&mut self, service: Service, payload: Vec<u8>) -> u64 {
+        let commit = AnyCommit::decode(service, &payload).unwrap();
+        self.log.push((service, payload));
+        let seq = self.log.len() as u64;
+        let events = commit.events(seq).unwrap();
+        let descriptions: Vec<String> = match &commit {
+            AnyCommit::Workflow(commit) => commit.stamped().map(|(_, record)| self.describe_workflow(record)).collect(),
+            AnyCommit::Resource(commit) => {
+                commit.stamped().map(|(stamp, record)| self.describe_resource(stamp.number, record)).collect()
+            }
+            AnyCommit::Optimizer(_) => Vec::new(),
+        };
+        for (event, description) in events.iter().zip(descriptions) {
+            let (position, after, cause) = (event.position.to_string(), event.at - START, &event.cause);
+            self.lines.push(format!("{position:<5} {:>9}  {description}  ({cause})", format!("+{after}ms")));
+        }
+        seq
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Answer { token, reply } => {
+                assert!(self.answers.insert(token, reply).is_none(), "answered twice");
+            }
+            Effect::AnswerDocument { token, bucket, key, or } => {
+                assert_eq!(bucket, "baton-runs");
+                let reply = self.documents.get(&key).cloned().ok_or(or);
+                assert!(self.answers.insert(token, reply).is_none(), "answered twice");
+            }
+            Effect::Keep { bucket, key, body } => {
+                assert_eq!(bucket, "baton-runs");
+                self.documents.insert(key, body);
+            }
+            effect @ (Effect::Span(_) | Effect::Measure(_)) => self.effects.push(effect),
+            effect @ (Effect::Publish(_) | Effect::Ask { .. }) => panic!("nobody asked for {effect:?}"),
+        }
+    }
+
+    /// What was written to the log since this was last asked.
+    pub(crate) fn transcript(&mut self) -> String {
+        self.lines.drain(..).fold(String::new(), |mut text, line| {
+            writeln!(text, "{line}").unwrap();
+            text
+        })
+    }
+
+    /// Lets time pass, from deadline to deadline.
+    pub(crate) fn wait(&mut self, ms: Millis) {
+        let until = self.now + ms;
+        while let Some(deadline) = self.processor.deadline().filter(|deadline| *deadline <= until) {
+            self.now = self.now.max(deadline);
+            self.processor.tick(self.now);
+            self.settle();
+            if self.stores == 0 {
+                return;
+            }
+        }
+        self.now = until;
+    }
+
+    /// Asks, and gives the answer, if the leader lives to give it.
+    pub(crate) fn try_ask(&mut self, request: WorkflowRequest, trace: Option<TraceContext>) -> Option<Reply> {
+        let endpoint = match &request {
+            WorkflowRequest::RegisterWorkflow(_) => "workflow.register",
+            WorkflowRequest::ValidateWorkflow(_) => "workflow.validate",
+            WorkflowRequest::ListWorkflows(_) => "workflow.list",
+            WorkflowRequest::GetWorkflow(_) => "workflow.get",
+            WorkflowRequest::StartRun(_) => "run.start",
+            WorkflowRequest::GetRun(_) => "run.get",
+            WorkflowRequest::ListRuns(_) => "run.list",
+            WorkflowRequest::CancelRun(_) => "run.cancel",
+            WorkflowRequest::Report(..) => "agent.report",
+        };
+        self.token += 1;
+        self.processor.request(self.token, endpoint, request, RequestContext { trace }, self.now);
+        self.settle();
+        self.answers.remove(&self.token)
+    }
+
+    pub(crate) fn ask<T: DeserializeOwned>(&mut self, request: WorkflowRequest) -> Result<T, Rejection> {
+        let reply = self.try_ask(request, None).expect("every request is answered");
+        reply.map(|json| json.read().unwrap())
+    }
+
+    pub(crate) fn register(&mut self, definition: &Definition) -> u32 {
+        let definition = Some(Json::of(definition).unwrap());
+        let request = RegisterWorkflow { source: None, definition };
+        self.ask::<WorkflowView>(WorkflowRequest::RegisterWorkflow(request)).unwrap().version
+    }
+
+    /// Starts a run, and gives it the next label: `r1`, `r2` …; the first one's tasks are written without it.
+    pub(crate) fn start(&mut self, workflow: &str) -> RunId {
+        self.ask::<RunAccepted>(WorkflowRequest::StartRun(start(workflow))).unwrap().run
+    }
+
+    pub(crate) fn view(&mut self, run: RunId) -> RunView {
+        self.ask(WorkflowRequest::GetRun(GetRun { run })).unwrap()
+    }
+
+    pub(crate) fn cancel(&mut self, run: RunId, reason: Option<&str>) -> Result<RunAccepted, Rejection> {
+        self.ask(WorkflowRequest::CancelRun(CancelRun { run, reason: reason.map(str::to_owned) }))
+    }
+
+    /// The resource-manager appends.
+    pub(crate) fn resource(&mut self, cause: &str, records: Vec<ResourceRecord>) -> Number {
+        let first = self.resource_next;
+        self.resource_next += records.len() as u64;
+        let (at, seen) = (self.now, self.log.len() as u64);
+        let turns = vec![Turn { at, seen, cause: Cause::Request(cause.into()), records }];
+        let commit = Commit { format: FORMAT, instance: "r".into(), term: 1, first, handled: seen, turns };
+        let seq = self.append(Service::ResourceManager, serde_json::to_vec(&commit).unwrap());
+        let payload = &self.log[seq as usize - 1].1;
+        self.processor.read(seq, Service::ResourceManager, payload, self.now).unwrap();
+        self.settle();
+        first
+    }
+
+    pub(crate) fn agent(&mut self, agent: &str, session: &str, agent_type: &str) {
+        let record = AgentRegistered {
+            agent: id(agent),
+            session: session.into(),
+            agent_type: Capability::new(agent_type).unwrap(),
+            capabilities: BTreeMap::new(),
+            resources: BTreeMap::new(),
+            slots: 4,
+            priority: 0,
+        };
+        self.resource("agent.register", vec![ResourceRecord::AgentRegistered(record)]);
+    }
+
+    pub(crate) fn leave(&mut self, agent: &str, reason: LeftReason) {
+        self.resource("agent.leave", vec![ResourceRecord::AgentLeft(AgentLeft { agent: id(agent), reason })]);
+    }
+
+    pub(crate) fn assign(&mut self, task: &TaskId, agent: &str) -> LeaseId {
+        let record = Assigned { task: task.clone(), agent: id(agent), resources: BTreeMap::new() };
+        LeaseId(self.resource("lease.assign", vec![ResourceRecord::Assigned(record)]))
+    }
+
+    pub(crate) fn decline(&mut self, lease: LeaseId, task: &TaskId, agent: &str, reason: &str) {
+        let record = LeaseEnded { lease, task: task.clone(), agent: id(agent), reason: reason.into() };
+        self.resource("agent.decline", vec![ResourceRecord::LeaseEnded(record)]);
+    }
+
+    pub(crate) fn report(&mut self, agent: &str, report: Report) -> Result<(), Rejection> {
+        let lease = report.lease;
+        let stored: baton_protocol::request::ReportStored = self.ask(WorkflowRequest::Report(id(agent), report))?;
+        assert_eq!(stored.lease, lease);
+        Ok(())
+    }
+
+    /// An agent does a task: it is assigned, some time passes, it is reported.
+    pub(crate) fn work(&mut self, run: RunId, stage: &str, agent: &str, ms: Millis) {
+        let task = task(run, stage, 1);
+        let lease = self.assign(&task, agent);
+        self.wait(ms);
+        self.report(agent, succeeded(lease, &task, &format!("\"{stage} done\""))).unwrap();
+    }
+
+    pub(crate) fn spans(&self) -> impl Iterator<Item = &Span> {
+        self.effects.iter().filter_map(|effect| match effect {
+            Effect::Span(span) => Some(span),
+            _ => None,
+        })
+    }
+
+    fn describe_workflow(&mut self, record: &WorkflowRecord) -> String {
+        match record {
+            WorkflowRecord::WorkflowRegistered(r) => {
+                format!("workflow_registered {} v{}", r.definition.name, r.version)
+            }
+            WorkflowRecord::RunStarted(r) => {
+                self.runs.push(r.run);
+                format!("run_started {} v{}", r.workflow, r.version)
+            }
+            WorkflowRecord::StageReady(r) => {
+                let inputs: Vec<_> = r.inputs.iter().map(|input| input.as_str()).collect();
+                let inputs = if inputs.is_empty() { String::new() } else { format!(" with {}", inputs.join(", ")) };
+                format!("stage_ready {}{inputs}", self.name(&r.task))
+            }
+            WorkflowRecord::StageEnded(r) => {
+                let mut text = format!("stage_ended {} {}", self.name(&r.task), r.outcome);
+                if r.duration_ms > 0 {
+                    write!(text, " after {}ms", r.duration_ms).unwrap();
+                }
+                if let Some(error) = &r.error {
+                    write!(text, ": {error}").unwrap();
+                }
+                if let Some(at) = r.retry_at {
+                    write!(text, "; again at +{}ms", at - START).unwrap();
+                }
+                text
+            }
+            WorkflowRecord::RunFinished(r) => {
+                let reason = r.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+                format!("run_finished {}{reason}", r.status)
+            }
+        }
+    }
+
+    fn describe_resource(&self, number: Number, record: &ResourceRecord) -> String {
+        match record {
+            ResourceRecord::AgentRegistered(r) => format!("agent_registered {} session {}", r.agent, r.session),
+            ResourceRecord::AgentLeft(r) => format!("agent_left {}", r.agent),
+            ResourceRecord::Assigned(r) => format!("assigned {} to {} as {number}", self.name(&r.task), r.agent),
+            ResourceRecord::LeaseEnded(r) => format!("lease_ended {} of {}: {}", r.lease, r.agent, r.reason),
+        }
+    }
+
+    fn name(&self, task: &TaskId) -> String {
+        let label = self.runs.iter().position(|run| *run == task.run).unwrap_or(0);
+        let label = if label == 0 { String::new() } else { format!("r{}:", label + 1) };
+        format!("{label}{}/{}", task.stage, task.attempt)
+    }
+}
+
+fn same(left: &WorkflowManager, right: &WorkflowManager, what: &str) {
+    if left != right {
+        let (left, right) = (format!("{left:#?}"), format!("{right:#?}"));
+        let lines = left.lines().zip(right.lines()).find(|(left, right)| left != right);
+        panic!("{what}: {lines:?}");
+    }
+}
+
+pub(crate) fn id(agent: &str) -> AgentId {
+    AgentId::new(agent).unwrap()
+}
+
+pub(crate) fn task(run: RunId, stage: &str, attempt: u32) -> TaskId {
+    TaskId { run, stage: stage.parse().unwrap(), attempt }
+}
+
+pub(crate) fn start(workflow: &str) -> StartRun {
+    StartRun {
+        workflow: WorkflowName::new(workflow).unwrap(),
+        version: None,
+        input: json("{\"topic\":\"tea\"}"),
+        priority: 0,
+        key: None,
+        run: None,
+        trace: None,
+    }
+}
+
+pub(crate) fn json(text: &str) -> Json {
+    Json::from_text(text.to_owned()).unwrap()
+}
+
+pub(crate) fn succeeded(lease: LeaseId, task: &TaskId, result: &str) -> Report {
+    Report {
+        lease,
+        task: task.clone(),
+        status: ReportStatus::Succeeded,
+        result: Some(json(result)),
+        error: None,
+        retryable: true,
+        cost: "0.01".parse().unwrap(),
+        usage: Usage { tokens_in: 10, tokens_out: 2 },
+    }
+}
+
+pub(crate) fn failed(lease: LeaseId, task: &TaskId, error: &str, retryable: bool) -> Report {
+    let report = succeeded(lease, task, "null");
+    Report { status: ReportStatus::Failed, result: None, error: Some(error.into()), retryable, ..report }
+}

@@ -1,0 +1,502 @@
+//! Random workflows, random agents, leaders that die in the middle of a turn. What must hold is said here in the words of
+//! the protocol, from the log alone: nothing in [`Model`] knows how the workflow-manager is made.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use baton_protocol::definition::{Definition, RetryPolicy};
+use baton_protocol::record::{AnyCommit, LeftReason, Outcome, ResourceRecord, Stamp, WorkflowRecord};
+use baton_protocol::request::{CancelRun, WorkflowRequest};
+use baton_protocol::run::RunStatus;
+use baton_protocol::{AgentId, Code, LeaseId, Millis, Money, RunId, StageDefinition, StageName, TaskId};
+use proptest::prelude::*;
+
+use super::harness::{World, failed, id, start, succeeded};
+
+/// What the log says.
+#[derive(Default)]
+struct Model {
+    read: usize,
+    definition: Option<Definition>,
+    runs: BTreeMap<RunId, Run>,
+    sessions: BTreeMap<AgentId, String>,
+    /// Every lease there ever was.
+    leases: BTreeMap<LeaseId, (TaskId, AgentId)>,
+    /// Those whose agents are gone.
+    lost: BTreeSet<LeaseId>,
+    /// Those that a report ended.
+    reported: BTreeSet<LeaseId>,
+    /// Runs that somebody wanted cancelled.
+    cancelled: BTreeSet<RunId>,
+}
+
+struct Run {
+    started_at: Millis,
+    stages: BTreeMap<StageName, Stage>,
+    ending: bool,
+    finished: Option<RunStatus>,
+    cost: Money,
+}
+
+#[derive(Default)]
+struct Stage {
+    attempts: u32,
+    ready_at: Millis,
+    /// The attempt under way, and who has it.
+    open: Option<Option<(LeaseId, Millis)>>,
+    retry_at: Option<Millis>,
+    over: Option<Outcome>,
+    result: bool,
+}
+
+impl Stage {
+    fn begun(&self) -> bool {
+        self.over.is_none() && self.attempts > 0
+    }
+}
+
+impl Model {
+    fn read(&mut self, world: &World) {
+        for (service, payload) in &world.log[self.read..] {
+            match AnyCommit::decode(*service, payload).unwrap() {
+                AnyCommit::Workflow(commit) => commit.stamped().for_each(|(stamp, record)| self.own(stamp, record)),
+                AnyCommit::Resource(commit) => commit.stamped().for_each(|(stamp, record)| self.other(stamp, record)),
+                AnyCommit::Optimizer(_) => unreachable!(),
+            }
+        }
+        self.read = world.log.len();
+    }
+
+    fn stage(&self, name: &StageName) -> &StageDefinition {
+        self.definition.as_ref().unwrap().stage(name.as_str()).unwrap()
+    }
+
+    fn own(&mut self, stamp: Stamp, record: &WorkflowRecord) {
+        let definition = self.definition.clone();
+        match record {
+            WorkflowRecord::WorkflowRegistered(record) => {
+                if record.definition.name.as_str() == "w" {
+                    self.definition = Some(Definition::clone(&record.definition));
+                }
+            }
+            WorkflowRecord::RunStarted(record) => {
+                let names = definition.unwrap().stages.into_iter().map(|stage| (stage.name, Stage::default()));
+                let run = Run {
+                    started_at: stamp.at,
+                    stages: names.collect(),
+                    ending: false,
+                    finished: None,
+                    cost: Money::ZERO,
+                };
+                assert!(self.runs.insert(record.run, run).is_none(), "a run starts once");
+            }
+            WorkflowRecord::StageReady(record) => {
+                let definition = self.stage(&record.task.stage).clone();
+                let whole = self.definition.clone().unwrap();
+                let run = self.runs.get_mut(&record.task.run).unwrap();
+                assert!(run.finished.is_none() && !run.ending, "nothing begins in a run that ends");
+                for dependency in &definition.depends_on {
+                    let may_go_on = match run.stages[dependency].over {
+                        Some(Outcome::Succeeded) => true,
+                        Some(_) => whole.stage(dependency.as_str()).unwrap().optional,
+                        None => false,
+                    };
+                    assert!(may_go_on, "{} does not wait for {dependency}", definition.name);
+                }
+                let with_result = |stage: &&StageName| run.stages[*stage].result;
+                let inputs: Vec<_> = definition.depends_on.iter().filter(with_result).cloned().collect();
+                assert_eq!(record.inputs, inputs);
+                for (name, _) in run.stages.iter().filter(|(name, other)| **name != definition.name && other.begun()) {
+                    let both = definition.parallel && whole.stage(name.as_str()).unwrap().parallel;
+                    assert!(both, "{} and {name} run at the same time", definition.name);
+                }
+                let stage = run.stages.get_mut(&record.task.stage).unwrap();
+                assert!(stage.open.is_none() && stage.over.is_none(), "an attempt begins when the last one is over");
+                assert_eq!(record.task.attempt, stage.attempts + 1);
+                assert!(record.task.attempt <= definition.retry.max_attempts);
+                assert!(stage.retry_at.take().is_none_or(|at| at <= stamp.at), "an attempt waits its time");
+                stage.attempts += 1;
+                stage.ready_at = stamp.at;
+                stage.open = Some(None);
+            }
+            WorkflowRecord::StageEnded(record) => {
+                let definition = self.stage(&record.task.stage).clone();
+                let run = self.runs.get_mut(&record.task.run).unwrap();
+                assert!(run.finished.is_none(), "nothing happens after the end of a run");
+                let stage = run.stages.get_mut(&record.task.stage).unwrap();
+                assert_eq!(record.task.attempt, stage.attempts);
+                let lease = stage.open.take().expect("an attempt ends once");
+                assert_eq!(record.lease, lease.map(|(lease, _)| lease));
+                assert_eq!(record.agent.as_ref(), record.lease.map(|lease| &self.leases[&lease].1));
+                let since = lease.map_or(stamp.at, |(_, at)| at);
+                assert_eq!(record.duration_ms, stamp.at - since);
+                let lost = record.lease.is_some_and(|lease| self.lost.contains(&lease));
+                match record.outcome {
+                    Outcome::Succeeded | Outcome::Failed => {
+                        assert!(!lost);
+                        assert!(self.reported.insert(record.lease.expect("only a report succeeds or fails")));
+                    }
+                    Outcome::Lost => assert!(lost),
+                    Outcome::TimedOut => {
+                        let (since, timeout) = match lease {
+                            Some((_, at)) => (at, definition.timeout_ms),
+                            None => (stage.ready_at, definition.start_timeout_ms),
+                        };
+                        assert_eq!(stamp.at, since + timeout, "it had time until then");
+                    }
+                    Outcome::Cancelled => run.ending = true,
+                }
+                assert!(!run.ending || record.outcome == Outcome::Cancelled);
+                stage.result = record.result.is_some();
+                stage.retry_at = record.retry_at;
+                run.cost = run.cost + record.cost;
+                if record.retry_at.is_some() {
+                    assert!(stage.attempts < definition.retry.max_attempts);
+                    assert!(matches!(record.outcome, Outcome::Failed | Outcome::Lost | Outcome::TimedOut));
+                } else {
+                    assert!(
+                        !matches!(record.outcome, Outcome::Lost | Outcome::TimedOut)
+                            || stage.attempts == definition.retry.max_attempts,
+                        "what was lost or timed out is tried again"
+                    );
+                    stage.over = Some(record.outcome);
+                }
+            }
+            WorkflowRecord::RunFinished(record) => {
+                let definition = definition.unwrap();
+                let run = self.runs.get_mut(&record.run).unwrap();
+                assert!(run.stages.values().all(|stage| stage.open.is_none()), "no attempt outlives its run");
+                let failed = definition.stages.iter().any(|stage| {
+                    !stage.optional && run.stages[&stage.name].over.is_some_and(|over| over != Outcome::Succeeded)
+                });
+                let all_over = run.stages.values().all(|stage| stage.over.is_some());
+                match record.status {
+                    RunStatus::Running => panic!("running is no end"),
+                    RunStatus::Succeeded => assert!(all_over && !failed),
+                    RunStatus::Failed => assert!(failed),
+                    RunStatus::Cancelled => assert!(self.cancelled.contains(&record.run)),
+                    RunStatus::TimedOut => assert!(stamp.at >= run.started_at + definition.timeout_ms),
+                }
+                assert_eq!(record.reason.is_none(), record.status == RunStatus::Succeeded);
+                assert!(run.finished.replace(record.status).is_none(), "a run ends once");
+            }
+        }
+    }
+
+    fn other(&mut self, stamp: Stamp, record: &ResourceRecord) {
+        match record {
+            ResourceRecord::AgentRegistered(record) => {
+                let old = self.sessions.insert(record.agent.clone(), record.session.clone());
+                if old.as_ref() != Some(&record.session) {
+                    self.lose(&record.agent);
+                }
+            }
+            ResourceRecord::AgentLeft(record) => {
+                self.sessions.remove(&record.agent);
+                self.lose(&record.agent);
+            }
+            ResourceRecord::Assigned(record) => {
+                let lease = LeaseId(stamp.number);
+                self.leases.insert(lease, (record.task.clone(), record.agent.clone()));
+                let run = self.runs.get_mut(&record.task.run).unwrap();
+                let stage = run.stages.get_mut(&record.task.stage).unwrap();
+                if stage.attempts == record.task.attempt && stage.open == Some(None) {
+                    stage.open = Some(Some((lease, stamp.at)));
+                }
+            }
+            ResourceRecord::LeaseEnded(record) => {
+                self.lost.insert(record.lease);
+            }
+        }
+    }
+
+    fn lose(&mut self, agent: &AgentId) {
+        let held = self.leases.iter().filter(|(_, (_, holder))| holder == agent).map(|(lease, _)| *lease);
+        self.lost.extend(held);
+    }
+
+    /// Tasks that wait for an agent.
+    fn ready(&self) -> Vec<TaskId> {
+        self.open().filter(|(_, lease)| lease.is_none()).map(|(task, _)| task).collect()
+    }
+
+    /// Tasks that an agent has.
+    fn held(&self) -> Vec<(TaskId, LeaseId)> {
+        self.open().filter_map(|(task, lease)| Some((task, lease?))).collect()
+    }
+
+    fn open(&self) -> impl Iterator<Item = (TaskId, Option<LeaseId>)> {
+        self.runs.iter().flat_map(|(id, run)| {
+            run.stages.iter().filter_map(|(name, stage)| {
+                let lease = stage.open?.map(|(lease, _)| lease);
+                Some((TaskId { run: *id, stage: name.clone(), attempt: stage.attempts }, lease))
+            })
+        })
+    }
+
+    fn live(&self) -> Vec<RunId> {
+        self.runs.iter().filter(|(_, run)| run.finished.is_none()).map(|(id, _)| *id).collect()
+    }
+
+    /// When a leader is there and all is committed, nothing that can be done is undone.
+    fn nothing_is_left_undone(&self, now: Millis) {
+        let definition = self.definition.as_ref().unwrap();
+        for run in self.runs.values().filter(|run| run.finished.is_none()) {
+            assert!(!run.ending, "an end that has begun is finished");
+            assert!(run.started_at + definition.timeout_ms > now);
+            assert!(run.stages.values().any(|stage| stage.over.is_none()), "a run whose stages are over is over");
+            let begun = |definition: &&StageDefinition| run.stages[&definition.name].begun();
+            let alone = definition.stages.iter().filter(begun).any(|definition| !definition.parallel);
+            let any = definition.stages.iter().any(|definition| begun(&definition));
+            for stage in &definition.stages {
+                let state = &run.stages[&stage.name];
+                assert!(state.retry_at.is_none_or(|at| at > now), "a wait is over");
+                match state.open {
+                    Some(Some((lease, at))) => {
+                        assert!(!self.lost.contains(&lease), "a lost attempt is over");
+                        assert!(at + stage.timeout_ms > now);
+                    }
+                    Some(None) => assert!(state.ready_at + stage.start_timeout_ms > now),
+                    None => {}
+                }
+                let over = |name: &StageName| run.stages[name].over.is_some();
+                let may_begin = state.attempts == 0 && state.over.is_none() && stage.depends_on.iter().all(over);
+                let room = if stage.parallel { !alone } else { !any };
+                assert!(!(may_begin && room), "{} could begin", stage.name);
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Act {
+    Start,
+    Assign {
+        task: usize,
+        agent: u8,
+    },
+    /// Assigns a task that may have ended meanwhile.
+    AssignLate {
+        lease: usize,
+        agent: u8,
+    },
+    Report {
+        task: usize,
+        outcome: Said,
+    },
+    /// Reports under any lease there ever was.
+    ReportLate {
+        lease: usize,
+        agent: Option<u8>,
+        outcome: Said,
+    },
+    Register {
+        agent: u8,
+        session: u8,
+    },
+    Leave {
+        agent: u8,
+    },
+    Decline {
+        task: usize,
+    },
+    Wait(Millis),
+    Cancel {
+        run: usize,
+    },
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Said {
+    Done,
+    Failed,
+    Hopeless,
+}
+
+/// An act, and how many commits of what follows are stored before the leader dies, if it dies.
+type Step = (Act, Option<usize>);
+
+fn said() -> impl Strategy<Value = Said> {
+    prop_oneof![6 => Just(Said::Done), 3 => Just(Said::Failed), 1 => Just(Said::Hopeless)]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let (pick, agent) = (0..1000usize, 0..3u8);
+    let act = prop_oneof![
+        1 => Just(Act::Start),
+        8 => (pick.clone(), agent.clone()).prop_map(|(task, agent)| Act::Assign { task, agent }),
+        1 => (pick.clone(), agent.clone()).prop_map(|(lease, agent)| Act::AssignLate { lease, agent }),
+        8 => (pick.clone(), said()).prop_map(|(task, outcome)| Act::Report { task, outcome }),
+        3 => (pick.clone(), prop::option::of(agent.clone()), said())
+            .prop_map(|(lease, agent, outcome)| Act::ReportLate { lease, agent, outcome }),
+        1 => (agent.clone(), 0..2u8).prop_map(|(agent, session)| Act::Register { agent, session }),
+        1 => agent.prop_map(|agent| Act::Leave { agent }),
+        1 => pick.clone().prop_map(|task| Act::Decline { task }),
+        2 => prop_oneof![Just(1), Just(700), Just(5000), Just(30_000)].prop_map(Act::Wait),
+        1 => pick.prop_map(|run| Act::Cancel { run }),
+    ];
+    (act, prop_oneof![9 => Just(None), 1 => (0..4usize).prop_map(Some)])
+}
+
+/// A workflow of up to seven stages: each may depend on those before it, and then the order is changed.
+fn definition() -> impl Strategy<Value = Definition> {
+    let stage = (any::<u8>(), prop::bool::weighted(0.8), prop::bool::weighted(0.2), 1..4u32);
+    let order = prop::collection::vec(any::<u16>(), 7);
+    (prop::collection::vec(stage, 1..8), order, prop_oneof![Just(100_000u64), Just(1_000_000)]).prop_map(
+        |(stages, order, timeout_ms)| {
+            let names = ["a", "b", "c", "d", "e", "f", "g"];
+            let mut builder = Definition::builder("w");
+            for (i, (after, parallel, optional, max_attempts)) in stages.into_iter().enumerate() {
+                let after: Vec<&str> = (0..i).filter(|j| after >> j & 1 == 1).map(|j| names[j]).collect();
+                builder = builder.add_stage(names[i], "x", &after).with(|stage| {
+                    stage.parallel = parallel;
+                    stage.optional = optional;
+                    stage.retry = RetryPolicy { max_attempts, ..RetryPolicy::default() };
+                    stage.start_timeout_ms = 20_000;
+                    stage.timeout_ms = 25_000;
+                });
+            }
+            let mut definition = builder.build().unwrap();
+            definition.timeout_ms = timeout_ms;
+            definition.stages.sort_by_key(|stage| order[usize::from(stage.name.as_str().as_bytes()[0] - b'a')]);
+            definition
+        },
+    )
+}
+
+fn picked<T: Clone>(from: &[T], pick: usize) -> Option<T> {
+    from.get(pick % from.len().max(1)).cloned()
+}
+
+fn agent(number: u8) -> String {
+    format!("agent-{number}")
+}
+
+fn report(lease: LeaseId, task: &TaskId, outcome: Said) -> baton_protocol::request::Report {
+    match outcome {
+        Said::Done => succeeded(lease, task, "{\"text\":\"…\"}"),
+        Said::Failed => failed(lease, task, "not this time", true),
+        Said::Hopeless => failed(lease, task, "never", false),
+    }
+}
+
+fn act(world: &mut World, model: &mut Model, act: Act) {
+    match act {
+        Act::Start => drop(world.try_ask(WorkflowRequest::StartRun(start("w")), None)),
+        Act::Assign { task, agent: number } => {
+            let there: Vec<_> = model.sessions.keys().cloned().collect();
+            if let (Some(task), Some(agent)) = (picked(&model.ready(), task), picked(&there, number.into())) {
+                world.assign(&task, agent.as_str());
+            }
+        }
+        Act::AssignLate { lease, agent: number } => {
+            let tasks: Vec<_> = model.leases.values().map(|(task, _)| task.clone()).collect();
+            if let Some(task) = picked(&tasks, lease) {
+                world.assign(&task, &agent(number));
+            }
+        }
+        Act::Report { task, outcome } => {
+            if let Some((task, lease)) = picked(&model.held(), task) {
+                let holder = model.leases[&lease].1.clone();
+                let reply = world.try_ask(WorkflowRequest::Report(holder, report(lease, &task, outcome)), None);
+                assert!(reply.is_none_or(|reply| reply.is_ok()), "who holds a lease may report");
+            }
+        }
+        Act::ReportLate { lease, agent: number, outcome } => {
+            let leases: Vec<_> = model.leases.iter().map(|(lease, of)| (*lease, of.clone())).collect();
+            if let Some((lease, (task, holder))) = picked(&leases, lease) {
+                let speaker = number.map_or(holder.clone(), |number| id(&agent(number)));
+                let holds = model.held().contains(&(task.clone(), lease)) || model.reported.contains(&lease);
+                let reply =
+                    world.try_ask(WorkflowRequest::Report(speaker.clone(), report(lease, &task, outcome)), None);
+                match reply {
+                    None => {}
+                    Some(Ok(_)) => assert!(holds && speaker == holder, "who holds no lease changes nothing"),
+                    Some(Err(rejection)) => {
+                        assert_eq!(rejection.code, Code::StaleLease);
+                        assert!(!holds || speaker != holder, "{rejection}");
+                    }
+                }
+            }
+        }
+        Act::Register { agent: number, session } => world.agent(&agent(number), &format!("s{session}"), "x"),
+        Act::Leave { agent: number } => world.leave(&agent(number), LeftReason::Lost),
+        Act::Decline { task } => {
+            if let Some((task, lease)) = picked(&model.held(), task) {
+                let holder = model.leases[&lease].1.clone();
+                world.decline(lease, &task, holder.as_str(), "not now");
+            }
+        }
+        Act::Wait(ms) => world.wait(ms),
+        Act::Cancel { run } => {
+            let runs: Vec<_> = model.runs.keys().copied().collect();
+            if let Some(run) = picked(&runs, run) {
+                model.cancelled.insert(run);
+                world.try_ask(WorkflowRequest::CancelRun(CancelRun { run, reason: None }), None);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn w8_every_run_ends_once_whatever_agents_and_leaders_do(
+        definition in definition(),
+        steps in prop::collection::vec(step(), 1..60),
+        max_bytes in prop_oneof![Just(1usize), Just(400), Just(1_000_000)],
+    ) {
+        let mut world = World::new();
+        let mut model = Model::default();
+        world.check = false;
+        world.max_bytes = max_bytes;
+        world.register(&definition);
+        world.start("w");
+        for number in 0..3 {
+            world.agent(&agent(number), "s0", "x");
+        }
+        model.read(&world);
+        for (index, (next, dies)) in steps.into_iter().enumerate() {
+            if let Some(stores) = dies {
+                world.stores = stores;
+            }
+            act(&mut world, &mut model, next);
+            model.read(&world);
+            if dies.is_some() {
+                world.lead();
+                // What came due while nobody led.
+                world.wait(0);
+                model.read(&world);
+            }
+            model.nothing_is_left_undone(world.now);
+            if index % 8 == 7 {
+                world.verify();
+            }
+        }
+        // From here on all goes well.
+        for _ in 0..200 {
+            let ready = model.ready();
+            for task in &ready {
+                let lease = world.assign(task, "calm");
+                world.report("calm", succeeded(lease, task, "1")).unwrap();
+            }
+            if ready.is_empty() {
+                world.wait(1000);
+            }
+            model.read(&world);
+            model.nothing_is_left_undone(world.now);
+            if model.live().is_empty() {
+                break;
+            }
+        }
+        world.verify();
+        prop_assert!(model.live().is_empty(), "a run did not end");
+        for (id, run) in &model.runs {
+            let view = world.view(*id);
+            prop_assert_eq!(Some(view.status), run.finished);
+            prop_assert_eq!(view.cost, run.cost);
+            prop_assert!(world.documents.contains_key(&id.to_string()));
+        }
+        prop_assert_eq!(world.processor.deadline(), None);
+    }
+}

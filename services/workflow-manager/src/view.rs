@@ -1,0 +1,144 @@
+//! Runs as they are shown.
+
+use std::iter::Peekable;
+
+use baton_machine::Reply;
+use baton_protocol::request::{ListRuns, RunList};
+use baton_protocol::run::{AttemptView, RunSummary, RunView, StageView};
+use baton_protocol::subject::RUNS_BUCKET;
+use baton_protocol::{Code, Json, Rejection, RunId};
+
+use crate::run::{Attempt, Run};
+use crate::workflows::Version;
+use crate::{Turn, WorkflowManager, text};
+
+/// The largest document. A run with more in it is shown without some of its results.
+const MAX_DOCUMENT_BYTES: usize = 4 * 1024 * 1024;
+
+/// How many runs are listed if nothing else is asked for, and how many at the most.
+const LIMIT: (u32, u32) = (100, 1000);
+
+/// Gives a run. One that is here no more is in the bucket of finished runs.
+pub(crate) fn get(turn: &mut Turn<'_>, run: RunId) -> Reply {
+    if let Some((run, version)) = turn.state().run(run) {
+        return Ok(document(run, version));
+    }
+    let unknown = Rejection::new(Code::UnknownRun, format!("there is no run {run}"));
+    turn.answer_document(RUNS_BUCKET, run.to_string(), unknown.clone());
+    Err(unknown)
+}
+
+/// Lists runs, the newest first.
+pub(crate) fn list(state: &WorkflowManager, request: &ListRuns) -> RunList {
+    let limit = request.limit.unwrap_or(LIMIT.0).clamp(1, LIMIT.1) as usize;
+    let wanted = |summary: &RunSummary| {
+        request.workflow.as_ref().is_none_or(|workflow| *workflow == summary.workflow)
+            && request.status.is_none_or(|status| status == summary.status)
+    };
+    let live = match request.before {
+        Some(before) => state.runs.range(..before),
+        None => state.runs.range(..),
+    };
+    let live = live.rev().map(|(_, run)| summary(run));
+    let ended = state.history.newest_first(request.before).cloned();
+    let mut found = Merged { live: live.peekable(), ended: ended.peekable() }.filter(wanted);
+    let runs = found.by_ref().take(limit).collect();
+    RunList { runs, counts: state.counts(), more: found.next().is_some() }
+}
+
+/// Two lists, each the newest first, in one.
+struct Merged<L: Iterator, E: Iterator> {
+    live: Peekable<L>,
+    ended: Peekable<E>,
+}
+
+impl<L: Iterator<Item = RunSummary>, E: Iterator<Item = RunSummary>> Iterator for Merged<L, E> {
+    type Item = RunSummary;
+    fn next(&mut self) -> Option<RunSummary> {
+        let ended = self.ended.peek().map(|summary| summary.run);
+        let live = self.live.next_if(|live| ended.is_none_or(|ended| live.run > ended));
+        live.or_else(|| self.ended.next())
+    }
+}
+
+/// A run in a list.
+pub(crate) fn summary(run: &Run) -> RunSummary {
+    let count = |count| u32::try_from(count).unwrap_or(u32::MAX);
+    RunSummary {
+        run: run.id,
+        workflow: run.workflow.clone(),
+        version: run.version,
+        status: run.status,
+        started_at: run.started_at,
+        ended_at: run.ended_at,
+        stages: count(run.stages.len()),
+        stages_ended: count(run.over),
+        cost: run.cost,
+    }
+}
+
+/// A run with all that happened to it, as the document that is kept and shown. It must fit into a message: where it would
+/// not, the results of the earliest stages are left out, and the document says so.
+pub(crate) fn document(run: &Run, version: &Version) -> Json {
+    let mut view = view(run, version);
+    let mut bytes = run.size();
+    let mut left_out = 0;
+    for stage in &mut view.stages {
+        if bytes <= MAX_DOCUMENT_BYTES {
+            break;
+        }
+        if let Some(result) = stage.result.take() {
+            bytes -= result.size();
+            left_out += 1;
+        }
+    }
+    if left_out > 0 {
+        let note = format!("{} left out here: the whole is too large", text::count(left_out, "result"));
+        view.reason = Some(view.reason.map_or(note.clone(), |reason| format!("{reason} ({note})")));
+    }
+    Json::of(&view).expect("what the protocol answers can be written as JSON")
+}
+
+fn view(run: &Run, version: &Version) -> RunView {
+    let stages = run.stages.iter().zip(&version.definition.stages).map(|(stage, definition)| StageView {
+        name: definition.name.clone(),
+        agent_type: definition.agent_type.clone(),
+        depends_on: definition.depends_on.clone(),
+        optional: definition.optional,
+        status: stage.status,
+        result: stage.result.clone(),
+        attempts: (1..).zip(&stage.attempts).map(attempt).collect(),
+    });
+    RunView {
+        run: run.id,
+        workflow: run.workflow.clone(),
+        version: run.version,
+        status: run.status,
+        reason: run.reason.clone(),
+        input: run.input.clone(),
+        priority: run.priority,
+        key: run.key.clone(),
+        trace_id: format!("{:032x}", run.span().trace),
+        started_at: run.started_at,
+        ended_at: run.ended_at,
+        cost: run.cost,
+        usage: run.usage,
+        first_seq: run.first_seq,
+        stages: stages.collect(),
+    }
+}
+
+fn attempt((number, attempt): (u32, &Attempt)) -> AttemptView {
+    AttemptView {
+        attempt: number,
+        ready_at: attempt.ready_at,
+        assigned_at: attempt.assigned_at,
+        agent: attempt.agent.clone(),
+        lease: attempt.lease,
+        ended_at: attempt.ended_at,
+        outcome: attempt.outcome,
+        error: attempt.error.clone(),
+        cost: attempt.cost,
+        usage: attempt.usage,
+    }
+}

@@ -1,0 +1,192 @@
+//! The workflows: every version of every definition, and the requests about them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use baton_protocol::definition::DefinitionError;
+use baton_protocol::record::{WorkflowRecord, WorkflowRegistered};
+use baton_protocol::request::{
+    GetWorkflow, MAX_JSON_BYTES, RegisterWorkflow, WorkflowList, WorkflowSummary, WorkflowView,
+};
+use baton_protocol::{Code, Definition, Json, Millis, Rejection, StageName, WorkflowName};
+use serde::{Deserialize, Serialize};
+
+use crate::{Turn, definition};
+
+/// How many names a rejection lists.
+const MAX_NAMES: usize = 50;
+
+/// Every version of every workflow. None is ever removed: runs are looked at with the version that they kept.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Workflows(BTreeMap<WorkflowName, Vec<Arc<Version>>>);
+
+/// One version of a workflow.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Registered")]
+pub(crate) struct Version {
+    pub(crate) definition: Arc<Definition>,
+    pub(crate) registered_at: Millis,
+    /// Follows from the definition.
+    #[serde(skip)]
+    pub(crate) plan: Plan,
+}
+
+/// A [`Version`] as it is kept.
+#[derive(Deserialize)]
+struct Registered {
+    definition: Arc<Definition>,
+    registered_at: Millis,
+}
+
+impl From<Registered> for Version {
+    fn from(Registered { definition, registered_at }: Registered) -> Self {
+        let plan = Plan::of(&definition);
+        Self { definition, registered_at, plan }
+    }
+}
+
+/// A definition prepared for looking things up. Stages are told by their place in the definition.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Plan {
+    index: BTreeMap<StageName, usize>,
+    /// The stages that wait for each stage.
+    pub(crate) dependents: Vec<Vec<usize>>,
+    /// What each stage's agent is given beside input and results, in bytes of JSON.
+    pub(crate) sizes: Vec<usize>,
+}
+
+impl Plan {
+    fn of(definition: &Definition) -> Self {
+        let index: BTreeMap<_, _> =
+            definition.stages.iter().enumerate().map(|(i, stage)| (stage.name.clone(), i)).collect();
+        let mut dependents = vec![Vec::new(); definition.stages.len()];
+        for (i, stage) in definition.stages.iter().enumerate() {
+            for dependency in &stage.depends_on {
+                if let Some(&dependency) = index.get(dependency) {
+                    dependents[dependency].push(i);
+                }
+            }
+        }
+        let metadata = size(&definition.metadata);
+        let sizes = definition.stages.iter().map(|stage| metadata + size(&stage.params)).collect();
+        Self { index, dependents, sizes }
+    }
+
+    /// The place of a stage.
+    pub(crate) fn place(&self, stage: &StageName) -> Option<usize> {
+        self.index.get(stage).copied()
+    }
+}
+
+fn size(value: &impl Serialize) -> usize {
+    Json::of(value).map_or(0, |json| json.size())
+}
+
+impl Workflows {
+    /// Folds a new version. One that is not the next is none.
+    pub(crate) fn registered(&mut self, at: Millis, record: &WorkflowRegistered) {
+        let versions = self.0.entry(record.definition.name.clone()).or_default();
+        if versions.len() + 1 == record.version as usize {
+            let registered = Registered { definition: record.definition.clone(), registered_at: at };
+            versions.push(Arc::new(registered.into()));
+        }
+    }
+
+    /// The latest version, with its number.
+    pub(crate) fn latest(&self, name: &WorkflowName) -> Option<(u32, &Arc<Version>)> {
+        let versions = self.0.get(name)?;
+        Some((u32::try_from(versions.len()).ok()?, versions.last()?))
+    }
+
+    pub(crate) fn version(&self, name: &WorkflowName, version: u32) -> Option<&Arc<Version>> {
+        self.0.get(name)?.get((version as usize).checked_sub(1)?)
+    }
+
+    /// The version asked for, or the latest one.
+    pub(crate) fn find(&self, name: &WorkflowName, version: Option<u32>) -> Result<(u32, &Arc<Version>), Rejection> {
+        let unknown = |message| Err(Rejection::new(Code::UnknownWorkflow, message));
+        let Some((latest, last)) = self.latest(name) else {
+            let mut names: Vec<_> = self.0.keys().take(MAX_NAMES).map(WorkflowName::as_str).collect();
+            if self.0.len() > MAX_NAMES {
+                names.push("…");
+            }
+            return unknown(format!("there is no workflow {name}; there are: {}", names.join(", ")));
+        };
+        match version {
+            None => Ok((latest, last)),
+            Some(number) => match self.version(name, number) {
+                Some(version) => Ok((number, version)),
+                None => unknown(format!("workflow {name} has no version {number}; its versions are 1 to {latest}")),
+            },
+        }
+    }
+
+    pub(crate) fn list(&self) -> WorkflowList {
+        let summary = |(name, versions): (&WorkflowName, &Vec<Arc<Version>>)| {
+            let latest = versions.last()?;
+            Some(WorkflowSummary {
+                name: name.clone(),
+                version: u32::try_from(versions.len()).ok()?,
+                description: latest.definition.description.clone(),
+                stages: latest.definition.stages.iter().map(|stage| stage.name.clone()).collect(),
+                registered_at: latest.registered_at,
+            })
+        };
+        WorkflowList { workflows: self.0.iter().filter_map(summary).collect() }
+    }
+
+    pub(crate) fn get(&self, request: &GetWorkflow) -> Result<WorkflowView, Rejection> {
+        let (number, version) = self.find(&request.name, request.version)?;
+        Ok(view(number, version))
+    }
+}
+
+/// Registers a definition, unless it is the latest version already.
+pub(crate) fn register(turn: &mut Turn<'_>, request: &RegisterWorkflow) -> Result<WorkflowView, Rejection> {
+    let definition = read(request)?;
+    let name = definition.name.clone();
+    let known = turn.state().workflows.latest(&name).is_some_and(|(_, latest)| *latest.definition == definition);
+    if !known {
+        emit_version(turn, definition);
+    }
+    turn.state().workflows.get(&GetWorkflow { name, version: None })
+}
+
+/// Checks a definition.
+pub(crate) fn validate(request: &RegisterWorkflow) -> Result<WorkflowView, Rejection> {
+    Ok(WorkflowView { version: 0, registered_at: 0, definition: read(request)? })
+}
+
+/// Makes a definition the next version of its workflow.
+pub(crate) fn emit_version(turn: &mut Turn<'_>, definition: Definition) {
+    let version = turn.state().workflows.latest(&definition.name).map_or(1, |(latest, _)| latest + 1);
+    turn.emit(WorkflowRecord::WorkflowRegistered(WorkflowRegistered { version, definition: Arc::new(definition) }));
+}
+
+fn read(request: &RegisterWorkflow) -> Result<Definition, Rejection> {
+    let text = match (&request.source, &request.definition) {
+        (Some(source), None) => source.as_str(),
+        (None, Some(definition)) => definition.as_str(),
+        (Some(_), Some(_)) => return Err(Rejection::invalid("give either `source` or `definition`, not both")),
+        (None, None) => {
+            return Err(Rejection::invalid("give the workflow as `source` (YAML or JSON text) or as `definition`"));
+        }
+    };
+    let definition = definition::parse(text)
+        .map_err(|error: DefinitionError| Rejection::new(Code::InvalidWorkflow, error.to_string()))?;
+    let bytes = size(&definition);
+    if bytes > MAX_JSON_BYTES {
+        let message = format!("the definition has {bytes} bytes as JSON; at most {MAX_JSON_BYTES} are allowed");
+        return Err(Rejection::new(Code::TooLarge, message));
+    }
+    Ok(definition)
+}
+
+fn view(number: u32, version: &Version) -> WorkflowView {
+    WorkflowView {
+        version: number,
+        registered_at: version.registered_at,
+        definition: Definition::clone(&version.definition),
+    }
+}

@@ -1,0 +1,269 @@
+//! Asking the services.
+
+use std::time::Duration;
+
+use async_nats::header::HeaderMap;
+use async_nats::{Message, Request, RequestErrorKind};
+use baton_protocol::message::MessageType;
+use baton_protocol::request::{
+    AgentList, CancelRun, Done, GetPlacement, GetRun, GetWorkflow, ListAgents, ListRuns, ListWorkflows, PlacementView,
+    RegisterWorkflow, RunAccepted, RunList, SetStrategy, StartRun, Strategy, WorkflowList, WorkflowView,
+};
+use baton_protocol::run::RunView;
+use baton_protocol::{Code, Rejection, RunId, Service, subject};
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+use crate::connect::{ConnectError, connect};
+use crate::error::ClientError;
+use crate::headers::Headers;
+use crate::settings::ConnectSettings;
+
+/// How long a request is repeated, unless [`Client::with_deadline`] says otherwise.
+pub const DEADLINE: Duration = Duration::from_secs(5);
+/// How long an attempt waits for its answer.
+pub const ATTEMPT: Duration = Duration::from_secs(2);
+/// The waits between attempts: the first, and the longest.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+
+/// Asks Baton's services, over a connection that may be shared.
+///
+/// While a service has no leader (a standby takes over, a broker restarts) nobody answers for it: a request is repeated
+/// until the deadline. Repeating is safe, every request of the protocol means the same the second time.
+#[derive(Debug, Clone)]
+pub struct Client {
+    nats: async_nats::Client,
+    deadline: Duration,
+    source: Option<String>,
+}
+
+impl Client {
+    /// Connects as [`connect`] does.
+    pub async fn connect(settings: &ConnectSettings) -> Result<Self, ConnectError> {
+        Ok(Self::new(connect(settings).await?))
+    }
+
+    /// Uses a connection that is there.
+    #[must_use]
+    pub fn new(nats: async_nats::Client) -> Self {
+        Self { nats, deadline: DEADLINE, source: None }
+    }
+
+    /// Repeats requests for that long; zero asks once.
+    #[must_use]
+    pub fn with_deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Says who asks, in the header `Baton-Source` of requests that do not say it themselves.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<String>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// The connection.
+    #[must_use]
+    pub fn nats(&self) -> &async_nats::Client {
+        &self.nats
+    }
+
+    /// Asks an endpoint of a service, again and again until it answers or the deadline has passed.
+    pub async fn request<Q: Serialize + ?Sized, A: DeserializeOwned>(
+        &self,
+        service: Service,
+        endpoint: &str,
+        request: &Q,
+        headers: Headers,
+    ) -> Result<A, ClientError> {
+        self.request_on(service, subject::request(service, endpoint), request, headers).await
+    }
+
+    /// Asks a service on a subject, again and again until it answers or the deadline has passed.
+    pub async fn request_on<Q: Serialize + ?Sized, A: DeserializeOwned>(
+        &self,
+        service: Service,
+        subject: String,
+        request: &Q,
+        headers: Headers,
+    ) -> Result<A, ClientError> {
+        let end = Instant::now() + self.deadline;
+        let mut wait = BACKOFF.0;
+        let body = encode(&subject, request)?;
+        // Built once: what is repeated is the same message.
+        let map = self.signed(headers).to_map();
+        loop {
+            let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            let attempt = if self.deadline.is_zero() { ATTEMPT } else { ATTEMPT.min(left) };
+            let error = match self.ask(service, &subject, body.clone(), map.clone(), attempt).await {
+                Ok(answer) => return decode(&subject, &answer),
+                Err(error) => error,
+            };
+            let advised = match &error {
+                ClientError::Rejected(rejection) => rejection.retry_after_ms.map(Duration::from_millis),
+                _ => None,
+            };
+            let pause = advised.unwrap_or(wait);
+            if !error.is_transient() || Instant::now() + pause >= end {
+                return Err(error);
+            }
+            tracing::debug!(%service, subject, %error, "asking again");
+            sleep(pause).await;
+            wait = (wait * 2).min(BACKOFF.1);
+        }
+    }
+
+    /// Asks a service on a subject once.
+    pub async fn request_once<Q: Serialize + ?Sized, A: DeserializeOwned>(
+        &self,
+        service: Service,
+        subject: &str,
+        request: &Q,
+        headers: Headers,
+        timeout: Duration,
+    ) -> Result<A, ClientError> {
+        let body = encode(subject, request)?;
+        decode(subject, &self.ask(service, subject, body, self.signed(headers).to_map(), timeout).await?)
+    }
+
+    fn signed(&self, mut headers: Headers) -> Headers {
+        headers.source = headers.source.or_else(|| self.source.clone());
+        headers
+    }
+
+    async fn ask(
+        &self,
+        service: Service,
+        subject: &str,
+        body: Bytes,
+        headers: HeaderMap,
+        timeout: Duration,
+    ) -> Result<Message, ClientError> {
+        let request = Request::new().payload(body).headers(headers).timeout(Some(timeout));
+        match self.nats.send_request(subject.to_owned(), request).await {
+            Ok(answer) => match rejection(&answer) {
+                Some(rejection) => Err(ClientError::Rejected(rejection)),
+                None => Ok(answer),
+            },
+            Err(error) => Err(match error.kind() {
+                RequestErrorKind::NoResponders => ClientError::NoService(service),
+                RequestErrorKind::TimedOut => ClientError::Timeout { service, after: timeout },
+                RequestErrorKind::MaxPayloadExceeded => ClientError::Rejected(Rejection::new(
+                    Code::TooLarge,
+                    format!("the request is larger than the {} bytes that the broker takes", self.nats.max_payload()),
+                )),
+                RequestErrorKind::InvalidSubject | RequestErrorKind::Other => {
+                    ClientError::Connection(format!("the request could not be sent to {subject}: {error}"))
+                }
+            }),
+        }
+    }
+
+    /// Registers a workflow, or a new version of it.
+    pub async fn register_workflow(&self, request: &RegisterWorkflow) -> Result<WorkflowView, ClientError> {
+        self.manager("workflow.register", request).await
+    }
+
+    /// Checks a workflow definition without registering it.
+    pub async fn validate_workflow(&self, request: &RegisterWorkflow) -> Result<WorkflowView, ClientError> {
+        self.manager("workflow.validate", request).await
+    }
+
+    /// Lists the workflows.
+    pub async fn list_workflows(&self) -> Result<WorkflowList, ClientError> {
+        self.manager("workflow.list", &ListWorkflows {}).await
+    }
+
+    /// Gives a workflow's definition.
+    pub async fn get_workflow(&self, request: &GetWorkflow) -> Result<WorkflowView, ClientError> {
+        self.manager("workflow.get", request).await
+    }
+
+    /// Starts a run. A request without a run id gets one here, so that repeating it starts nothing twice.
+    pub async fn start_run(&self, mut request: StartRun) -> Result<RunAccepted, ClientError> {
+        let run = *request.run.get_or_insert_with(|| RunId::from_uuid(Uuid::now_v7()));
+        let mut headers = Headers::of(MessageType::CoordinationRequest).of_run(run);
+        headers.trace = request.trace;
+        self.request(Service::WorkflowManager, "run.start", &request, headers).await
+    }
+
+    /// Gives a run with its stages and attempts.
+    pub async fn get_run(&self, run: RunId) -> Result<RunView, ClientError> {
+        let headers = Headers::of(MessageType::CoordinationRequest).of_run(run);
+        self.request(Service::WorkflowManager, "run.get", &GetRun { run }, headers).await
+    }
+
+    /// Lists runs, the newest first.
+    pub async fn list_runs(&self, request: &ListRuns) -> Result<RunList, ClientError> {
+        self.manager("run.list", request).await
+    }
+
+    /// Cancels a run.
+    pub async fn cancel_run(&self, request: &CancelRun) -> Result<RunAccepted, ClientError> {
+        let headers = Headers::of(MessageType::CoordinationRequest).of_run(request.run);
+        self.request(Service::WorkflowManager, "run.cancel", request, headers).await
+    }
+
+    /// Lists the agents.
+    pub async fn list_agents(&self, request: &ListAgents) -> Result<AgentList, ClientError> {
+        let headers = Headers::of(MessageType::CoordinationRequest);
+        self.request(Service::ResourceManager, "agent.list", request, headers).await
+    }
+
+    /// Changes how tasks are placed, from now on.
+    pub async fn set_strategy(&self, strategy: Strategy) -> Result<Done, ClientError> {
+        let headers = Headers::of(MessageType::CoordinationRequest);
+        self.request(Service::Optimizer, "strategy.set", &SetStrategy { strategy }, headers).await
+    }
+
+    /// Gives the strategy, the queue, and what was learned of agents and stages.
+    pub async fn get_placement(&self) -> Result<PlacementView, ClientError> {
+        let headers = Headers::of(MessageType::CoordinationRequest);
+        self.request(Service::Optimizer, "placement.get", &GetPlacement {}, headers).await
+    }
+
+    async fn manager<Q: Serialize, A: DeserializeOwned>(&self, endpoint: &str, request: &Q) -> Result<A, ClientError> {
+        let headers = Headers::of(MessageType::CoordinationRequest);
+        self.request(Service::WorkflowManager, endpoint, request, headers).await
+    }
+}
+
+/// The refusal that a message is, if it is one: it has the header of a service error.
+fn rejection(answer: &Message) -> Option<Rejection> {
+    let headers = answer.headers.as_ref()?;
+    let text = headers.get(async_nats::service::NATS_SERVICE_ERROR);
+    let status = headers.get(async_nats::service::NATS_SERVICE_ERROR_CODE);
+    if text.is_none() && status.is_none() {
+        return None;
+    }
+    Some(serde_json::from_slice(&answer.payload).unwrap_or_else(|_| {
+        // Not one of our services, or one that could not even write its refusal.
+        let code = match status.map(async_nats::HeaderValue::as_str) {
+            Some("400") => Code::InvalidRequest,
+            Some("413") => Code::TooLarge,
+            Some("503") => Code::Unavailable,
+            _ => Code::Internal,
+        };
+        Rejection::new(code, text.map_or("the service gives no reason", async_nats::HeaderValue::as_str))
+    }))
+}
+
+fn encode<Q: Serialize + ?Sized>(subject: &str, request: &Q) -> Result<Bytes, ClientError> {
+    match serde_json::to_vec(request) {
+        Ok(body) => Ok(body.into()),
+        Err(error) => {
+            Err(ClientError::Unreadable { what: format!("the request to {subject}"), why: error.to_string() })
+        }
+    }
+}
+
+fn decode<A: DeserializeOwned>(subject: &str, answer: &Message) -> Result<A, ClientError> {
+    serde_json::from_slice(&answer.payload).map_err(|error| ClientError::Unreadable {
+        what: format!("the answer to {subject}"),
+        why: format!("{error} (is the service of another version?)"),
+    })
+}

@@ -1,0 +1,259 @@
+//! The connection to the broker.
+
+use std::time::Duration;
+
+use async_nats::{ConnectErrorKind, ConnectOptions, Event, ServerAddr};
+use tokio::sync::watch;
+
+use crate::settings::{Auth, ConnectSettings, Resolved, SettingsError, without_secrets};
+
+/// How long the broker may be silent before it is pinged.
+const PING: Duration = Duration::from_secs(10);
+/// How long the first connection may take.
+const CONNECT: Duration = Duration::from_secs(5);
+/// The longest wait between two attempts to reconnect.
+const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(1);
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The settings make no sense.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// A server's URL that is not one.
+    #[error("{url:?} (from {from}) is not the URL of a NATS server: {why}; it looks like nats://127.0.0.1:4222")]
+    Url {
+        /// The URL, without a password.
+        url: String,
+        /// What named it.
+        from: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// What we authenticate with can not be used.
+    #[error("{what} (from {from}) can not be used: {why}")]
+    Credentials {
+        /// What it is.
+        what: String,
+        /// What named it.
+        from: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Nobody is there.
+    #[error(
+        "no NATS server can be reached at {server} (from {from}): {why}. Start one with `baton up`, or say where it is: \
+         --server, BATON_SERVER, NATS_URL or a NATS context"
+    )]
+    Unreachable {
+        /// What was tried.
+        server: String,
+        /// What named it.
+        from: String,
+        /// What happened.
+        why: String,
+    },
+    /// The broker does not let us in.
+    #[error(
+        "the NATS server at {server} does not let us in{with}: {why}. Give other credentials: --creds, --nkey, \
+             --user, --token, or their BATON_… and NATS_… variables, or a NATS context"
+    )]
+    Denied {
+        /// Who refused.
+        server: String,
+        /// What we authenticated with.
+        with: String,
+        /// What it said.
+        why: String,
+    },
+}
+
+/// How the connection stands, for those who must act when it comes back or when the broker forbids something.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Whether it stands.
+    pub connected: bool,
+    /// How often it has been established, the first time included.
+    pub connects: u64,
+    /// The last thing that the broker forbade. A publication that it forbids vanishes, a subscription stays silent:
+    /// nothing but this says so.
+    pub denied: Option<String>,
+}
+
+/// A connection, and how it stands.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    /// The connection.
+    pub nats: async_nats::Client,
+    /// How it stands. Its subscriptions are back when a new connect is seen here.
+    pub link: watch::Receiver<Link>,
+}
+
+/// Connects to the broker that the settings and the surroundings name.
+///
+/// A broker that is not there is an error now; one that goes away later is waited for, for ever.
+pub async fn connect(settings: &ConnectSettings) -> Result<async_nats::Client, ConnectError> {
+    Ok(Connection::open(settings).await?.nats)
+}
+
+impl Connection {
+    /// Connects as [`connect`] does, and keeps watch over the connection.
+    pub async fn open(settings: &ConnectSettings) -> Result<Self, ConnectError> {
+        let resolved = settings.resolve_here()?;
+        let servers = addresses(&resolved)?;
+        let (sender, link) = watch::channel(Link::default());
+        let server = without_secrets(&resolved.server);
+        let options = authenticate(options(&resolved, sender), &resolved).await?;
+        tracing::debug!(%server, from = resolved.server_from, auth = resolved.auth_from, "connecting to NATS");
+        let nats = options.connect(servers).await.map_err(|error| refused(&resolved, &error))?;
+        Ok(Self { nats, link })
+    }
+}
+
+fn addresses(resolved: &Resolved) -> Result<Vec<ServerAddr>, ConnectError> {
+    let parse = |url: &str| {
+        url.trim().parse::<ServerAddr>().map_err(|error| ConnectError::Url {
+            url: without_secrets(url),
+            from: resolved.server_from.clone(),
+            why: error.to_string(),
+        })
+    };
+    resolved.server.split(',').map(parse).collect()
+}
+
+fn options(resolved: &Resolved, link: watch::Sender<Link>) -> ConnectOptions {
+    let mut options = ConnectOptions::new()
+        .name(resolved.name.as_deref().unwrap_or("baton"))
+        .ping_interval(PING)
+        .connection_timeout(CONNECT)
+        .request_timeout(Some(CONNECT))
+        .reconnect_delay_callback(reconnect_delay)
+        .event_callback(move |event| {
+            note(&link, &event);
+            std::future::ready(())
+        });
+    if let Some(prefix) = &resolved.inbox_prefix {
+        options = options.custom_inbox_prefix(prefix);
+    }
+    if let Some(ca) = &resolved.ca {
+        options = options.add_root_certificates(ca.clone()).require_tls(true);
+    }
+    if let (Some(cert), Some(key)) = (&resolved.cert, &resolved.key) {
+        options = options.add_client_certificate(cert.clone(), key.clone()).require_tls(true);
+    }
+    options
+}
+
+async fn authenticate(options: ConnectOptions, resolved: &Resolved) -> Result<ConnectOptions, ConnectError> {
+    let unusable =
+        |what: String, why: String| ConnectError::Credentials { what, from: resolved.auth_from.clone(), why };
+    Ok(match &resolved.auth {
+        Auth::Nothing => options,
+        Auth::User(user, password) => options.user_and_password(user.clone(), password.reveal().to_owned()),
+        Auth::Token(token) => options.token(token.reveal().to_owned()),
+        Auth::Creds(path) => options
+            .credentials_file(path)
+            .await
+            .map_err(|error| unusable(format!("the credentials file {}", path.display()), error.to_string()))?,
+        Auth::Nkey(nkey) => {
+            // 58 characters of base32 are a seed of some kind, and are not shown as a path that can not be opened.
+            let is_seed =
+                |text: &str| text.len() == 58 && text.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit());
+            let seed = if is_seed(nkey.reveal().trim()) {
+                nkey.reveal().to_owned()
+            } else {
+                let path = nkey.reveal();
+                let text = tokio::fs::read_to_string(path).await;
+                text.map_err(|error| unusable(format!("the nkey file {path}"), error.to_string()))?
+            };
+            // The file may have comments or a decoration around the seed.
+            let seed = seed.lines().map(str::trim).find(|line| line.starts_with("SU"));
+            options
+                .nkey(seed.ok_or_else(|| unusable("the nkey".into(), "there is no user's seed in it".into()))?.into())
+        }
+    })
+}
+
+fn refused(resolved: &Resolved, error: &async_nats::ConnectError) -> ConnectError {
+    let server = without_secrets(&resolved.server);
+    let why = error.to_string();
+    match error.kind() {
+        ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
+            let with = match &resolved.auth {
+                Auth::Nothing => " without credentials".to_owned(),
+                Auth::Creds(path) => format!(" with {} (from {})", path.display(), resolved.auth_from),
+                Auth::Nkey(_) => format!(" with the nkey (from {})", resolved.auth_from),
+                Auth::User(user, _) => format!(" as {user:?} (from {})", resolved.auth_from),
+                Auth::Token(_) => format!(" with the token (from {})", resolved.auth_from),
+            };
+            ConnectError::Denied { server, with, why }
+        }
+        _ => ConnectError::Unreachable { server, from: resolved.server_from.clone(), why },
+    }
+}
+
+/// At once, then after 10, 20, 40 … ms, then every second.
+fn reconnect_delay(attempts: usize) -> Duration {
+    match attempts {
+        0 | 1 => Duration::ZERO,
+        n => Duration::from_millis(10 << (n - 2).min(7)).min(MAX_RECONNECT_DELAY),
+    }
+}
+
+/// Logs what happens to the connection, and tells those who watch it.
+fn note(link: &watch::Sender<Link>, event: &Event) {
+    match event {
+        Event::Connected => {
+            let first = link.borrow().connects == 0;
+            link.send_modify(|link| {
+                link.connected = true;
+                link.connects += 1;
+            });
+            if first {
+                tracing::debug!("connected to NATS");
+            } else {
+                tracing::info!("connected to NATS again");
+            }
+        }
+        Event::Disconnected | Event::Closed => {
+            link.send_if_modified(|link| std::mem::take(&mut link.connected));
+            tracing::warn!("the connection to NATS is lost");
+        }
+        Event::ServerError(error) => {
+            let text = error.to_string();
+            tracing::error!(error = text, "the NATS server refuses");
+            link.send_modify(|link| link.denied = Some(text));
+        }
+        Event::SlowConsumer(subscription) => {
+            tracing::warn!(subscription, "messages were dropped: this process reads them too slowly");
+        }
+        Event::ClientError(error) => tracing::debug!(%error, "NATS client"),
+        Event::LameDuckMode => tracing::info!("the NATS server is about to stop"),
+        Event::Draining => tracing::debug!("the connection to NATS is being drained"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_to_reconnect_are_at_most_a_second_apart() {
+        assert_eq!(reconnect_delay(1), Duration::ZERO);
+        assert_eq!(reconnect_delay(2), Duration::from_millis(10));
+        assert_eq!(reconnect_delay(3), Duration::from_millis(20));
+        assert_eq!(reconnect_delay(usize::MAX), MAX_RECONNECT_DELAY);
+    }
+
+    #[tokio::test]
+    async fn errors_say_what_was_tried_and_show_no_password() {
+        // Nobody listens on a port that was just given back.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let url = format!("nats://ann:hush@127.0.0.1:{port}");
+        let error = connect(&ConnectSettings::server(url)).await.unwrap_err().to_string();
+        assert!(error.contains(&format!("nats://127.0.0.1:{port} (from the command line)")), "{error}");
+        assert!(error.contains("baton up") && error.contains("BATON_SERVER") && !error.contains("hush"), "{error}");
+        let error = connect(&ConnectSettings::server("http://ann:hush@x")).await.unwrap_err().to_string();
+        assert!(error.contains("\"http://x\"") && error.contains("nats://127") && !error.contains("hush"), "{error}");
+    }
+}
