@@ -1,1 +1,154 @@
 //! Who holds what: agents, capacity, leases.
+//!
+//! The resource-manager owns the registry of agents and the leases that they hold. An [`Assigned`] record *is* a lease:
+//! its number is the lease's id and fencing token. The optimizer asks for leases (`lease.assign`); this machine grants
+//! all that a task needs, or nothing. Granted work is pushed to the agent once the record is committed, and what a push
+//! could not deliver, the next heartbeat heals.
+//!
+//! # Invariants
+//!
+//! - The leases of an agent never exceed its slots and resources, at any position of the log.
+//! - A task is leased at most once. When its lease ends without a report, the workflow-manager ends the attempt, and the
+//!   next attempt is another task: a late report can not be taken for a current one.
+//! - A lease ends by exactly one fact: its task ended, its run ended, its agent left or came back in another session, or
+//!   it was declined. The first two are facts of the workflow-manager and are not written again here.
+//! - Heartbeats are not in the log. What is known of them is known to the leader alone, and a new one starts afresh.
+//!
+//! # What is deliberately not here
+//!
+//! The choice of an agent (optimizer), retries and timeouts of tasks (workflow-manager), refilled and consumed
+//! resources, locks, alerts.
+//!
+//! [`Assigned`]: baton_protocol::record::Assigned
+
+mod agent;
+mod lease;
+mod task;
+#[cfg(test)]
+mod tests;
+
+use baton_machine::{Foreign, Machine, Reply, RequestContext, Turn};
+use baton_protocol::record::{AnyCommit, ResourceRecord, Stamp, WorkflowRecord};
+use baton_protocol::request::ResourceRequest;
+use baton_protocol::{LeaseId, Millis};
+use serde::{Deserialize, Serialize};
+
+use crate::agent::{Agents, Heard};
+use crate::lease::{Leases, Pushed};
+use crate::task::Tasks;
+
+/// Who holds what.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ResourceManager {
+    agents: Agents,
+    leases: Leases,
+    /// What the workflow-manager says: which tasks there are, and what an agent needs to know to do one.
+    tasks: Tasks,
+}
+
+/// Settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// After this long without a heartbeat an agent is lost, and its leases end.
+    pub lease_ms: Millis,
+    /// How often agents are told to send heartbeats.
+    pub heartbeat_ms: Millis,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { lease_ms: 10_000, heartbeat_ms: 2000 }
+    }
+}
+
+/// What only the leader knows: when agents were last heard of, what was pushed to them.
+#[derive(Debug, Default)]
+pub struct Soft {
+    heard: Heard,
+    pushed: Pushed,
+}
+
+impl Machine for ResourceManager {
+    type Record = ResourceRecord;
+    type Request = ResourceRequest;
+    type Soft = Soft;
+    type Config = Config;
+
+    fn apply(&mut self, stamp: Stamp, record: &ResourceRecord) {
+        match record {
+            ResourceRecord::AgentRegistered(record) => {
+                if self.agents.registered(stamp, record) {
+                    self.leases.end_all_of(&record.agent);
+                }
+            }
+            ResourceRecord::AgentLeft(record) => {
+                self.agents.left(stamp, &record.agent);
+                self.leases.end_all_of(&record.agent);
+            }
+            ResourceRecord::Assigned(record) => {
+                let lease = LeaseId(stamp.number);
+                if self.agents.is_present(&record.agent) && self.tasks.leased(&record.task, lease) {
+                    self.leases.begin(lease, stamp.at, record);
+                }
+            }
+            ResourceRecord::LeaseEnded(record) => self.leases.end(record.lease),
+        }
+    }
+
+    fn observe(&mut self, stamp: Stamp, record: Foreign<'_>) {
+        let record = match record {
+            Foreign::Workflow(record) => record,
+            Foreign::Resource(_) | Foreign::Optimizer(_) => return,
+        };
+        match record {
+            WorkflowRecord::WorkflowRegistered(record) => self.tasks.workflow_registered(record),
+            WorkflowRecord::RunStarted(record) => self.tasks.run_started(record),
+            WorkflowRecord::StageReady(record) => self.tasks.stage_ready(stamp, record),
+            WorkflowRecord::StageEnded(record) => {
+                if let Some(lease) = self.tasks.stage_ended(record) {
+                    self.leases.end(lease);
+                }
+            }
+            WorkflowRecord::RunFinished(record) => {
+                for lease in self.tasks.run_finished(record.run) {
+                    self.leases.end(lease);
+                }
+            }
+        }
+    }
+
+    fn react(turn: &mut Turn<'_, Self>, commit: &AnyCommit) {
+        match commit {
+            AnyCommit::Workflow(commit) => lease::recall(turn, commit),
+            AnyCommit::Resource(_) | AnyCommit::Optimizer(_) => {}
+        }
+    }
+
+    fn request(turn: &mut Turn<'_, Self>, request: ResourceRequest, _: &RequestContext) -> Reply {
+        match request {
+            ResourceRequest::Register(agent, request) => agent::register(turn, agent, request),
+            ResourceRequest::Heartbeat(agent, request) => agent::heartbeat(turn, &agent, &request),
+            ResourceRequest::Leave(agent, request) => agent::leave(turn, &agent, &request),
+            ResourceRequest::ListAgents(request) => agent::list(turn, &request),
+            ResourceRequest::Decline(agent, request) => lease::decline(turn, &agent, request),
+            ResourceRequest::Progress(agent, request) => lease::progress(turn, agent, request),
+            ResourceRequest::Assign(request) => lease::assign(turn, request),
+        }
+    }
+
+    /// It asks nothing of anybody.
+    fn answered(_: &mut Turn<'_, Self>, _: u64, _: Reply) {}
+
+    fn lead(turn: &mut Turn<'_, Self>) {
+        agent::begin_term(turn);
+    }
+
+    fn tick(turn: &mut Turn<'_, Self>) {
+        agent::lose_the_silent(turn);
+    }
+
+    fn deadline(&self, soft: &Soft, config: &Config) -> Option<Millis> {
+        soft.heard.oldest().map(|at| at.saturating_add(config.lease_ms))
+    }
+}

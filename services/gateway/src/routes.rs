@@ -1,0 +1,495 @@
+//! What there is: one table, from which the router and the OpenAPI document are built.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodFilter, MethodRouter, get, on};
+use baton_protocol::definition::Definition;
+use baton_protocol::request::{
+    AgentList, Done, PlacementView, RegisterWorkflow, RunAccepted, RunList, SetStrategy, StartRun, WorkflowList,
+    WorkflowView,
+};
+use baton_protocol::run::{RunStatus, RunView};
+use baton_protocol::{Capability, Position, RunId, WorkflowName};
+use baton_telemetry::Metrics;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::api::{agents, pages, placement, runs, services, workflows};
+use crate::problem::{Kind, Problem, everywhere, panicked};
+use crate::security::{self, Policy};
+use crate::{Door, events, health, metrics, openapi};
+
+/// How long an answer may take to begin. A service is asked again for five seconds; the log is waited for a little
+/// longer; event streams may go on for ever once they have begun.
+const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Makes a schema, or a reference to one.
+pub(crate) type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
+
+fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    generator.subschema_for::<T>()
+}
+
+/// An operation.
+pub(crate) struct Route {
+    pub(crate) method: Method,
+    pub(crate) path: &'static str,
+    /// The name of the operation, for generated clients.
+    pub(crate) id: &'static str,
+    pub(crate) tag: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) parameters: &'static [Parameter],
+    pub(crate) body: Option<Body>,
+    pub(crate) answers: &'static [Answer],
+    handler: fn(MethodFilter) -> MethodRouter<Door>,
+}
+
+/// The methods that are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Method {
+    Get,
+    Post,
+    Put,
+    Delete,
+}
+
+impl Method {
+    /// As OpenAPI writes it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "get",
+            Self::Post => "post",
+            Self::Put => "put",
+            Self::Delete => "delete",
+        }
+    }
+
+    fn filter(self) -> MethodFilter {
+        match self {
+            Self::Get => MethodFilter::GET,
+            Self::Post => MethodFilter::POST,
+            Self::Put => MethodFilter::PUT,
+            Self::Delete => MethodFilter::DELETE,
+        }
+    }
+}
+
+/// A parameter.
+pub(crate) struct Parameter {
+    /// `path`, `query` or `header`.
+    pub(crate) place: &'static str,
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) schema: SchemaOf,
+}
+
+const fn path(name: &'static str, about: &'static str, schema: SchemaOf) -> Parameter {
+    Parameter { place: "path", name, about, schema }
+}
+
+const fn query(name: &'static str, about: &'static str, schema: SchemaOf) -> Parameter {
+    Parameter { place: "query", name, about, schema }
+}
+
+const fn header(name: &'static str, about: &'static str, schema: SchemaOf) -> Parameter {
+    Parameter { place: "header", name, about, schema }
+}
+
+/// What may be sent.
+pub(crate) struct Body {
+    pub(crate) required: bool,
+    /// By media type.
+    pub(crate) content: &'static [(&'static str, SchemaOf)],
+}
+
+const fn json(schema: &'static [(&'static str, SchemaOf)]) -> Option<Body> {
+    Some(Body { required: true, content: schema })
+}
+
+/// What may be answered, beside a problem.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) about: &'static str,
+    /// The media type and the schema, if there is a body.
+    pub(crate) content: Option<(&'static str, SchemaOf)>,
+    /// Whether the header `Location` says where what was made can be found.
+    pub(crate) location: bool,
+}
+
+const fn answer(status: u16, about: &'static str, schema: SchemaOf) -> Answer {
+    Answer { status, about, content: Some(("application/json", schema)), location: false }
+}
+
+const fn other(media: &'static str, about: &'static str) -> Answer {
+    Answer { status: 200, about, content: Some((media, of::<String>)), location: false }
+}
+
+const WORKFLOW: &[(&str, SchemaOf)] = &[
+    ("application/json", of::<RegisterWorkflow>),
+    ("application/yaml", of::<Definition>),
+    ("text/yaml", of::<Definition>),
+];
+
+const RUN: Parameter = path("run", "The run.", of::<RunId>);
+
+/// Every operation.
+pub(crate) const ROUTES: &[Route] = &[
+    Route {
+        method: Method::Get,
+        path: "/v1/workflows",
+        id: "listWorkflows",
+        tag: "workflows",
+        about: "Lists the workflows.",
+        parameters: &[],
+        body: None,
+        answers: &[answer(200, "The workflows, by name.", of::<WorkflowList>)],
+        handler: |method| on(method, workflows::list),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/workflows",
+        id: "registerWorkflow",
+        tag: "workflows",
+        about: "Registers a workflow, or a new version of it. A definition that is the latest version already is \
+                answered with that version.",
+        parameters: &[],
+        body: json(WORKFLOW),
+        answers: &[Answer { location: true, ..answer(201, "The registered version.", of::<WorkflowView>) }],
+        handler: |method| on(method, workflows::register),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/workflows/validate",
+        id: "validateWorkflow",
+        tag: "workflows",
+        about: "Checks a workflow definition without registering it.",
+        parameters: &[],
+        body: json(WORKFLOW),
+        answers: &[answer(200, "The definition is right; this is how it is read.", of::<WorkflowView>)],
+        handler: |method| on(method, workflows::validate),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/workflows/{name}",
+        id: "getWorkflow",
+        tag: "workflows",
+        about: "Gives a workflow's definition.",
+        parameters: &[
+            path("name", "The workflow.", of::<WorkflowName>),
+            query("version", "The version; the latest one if none is given.", of::<u32>),
+        ],
+        body: None,
+        answers: &[answer(200, "The workflow.", of::<WorkflowView>)],
+        handler: |method| on(method, workflows::get),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/runs",
+        id: "listRuns",
+        tag: "runs",
+        about: "Lists runs, the newest first: those that run, and those that ended lately.",
+        parameters: &[
+            query("workflow", "Only runs of this workflow.", of::<WorkflowName>),
+            query("status", "Only runs that stand so.", of::<RunStatus>),
+            query("limit", "At most this many; 100 if none is given, 1000 at the most.", of::<u32>),
+            query("before", "Only runs older than this one: the last of the page before.", of::<RunId>),
+        ],
+        body: None,
+        answers: &[answer(200, "Some runs.", of::<RunList>)],
+        handler: |method| on(method, runs::list),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/runs",
+        id: "startRun",
+        tag: "runs",
+        about: "Starts a run of a workflow.",
+        parameters: &[
+            header(
+                "Idempotency-Key",
+                "The same key gives the same run: a start that is repeated because its answer got lost starts nothing \
+                 new. The same as `key` in the body.",
+                of::<String>,
+            ),
+            header("traceparent", "The trace to join (W3C Trace Context).", of::<String>),
+        ],
+        body: json(&[("application/json", of::<StartRun>)]),
+        answers: &[
+            Answer { location: true, ..answer(201, "The run has started.", of::<RunAccepted>) },
+            Answer { location: true, ..answer(200, "The run was there already.", of::<RunAccepted>) },
+        ],
+        handler: |method| on(method, runs::start),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/runs/{run}",
+        id: "getRun",
+        tag: "runs",
+        about: "Gives a run with its stages and attempts.",
+        parameters: &[RUN],
+        body: None,
+        answers: &[answer(200, "The run.", of::<RunView>)],
+        handler: |method| on(method, runs::get),
+    },
+    Route {
+        method: Method::Delete,
+        path: "/v1/runs/{run}",
+        id: "deleteRun",
+        tag: "runs",
+        about: "Cancels a run, as `POST /v1/runs/{run}/cancel` does. Its history stays.",
+        parameters: &[RUN, query("reason", "Why, for those who read its history.", of::<String>)],
+        body: None,
+        answers: &[answer(200, "The run is cancelled.", of::<RunAccepted>)],
+        handler: |method| on(method, runs::delete),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/runs/{run}/cancel",
+        id: "cancelRun",
+        tag: "runs",
+        about: "Cancels a run. Cancelling a cancelled run is answered the same again.",
+        parameters: &[RUN],
+        body: Some(Body { required: false, content: &[("application/json", of::<runs::Cancel>)] }),
+        answers: &[answer(200, "The run is cancelled.", of::<RunAccepted>)],
+        handler: |method| on(method, runs::cancel),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/runs/{run}/events",
+        id: "streamRun",
+        tag: "runs",
+        about: "Streams a run's events as they happen, from its first record to its last, as server-sent events. Of a \
+                record, `id` is its position, `event` its kind, `data` an Event; of progress, `event` is `progress`, \
+                `data` a ProgressEvent, and there is no `id`. After `run_finished` comes `event: end`, and the stream \
+                ends. If it ends early, `event: problem` may say why; `Last-Event-ID` goes on where it ended.",
+        parameters: &[
+            RUN,
+            query("after", "Only what comes after this position.", of::<Position>),
+            header("Last-Event-ID", "The same, as browsers say it; this one counts.", of::<Position>),
+        ],
+        body: None,
+        answers: &[
+            Answer { content: Some(("text/event-stream", openapi::event_stream)), ..other("", "The events.") },
+            Answer { status: 204, content: None, ..other("", "There is nothing after that position, nor will be.") },
+        ],
+        handler: |method| on(method, events::of_run),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/agents",
+        id: "listAgents",
+        tag: "agents",
+        about: "Lists the agents.",
+        parameters: &[
+            query("capability", "Only agents that can do this.", of::<Capability>),
+            query(
+                "metadata",
+                "Only agents whose metadata of that capability has all of this, a JSON object: a list asks for a \
+                 superset, anything else for the same value.",
+                of::<String>,
+            ),
+            query("gone", "Also agents that are gone.", of::<bool>),
+        ],
+        body: None,
+        answers: &[answer(200, "The agents, by id.", of::<AgentList>)],
+        handler: |method| on(method, agents::list),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/placement",
+        id: "getPlacement",
+        tag: "placement",
+        about: "Gives the strategy, the queue, and what was learned of agents and stages.",
+        parameters: &[],
+        body: None,
+        answers: &[answer(200, "What the optimizer knows.", of::<PlacementView>)],
+        handler: |method| on(method, placement::get),
+    },
+    Route {
+        method: Method::Put,
+        path: "/v1/placement/strategy",
+        id: "setStrategy",
+        tag: "placement",
+        about: "Changes how tasks are placed, from now on.",
+        parameters: &[],
+        body: json(&[("application/json", of::<SetStrategy>)]),
+        answers: &[answer(200, "It is done.", of::<Done>)],
+        handler: |method| on(method, placement::set_strategy),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/services",
+        id: "listServices",
+        tag: "operation",
+        about: "Gives how every instance of every service stands.",
+        parameters: &[],
+        body: None,
+        answers: &[answer(200, "The instances, service by service.", of::<services::InstanceList>)],
+        handler: |method| on(method, services::list),
+    },
+    Route {
+        method: Method::Get,
+        path: "/healthz",
+        id: "getHealth",
+        tag: "operation",
+        about: "Says that the gateway is alive.",
+        parameters: &[],
+        body: None,
+        answers: &[answer(200, "It is.", of::<health::Alive>)],
+        handler: |method| on(method, health::alive),
+    },
+    Route {
+        method: Method::Get,
+        path: "/readyz",
+        id: "getReadiness",
+        tag: "operation",
+        about: "Says whether work can be done: NATS is connected, and every service that decides has a leader. \
+                Otherwise the problem's `missing` says what there is not.",
+        parameters: &[],
+        body: None,
+        answers: &[answer(200, "It can.", of::<health::Ready>)],
+        handler: |method| on(method, health::ready),
+    },
+    Route {
+        method: Method::Get,
+        path: "/metrics",
+        id: "getMetrics",
+        tag: "operation",
+        about: "Gives the metrics of all instances of all services, in Prometheus' text format.",
+        parameters: &[],
+        body: None,
+        answers: &[other("text/plain", "The metrics.")],
+        handler: |method| on(method, metrics::all),
+    },
+    Route {
+        method: Method::Get,
+        path: "/openapi.json",
+        id: "getOpenapi",
+        tag: "documents",
+        about: "Gives this document.",
+        parameters: &[],
+        body: None,
+        answers: &[answer(200, "An OpenAPI 3.1 document.", openapi::object)],
+        handler: |method| on(method, openapi::serve),
+    },
+    Route {
+        method: Method::Get,
+        path: "/problems/{code}",
+        id: "getProblem",
+        tag: "documents",
+        about: "Explains a kind of problem.",
+        parameters: &[path("code", "The problem's code.", of::<String>)],
+        body: None,
+        answers: &[other("text/plain", "What it means.")],
+        handler: |method| on(method, pages::problem),
+    },
+    Route {
+        method: Method::Get,
+        path: "/",
+        id: "getIndex",
+        tag: "documents",
+        about: "Says what there is.",
+        parameters: &[],
+        body: None,
+        answers: &[other("text/html", "A page of links.")],
+        handler: |method| on(method, pages::index),
+    },
+];
+
+/// Everything that is answered.
+pub(crate) fn router(door: Door, policy: Policy) -> Router {
+    let metrics = door.metrics.clone();
+    let mut router = Router::new();
+    for route in ROUTES {
+        let handler = (route.handler)(route.method.filter());
+        router = router.route(route.path, handler.layer(from_fn(|request, next| known_query(route, request, next))));
+    }
+    // A workflow may have this name; without this line its page would be hidden by the path above.
+    router = router.route("/v1/workflows/validate", get(workflows::get_validate));
+    layered(router.with_state(door), policy, metrics, TIMEOUT)
+}
+
+/// What every answer goes through, the last of these first.
+fn layered(router: Router, policy: Policy, metrics: Metrics, timeout: Duration) -> Router {
+    router
+        .layer(from_fn(move |request, next| in_time(timeout, request, next)))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(policy, security::guard))
+        .layer(from_fn(everywhere))
+        .layer(from_fn(security::headers))
+        .layer(from_fn_with_state(metrics, metrics::observe))
+}
+
+async fn in_time(timeout: Duration, request: Request, next: Next) -> Response {
+    tokio::time::timeout(timeout, next.run(request)).await.unwrap_or_else(|_| {
+        let detail = format!("there was no answer within {} ms", timeout.as_millis());
+        Problem::new(Kind::Timeout, detail).into_response()
+    })
+}
+
+/// Refuses a query parameter that the operation does not have: left out of account, a misspelt filter would answer
+/// something else than was asked.
+async fn known_query(route: &Route, request: Request, next: Next) -> Response {
+    let names = || route.parameters.iter().filter(|parameter| parameter.place == "query").map(|p| p.name);
+    let query = request.uri().query().unwrap_or_default();
+    let given = query.split('&').map(|pair| pair.split('=').next().unwrap_or_default()).filter(|name| !name.is_empty());
+    if let Some(unknown) = given.into_iter().find(|name| names().all(|known| known != *name)) {
+        let known = names().collect::<Vec<_>>().join(", ");
+        let known = if known.is_empty() { "none".to_owned() } else { known };
+        return Problem::invalid(format!("there is no query parameter {unknown:?} here; there are: {known}"))
+            .into_response();
+    }
+    next.run(request).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::future::pending;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn g1_a_panic_and_a_handler_that_never_answers_are_problems() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let router = Router::new()
+            .route("/panic/{id}", get(|| async { panic!("a defect") as String }))
+            .route("/never", get(pending::<()>));
+        let metrics = Metrics::new("gateway", "g");
+        let router = layered(router, Policy { local: true }, metrics.clone(), Duration::from_millis(20));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move { axum::serve(listener, router).await });
+
+        for (path, status, code) in [("/panic/7", 500, "internal"), ("/never", 504, "timeout")] {
+            let answer = reqwest::get(format!("{base}{path}")).await.unwrap();
+            assert_eq!(answer.status(), status);
+            assert_eq!(answer.headers()["content-type"], "application/problem+json");
+            let problem: crate::ProblemDetails = answer.json().await.unwrap();
+            assert_eq!((problem.status, problem.code.as_str()), (status, code));
+            assert!(!problem.detail.contains("a defect"), "{}", problem.detail);
+        }
+        let text = metrics.render();
+        assert!(text.contains("route=\"/panic/{id}\",status=\"500\"} 1"), "{text}");
+        server.abort();
+    }
+
+    #[test]
+    fn g1_the_table_has_no_row_twice_and_names_its_path_s_parameters() {
+        let mut ids = BTreeSet::new();
+        let mut rows = BTreeSet::new();
+        for route in ROUTES {
+            assert!(ids.insert(route.id), "{} twice", route.id);
+            assert!(rows.insert((route.path, route.method.as_str())), "{} twice", route.path);
+            let variable = route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+            let named = route.parameters.iter().filter(|parameter| parameter.place == "path").map(|p| p.name);
+            assert_eq!(variable.collect::<Vec<_>>(), named.collect::<Vec<_>>(), "{}", route.path);
+        }
+    }
+}

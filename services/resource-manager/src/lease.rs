@@ -1,0 +1,456 @@
+//! Leases: granted whole or not at all, pushed, declined, recalled.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use baton_machine::{Effect, Publication, Reply, Turn, answer};
+use baton_protocol::amount::covers;
+use baton_protocol::record::{
+    Assigned, Commit, LeaseEnded, Outcome, ResourceRecord, StageEnded, Topic, WorkflowRecord,
+};
+use baton_protocol::request::{
+    AssignAnswer, AssignTasks, Assignment, CancelTask, Decline, Done, Placement, Progress, ProgressEvent, Refusal,
+};
+use baton_protocol::trace::{Span, SpanKind, TraceContext, task_span};
+use baton_protocol::{
+    AgentId, Amount, Code, Json, LeaseId, Millis, Rejection, ResourceName, Resources, TaskId, subject,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::ResourceManager;
+use crate::agent::unknown;
+
+/// A push this young may still be under way: a heartbeat that does not know of it yet is not told again.
+const PUSH_MS: Millis = 500;
+/// About the most that the answer to one heartbeat carries. The next one carries on.
+const MAX_START_BYTES: usize = 512 * 1024;
+/// The longest message of a progress, in bytes.
+const MAX_MESSAGE_BYTES: usize = 500;
+/// The longest reason for declining, in bytes.
+const MAX_REASON_BYTES: usize = 2000;
+/// What a slot is called among the resources.
+const SLOT: &str = "slot";
+
+/// All leases that have not ended.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Leases {
+    leases: BTreeMap<LeaseId, Lease>,
+    by_agent: BTreeMap<AgentId, BTreeSet<LeaseId>>,
+}
+
+/// The right of an agent to do a task, and what it holds for it beside one slot.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Lease {
+    pub(crate) task: TaskId,
+    pub(crate) agent: AgentId,
+    pub(crate) resources: Resources,
+    pub(crate) since: Millis,
+}
+
+impl Leases {
+    pub(crate) fn begin(&mut self, id: LeaseId, since: Millis, record: &Assigned) {
+        let Assigned { task, agent, resources } = record.clone();
+        self.by_agent.entry(agent.clone()).or_default().insert(id);
+        self.leases.insert(id, Lease { task, agent, resources, since });
+    }
+
+    pub(crate) fn end(&mut self, id: LeaseId) {
+        let Some(lease) = self.leases.remove(&id) else { return };
+        if let Some(leases) = self.by_agent.get_mut(&lease.agent) {
+            leases.remove(&id);
+            if leases.is_empty() {
+                self.by_agent.remove(&lease.agent);
+            }
+        }
+    }
+
+    pub(crate) fn end_all_of(&mut self, agent: &AgentId) {
+        for id in self.by_agent.remove(agent).unwrap_or_default() {
+            self.leases.remove(&id);
+        }
+    }
+
+    /// Whether the agent holds this lease.
+    pub(crate) fn is_of(&self, id: LeaseId, agent: &AgentId) -> bool {
+        self.held(id, agent).is_some()
+    }
+
+    fn held(&self, id: LeaseId, agent: &AgentId) -> Option<&Lease> {
+        self.leases.get(&id).filter(|lease| lease.agent == *agent)
+    }
+
+    /// The agent's leases, the oldest first.
+    pub(crate) fn of(&self, agent: &AgentId) -> impl Iterator<Item = (LeaseId, &Lease)> {
+        let ids = self.by_agent.get(agent).into_iter().flatten();
+        ids.filter_map(|id| Some((*id, self.leases.get(id)?)))
+    }
+
+    pub(crate) fn count_of(&self, agent: &AgentId) -> usize {
+        self.by_agent.get(agent).map_or(0, BTreeSet::len)
+    }
+
+    /// What of the agent's resources is leased. Summed up each time: a running total of decimals might drift.
+    pub(crate) fn in_use(&self, agent: &AgentId) -> Resources {
+        let mut sum = Resources::new();
+        for (_, lease) in self.of(agent) {
+            for (name, amount) in &lease.resources {
+                let entry: &mut Amount = sum.entry(name.clone()).or_default();
+                *entry = *entry + *amount;
+            }
+        }
+        sum
+    }
+
+    #[cfg(test)]
+    pub(crate) fn agent_of(&self, id: LeaseId) -> Option<&AgentId> {
+        self.leases.get(&id).map(|lease| &lease.agent)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.leases.len()
+    }
+}
+
+/// What was pushed to whom and when, for leases that have not ended.
+pub(crate) type Pushed = BTreeMap<TaskId, Push>;
+
+/// An assignment that was pushed, or given in the answer to a heartbeat.
+#[derive(Debug)]
+pub(crate) struct Push {
+    lease: LeaseId,
+    agent: AgentId,
+    at: Millis,
+    trace: TraceContext,
+}
+
+/// Decides on each placement for itself.
+pub(crate) fn assign(turn: &mut Turn<'_, ResourceManager>, request: AssignTasks) -> Reply {
+    let mut refused = Vec::new();
+    let mut granted = 0;
+    let mut tally = Tally::default();
+    for Placement { task, agent } in request.placements {
+        match may_hold(turn.state(), &task, &agent) {
+            Ok(resources) => {
+                granted += 1;
+                tally.granted(&resources);
+                let lease = turn.grant(ResourceRecord::Assigned(Assigned { task, agent: agent.clone(), resources }));
+                push(turn, lease, &agent);
+                show_utilization(turn, &agent);
+            }
+            Err(Refused { lacking, rejection }) => {
+                tally.refused(lacking);
+                refused.push(Refusal { task, agent, rejection });
+            }
+        }
+    }
+    tally.show(turn, granted);
+    answer(&AssignAnswer { granted, refused })
+}
+
+/// Why an agent may not hold a task, and which resource was lacking, if one was.
+struct Refused {
+    lacking: Option<String>,
+    rejection: Rejection,
+}
+
+impl From<Rejection> for Refused {
+    fn from(rejection: Rejection) -> Self {
+        Self { lacking: None, rejection }
+    }
+}
+
+/// What the agent would hold for the task beside a slot: all that it needs, or nothing.
+fn may_hold(state: &ResourceManager, task: &TaskId, agent: &AgentId) -> Result<Resources, Refused> {
+    let not_ready = |why: &str| Rejection::new(Code::NotReady, format!("task {task} {why}"));
+    let open = state
+        .tasks
+        .open(task)
+        .ok_or_else(|| not_ready("is not waiting for an agent: it is not ready, or has ended"))?;
+    if let Some(lease) = open.lease {
+        let why = format!("is or was leased: lease {lease}; if that has ended, the next attempt is another task");
+        return Err(not_ready(&why).into());
+    }
+    if !state.tasks.is_defined(task) {
+        return Err(not_ready("belongs to a workflow whose definition is not in the log").into());
+    }
+    let entry = state.agents.present(agent).ok_or_else(|| unknown(agent))?;
+    let no_capacity = |why: String| Rejection::new(Code::NoCapacity, format!("agent {agent} {why}"));
+    if !entry.can(&open.agent_type) {
+        let why = format!(
+            "can not do {}: it is of type {}, and has no such capability",
+            open.agent_type, entry.record.agent_type
+        );
+        return Err(no_capacity(why).into());
+    }
+    let slots = entry.record.slots as usize;
+    if state.leases.count_of(agent) >= slots {
+        let rejection = no_capacity(format!("has no free slot: all {slots} are leased"));
+        return Err(Refused { lacking: Some(SLOT.to_owned()), rejection });
+    }
+    let needed = with(&state.leases.in_use(agent), &open.resources);
+    if let Err(name) = covers(&entry.record.resources, &needed) {
+        let of = |resources: &Resources| resources.get(&name).copied().unwrap_or_default();
+        let (has, needs) = (of(&entry.record.resources), of(&open.resources));
+        let rejection = no_capacity(format!(
+            "has not enough {name}: the task needs {needs}, {} of {has} are leased",
+            of(&needed) - needs
+        ));
+        return Err(Refused { lacking: Some(name.to_string()), rejection });
+    }
+    Ok(open.resources.clone())
+}
+
+/// What is in use once this is, in the resources that this names.
+fn with(in_use: &Resources, need: &Resources) -> Resources {
+    let sum = |(name, amount): (&ResourceName, &Amount)| {
+        (name.clone(), in_use.get(name).copied().unwrap_or_default() + *amount)
+    };
+    need.iter().map(sum).collect()
+}
+
+/// Counts allocations, so that a large request leads to few measurements.
+#[derive(Default)]
+struct Tally(BTreeMap<(String, &'static str), u32>);
+
+impl Tally {
+    fn granted(&mut self, resources: &Resources) {
+        self.add(SLOT.to_owned(), "granted");
+        for name in resources.keys() {
+            self.add(name.to_string(), "granted");
+        }
+    }
+
+    fn refused(&mut self, lacking: Option<String>) {
+        if let Some(name) = lacking {
+            self.add(name, "refused");
+        }
+    }
+
+    fn add(&mut self, resource: String, outcome: &'static str) {
+        *self.0.entry((resource, outcome)).or_default() += 1;
+    }
+
+    fn show(self, turn: &mut Turn<'_, ResourceManager>, granted: u32) {
+        for ((resource, outcome), count) in self.0 {
+            turn.count("resource_allocations_total", &[&resource, outcome], f64::from(count));
+        }
+        if granted > 0 {
+            turn.count("resource_acquisitions_total", &[], f64::from(granted));
+        }
+    }
+}
+
+/// Tells the agent, once the lease is committed.
+fn push(turn: &mut Turn<'_, ResourceManager>, lease: LeaseId, agent: &AgentId) {
+    let now = turn.now();
+    let state = turn.state();
+    let Some(held) = state.leases.leases.get(&lease) else { return };
+    let Some(assignment) = state.tasks.assignment(lease, held, now) else { return };
+    let ready_at = state.tasks.open(&assignment.task).map_or(now, |open| open.ready_at);
+    let name = subject::assign(agent);
+    let span = Span {
+        context: assignment.trace,
+        parent: Some(task_span(&assignment.task)),
+        name: "publish baton.to.{agent}.assign".to_owned(),
+        kind: SpanKind::Producer,
+        start: now,
+        end: now,
+        attributes: vec![
+            ("messaging.system", "nats".to_owned()),
+            ("messaging.operation.type", "send".to_owned()),
+            ("messaging.destination.name", name.clone()),
+            ("messaging.destination.template", "baton.to.{agent}.assign".to_owned()),
+            ("messaging.message.conversation_id", assignment.run.to_string()),
+            ("baton.run.id", assignment.run.to_string()),
+            ("baton.stage.name", assignment.stage.to_string()),
+            ("baton.agent.id", agent.to_string()),
+        ],
+        error: None,
+    };
+    turn.publish(Publication {
+        subject: name,
+        body: json(&assignment),
+        kind: "task_assignment",
+        run: Some(assignment.run),
+        trace: Some(assignment.trace),
+    });
+    turn.effect(Effect::Span(span));
+    sent(turn, "task_assignment");
+    turn.measure_value("agent_message_latency_seconds", &["task_assignment"], seconds(now.saturating_sub(ready_at)));
+    turn.soft.pushed.insert(assignment.task, Push { lease, agent: agent.clone(), at: now, trace: assignment.trace });
+}
+
+/// What the agent holds and does not know of, less what is probably on its way to it.
+pub(crate) fn undelivered(
+    turn: &mut Turn<'_, ResourceManager>,
+    agent: &AgentId,
+    holds: &BTreeSet<LeaseId>,
+) -> Vec<Assignment> {
+    let now = turn.now();
+    let state = turn.state();
+    let mut bytes = 0;
+    let mut start = Vec::new();
+    for (id, lease) in state.leases.of(agent).filter(|(id, _)| !holds.contains(id)) {
+        let pushed = turn.soft.pushed.get(&lease.task).filter(|push| push.lease == id);
+        if pushed.is_some_and(|push| now.saturating_sub(push.at) < PUSH_MS) {
+            continue;
+        }
+        let Some(assignment) = state.tasks.assignment(id, lease, now) else { continue };
+        bytes += json(&assignment).size();
+        if bytes > MAX_START_BYTES && !start.is_empty() {
+            break;
+        }
+        start.push(assignment);
+    }
+    for assignment in &start {
+        let push = Push { lease: assignment.lease, agent: agent.clone(), at: now, trace: assignment.trace };
+        turn.soft.pushed.insert(assignment.task.clone(), push);
+    }
+    start
+}
+
+pub(crate) fn decline(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId, request: Decline) -> Reply {
+    received(turn, "decline");
+    let Decline { lease, reason } = request;
+    if reason.len() > MAX_REASON_BYTES {
+        let length = reason.len();
+        let message = format!("reason has {length} bytes; at most {MAX_REASON_BYTES} are allowed");
+        return Err(Rejection::new(Code::TooLarge, message));
+    }
+    let task = held_by(turn, lease, agent)?;
+    let now = turn.now();
+    turn.soft.heard.note(agent, now);
+    turn.soft.pushed.remove(&task);
+    turn.emit(ResourceRecord::LeaseEnded(LeaseEnded { lease, task, agent: agent.clone(), reason }));
+    show_utilization(turn, agent);
+    answer(&Done {})
+}
+
+/// The task of a lease that the agent holds.
+fn held_by(turn: &Turn<'_, ResourceManager>, lease: LeaseId, agent: &AgentId) -> Result<TaskId, Rejection> {
+    let held = turn.state().leases.held(lease, agent);
+    held.map(|held| held.task.clone()).ok_or_else(|| {
+        let message = format!("agent {agent} does not hold lease {lease}: it has ended, or was never given");
+        Rejection::new(Code::StaleLease, message)
+    })
+}
+
+/// Tells observers. Progress is never in the log.
+pub(crate) fn progress(turn: &mut Turn<'_, ResourceManager>, agent: AgentId, request: Progress) -> Reply {
+    received(turn, "progress");
+    let Progress { lease, fraction, message } = request;
+    if !(0.0..=1.0).contains(&fraction) {
+        return Err(Rejection::invalid(format!("fraction is {fraction}; it must be from 0 to 1")));
+    }
+    if message.len() > MAX_MESSAGE_BYTES {
+        let text = format!("message has {} bytes; at most {MAX_MESSAGE_BYTES} are allowed", message.len());
+        return Err(Rejection::new(Code::TooLarge, text));
+    }
+    let task = held_by(turn, lease, &agent)?;
+    let at = turn.now();
+    turn.soft.heard.note(&agent, at);
+    let trace = Some(turn.state().tasks.trace(&task, "assign"));
+    let run = task.run;
+    let subject = subject::event(Topic::Run(&run), "progress");
+    let body = json(&ProgressEvent { task, agent, fraction, message, at });
+    turn.publish(Publication { subject, body, kind: "status_update", run: Some(run), trace });
+    turn.count("messages_sent_total", &[], 1.0);
+    answer(&Done {})
+}
+
+/// Tells agents of leases that the workflow-manager has ended, where they do not know it from their own report.
+///
+/// The state has let go of those leases already. The record names agent and lease; where the task ended just as it was
+/// leased, only what was pushed tells whom to call back.
+pub(crate) fn recall(turn: &mut Turn<'_, ResourceManager>, commit: &Commit<WorkflowRecord>) {
+    let mut finished = BTreeSet::new();
+    for (_, record) in commit.stamped() {
+        match record {
+            WorkflowRecord::StageEnded(record) => stage_ended(turn, record),
+            WorkflowRecord::RunFinished(record) => {
+                finished.insert(record.run);
+            }
+            WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) | WorkflowRecord::StageReady(_) => {}
+        }
+    }
+    // The stages of a run end before it does, so that nothing is found here unless that ever changes.
+    if !finished.is_empty() {
+        let of_finished = turn.soft.pushed.extract_if(.., |task, _| finished.contains(&task.run));
+        for (task, push) in of_finished.collect::<Vec<_>>() {
+            cancel(turn, &push.agent, push.lease, task, "the run is over".to_owned(), Some(push.trace));
+            show_utilization(turn, &push.agent);
+        }
+    }
+}
+
+fn stage_ended(turn: &mut Turn<'_, ResourceManager>, record: &StageEnded) {
+    let pushed = turn.soft.pushed.remove(&record.task);
+    // The run may be over, and its own trace forgotten, as its stages are recalled.
+    let trace = pushed.as_ref().map(|push| push.trace);
+    let holder = record.agent.clone().zip(record.lease).or_else(|| pushed.map(|push| (push.agent, push.lease)));
+    let Some((agent, lease)) = holder else { return };
+    match record.outcome {
+        Outcome::Cancelled | Outcome::TimedOut => {
+            let reason = record.error.clone().unwrap_or_else(|| record.outcome.to_string());
+            cancel(turn, &agent, lease, record.task.clone(), reason, trace);
+        }
+        // The agent said so itself.
+        Outcome::Succeeded | Outcome::Failed => {}
+        // The agent is gone, or gave it back.
+        Outcome::Lost => {}
+    }
+    show_utilization(turn, &agent);
+}
+
+fn cancel(
+    turn: &mut Turn<'_, ResourceManager>,
+    agent: &AgentId,
+    lease: LeaseId,
+    task: TaskId,
+    reason: String,
+    trace: Option<TraceContext>,
+) {
+    if !turn.state().agents.is_present(agent) {
+        return;
+    }
+    let run = Some(task.run);
+    let body = json(&CancelTask { lease, task, reason });
+    turn.publish(Publication { subject: subject::cancel(agent), body, kind: "status_update", run, trace });
+    sent(turn, "task_cancel");
+}
+
+/// Forgets what was pushed to an agent, because its leases are about to end.
+pub(crate) fn forget_pushes(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId) {
+    let tasks: Vec<_> = turn.state().leases.of(agent).map(|(_, lease)| lease.task.clone()).collect();
+    for task in tasks {
+        turn.soft.pushed.remove(&task);
+    }
+}
+
+/// Sets the gauge of an agent whose leases or slots have changed.
+pub(crate) fn show_utilization(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId) {
+    let state = turn.state();
+    let slots = state.agents.present(agent).map_or(0, |agent| agent.record.slots);
+    let ratio = if slots == 0 { 0.0 } else { state.leases.count_of(agent) as f64 / f64::from(slots) };
+    turn.gauge("agent_utilization_ratio", &[agent.as_str()], ratio);
+}
+
+/// Counts a message from an agent.
+pub(crate) fn received(turn: &mut Turn<'_, ResourceManager>, kind: &str) {
+    turn.count("agent_messages_total", &[kind], 1.0);
+    turn.count("messages_received_total", &[], 1.0);
+}
+
+/// Counts a message to an agent.
+fn sent(turn: &mut Turn<'_, ResourceManager>, kind: &str) {
+    turn.count("agent_messages_total", &[kind], 1.0);
+    turn.count("messages_sent_total", &[], 1.0);
+}
+
+fn seconds(ms: Millis) -> f64 {
+    ms as f64 / 1000.0
+}
+
+fn json<T: Serialize>(value: &T) -> Json {
+    Json::of(value).expect("what the protocol says can be written as JSON")
+}

@@ -1,0 +1,148 @@
+//! What the workflow-manager says, as far as it takes to lease a task and to tell an agent what to do.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use baton_protocol::definition::Definition;
+use baton_protocol::record::{Outcome, RunStarted, StageEnded, StageReady, Stamp, WorkflowRegistered};
+use baton_protocol::request::Assignment;
+use baton_protocol::trace::{TraceContext, part_span};
+use baton_protocol::{Capability, Json, LeaseId, Millis, Resources, RunId, StageName, TaskId, WorkflowName};
+use serde::{Deserialize, Serialize};
+
+use crate::lease::Lease;
+
+/// Definitions, and the runs that have not ended.
+///
+/// Every version of a definition is kept: a run may be started on an old one at any time.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Tasks {
+    definitions: BTreeMap<WorkflowName, BTreeMap<u32, Arc<Definition>>>,
+    runs: BTreeMap<RunId, Run>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Run {
+    workflow: WorkflowName,
+    version: u32,
+    input: Json,
+    trace: Option<TraceContext>,
+    results: BTreeMap<StageName, Json>,
+    /// The attempt that is under way, by stage: there is at most one.
+    open: BTreeMap<StageName, Open>,
+}
+
+/// A task that is ready and has not ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Open {
+    attempt: u32,
+    inputs: Vec<StageName>,
+    /// Which agents can do it.
+    pub(crate) agent_type: Capability,
+    /// What it needs beside a slot.
+    pub(crate) resources: Resources,
+    /// Since when it waits.
+    pub(crate) ready_at: Millis,
+    /// The one lease it ever has. It stays when the lease ends: a task is leased once.
+    pub(crate) lease: Option<LeaseId>,
+}
+
+impl Tasks {
+    pub(crate) fn workflow_registered(&mut self, record: &WorkflowRegistered) {
+        let versions = self.definitions.entry(record.definition.name.clone()).or_default();
+        versions.insert(record.version, Arc::clone(&record.definition));
+    }
+
+    pub(crate) fn run_started(&mut self, record: &RunStarted) {
+        self.runs.entry(record.run).or_insert_with(|| Run {
+            workflow: record.workflow.clone(),
+            version: record.version,
+            input: record.input.clone(),
+            trace: record.trace,
+            results: BTreeMap::new(),
+            open: BTreeMap::new(),
+        });
+    }
+
+    pub(crate) fn stage_ready(&mut self, stamp: Stamp, record: &StageReady) {
+        let Some(run) = self.runs.get_mut(&record.task.run) else { return };
+        run.open.entry(record.task.stage.clone()).or_insert_with(|| Open {
+            attempt: record.task.attempt,
+            inputs: record.inputs.clone(),
+            agent_type: record.agent_type.clone(),
+            resources: record.resources.clone(),
+            ready_at: stamp.at,
+            lease: None,
+        });
+    }
+
+    /// Ends a task; gives the lease it had. That may be one that the workflow-manager did not know of yet.
+    pub(crate) fn stage_ended(&mut self, record: &StageEnded) -> Option<LeaseId> {
+        let run = self.runs.get_mut(&record.task.run)?;
+        run.open.get(&record.task.stage).filter(|open| open.attempt == record.task.attempt)?;
+        let open = run.open.remove(&record.task.stage)?;
+        if record.outcome == Outcome::Succeeded {
+            run.results.insert(record.task.stage.clone(), record.result.clone().unwrap_or_default());
+        }
+        open.lease
+    }
+
+    /// Ends a run; gives the leases that its tasks had.
+    pub(crate) fn run_finished(&mut self, run: RunId) -> Vec<LeaseId> {
+        let run = self.runs.remove(&run);
+        run.into_iter().flat_map(|run| run.open.into_values()).filter_map(|open| open.lease).collect()
+    }
+
+    /// Notes a task's lease. False if it can not have one.
+    pub(crate) fn leased(&mut self, task: &TaskId, lease: LeaseId) -> bool {
+        let open = self.runs.get_mut(&task.run).and_then(|run| run.open.get_mut(&task.stage));
+        let Some(open) = open.filter(|open| open.attempt == task.attempt && open.lease.is_none()) else { return false };
+        open.lease = Some(lease);
+        true
+    }
+
+    /// The task, if it is ready and has not ended.
+    pub(crate) fn open(&self, task: &TaskId) -> Option<&Open> {
+        self.runs.get(&task.run)?.open.get(&task.stage).filter(|open| open.attempt == task.attempt)
+    }
+
+    /// Where in its run's trace a part of a task is.
+    pub(crate) fn trace(&self, task: &TaskId, part: &str) -> TraceContext {
+        let of_run = || TraceContext::of_run(task.run);
+        self.runs.get(&task.run).and_then(|run| run.trace).unwrap_or_else(of_run).at(part_span(task, part))
+    }
+
+    /// All that the agent needs to know.
+    pub(crate) fn assignment(&self, id: LeaseId, lease: &Lease, now: Millis) -> Option<Assignment> {
+        let run = self.runs.get(&lease.task.run)?;
+        let open = self.open(&lease.task)?;
+        let definition = self.definitions.get(&run.workflow)?.get(&run.version)?;
+        let stage = definition.stage(lease.task.stage.as_str())?;
+        let result = |name: &StageName| Some((name.clone(), run.results.get(name)?.clone()));
+        Some(Assignment {
+            lease: id,
+            run: lease.task.run,
+            stage: lease.task.stage.clone(),
+            attempt: lease.task.attempt,
+            workflow: run.workflow.clone(),
+            agent_type: open.agent_type.clone(),
+            input: run.input.clone(),
+            results: open.inputs.iter().filter_map(result).collect(),
+            params: stage.params.clone(),
+            metadata: definition.metadata.clone(),
+            resources: lease.resources.clone(),
+            timeout_ms: stage.timeout_ms.saturating_sub(now.saturating_sub(lease.since)),
+            trace: self.trace(&lease.task, "assign"),
+            task: lease.task.clone(),
+        })
+    }
+
+    /// Whether there is a definition to do the task by.
+    pub(crate) fn is_defined(&self, task: &TaskId) -> bool {
+        let definition = || {
+            let run = self.runs.get(&task.run)?;
+            self.definitions.get(&run.workflow)?.get(&run.version)?.stage(task.stage.as_str())
+        };
+        definition().is_some()
+    }
+}
