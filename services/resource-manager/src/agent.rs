@@ -245,6 +245,7 @@ pub(crate) fn heartbeat(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId, r
     lease::received(turn, "heartbeat");
     turn.state().agents.in_session(agent, &request.session)?;
     let now = turn.now();
+    turn.soft.heard.note(agent, now);
     let holds: BTreeSet<LeaseId> = request.holds.iter().copied().collect();
     let drop = holds.iter().copied().filter(|lease| !turn.state().leases.is_of(*lease, agent)).collect();
     let start = lease::undelivered(turn, agent, &holds);

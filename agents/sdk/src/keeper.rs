@@ -1,0 +1,578 @@
+//! The loop that keeps an agent's word: what it holds, it works on and reports; what it does not hold, it drops.
+//!
+//! Everything that waits for somebody is a job of its own in one [`JoinSet`]; the loop itself never waits for one thing
+//! only. So a heartbeat is on time while a report is being repeated, and ending the loop ends all of it.
+
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::pin;
+use std::time::Duration;
+
+use async_nats::Message;
+use baton_client::{ClientError, Headers, now};
+use baton_protocol::message::MessageType;
+use baton_protocol::request::{
+    Assignment, CancelTask, Decline, Done, Heartbeat, HeartbeatAnswer, Leave, RegisterAgent, Registered, Report,
+    ReportStatus, ReportStored,
+};
+use baton_protocol::subject::{self, AgentVerb};
+use baton_protocol::{Code, LeaseId, Millis, Rejection};
+use futures::StreamExt;
+use tokio::task::{AbortHandle, JoinError, JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::Instrument;
+
+use crate::agent::{AgentError, Handler, Spans};
+use crate::output::{Output, TaskError, TaskResult};
+use crate::speech::{Voice, backoff, headers};
+use crate::task::Task;
+
+/// Until the resource-manager says how often it wants a heartbeat.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How long a heartbeat's answer may take at the most.
+const LONGEST_BEAT: Duration = Duration::from_secs(5);
+/// How long a task can be at the most, so that adding it to a time can not overflow.
+const LONGEST_TASK: Duration = Duration::from_secs(365 * 24 * 3600);
+/// How long is tried to give a task back, or to say goodbye.
+const DECLINE: Duration = Duration::from_secs(10);
+const LEAVE: Duration = Duration::from_secs(3);
+/// How many leases that are over are remembered. Ids only grow, and only recent ones are heard of again.
+const REMEMBERED: usize = 10_000;
+/// The longest text of an error that is reported, in bytes.
+const MAX_ERROR_BYTES: usize = 8 * 1024;
+
+/// How long work may go on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// After the agent was told to stop.
+    pub(crate) grace: Duration,
+    /// After the task was cancelled.
+    pub(crate) patience: Duration,
+}
+
+/// A lease in hand.
+struct Held {
+    task: Task,
+    deadline: Instant,
+    doing: Doing,
+}
+
+/// What is being done under a lease.
+enum Doing {
+    /// Nothing yet: too many others are.
+    Waiting,
+    /// The handler works.
+    Working,
+    /// The report is being stored.
+    Reporting(AbortHandle),
+}
+
+/// A job that has ended.
+enum Ended {
+    Register(Result<Registered, Rejection>),
+    Beat(Result<HeartbeatAnswer, ClientError>),
+    Work(LeaseId, TaskResult),
+    Report(LeaseId),
+    Decline,
+}
+
+/// Keeps one agent's word.
+pub(crate) struct Keeper {
+    voice: Voice,
+    registration: RegisterAgent,
+    handler: Handler,
+    spans: Option<Spans>,
+    limits: Limits,
+    held: BTreeMap<LeaseId, Held>,
+    /// Leases that must not be started again: reported, dropped or given back.
+    over: BTreeSet<LeaseId>,
+    jobs: JoinSet<Ended>,
+    /// Handlers that have not ended, also those whose lease is forgotten.
+    working: u32,
+    declining: u32,
+    registered: bool,
+    stopping: bool,
+    every: Duration,
+    /// When the next heartbeat is due; none while one is being answered, or the agent registers.
+    beat_at: Option<Instant>,
+    beating: Option<AbortHandle>,
+    beats_missed: u32,
+}
+
+impl Keeper {
+    pub(crate) fn new(
+        voice: Voice,
+        registration: RegisterAgent,
+        handler: Handler,
+        spans: Option<Spans>,
+        limits: Limits,
+    ) -> Self {
+        Self {
+            voice,
+            registration,
+            handler,
+            spans,
+            limits,
+            held: BTreeMap::new(),
+            over: BTreeSet::new(),
+            jobs: JoinSet::new(),
+            working: 0,
+            declining: 0,
+            registered: false,
+            stopping: false,
+            every: HEARTBEAT,
+            beat_at: None,
+            beating: None,
+            beats_missed: 0,
+        }
+    }
+
+    /// Works until told to stop, or replaced.
+    pub(crate) async fn run(
+        mut self,
+        shutdown: impl Future<Output = ()>,
+        hurry: impl Future<Output = ()>,
+    ) -> Result<(), AgentError> {
+        let ended = self.work(shutdown, hurry).await;
+        for held in self.held.values() {
+            held.task.cancelled().cancel();
+        }
+        self.jobs.abort_all();
+        if ended.is_ok() {
+            self.leave().await;
+        }
+        ended
+    }
+
+    async fn work(
+        &mut self,
+        shutdown: impl Future<Output = ()>,
+        hurry: impl Future<Output = ()>,
+    ) -> Result<(), AgentError> {
+        let (mut shutdown, mut hurry) = (pin!(shutdown), pin!(hurry));
+        let mut link = self.voice.link.clone();
+        let mut connects = link.borrow_and_update().connects;
+        let mut link_gone = false;
+        let mut grace_ends = None;
+        // Before registering, so that nothing that is assigned from then on is missed.
+        let inbox = self.voice.client.nats().subscribe(subject::to_agent(&self.voice.agent)).await;
+        let mut inbox = inbox.map_err(|error| AgentError::Closed(error.to_string()))?;
+        self.register();
+        loop {
+            if self.stopping && self.held.is_empty() && self.declining == 0 {
+                return Ok(());
+            }
+            tokio::select! {
+                // In this order: what came before an answer is heard before it.
+                biased;
+                message = inbox.next() => match message {
+                    Some(message) => self.hear(&message),
+                    None => return Err(AgentError::Closed("its subscription has ended".to_owned())),
+                },
+                Some(joined) = self.jobs.join_next() => match joined {
+                    Ok(ended) => self.ended(ended)?,
+                    Err(error) => pass_on_panic(error),
+                },
+                () = sleep_until(self.beat_at.unwrap_or_else(Instant::now)), if self.beat_at.is_some() => self.beat(),
+                changed = link.changed(), if !link_gone => {
+                    link_gone = changed.is_err();
+                    let now = link.borrow_and_update().clone();
+                    self.check_denied(now.denied)?;
+                    if now.connects > connects {
+                        connects = now.connects;
+                        self.reconnected();
+                    }
+                }
+                () = &mut shutdown, if !self.stopping => {
+                    grace_ends = Some(Instant::now() + self.limits.grace);
+                    self.stop();
+                }
+                () = &mut hurry => return Ok(()),
+                () = sleep_until(grace_ends.unwrap_or_else(Instant::now)), if grace_ends.is_some() => {
+                    tracing::warn!(agent = %self.voice.agent, tasks = self.held.len(), "leaving with work in hand: it took too long");
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    // What the agent hears.
+
+    fn hear(&mut self, message: &Message) {
+        let agent = &self.voice.agent;
+        if message.subject.as_str() == subject::assign(agent) {
+            match serde_json::from_slice::<Assignment>(&message.payload) {
+                // What is assigned before the agent is registered was meant for an earlier life of it.
+                Ok(assignment) if !self.registered => {
+                    tracing::debug!(%agent, lease = %assignment.lease, "not taken: not registered yet");
+                }
+                Ok(assignment) => self.take(assignment),
+                Err(error) => tracing::error!(%agent, %error, "an assignment that can not be read"),
+            }
+        } else if message.subject.as_str() == subject::cancel(agent) {
+            match serde_json::from_slice::<CancelTask>(&message.payload) {
+                Ok(cancel) => self.forget(cancel.lease, &cancel.reason),
+                Err(error) => tracing::error!(%agent, %error, "a cancellation that can not be read"),
+            }
+        } else {
+            tracing::debug!(%agent, subject = message.subject.as_str(), "not understood");
+        }
+    }
+
+    fn take(&mut self, assignment: Assignment) {
+        let lease = assignment.lease;
+        if self.held.contains_key(&lease) || self.over.contains(&lease) {
+            tracing::debug!(agent = %self.voice.agent, %lease, "assigned again");
+            return;
+        }
+        let deadline = Instant::now() + Duration::from_millis(assignment.timeout_ms).min(LONGEST_TASK);
+        let task = Task::new(assignment, self.voice.agent.clone(), self.voice.client.clone(), self.spans.clone());
+        if self.stopping {
+            self.decline(&task);
+            return;
+        }
+        self.held.insert(lease, Held { task, deadline, doing: Doing::Waiting });
+        self.start_waiting();
+    }
+
+    /// Starts what waits. The resource-manager leases no more tasks than there are slots; one more may be here while a
+    /// cancelled one takes its time, and what is beyond that waits.
+    fn start_waiting(&mut self) {
+        for held in self.held.values_mut().filter(|held| matches!(held.doing, Doing::Waiting)) {
+            if self.working > self.registration.slots {
+                return;
+            }
+            self.working += 1;
+            held.doing = Doing::Working;
+            let work = work(self.handler.clone(), held.task.clone(), held.deadline, self.limits.patience);
+            self.jobs.spawn(work);
+        }
+    }
+
+    fn forget(&mut self, lease: LeaseId, reason: &str) {
+        self.remember(lease);
+        let Some(held) = self.held.remove(&lease) else { return };
+        tracing::info!(agent = %self.voice.agent, task = %held.task.id(), %lease, reason, "task dropped");
+        held.task.cancelled().cancel();
+        if let Doing::Reporting(report) = held.doing {
+            report.abort();
+        }
+    }
+
+    fn remember(&mut self, lease: LeaseId) {
+        self.over.insert(lease);
+        if self.over.len() > REMEMBERED {
+            self.over.pop_first();
+        }
+    }
+
+    // What becomes of what the agent does.
+
+    fn ended(&mut self, ended: Ended) -> Result<(), AgentError> {
+        match ended {
+            Ended::Register(answer) => self.registered(answer),
+            Ended::Beat(answer) => self.beaten(answer),
+            Ended::Work(lease, result) => {
+                self.working -= 1;
+                self.report(lease, result);
+                self.start_waiting();
+                Ok(())
+            }
+            Ended::Report(lease) => {
+                self.held.remove(&lease);
+                self.remember(lease);
+                Ok(())
+            }
+            Ended::Decline => {
+                self.declining -= 1;
+                Ok(())
+            }
+        }
+    }
+
+    fn register(&mut self) {
+        self.beat_at = None;
+        let (voice, registration) = (self.voice.clone(), self.registration.clone());
+        let headers = headers(AgentVerb::Register, &voice.agent);
+        self.jobs.spawn(async move {
+            Ended::Register(voice.until_answered(AgentVerb::Register, &registration, headers).await)
+        });
+    }
+
+    fn registered(&mut self, answer: Result<Registered, Rejection>) -> Result<(), AgentError> {
+        let agent = self.voice.agent.clone();
+        match answer {
+            Ok(Registered { heartbeat_ms, lease_ms }) => {
+                tracing::info!(%agent, session = self.registration.session, heartbeat_ms, lease_ms, "registered");
+                self.registered = true;
+                self.every = Duration::from_millis(heartbeat_ms.max(1));
+                // At once: something may have been assigned or cancelled while nobody listened.
+                self.beat_at = Some(Instant::now());
+                Ok(())
+            }
+            Err(rejection) if rejection.code == Code::AgentReplaced => Err(AgentError::Replaced(agent)),
+            Err(rejection) => Err(AgentError::Refused { agent, rejection }),
+        }
+    }
+
+    fn beat(&mut self) {
+        self.beat_at = None;
+        let voice = self.voice.clone();
+        let heartbeat =
+            Heartbeat { session: self.registration.session.clone(), holds: self.held.keys().copied().collect() };
+        let timeout = self.every.clamp(HEARTBEAT, LONGEST_BEAT);
+        self.beating = Some(self.jobs.spawn(async move {
+            let headers = headers(AgentVerb::Heartbeat, &voice.agent);
+            Ended::Beat(voice.once(AgentVerb::Heartbeat, &heartbeat, headers, timeout).await)
+        }));
+    }
+
+    fn beaten(&mut self, answer: Result<HeartbeatAnswer, ClientError>) -> Result<(), AgentError> {
+        self.beating = None;
+        let error = match answer {
+            Ok(answer) => {
+                if self.beats_missed > 0 {
+                    tracing::info!(agent = %self.voice.agent, missed = self.beats_missed, "heartbeats are answered again");
+                }
+                self.beats_missed = 0;
+                self.every = Duration::from_millis(answer.heartbeat_ms.max(1));
+                self.beat_at = Some(Instant::now() + self.every);
+                for lease in answer.drop {
+                    self.forget(lease, "it is no longer leased to this agent");
+                }
+                for assignment in answer.start {
+                    self.take(assignment);
+                }
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        match error.code() {
+            Some(Code::UnknownAgent) => {
+                tracing::warn!(agent = %self.voice.agent, "not known any more: registering again");
+                self.register();
+                return Ok(());
+            }
+            Some(Code::AgentReplaced) => return Err(AgentError::Replaced(self.voice.agent.clone())),
+            _ => {}
+        }
+        if self.beats_missed == 0 {
+            tracing::warn!(agent = %self.voice.agent, %error, "a heartbeat is not answered");
+        } else {
+            tracing::debug!(agent = %self.voice.agent, %error, "still no heartbeat is answered");
+        }
+        let wait = backoff(self.every).nth(self.beats_missed as usize).unwrap_or(self.every);
+        self.beats_missed = (self.beats_missed + 1).min(64);
+        self.beat_at = Some(Instant::now() + wait.min(self.every));
+        Ok(())
+    }
+
+    /// The connection is a new one: what was said last may not have been heard, and something may have been missed.
+    fn reconnected(&mut self) {
+        if let Some(beating) = self.beating.take() {
+            beating.abort();
+            self.beat_at = Some(Instant::now());
+        } else if self.beat_at.is_some() {
+            self.beat_at = Some(Instant::now());
+        }
+    }
+
+    fn report(&mut self, lease: LeaseId, result: TaskResult) {
+        let Some(held) = self.held.get_mut(&lease) else {
+            tracing::debug!(agent = %self.voice.agent, %lease, "a dropped task has ended");
+            return;
+        };
+        let report = report_of(&held.task, result.and_then(Output::checked));
+        let job = store(self.voice.clone(), held.task.clone(), report);
+        held.doing = Doing::Reporting(self.jobs.spawn(job));
+    }
+
+    // How it goes.
+
+    fn stop(&mut self) {
+        tracing::info!(agent = %self.voice.agent, tasks = self.held.len(), "stopping when the work in hand is done");
+        self.stopping = true;
+        let waiting = self.held.extract_if(.., |_, held| matches!(held.doing, Doing::Waiting));
+        for (_, held) in waiting.collect::<Vec<_>>() {
+            self.decline(&held.task);
+        }
+    }
+
+    /// Gives a task back that was not started.
+    fn decline(&mut self, task: &Task) {
+        self.remember(task.lease);
+        self.declining += 1;
+        let (voice, task) = (self.voice.clone(), task.clone());
+        self.jobs.spawn(async move {
+            let decline = Decline { lease: task.lease, reason: "the agent is stopping".to_owned() };
+            let headers = headers(AgentVerb::Decline, &voice.agent).of_run(task.run).in_trace(task.trace);
+            let answer = voice.until_answered::<_, Done>(AgentVerb::Decline, &decline, headers);
+            if !matches!(timeout(DECLINE, answer).await, Ok(Ok(_))) {
+                tracing::debug!(agent = %voice.agent, lease = %task.lease, "could not be given back");
+            }
+            Ended::Decline
+        });
+    }
+
+    async fn leave(&self) {
+        let leave = Leave { session: self.registration.session.clone() };
+        let headers = headers(AgentVerb::Leave, &self.voice.agent);
+        let answer = self.voice.until_answered::<_, Done>(AgentVerb::Leave, &leave, headers);
+        match timeout(LEAVE, answer).await {
+            Ok(Ok(_)) => tracing::info!(agent = %self.voice.agent, "left"),
+            Ok(Err(rejection)) => tracing::debug!(agent = %self.voice.agent, %rejection, "left before"),
+            Err(_) => tracing::warn!(agent = %self.voice.agent, "gone without goodbye: nobody answered"),
+        }
+    }
+
+    /// Whether the broker has forbidden something without which an agent can not be one.
+    fn check_denied(&self, denied: Option<String>) -> Result<(), AgentError> {
+        let agent = &self.voice.agent;
+        let inbox = self.voice.client.nats().new_inbox();
+        let inbox = inbox.rsplit_once('.').map_or(inbox.as_str(), |(prefix, _)| prefix);
+        let ours = [format!("baton.agent.{agent}."), format!("baton.to.{agent}."), inbox.to_owned()];
+        match denied {
+            Some(why) if ours.iter().any(|subject| why.contains(subject)) => {
+                Err(AgentError::Forbidden { agent: agent.clone(), why })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Does a task, and shows it as a span.
+async fn work(handler: Handler, task: Task, deadline: Instant, patience: Duration) -> Ended {
+    let start = now();
+    let span = tracing::info_span!("task", run = %task.run, task = %task.id(), lease = %task.lease);
+    let result = attempt(handler, task.clone(), deadline, patience).instrument(span.clone()).await;
+    span.in_scope(|| match &result {
+        Ok(_) => tracing::info!(ms = now().saturating_sub(start), "task done"),
+        Err(error) => tracing::warn!(ms = now().saturating_sub(start), %error, "task failed"),
+    });
+    task.show_handled(start, now(), result.as_ref().err().map(ToString::to_string));
+    Ended::Work(task.lease, result)
+}
+
+async fn attempt(handler: Handler, task: Task, deadline: Instant, patience: Duration) -> TaskResult {
+    tracing::info!(stage = %task.stage, attempt = task.attempt, "task started");
+    let cancelled = task.cancelled().clone();
+    let allowed: Millis = task.timeout_ms;
+    // The handler gets a task of its own, so that a panic in it ends nothing but itself.
+    let doing = async move { handler(task).await }.in_current_span();
+    let mut doing = AbortOnDrop(tokio::spawn(doing));
+    let too_long = async {
+        let why = tokio::select! {
+            () = cancelled.cancelled() => "the task was cancelled".to_owned(),
+            () = sleep_until(deadline) => format!("the task took longer than its {allowed} ms"),
+        };
+        cancelled.cancel();
+        sleep(patience).await;
+        why
+    };
+    tokio::select! {
+        biased;
+        joined = &mut doing.0 => joined.unwrap_or_else(|error| Err(TaskError::failed(why_not_joined(error)))),
+        why = too_long => Err(TaskError::failed(format!("{why}, and its handler did not stop"))),
+    }
+}
+
+fn why_not_joined(error: JoinError) -> String {
+    match error.try_into_panic() {
+        Ok(panic) => format!("the handler panicked: {}", panic_text(&*panic)),
+        Err(error) => format!("the handler was ended: {error}"),
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)")
+}
+
+/// A defect of this crate, or of the callback that takes spans, is not to be hidden.
+fn pass_on_panic(error: JoinError) {
+    if let Ok(panic) = error.try_into_panic() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+struct AbortOnDrop<T>(JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn report_of(task: &Task, result: TaskResult) -> Report {
+    let (lease, task) = (task.lease, task.id().clone());
+    match result {
+        Ok(Output { result, cost, usage }) => Report {
+            lease,
+            task,
+            status: ReportStatus::Succeeded,
+            result: Some(result),
+            error: None,
+            retryable: true,
+            cost: cost.money,
+            usage,
+        },
+        Err(TaskError { mut message, retryable, cost, usage }) => {
+            if let Some(wrong) = cost.wrong {
+                message = format!("{message} (and {wrong})");
+            }
+            message.truncate(message.floor_char_boundary(MAX_ERROR_BYTES));
+            Report {
+                lease,
+                task,
+                status: ReportStatus::Failed,
+                result: None,
+                error: Some(message),
+                retryable,
+                cost: cost.money,
+                usage,
+            }
+        }
+    }
+}
+
+/// Reports until the report is stored, or the lease has ended.
+async fn store(voice: Voice, task: Task, report: Report) -> Ended {
+    let lease = report.lease;
+    let span = tracing::info_span!("report", run = %task.run, task = %task.id(), %lease);
+    async {
+        let headers = report_headers(&voice, &task, &report);
+        let Err(rejection) = voice.until_answered::<_, ReportStored>(AgentVerb::Report, &report, headers).await else {
+            tracing::debug!("report stored");
+            return;
+        };
+        if is_over(&rejection) {
+            tracing::info!(%rejection, "the lease has ended, the report is dropped");
+            return;
+        }
+        tracing::error!(%rejection, "the report is refused, reporting a failure instead");
+        let error = TaskError::failed(format!("the agent's report was refused: {rejection}")).permanent();
+        let failure = Report { cost: report.cost, usage: report.usage, ..report_of(&task, Err(error)) };
+        let headers = report_headers(&voice, &task, &failure);
+        if let Err(rejection) = voice.until_answered::<_, ReportStored>(AgentVerb::Report, &failure, headers).await {
+            tracing::error!(%rejection, "that is refused too, the task is dropped");
+        }
+    }
+    .instrument(span)
+    .await;
+    Ended::Report(lease)
+}
+
+fn report_headers(voice: &Voice, task: &Task, report: &Report) -> Headers {
+    let message_type = match report.status {
+        ReportStatus::Succeeded => MessageType::TaskComplete,
+        ReportStatus::Failed => MessageType::TaskFailed,
+    };
+    let headers = headers(AgentVerb::Report, &voice.agent).of_run(task.run).in_trace(task.trace_context());
+    Headers { message_type: Some(message_type), ..headers }
+}
+
+/// Whether nothing that the agent says about the lease counts any more.
+fn is_over(rejection: &Rejection) -> bool {
+    matches!(rejection.code, Code::StaleLease | Code::RunEnded | Code::UnknownRun)
+}

@@ -1,0 +1,183 @@
+//! How a task ends.
+
+use std::fmt;
+
+use baton_protocol::request::{MAX_JSON_BYTES, Usage};
+use baton_protocol::{Json, Money};
+use serde::Serialize;
+
+/// What a handler returns.
+pub type TaskResult = Result<Output, TaskError>;
+
+/// What came of a task.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Output {
+    pub(crate) result: Json,
+    pub(crate) cost: Cost,
+    pub(crate) usage: Usage,
+}
+
+impl Output {
+    /// A result: anything that is JSON.
+    pub fn json<T: Serialize + ?Sized>(result: &T) -> Result<Self, TaskError> {
+        match Json::of(result) {
+            Ok(json) => Ok(Self::raw(json)),
+            Err(error) => Err(TaskError::failed(format!("the result is not JSON: {error}")).permanent()),
+        }
+    }
+
+    /// A result that is JSON already.
+    #[must_use]
+    pub fn raw(result: Json) -> Self {
+        Self { result, cost: Cost::default(), usage: Usage::default() }
+    }
+
+    /// What it cost, as a decimal: `"0.01"`. One that is not a decimal makes the task fail, rather than be free.
+    #[must_use]
+    pub fn cost(mut self, cost: impl fmt::Display) -> Self {
+        self.cost.set(&cost);
+        self
+    }
+
+    /// How many tokens a model read and wrote for it.
+    #[must_use]
+    pub fn usage(mut self, tokens_in: u64, tokens_out: u64) -> Self {
+        self.usage = Usage { tokens_in, tokens_out };
+        self
+    }
+
+    /// The result, unless it can not be reported.
+    pub(crate) fn checked(self) -> TaskResult {
+        let wrong = match &self.cost.wrong {
+            Some(wrong) => wrong.clone(),
+            None if self.result.size() > MAX_JSON_BYTES => format!(
+                "the result has {} bytes, and at most {MAX_JSON_BYTES} travel in a message: keep it elsewhere and give a \
+                 reference",
+                self.result.size()
+            ),
+            None => return Ok(self),
+        };
+        let cost = Cost { money: self.cost.money, wrong: None };
+        Err(TaskError { message: wrong, retryable: false, cost, usage: self.usage })
+    }
+}
+
+/// A cost, or why what was given is none.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Cost {
+    pub(crate) money: Money,
+    pub(crate) wrong: Option<String>,
+}
+
+impl Cost {
+    fn set(&mut self, cost: &dyn fmt::Display) {
+        match cost.to_string().parse() {
+            Ok(money) => *self = Self { money, wrong: None },
+            Err(error) => self.wrong = Some(format!("the cost of the task: {error}")),
+        }
+    }
+}
+
+/// Why a task failed.
+///
+/// Every error that `?` meets in a handler becomes one, and is retryable.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TaskError {
+    pub(crate) message: String,
+    pub(crate) retryable: bool,
+    pub(crate) cost: Cost,
+    pub(crate) usage: Usage,
+}
+
+impl TaskError {
+    /// A failure that another attempt may heal.
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self { message: message.into(), retryable: true, cost: Cost::default(), usage: Usage::default() }
+    }
+
+    /// A failure that no further attempt heals.
+    #[must_use]
+    pub fn permanent(mut self) -> Self {
+        self.retryable = false;
+        self
+    }
+
+    /// What the attempt cost all the same, as a decimal.
+    #[must_use]
+    pub fn cost(mut self, cost: impl fmt::Display) -> Self {
+        self.cost.set(&cost);
+        self
+    }
+
+    /// How many tokens a model read and wrote for it all the same.
+    #[must_use]
+    pub fn usage(mut self, tokens_in: u64, tokens_out: u64) -> Self {
+        self.usage = Usage { tokens_in, tokens_out };
+        self
+    }
+
+    /// Why.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Whether another attempt may heal it.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        self.retryable
+    }
+}
+
+impl fmt::Display for TaskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+// `TaskError` is not a `std::error::Error`, as `anyhow::Error` is none: that is what makes this conversion possible.
+impl<E: Into<anyhow::Error>> From<E> for TaskError {
+    fn from(error: E) -> Self {
+        Self::failed(format!("{:#}", error.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_become_retryable_failures_with_their_whole_chain() {
+        fn read() -> TaskResult {
+            use anyhow::Context as _;
+            let number: u32 = "x".parse::<u32>().context("reading the number")?;
+            Output::json(&number)
+        }
+        let error = read().unwrap_err();
+        assert_eq!(error.message(), "reading the number: invalid digit found in string");
+        assert!(error.is_retryable());
+        fn direct() -> TaskResult {
+            Output::json(&"x".parse::<u32>()?)
+        }
+        assert!(direct().unwrap_err().message().contains("invalid digit"));
+        fn own() -> TaskResult {
+            Err(TaskError::failed("no").permanent())?
+        }
+        assert!(!own().unwrap_err().is_retryable());
+    }
+
+    #[test]
+    fn what_can_not_be_reported_is_a_permanent_failure() {
+        let output = Output::json("x").unwrap().cost("0.010").usage(1, 2);
+        assert_eq!(output.cost.money.to_string(), "0.01");
+        assert_eq!(output.clone().checked().unwrap(), output);
+        for (output, why) in [
+            (Output::json("x").unwrap().cost("a cent"), "a cent"),
+            (Output::json("x").unwrap().cost(-1), "negative"),
+            (Output::json(&"x".repeat(MAX_JSON_BYTES)).unwrap(), "262146 bytes"),
+        ] {
+            let error = output.checked().unwrap_err();
+            assert!(error.message().contains(why) && !error.is_retryable(), "{error}");
+        }
+    }
+}

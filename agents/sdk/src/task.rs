@@ -1,0 +1,177 @@
+//! A task in an agent's hands.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use baton_client::{Client, Headers};
+use baton_protocol::message::MessageType;
+use baton_protocol::request::{Assignment, Progress};
+use baton_protocol::subject::{self, AgentVerb};
+use baton_protocol::trace::{Span, SpanKind, TraceContext};
+use baton_protocol::{AgentId, Millis, TaskId};
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::agent::Spans;
+use crate::output::TaskError;
+
+/// A task to be done: the [`Assignment`] and what can be done with it. Copies are the same task.
+#[derive(Clone)]
+pub struct Task {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    assignment: Assignment,
+    agent: AgentId,
+    context: TraceContext,
+    cancelled: CancellationToken,
+    client: Client,
+    spans: Option<Spans>,
+}
+
+impl Task {
+    pub(crate) fn new(assignment: Assignment, agent: AgentId, client: Client, spans: Option<Spans>) -> Self {
+        let context = assignment.trace.at(random_span());
+        let cancelled = CancellationToken::new();
+        Self { inner: Arc::new(Inner { assignment, agent, context, cancelled, client, spans }) }
+    }
+
+    /// Its id: the run, the stage and the attempt.
+    #[must_use]
+    pub fn id(&self) -> &TaskId {
+        &self.inner.assignment.task
+    }
+
+    /// The run's input. One that can not be read as asked is a permanent failure.
+    pub fn input<T: DeserializeOwned>(&self) -> Result<T, TaskError> {
+        serde_json::from_str(self.input.as_str())
+            .map_err(|error| TaskError::failed(format!("the run's input can not be used: {error}")).permanent())
+    }
+
+    /// The result of a stage that this one depends on. One that is not there, or can not be read as asked, is a
+    /// permanent failure.
+    pub fn result_of<T: DeserializeOwned>(&self, stage: &str) -> Result<T, TaskError> {
+        let Some(result) = self.results.get(stage) else {
+            let has: Vec<_> = self.results.keys().map(|stage| stage.as_str()).collect();
+            let why = format!("there is no result of the stage {stage:?}; there are results of: {}", has.join(", "));
+            return Err(TaskError::failed(why).permanent());
+        };
+        serde_json::from_str(result.as_str()).map_err(|error| {
+            TaskError::failed(format!("the result of the stage {stage:?} can not be used: {error}")).permanent()
+        })
+    }
+
+    /// Tells observers how far this is, from 0 to 1. It is kept nowhere, and may get lost.
+    pub async fn progress(&self, fraction: f64, message: impl Into<String>) {
+        if self.inner.cancelled.is_cancelled() {
+            return;
+        }
+        let fraction = if fraction.is_finite() { fraction.clamp(0.0, 1.0) } else { 0.0 };
+        let progress = Progress { lease: self.lease, fraction, message: message.into() };
+        let headers = Headers { source: Some(self.inner.agent.to_string()), ..Headers::of(MessageType::StatusUpdate) };
+        let headers = headers.of_run(self.run).in_trace(self.inner.context).to_map();
+        let body = serde_json::to_vec(&progress).unwrap_or_default();
+        let subject = subject::agent(&self.inner.agent, AgentVerb::Progress);
+        if let Err(error) = self.inner.client.nats().publish_with_headers(subject, headers, body.into()).await {
+            tracing::debug!(%error, "progress could not be told");
+        }
+    }
+
+    /// Cancelled when the task is no longer wanted, or has taken longer than it may.
+    #[must_use]
+    pub fn cancelled(&self) -> &CancellationToken {
+        &self.inner.cancelled
+    }
+
+    /// The span of this piece of work, for what the handler calls to go on with: its `traceparent`.
+    #[must_use]
+    pub fn trace_context(&self) -> TraceContext {
+        self.inner.context
+    }
+
+    /// The connection, for what a handler has to ask of Baton.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.inner.client
+    }
+
+    /// Shows something that the handler did as a span of its own: a call to a model (`chat MODEL`), a search. The times
+    /// are in milliseconds since 1970 ([`baton_client::now`]).
+    pub fn span(
+        &self,
+        name: impl Into<String>,
+        start: Millis,
+        end: Millis,
+        attributes: impl IntoIterator<Item = (&'static str, String)>,
+    ) {
+        self.show(Span {
+            context: self.inner.context.at(random_span()),
+            parent: Some(self.inner.context.span),
+            name: name.into(),
+            kind: SpanKind::Internal,
+            start,
+            end,
+            attributes: attributes.into_iter().collect(),
+            error: None,
+        });
+    }
+
+    /// Shows the handling of this task as a span, which the others are parts of.
+    pub(crate) fn show_handled(&self, start: Millis, end: Millis, error: Option<String>) {
+        let agent = &self.inner.agent;
+        self.show(Span {
+            context: self.inner.context,
+            parent: Some(self.inner.assignment.trace.span),
+            name: format!("invoke_agent {}", self.agent_type),
+            kind: SpanKind::Consumer,
+            start,
+            end,
+            attributes: vec![
+                ("messaging.system", "nats".to_owned()),
+                ("messaging.operation.type", "process".to_owned()),
+                ("messaging.destination.name", subject::assign(agent)),
+                ("messaging.destination.template", "baton.to.{agent}.assign".to_owned()),
+                ("messaging.message.conversation_id", self.run.to_string()),
+                ("gen_ai.operation.name", "invoke_agent".to_owned()),
+                ("gen_ai.agent.name", agent.to_string()),
+                ("baton.run.id", self.run.to_string()),
+                ("baton.stage.name", self.stage.to_string()),
+                ("baton.attempt", self.attempt.to_string()),
+                ("baton.agent.id", agent.to_string()),
+            ],
+            error,
+        });
+    }
+
+    fn show(&self, span: Span) {
+        if let Some(spans) = self.inner.spans.as_ref().filter(|_| span.context.sampled) {
+            spans(span);
+        }
+    }
+}
+
+impl Deref for Task {
+    type Target = Assignment;
+    fn deref(&self) -> &Assignment {
+        &self.inner.assignment
+    }
+}
+
+impl std::fmt::Debug for Task {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Task").field("task", self.id()).field("lease", &self.lease).finish()
+    }
+}
+
+fn random_span() -> u64 {
+    loop {
+        // Version and variant are constant bits of a UUID; the lower half of one hashed with the upper one has none.
+        let (high, low) = Uuid::new_v4().as_u64_pair();
+        let span = baton_protocol::id::mix(high ^ low.rotate_left(32));
+        if span != 0 {
+            return span;
+        }
+    }
+}
