@@ -71,7 +71,7 @@ fn check_citations(document: &str, folder: &std::path::Path) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn c1_g3_w2_the_demo_ends_with_an_article_whose_citations_resolve() {
+async fn c1_w2_the_demo_ends_with_an_article_whose_citations_resolve() {
     let folder = tempfile::tempdir().unwrap();
     let sources = folder.path().join("sources");
     write_sources(&sources);

@@ -81,8 +81,7 @@ async fn r1_a_dead_agent_s_task_runs_elsewhere() {
     let first = fleet.wait_for_assignment(run, "writing").await;
     fleet.kill("writing").await;
     let sources = fleet.sources();
-    let arguments =
-        ["agent", "stock", "writing", "--id-prefix", "spare", "--sources", sources.to_str().unwrap()];
+    let arguments = ["agent", "stock", "writing", "--id-prefix", "spare", "--sources", sources.to_str().unwrap()];
     fleet.start("spare", &arguments);
     check(&fleet, run, &undisturbed).await;
     let view = fleet.wait_for_end(run).await;

@@ -41,7 +41,8 @@ fn dependencies_point_one_way() {
             panic!("{} is not in the table of allowed dependencies", package.name)
         };
         for dependency in &package.dependencies {
-            let ours = dependency.kind == cargo_metadata::DependencyKind::Normal && dependency.name.starts_with("baton");
+            let ours =
+                dependency.kind == cargo_metadata::DependencyKind::Normal && dependency.name.starts_with("baton");
             assert!(
                 !ours || allowed.contains(&dependency.name.as_str()) || allowed.contains(&"*"),
                 "{} may not depend on {}",
@@ -88,9 +89,12 @@ fn machines_are_pure() {
         ("rand::", "a machine has no randomness"),
         ("Uuid::new", "a machine has no randomness"),
     ];
-    for crate_folder in
-        ["services/workflow-manager/src", "services/resource-manager/src", "services/optimizer/src", "shared/machine/src"]
-    {
+    for crate_folder in [
+        "services/workflow-manager/src",
+        "services/resource-manager/src",
+        "services/optimizer/src",
+        "shared/machine/src",
+    ] {
         for (path, text) in sources(crate_folder) {
             for (number, line) in text.lines().enumerate() {
                 let code = line.split("//").next().unwrap_or_default();
@@ -108,7 +112,8 @@ fn subjects_are_built_in_one_module() {
     for folder in ["services", "shared", "agents", "cli"] {
         for (path, text) in sources(folder) {
             let text_path = path.to_string_lossy();
-            let exempt = text_path.contains("/tests/") || text_path.contains("tests.rs") || text_path.contains("/protocol/");
+            let exempt =
+                text_path.contains("/tests/") || text_path.contains("tests.rs") || text_path.contains("/protocol/");
             if exempt || text_path.contains("/examples/") {
                 continue;
             }
@@ -116,7 +121,9 @@ fn subjects_are_built_in_one_module() {
             for line in code.lines() {
                 let code = line.split("//").next().unwrap_or_default();
                 assert!(
-                    !code.contains("format!(\"baton.") && !code.contains("\"baton.req.") && !code.contains("\"baton.log."),
+                    !code.contains("format!(\"baton.")
+                        && !code.contains("\"baton.req.")
+                        && !code.contains("\"baton.log."),
                     "{}: a subject is built here, it belongs into protocol::subject: {line}",
                     path.display()
                 );

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use baton_protocol::Service;
 use baton_protocol::run::RunStatus;
-use baton_testkit::{OtlpReceiver, wait_for};
 use baton_testkit::Span;
+use baton_testkit::{OtlpReceiver, wait_for};
 use serde_json::{Value, json};
 
 use crate::fleet::{Fleet, STOCK, TOPIC};

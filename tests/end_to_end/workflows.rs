@@ -37,7 +37,7 @@ async fn register(fleet: &Fleet, source: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn w4_o8_parallel_stages_overlap_on_different_agents() {
+async fn w4_parallel_stages_overlap_on_different_agents() {
     let fleet = Fleet::services().await;
     register(
         &fleet,
@@ -149,7 +149,10 @@ async fn w8_a_failed_attempt_is_followed_by_another_and_a_late_report_changes_no
 async fn w1_w7_a_bad_definition_is_refused_with_the_place() {
     let fleet = Fleet::services().await;
     for (source, says) in [
-        ("name: w\nstages:\n- {name: a, agent_type: x, depends_on: [b]}\n- {name: b, agent_type: x, depends_on: [a]}\n", "a -> b -> a"),
+        (
+            "name: w\nstages:\n- {name: a, agent_type: x, depends_on: [b]}\n- {name: b, agent_type: x, depends_on: [a]}\n",
+            "a -> b -> a",
+        ),
         ("name: w\nstages:\n- {name: a, agent_type: x, depends_on: [c]}\n", "stage a depends on c"),
         ("name: w\nstages:\n- {name: a, agent_type: x}\n- {name: a, agent_type: x}\n", "stage a is defined twice"),
         ("name: w\nstages:\n- name: a\n  agent_type: x\n  depend_on: [b]\n", "depend_on"),
@@ -172,15 +175,13 @@ async fn w3_a_running_run_keeps_its_version_and_a_key_gives_the_same_run() {
     let fleet = Fleet::services().await;
     register(&fleet, "name: grow\nstages:\n- {name: one, agent_type: later}\n").await;
     let run = fleet.start_run("grow", &json!({})).await;
-    let second = Definition::builder("grow")
-        .add_stage("one", "later", &[])
-        .add_stage("two", "later", &["one"])
-        .build()
-        .unwrap();
+    let second =
+        Definition::builder("grow").add_stage("one", "later", &[]).add_stage("two", "later", &["one"]).build().unwrap();
     let request = RegisterWorkflow { source: None, definition: Some(Json::of(&second).unwrap()) };
     assert_eq!(fleet.client.register_workflow(&request).await.unwrap().version, 2);
     // The same definition as YAML is the same version.
-    let yaml = "name: grow\nstages:\n- {name: one, agent_type: later}\n- {name: two, agent_type: later, depends_on: [one]}\n";
+    let yaml =
+        "name: grow\nstages:\n- {name: one, agent_type: later}\n- {name: two, agent_type: later, depends_on: [one]}\n";
     let request = RegisterWorkflow { source: Some(yaml.to_owned()), definition: None };
     assert_eq!(fleet.client.register_workflow(&request).await.unwrap().version, 2);
     let _stop = agent(&fleet, "later-1", "later", 2, |_| async { Output::json(&json!({})) }).await;
@@ -207,9 +208,8 @@ async fn w3_a_running_run_keeps_its_version_and_a_key_gives_the_same_run() {
 #[tokio::test(flavor = "multi_thread")]
 async fn r3_o2_leases_never_exceed_what_agents_have_and_everything_is_done() {
     let fleet = Fleet::services().await;
-    let wide: String = (0..40)
-        .map(|i| format!("- {{name: s{i}, agent_type: work, resources: {{cpu: 2}}}}\n"))
-        .collect();
+    let wide: String =
+        (0..40).map(|i| format!("- {{name: s{i}, agent_type: work, resources: {{cpu: 2}}}}\n")).collect();
     register(&fleet, &format!("name: wide\nstages:\n{wide}")).await;
     fleet.baton(&["strategy", "ROUND_ROBIN"]).await;
     let settings = ConnectSettings::server(fleet.nats.client_url());
@@ -218,7 +218,8 @@ async fn r3_o2_leases_never_exceed_what_agents_have_and_everything_is_done() {
     for id in ["w-1", "w-2"] {
         use std::sync::atomic::Ordering::SeqCst;
         // Ten slots, but cpu for two tasks only.
-        let agent = Agent::builder(id, "work").slots(10).resource("cpu", 5).settings(settings.clone()).connect().await.unwrap();
+        let agent =
+            Agent::builder(id, "work").slots(10).resource("cpu", 5).settings(settings.clone()).connect().await.unwrap();
         let (most, now) = (Arc::clone(&most), Arc::clone(&now));
         let handler = move |_: Task| {
             let (most, now) = (Arc::clone(&most), Arc::clone(&now));

@@ -431,7 +431,8 @@ impl Keeper {
         let agent = &self.voice.agent;
         let inbox = self.voice.client.nats().new_inbox();
         let inbox = inbox.rsplit_once('.').map_or(inbox.as_str(), |(prefix, _)| prefix);
-        let ours = [format!("baton.agent.{agent}."), format!("baton.to.{agent}."), inbox.to_owned()];
+        let ours = [subject::of_agent(agent), subject::to_agent(agent), inbox.to_owned()];
+        let ours = ours.map(|subject| subject.trim_end_matches('>').to_owned());
         match denied {
             Some(why) if ours.iter().any(|subject| why.contains(subject)) => {
                 Err(AgentError::Forbidden { agent: agent.clone(), why })

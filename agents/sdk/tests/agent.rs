@@ -203,7 +203,7 @@ where
 }
 
 #[tokio::test]
-async fn a_task_is_done_and_reported_until_the_report_is_stored() {
+async fn a1_a_task_is_done_and_reported_until_the_report_is_stored() {
     let server = NatsServer::start().await;
     let mut side = Side::listen(&server).await;
     let spans = Arc::new(Mutex::new(Vec::<Span>::new()));

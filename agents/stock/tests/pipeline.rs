@@ -78,7 +78,7 @@ fn check_citations(text: &Value) {
 }
 
 #[test]
-fn the_article_reads_as_one() {
+fn a3_the_article_reads_as_one() {
     let mut run = Run::new(json!({ "requires_citations": true }));
     let report = run.article().clone();
     expect![[r#"

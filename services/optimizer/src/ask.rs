@@ -254,7 +254,7 @@ pub(crate) fn expire(turn: &mut Turn<'_, Optimizer>) {
         && question.at.saturating_add(timeout) <= now
     {
         let tag = *tag;
-        let _ = tag; break;
+        turn.soft.give_up(tag);
     }
     while let Some((_, task)) = turn.soft.avoided_until.pop_front_if(|(until, _)| *until <= now) {
         if turn.soft.avoided.get(&task).is_some_and(|avoided| avoided.until <= now) {

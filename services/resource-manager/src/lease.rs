@@ -10,7 +10,7 @@ use baton_protocol::record::{
 use baton_protocol::request::{
     AssignAnswer, AssignTasks, Assignment, CancelTask, Decline, Done, Placement, Progress, ProgressEvent, Refusal,
 };
-use baton_protocol::trace::{Span, SpanKind, TraceContext, task_span};
+use baton_protocol::trace::{Span, SpanKind, TraceContext, part_span, task_span};
 use baton_protocol::{
     AgentId, Amount, Code, Json, LeaseId, Millis, Rejection, ResourceName, Resources, TaskId, subject,
 };
@@ -249,7 +249,7 @@ fn push(turn: &mut Turn<'_, ResourceManager>, lease: LeaseId, agent: &AgentId) {
     let ready_at = state.tasks.open(&assignment.task).map_or(now, |open| open.ready_at);
     let name = subject::assign(agent);
     let span = Span {
-        context: assignment.trace,
+        context: assignment.trace.at(part_span(&assignment.task, "assign")),
         parent: Some(task_span(&assignment.task)),
         name: "publish baton.to.{agent}.assign".to_owned(),
         kind: SpanKind::Producer,
@@ -349,7 +349,7 @@ pub(crate) fn progress(turn: &mut Turn<'_, ResourceManager>, agent: AgentId, req
     let task = held_by(turn, lease, &agent)?;
     let at = turn.now();
     turn.soft.heard.note(&agent, at);
-    let trace = Some(turn.state().tasks.trace(&task, "assign"));
+    let trace = Some(turn.state().tasks.trace(&task));
     let run = task.run;
     let subject = subject::event(Topic::Run(&run), "progress");
     let body = json(&ProgressEvent { task, agent, fraction, message, at });

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use baton_protocol::definition::Definition;
 use baton_protocol::record::{Outcome, RunStarted, StageEnded, StageReady, Stamp, WorkflowRegistered};
 use baton_protocol::request::Assignment;
-use baton_protocol::trace::{TraceContext, part_span};
+use baton_protocol::trace::{TraceContext, task_span};
 use baton_protocol::{Capability, Json, LeaseId, Millis, Resources, RunId, StageName, TaskId, WorkflowName};
 use serde::{Deserialize, Serialize};
 
@@ -106,10 +106,11 @@ impl Tasks {
         self.runs.get(&task.run)?.open.get(&task.stage).filter(|open| open.attempt == task.attempt)
     }
 
-    /// Where in its run's trace a part of a task is.
-    pub(crate) fn trace(&self, task: &TaskId, part: &str) -> TraceContext {
+    /// Where in its run's trace a task is. What an agent does is a part of this span and not of the push's: the
+    /// workflow-manager can show it from the log whoever died, so the tree stays whole.
+    pub(crate) fn trace(&self, task: &TaskId) -> TraceContext {
         let of_run = || TraceContext::of_run(task.run);
-        self.runs.get(&task.run).and_then(|run| run.trace).unwrap_or_else(of_run).at(part_span(task, part))
+        self.runs.get(&task.run).and_then(|run| run.trace).unwrap_or_else(of_run).at(task_span(task))
     }
 
     /// All that the agent needs to know.
@@ -132,7 +133,7 @@ impl Tasks {
             metadata: definition.metadata.clone(),
             resources: lease.resources.clone(),
             timeout_ms: stage.timeout_ms.saturating_sub(now.saturating_sub(lease.since)),
-            trace: self.trace(&lease.task, "assign"),
+            trace: self.trace(&lease.task),
             task: lease.task.clone(),
         })
     }

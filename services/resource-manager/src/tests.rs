@@ -314,10 +314,10 @@ fn r1_an_agent_comes_works_and_is_lost() {
         answer 1 {"heartbeat_ms":2000,"lease_ms":10000}
         answer 2 {"heartbeat_ms":2000,"lease_ms":10000}
         5.0 +0 {"assigned":{"task":"RUN1/research/1","agent":"ann"}} (request lease.assign)
-        publish baton.to.ann.assign {"lease":2,"task":"RUN1/research/1","run":"RUN1","stage":"research","attempt":1,"workflow":"article","agent_type":"research","input":{"topic":1},"results":{},"params":{"depth":3},"metadata":{"requires_citations":true},"resources":{},"timeout_ms":60000,"trace":"00-0000000f4240780d9ef3164331c12185-704264029fa11ed9-01"} [task_assignment traced]
+        publish baton.to.ann.assign {"lease":2,"task":"RUN1/research/1","run":"RUN1","stage":"research","attempt":1,"workflow":"article","agent_type":"research","input":{"topic":1},"results":{},"params":{"depth":3},"metadata":{"requires_citations":true},"resources":{},"timeout_ms":60000,"trace":"00-0000000f4240780d9ef3164331c12185-1db186e7b11955cd-01"} [task_assignment traced]
         answer 3 {"granted":1,"refused":[]}
         answer 4 {"start":[],"drop":[],"heartbeat_ms":2000,"lease_ms":10000}
-        answer 5 {"start":[{"lease":2,"task":"RUN1/research/1","run":"RUN1","stage":"research","attempt":1,"workflow":"article","agent_type":"research","input":{"topic":1},"results":{},"params":{"depth":3},"metadata":{"requires_citations":true},"resources":{},"timeout_ms":59400,"trace":"00-0000000f4240780d9ef3164331c12185-704264029fa11ed9-01"}],"drop":[],"heartbeat_ms":2000,"lease_ms":10000}
+        answer 5 {"start":[{"lease":2,"task":"RUN1/research/1","run":"RUN1","stage":"research","attempt":1,"workflow":"article","agent_type":"research","input":{"topic":1},"results":{},"params":{"depth":3},"metadata":{"requires_citations":true},"resources":{},"timeout_ms":59400,"trace":"00-0000000f4240780d9ef3164331c12185-1db186e7b11955cd-01"}],"drop":[],"heartbeat_ms":2000,"lease_ms":10000}
         answer 6 {"start":[],"drop":[7],"heartbeat_ms":2000,"lease_ms":10000}
     "#]]);
     world.wait(1);
@@ -363,7 +363,7 @@ fn r1_another_session_ends_what_the_old_one_held() {
         answer 6 {"start":[],"drop":[2],"heartbeat_ms":2000,"lease_ms":10000}
         answer 7 {"granted":0,"refused":[{"task":"RUN1/research/1","agent":"ann","rejection":{"code":"not_ready","message":"task RUN1/research/1 is or was leased: lease 2; if that has ended, the next attempt is another task"}}]}
         8.0 +0 {"assigned":{"task":"RUN1/research/2","agent":"ann"}} (request lease.assign)
-        publish baton.to.ann.assign {"lease":4,"task":"RUN1/research/2","run":"RUN1","stage":"research","attempt":2,"workflow":"article","agent_type":"research","input":{"topic":1},"results":{},"params":{"depth":3},"metadata":{"requires_citations":true},"resources":{},"timeout_ms":60000,"trace":"00-0000000f4240780d9ef3164331c12185-63c211b5ac3a4bf5-01"} [task_assignment traced]
+        publish baton.to.ann.assign {"lease":4,"task":"RUN1/research/2","run":"RUN1","stage":"research","attempt":2,"workflow":"article","agent_type":"research","input":{"topic":1},"results":{},"params":{"depth":3},"metadata":{"requires_citations":true},"resources":{},"timeout_ms":60000,"trace":"00-0000000f4240780d9ef3164331c12185-bb27c7f5d640e7aa-01"} [task_assignment traced]
         answer 8 {"granted":1,"refused":[]}
         9.0 +0 {"agent_left":{"agent":"ann","reason":"left"}} (request agent.leave)
         answer 9 {}
@@ -488,7 +488,8 @@ fn r2_agents_are_found_by_capability_and_metadata() {
         {"capability":"data_analysis","metadata":{"gpu":[true]}}: 
         {"capability":"data_analysis","metadata":{"algorithms":["regression"],"formats":["json"]}}: ann
         {"capability":"backend","metadata":{"gpu":true}}: 
-    "#]].assert_eq(&found);
+    "#]]
+    .assert_eq(&found);
 }
 
 #[test]
@@ -535,7 +536,8 @@ fn r3_a_task_gets_all_that_it_needs_or_nothing() {
         not_ready: task RUN5/research/1 is or was leased: lease 6; if that has ended, the next attempt is another task
         not_ready: task RUN5/research/2 is not waiting for an agent: it is not ready, or has ended
         not_ready: task RUN9/research/1 is not waiting for an agent: it is not ready, or has ended
-    "#]].assert_eq(&said);
+    "#]]
+    .assert_eq(&said);
     world.transcript.clear();
     // What is held can not be taken away by registering with less.
     world.register("ann", "s1", 2);
@@ -597,7 +599,7 @@ fn a_task_comes_with_all_that_it_takes_to_do_it() {
     world.assign(&[(task(1, "writing", 1), "ann")]);
     world.check(&expect![[r#"
         7.0 +500 {"assigned":{"task":"RUN1/writing/1","agent":"ann","resources":{"cpu":"0.5"}}} (request lease.assign)
-        publish baton.to.ann.assign {"lease":3,"task":"RUN1/writing/1","run":"RUN1","stage":"writing","attempt":1,"workflow":"article","agent_type":"writing","input":{"topic":1},"results":{"research":{"notes":1.5}},"params":{},"metadata":{"requires_citations":true},"resources":{"cpu":"0.5"},"timeout_ms":3600000,"trace":"00-4bf92f3577b34da6a3ce929d0e0e4736-f517345c7a3504bf-01"} [task_assignment traced]
+        publish baton.to.ann.assign {"lease":3,"task":"RUN1/writing/1","run":"RUN1","stage":"writing","attempt":1,"workflow":"article","agent_type":"writing","input":{"topic":1},"results":{"research":{"notes":1.5}},"params":{},"metadata":{"requires_citations":true},"resources":{"cpu":"0.5"},"timeout_ms":3600000,"trace":"00-4bf92f3577b34da6a3ce929d0e0e4736-56dcdf762a1e67fd-01"} [task_assignment traced]
         span Producer publish baton.to.{agent}.assign +500..+500
           messaging.system = nats
           messaging.operation.type = send

@@ -8,7 +8,7 @@ use baton_protocol::record::{Outcome, RunFinished, StageEnded, StageReady, Workf
 use baton_protocol::request::Usage;
 use baton_protocol::run::{RunStatus, StageStatus};
 use baton_protocol::subject::RUNS_BUCKET;
-use baton_protocol::{Json, Money, RunId, TaskId};
+use baton_protocol::{Json, Millis, Money, RunId, TaskId};
 
 use crate::run::{Move, Run};
 use crate::workflows::Version;
@@ -17,6 +17,9 @@ use crate::{Turn, telemetry, text, view};
 /// The most that an agent is given with a task: input, results, parameters and metadata together, in bytes. An
 /// assignment must fit into a message.
 const MAX_TASK_BYTES: usize = 4 * 1024 * 1024;
+
+/// Spans of runs that ended longer ago than this have been sent by whoever led then.
+const SPANS_WAIT_MS: Millis = 60_000;
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -55,6 +58,10 @@ pub(crate) fn take_over(turn: &mut Turn<'_>) {
     let ended: Vec<_> = turn.state().history.whole().collect();
     for run in ended {
         keep(turn, run);
+        let ended_at = turn.state().run(run).and_then(|(run, _)| run.ended_at);
+        if ended_at.is_some_and(|at| at.saturating_add(SPANS_WAIT_MS) >= turn.now()) {
+            telemetry::show_again(turn, run);
+        }
     }
     telemetry::live_runs(turn);
 }

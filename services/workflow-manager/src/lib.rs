@@ -52,10 +52,17 @@ pub use fold::WorkflowManager;
 
 type Turn<'a> = baton_machine::Turn<'a, WorkflowManager>;
 
+/// What only the leader knows.
+#[derive(Debug, Default)]
+pub struct Soft {
+    /// When its term began.
+    leads_since: Millis,
+}
+
 impl Machine for WorkflowManager {
     type Record = WorkflowRecord;
     type Request = WorkflowRequest;
-    type Soft = ();
+    type Soft = Soft;
     type Config = ();
 
     fn apply(&mut self, stamp: Stamp, record: &WorkflowRecord) {
@@ -92,7 +99,7 @@ impl Machine for WorkflowManager {
             WorkflowRequest::GetRun(request) => view::get(turn, request.run),
             WorkflowRequest::ListRuns(request) => answer(&view::list(turn.state(), &request)),
             WorkflowRequest::CancelRun(request) => reply(start::cancel(turn, request)),
-            WorkflowRequest::Report(agent, request) => reply(report::report(turn, &agent, request, context)),
+            WorkflowRequest::Report(agent, request) => reply(report::report(turn, &agent, request)),
         }
     }
 
@@ -100,6 +107,7 @@ impl Machine for WorkflowManager {
     fn answered(_: &mut Turn<'_>, _: u64, _: Reply) {}
 
     fn lead(turn: &mut Turn<'_>) {
+        turn.soft.leads_since = turn.now();
         predefined::register(turn);
         advance::take_over(turn);
     }
@@ -108,7 +116,7 @@ impl Machine for WorkflowManager {
         advance::tick(turn);
     }
 
-    fn deadline(&self, (): &(), (): &()) -> Option<Millis> {
+    fn deadline(&self, _: &Soft, (): &()) -> Option<Millis> {
         self.timers.next()
     }
 }

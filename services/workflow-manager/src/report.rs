@@ -1,6 +1,5 @@
 //! An agent reports how its task ended.
 
-use baton_machine::RequestContext;
 use baton_protocol::record::Outcome;
 use baton_protocol::request::{MAX_JSON_BYTES, Report, ReportStatus, ReportStored};
 use baton_protocol::{AgentId, Code, Json, Rejection};
@@ -18,12 +17,7 @@ enum Found {
 
 /// Ends a task as its agent says. A report that was stored before is answered the same again; one without a lease
 /// changes nothing.
-pub(crate) fn report(
-    turn: &mut Turn<'_>,
-    agent: &AgentId,
-    report: Report,
-    context: &RequestContext,
-) -> Result<ReportStored, Rejection> {
+pub(crate) fn report(turn: &mut Turn<'_>, agent: &AgentId, report: Report) -> Result<ReportStored, Rejection> {
     let found = find(turn.state(), agent, &report).map_err(|why| Rejection::new(Code::StaleLease, why))?;
     let stored = ReportStored { lease: report.lease };
     let Found::Open(place) = found else { return Ok(stored) };
@@ -35,7 +29,7 @@ pub(crate) fn report(
         );
         return Err(Rejection::new(Code::TooLarge, message));
     }
-    telemetry::reported(turn, &report, agent, context.trace);
+    telemetry::reported(turn, &report, agent);
     let run = report.task.run;
     advance::end(turn, run, place, ending(report));
     advance::advance(turn, run);

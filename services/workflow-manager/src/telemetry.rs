@@ -8,11 +8,12 @@ use baton_protocol::id::mix;
 use baton_protocol::record::Outcome;
 use baton_protocol::request::Report;
 use baton_protocol::run::RunStatus;
-use baton_protocol::trace::{self, Span, SpanKind, TraceContext};
+use baton_protocol::trace::{self, Span, SpanKind};
 use baton_protocol::{AgentId, Millis, RunId, TaskId};
 
 use crate::Turn;
-use crate::run;
+use crate::run::{self, Attempt, Run};
+use crate::workflows::Version;
 
 /// A run was accepted.
 pub(crate) fn run_started(turn: &mut Turn<'_>, id: RunId) {
@@ -40,26 +41,11 @@ pub(crate) fn run_started(turn: &mut Turn<'_>, id: RunId) {
 
 /// A run has ended.
 pub(crate) fn run_finished(turn: &mut Turn<'_>, id: RunId) {
+    show_again(turn, id);
     let Some((run, _)) = turn.state().run(id) else { return };
-    let end = run.ended_at.unwrap_or(run.started_at);
-    let duration = end.saturating_sub(run.started_at);
+    let span = run_span(run);
+    let duration = run.ended_at.unwrap_or(run.started_at).saturating_sub(run.started_at);
     let (workflow, status, busy) = (run.workflow.clone(), run.status, run.busy_ms);
-    let span = Span {
-        context: run.span(),
-        parent: run.trace.map(|brought| brought.span),
-        name: format!("invoke_workflow {workflow}"),
-        kind: SpanKind::Internal,
-        start: run.started_at,
-        end,
-        attributes: vec![
-            ("messaging.message.conversation_id", id.to_string()),
-            ("baton.run.id", id.to_string()),
-            ("baton.workflow.name", workflow.to_string()),
-            ("baton.workflow.version", run.version.to_string()),
-            ("baton.outcome", status.to_string()),
-        ],
-        error: run.reason.clone().filter(|_| matches!(status, RunStatus::Failed | RunStatus::TimedOut)),
-    };
     turn.effect(Effect::Span(span));
     turn.count("workflows_executed_total", &[workflow.as_str(), status.as_str()], 1.0);
     // The first source's measure: what a run took beyond the work itself. Stages that overlap can hide all of it.
@@ -70,50 +56,91 @@ pub(crate) fn run_finished(turn: &mut Turn<'_>, id: RunId) {
 
 /// The last attempt at a stage has ended.
 pub(crate) fn attempt_ended(turn: &mut Turn<'_>, id: RunId, place: usize) {
-    let now = turn.now();
     let Some((run, version)) = turn.state().run(id) else { return };
-    let name = &version.definition.stages[place].name;
-    let attempts = &run.stages[place].attempts;
-    let Some((attempt, outcome)) = attempts.last().and_then(|attempt| Some((attempt, attempt.outcome?))) else {
-        return;
-    };
-    let number = u32::try_from(attempts.len()).unwrap_or(u32::MAX);
-    let task = TaskId { run: id, stage: name.clone(), attempt: number };
-    let mut attributes = of_task(&task, attempt.agent.as_ref());
-    attributes.push(("baton.outcome", outcome.to_string()));
-    let span = Span {
-        context: run.span().at(trace::task_span(&task)),
-        parent: Some(trace::run_span(id)),
-        name: format!("stage {name}"),
-        kind: SpanKind::Internal,
-        start: attempt.ready_at,
-        end: attempt.ended_at.unwrap_or(now),
-        attributes,
-        error: match outcome {
-            Outcome::Succeeded | Outcome::Cancelled => None,
-            Outcome::Failed | Outcome::Lost | Outcome::TimedOut => attempt.error.clone(),
-        },
-    };
+    let Some(attempt) = run.stages[place].attempts.last() else { return };
+    let Some(span) = attempt_span(run, version, place, run.stages[place].attempts.len() - 1) else { return };
     let assigned_after = attempt.assigned_at.map(|at| at.saturating_sub(attempt.ready_at));
+    let outcome = attempt.outcome.map_or("", Outcome::as_str);
     turn.effect(Effect::Span(span));
-    turn.count("stages_executed_total", &[outcome.as_str()], 1.0);
+    turn.count("stages_executed_total", &[outcome], 1.0);
     if let Some(after) = assigned_after {
         turn.measure_value("coordination_efficiency_seconds", &["assign"], seconds(after));
     }
 }
 
-/// An agent's report is about to be stored. Its span is a part of what the agent was doing, if the agent said so.
-pub(crate) fn reported(turn: &mut Turn<'_>, report: &Report, agent: &AgentId, brought: Option<TraceContext>) {
+/// Shows again what a predecessor may have shown to nobody before it died: spans wait a moment for company before they
+/// are sent. The ids are the same, so what was sent already is only sent once more.
+pub(crate) fn show_again(turn: &mut Turn<'_>, id: RunId) {
+    let since = turn.soft.leads_since;
+    let Some((run, version)) = turn.state().run(id) else { return };
+    let mut spans = Vec::new();
+    for (place, stage) in run.stages.iter().enumerate() {
+        let ended_before = |(_, attempt): &(usize, &Attempt)| attempt.ended_at.is_some_and(|at| at <= since);
+        let attempts = stage.attempts.iter().enumerate().filter(ended_before);
+        spans.extend(attempts.filter_map(|(index, _)| attempt_span(run, version, place, index)));
+    }
+    if run.ended_at.is_some_and(|at| at <= since) {
+        spans.push(run_span(run));
+    }
+    for span in spans {
+        turn.effect(Effect::Span(span));
+    }
+}
+
+fn attempt_span(run: &Run, version: &Version, place: usize, index: usize) -> Option<Span> {
+    let name = &version.definition.stages[place].name;
+    let attempt = &run.stages[place].attempts[index];
+    let outcome = attempt.outcome?;
+    let number = u32::try_from(index + 1).unwrap_or(u32::MAX);
+    let task = TaskId { run: run.id, stage: name.clone(), attempt: number };
+    let mut attributes = of_task(&task, attempt.agent.as_ref());
+    attributes.push(("baton.outcome", outcome.to_string()));
+    Some(Span {
+        context: run.span().at(trace::task_span(&task)),
+        parent: Some(trace::run_span(run.id)),
+        name: format!("stage {name}"),
+        kind: SpanKind::Internal,
+        start: attempt.ready_at,
+        end: attempt.ended_at?,
+        attributes,
+        error: match outcome {
+            Outcome::Succeeded | Outcome::Cancelled => None,
+            Outcome::Failed | Outcome::Lost | Outcome::TimedOut => attempt.error.clone(),
+        },
+    })
+}
+
+fn run_span(run: &Run) -> Span {
+    Span {
+        context: run.span(),
+        parent: run.trace.map(|brought| brought.span),
+        name: format!("invoke_workflow {}", run.workflow),
+        kind: SpanKind::Internal,
+        start: run.started_at,
+        end: run.ended_at.unwrap_or(run.started_at),
+        attributes: vec![
+            ("messaging.message.conversation_id", run.id.to_string()),
+            ("baton.run.id", run.id.to_string()),
+            ("baton.workflow.name", run.workflow.to_string()),
+            ("baton.workflow.version", run.version.to_string()),
+            ("baton.outcome", run.status.to_string()),
+        ],
+        error: run.reason.clone().filter(|_| matches!(run.status, RunStatus::Failed | RunStatus::TimedOut)),
+    }
+}
+
+/// An agent's report is about to be stored. Its span is a part of the attempt's and not of the agent's own: an agent that
+/// dies takes its spans with it.
+pub(crate) fn reported(turn: &mut Turn<'_>, report: &Report, agent: &AgentId) {
     let now = turn.now();
     let task = &report.task;
     let Some((run, _)) = turn.state().run(task.run) else { return };
     let own = run::span(task.run, run.trace);
-    let parent = brought.filter(|brought| brought.trace == own.trace);
     let mut attributes = of_task(task, Some(agent));
     attributes.push(("messaging.system", "nats".to_owned()));
     let span = Span {
         context: own.at(trace::part_span(task, "report")),
-        parent: Some(parent.map_or(trace::task_span(task), |brought| brought.span)),
+        parent: Some(trace::task_span(task)),
         name: "process agent.report".to_owned(),
         kind: SpanKind::Consumer,
         start: now,

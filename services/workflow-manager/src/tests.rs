@@ -1126,7 +1126,7 @@ fn spans_and_measurements_are_shown_with_the_records_they_are_of() {
         span "stage a" Internal a/1 in run from +0 to +150 [messaging.message.conversation_id=RUN baton.run.id=RUN baton.stage.name=a baton.attempt=1 baton.agent.id=ann baton.outcome=failed] Some("no")
         measure stages_executed_total ["failed"] Add(1.0)
         measure coordination_efficiency_seconds ["assign"] Observe(0.05)
-        span "process agent.report" Consumer 0 in 7 from +1250 to +1250 [messaging.message.conversation_id=RUN baton.run.id=RUN baton.stage.name=a baton.attempt=2 baton.agent.id=ann messaging.system=nats] None
+        span "process agent.report" Consumer 0 in a/2 from +1250 to +1250 [messaging.message.conversation_id=RUN baton.run.id=RUN baton.stage.name=a baton.attempt=2 baton.agent.id=ann messaging.system=nats] None
         span "stage a" Internal a/2 in run from +1150 to +1250 [messaging.message.conversation_id=RUN baton.run.id=RUN baton.stage.name=a baton.attempt=2 baton.agent.id=ann baton.outcome=succeeded] None
         measure stages_executed_total ["succeeded"] Add(1.0)
         measure coordination_efficiency_seconds ["assign"] Observe(0.0)

@@ -217,7 +217,7 @@ fn note(link: &watch::Sender<Link>, event: &Event) {
         }
         Event::Disconnected | Event::Closed => {
             link.send_if_modified(|link| std::mem::take(&mut link.connected));
-            tracing::warn!("the connection to NATS is lost");
+            tracing::info!("the connection to NATS is lost");
         }
         Event::ServerError(error) => {
             let text = error.to_string();

@@ -141,6 +141,12 @@ pub fn cancel(agent: &AgentId) -> String {
     format!("baton.to.{agent}.cancel")
 }
 
+/// All that an agent says.
+#[must_use]
+pub fn of_agent(agent: &AgentId) -> String {
+    format!("baton.agent.{agent}.>")
+}
+
 /// All that is meant for an agent.
 #[must_use]
 pub fn to_agent(agent: &AgentId) -> String {

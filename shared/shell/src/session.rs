@@ -282,7 +282,8 @@ impl<M: Machine> Session<M> {
                 () = timer => self.processor.tick(now_ms()),
                 changed = link.changed() => {
                     let now = link.borrow().clone();
-                    if changed.is_err() || !now.connected {
+                    // A break and a comeback may be seen as one: what was under way or to be read may be gone all the same.
+                    if changed.is_err() || !now.connected || now.connects > 1 {
                         return End::Broken("the connection broke".to_owned());
                     }
                     if let Some(denied) = now.denied {
