@@ -1,0 +1,38 @@
+//! The commands, one module each.
+
+pub(crate) mod agent;
+pub(crate) mod agents;
+pub(crate) mod cancel;
+pub(crate) mod completions;
+pub(crate) mod demo;
+pub(crate) mod doctor;
+pub(crate) mod healthcheck;
+pub(crate) mod log;
+pub(crate) mod run;
+pub(crate) mod runs;
+pub(crate) mod service;
+pub(crate) mod show;
+pub(crate) mod strategy;
+pub(crate) mod up;
+pub(crate) mod workflow;
+
+use baton_client::{Client, ConnectError, ConnectSettings};
+
+/// The NATS context that `baton up` writes.
+pub(crate) const DEV_CONTEXT: &str = "baton-dev";
+
+/// Connects. Where nothing says which broker is meant and none listens at the usual place, the one that `baton up`
+/// started is meant, if it is there: its port may be another one.
+pub(crate) async fn connect(settings: &ConnectSettings) -> Result<Client, ConnectError> {
+    let error = match Client::connect(settings).await {
+        Err(error) if is_guess(&error) => error,
+        connected => return connected,
+    };
+    let dev = ConnectSettings { context: Some(DEV_CONTEXT.to_owned()), ..settings.clone() };
+    Client::connect(&dev).await.map_err(|_| error)
+}
+
+/// Whether nobody had said where the broker is.
+fn is_guess(error: &ConnectError) -> bool {
+    matches!(error, ConnectError::Unreachable { from, .. } if from == "the default")
+}

@@ -1,0 +1,113 @@
+//! `baton agent`
+
+use std::path::PathBuf;
+
+use baton_stock::roles::Role;
+use baton_telemetry::Spans;
+use clap::{Args, Subcommand, ValueEnum};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::agents::{start_stock_agent, stock};
+use crate::failure::{Exit, Failure};
+use crate::fleet::Signals;
+use crate::{Context, services};
+
+/// Runs agents
+#[derive(Debug, Subcommand)]
+pub(crate) enum Agent {
+    /// Run agents that come with Baton: they work on documents, offline or through a model
+    Stock(Stock),
+}
+
+/// Runs agents that come with Baton until Ctrl-C or SIGTERM
+#[derive(Debug, Args)]
+pub(crate) struct Stock {
+    /// What they do; a name given twice starts two
+    #[arg(required = true, value_enum)]
+    names: Vec<Name>,
+    /// Begins the agents' ids: P-research-1 instead of research-1. Two processes must not run an agent of the same id:
+    /// the later one takes the earlier one's place
+    #[arg(long, value_name = "P")]
+    id_prefix: Option<String>,
+    /// The directory in which they read; what a run calls its sources is looked for in there
+    #[arg(long, value_name = "DIR")]
+    sources: Option<PathBuf>,
+}
+
+/// A stock agent's role, or all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Name {
+    Research,
+    Writing,
+    Editing,
+    Verification,
+    /// One of each
+    All,
+}
+
+impl Name {
+    fn roles(self) -> Vec<Role> {
+        match self {
+            Self::Research => vec![Role::Research],
+            Self::Writing => vec![Role::Writing],
+            Self::Editing => vec![Role::Editing],
+            Self::Verification => vec![Role::Verification],
+            Self::All => Role::ALL.to_vec(),
+        }
+    }
+}
+
+impl Agent {
+    pub(crate) async fn run(self, context: Context) -> anyhow::Result<Exit> {
+        match self {
+            Self::Stock(command) => command.run(context).await,
+        }
+    }
+}
+
+impl Stock {
+    async fn run(self, context: Context) -> anyhow::Result<Exit> {
+        let mut signals = Signals::listen()?;
+        let sources = self.sources.as_deref().map(directory).transpose()?;
+        let roles: Vec<Role> = self.names.iter().flat_map(|name| name.roles()).collect();
+        let agents = stock(&roles, self.id_prefix.as_deref()).map_err(|error| Failure::usage(error.to_string()))?;
+        let spans = Spans::start("agents", "stock", &services::trace_config(&context.settings)?)?;
+        let shutdown = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        for agent in agents {
+            tracing::info!(agent = %agent.id, "starting");
+            let connect = context.connect_settings().named(format!("baton-agent-{}", agent.id));
+            let (sources, spans, shutdown) = (sources.clone(), spans.clone(), shutdown.clone());
+            tasks.spawn(start_stock_agent(agent, connect, sources, spans, shutdown));
+        }
+        let outcome = tokio::select! {
+            outcome = all(&mut tasks) => outcome,
+            () = signals.next() => {
+                tracing::info!("leaving; a second signal ends it at once");
+                shutdown.cancel();
+                tokio::select! {
+                    outcome = all(&mut tasks) => outcome,
+                    () = signals.next() => return Ok(Exit::Interrupted),
+                }
+            }
+        };
+        spans.shutdown().await;
+        outcome.map(|()| Exit::Done)
+    }
+}
+
+/// Waits for all; the first that fails ends the others.
+async fn all(tasks: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
+    while let Some(ended) = tasks.join_next().await {
+        ended??;
+    }
+    Ok(())
+}
+
+/// A directory that is there, whole: agents may have another working directory.
+pub(crate) fn directory(path: &std::path::Path) -> Result<PathBuf, Failure> {
+    let wrong = |why: String| Failure::usage(format!("the sources {} can not be used: {why}", path.display()));
+    let whole = path.canonicalize().map_err(|error| wrong(error.to_string()))?;
+    if whole.is_dir() { Ok(whole) } else { Err(wrong("it is no directory".to_owned())) }
+}

@@ -1,0 +1,385 @@
+//! `baton doctor`
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
+use async_nats::jetstream::{self};
+use baton_broker::{MINIMUM_VERSION, Version};
+use baton_client::{Client, now};
+use baton_protocol::request::{AgentStatus, InstanceStatus, ListAgents, Role};
+use baton_protocol::subject::{ASIDE_STREAM, Shard, log_stream};
+use baton_protocol::{Millis, Service};
+use clap::Args;
+use serde::Serialize;
+
+use crate::Context;
+use crate::failure::Exit;
+use crate::style::{Style, Tone};
+use crate::text::{bytes, count};
+
+/// How long a service may take to answer; a doctor asks no twice.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Clocks that differ by more than that make times in the log hard to read.
+const SKEW_MS: Millis = 1000;
+/// After this long an instance has told anew how far it has read.
+const TOLD_AGAIN: Duration = Duration::from_millis(500);
+/// A service that is further behind than so many messages does not keep up.
+const LAG: u64 = 1000;
+
+/// Looks at the broker, the log, the services, the agents and the clocks, and says what is wrong and what to do
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Write the answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was looked at, and what was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Check {
+    area: String,
+    verdict: Verdict,
+    found: String,
+    /// What to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advice: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Verdict {
+    Ok,
+    /// It works, and somebody should know.
+    Look,
+    Wrong,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    ok: bool,
+    checks: Vec<Check>,
+}
+
+impl Check {
+    fn ok(area: impl Into<String>, found: impl Into<String>) -> Self {
+        Self { area: area.into(), verdict: Verdict::Ok, found: found.into(), advice: None }
+    }
+
+    fn look(area: impl Into<String>, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { verdict: Verdict::Look, advice: Some(advice.into()), ..Self::ok(area, found) }
+    }
+
+    fn wrong(area: impl Into<String>, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { verdict: Verdict::Wrong, ..Self::look(area, found, advice) }
+    }
+}
+
+impl Doctor {
+    pub(crate) async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+        let checks = match context.client().await {
+            Ok(client) => examine(&client.with_deadline(PATIENCE)).await,
+            Err(error) => {
+                let advice = "start everything with `baton up`, or say where the broker is: --server URL";
+                vec![Check::wrong("broker", format!("{error:#}"), advice)]
+            }
+        };
+        let ok = checks.iter().all(|check| check.verdict != Verdict::Wrong);
+        if self.json {
+            context.out.json(&Report { ok, checks })?;
+        } else {
+            context.out.text(&write(&checks, context.out.style))?;
+        }
+        Ok(if ok { Exit::Done } else { Exit::Failed })
+    }
+}
+
+async fn examine(client: &Client) -> Vec<Check> {
+    let mut checks = broker(client);
+    let mut context = jetstream::new(client.nats().clone());
+    context.set_timeout(PATIENCE);
+    checks.push(jetstream(&context).await);
+    checks.push(durability(client).await);
+    let (log, end) = log(&context).await;
+    checks.push(log);
+    let mut asked_at = now();
+    let mut statuses = client.all_statuses().await;
+    if statuses.as_ref().is_ok_and(|statuses| statuses.iter().any(|status| is_behind(status, end))) {
+        // An instance tells how far it has read once in a while: who was just behind is asked again.
+        tokio::time::sleep(TOLD_AGAIN).await;
+        asked_at = now();
+        statuses = client.all_statuses().await;
+    }
+    let answered_at = now();
+    match statuses {
+        Ok(statuses) => {
+            checks.extend(Service::ALL.map(|service| service_check(service, &statuses, end)));
+            checks.extend(clocks(&statuses, asked_at, answered_at));
+        }
+        Err(error) => checks.push(Check::wrong("services", error.to_string(), "see what the broker's log says")),
+    }
+    checks.extend(aside(&context).await);
+    checks.push(agents(client).await);
+    checks
+}
+
+fn is_behind(status: &InstanceStatus, end: u64) -> bool {
+    status.role == Role::Leading && status.read < end
+}
+
+fn broker(client: &Client) -> Vec<Check> {
+    let info = client.nats().server_info();
+    let found = format!("nats-server {} at {}:{}", info.version, info.host, info.port);
+    vec![match info.version.parse::<Version>() {
+        Ok(version) if version < MINIMUM_VERSION => {
+            Check::wrong("broker", found, format!("Baton needs nats-server {MINIMUM_VERSION} or newer: upgrade it"))
+        }
+        _ => Check::ok("broker", found),
+    }]
+}
+
+async fn jetstream(context: &jetstream::Context) -> Check {
+    match context.query_account().await {
+        Ok(account) => {
+            let limit = account.limits.max_storage.unwrap_or(-1);
+            let used = account.storage;
+            let found = match u64::try_from(limit) {
+                Ok(limit) => format!("on; {} of {} used", bytes(used), bytes(limit)),
+                Err(_) => format!("on; {} used", bytes(used)),
+            };
+            match u64::try_from(limit) {
+                // A full store refuses: nothing is lost, but nothing goes on either.
+                Ok(limit) if used > limit / 10 * 9 => {
+                    Check::wrong("jetstream", found, "give the account more storage, or purge what is not Baton's")
+                }
+                _ => Check::ok("jetstream", found),
+            }
+        }
+        Err(error) => Check::wrong(
+            "jetstream",
+            format!("it does not answer: {error}"),
+            "start nats-server with --jetstream, and allow this account to use it",
+        ),
+    }
+}
+
+/// What an acknowledgement outlives; only a system account can see it.
+async fn durability(client: &Client) -> Check {
+    let ask = client.nats().request("$SYS.REQ.SERVER.PING.VARZ", "".into());
+    let answer = tokio::time::timeout(Duration::from_millis(500), ask).await;
+    let settings = match answer {
+        Ok(Ok(message)) => serde_json::from_slice::<serde_json::Value>(&message.payload).unwrap_or_default(),
+        _ => serde_json::Value::Null,
+    };
+    let config = settings.pointer("/data/jetstream/config");
+    let always = config.and_then(|config| config.get("sync_always")).and_then(serde_json::Value::as_bool);
+    match (config, always) {
+        (Some(_), Some(true)) => Check::ok("durability", "every write is synced: it outlives the loss of power"),
+        (Some(_), _) => {
+            Check::ok("durability", "writes are synced now and then: they outlive a crash, not the loss of power")
+        }
+        (None, _) => Check::ok("durability", "not visible from this account (the server's `sync_interval` says it)"),
+    }
+}
+
+/// The log, and the sequence of its last message.
+async fn log(context: &jetstream::Context) -> (Check, u64) {
+    let name = log_stream(Shard::default());
+    let info = match context.get_stream(&name).await {
+        Ok(stream) => stream.cached_info().clone(),
+        Err(error) => {
+            let advice = "the first service that starts makes it: `baton up`, or `baton service workflow-manager`";
+            return (Check::wrong("log", format!("no stream {name}: {error}"), advice), 0);
+        }
+    };
+    let state = &info.state;
+    let found = format!(
+        "{name}: {}, {}, {}, last sequence {}",
+        count(usize::try_from(state.messages).unwrap_or(usize::MAX), "commit"),
+        bytes(state.bytes),
+        match info.config.num_replicas {
+            1 => "1 copy".to_owned(),
+            copies => format!("{copies} copies"),
+        },
+        state.last_sequence
+    );
+    let check = match forgetful(&info.config) {
+        Some(why) => Check::wrong("log", format!("{found}; {why}"), format!("`nats stream edit {name}`")),
+        None => Check::ok("log", found),
+    };
+    (check, state.last_sequence)
+}
+
+/// What lets the log lose something, if anything does.
+fn forgetful(config: &Config) -> Option<&'static str> {
+    if config.storage != StorageType::File {
+        return Some("it is kept in memory only");
+    }
+    if config.discard != DiscardPolicy::New || !config.max_age.is_zero() || config.max_messages > 0 {
+        return Some("it forgets its oldest messages");
+    }
+    None
+}
+
+fn service_check(service: Service, statuses: &[InstanceStatus], end: u64) -> Check {
+    let area = service.as_str();
+    let mine: Vec<_> = statuses.iter().filter(|status| status.service == service).collect();
+    let start = format!("start it: `baton service {service}`, or everything with `baton up`");
+    if mine.is_empty() {
+        // Nobody needs the HTTP API to coordinate.
+        let check = if service == Service::Gateway { Check::look } else { Check::wrong };
+        return check(area.to_owned(), "no instance answers".to_owned(), start);
+    }
+    let mut found = count(mine.len(), "instance");
+    let versions: Vec<_> = mine.iter().filter(|status| status.version != env!("CARGO_PKG_VERSION")).collect();
+    if service == Service::Gateway {
+        found.push_str(", serving");
+    } else {
+        let leaders: Vec<_> = mine.iter().filter(|status| status.role == Role::Leading).collect();
+        let [leader] = leaders.as_slice() else {
+            let roles: Vec<_> = mine.iter().map(|s| format!("{} {}", s.instance, s.role.as_str())).collect();
+            let _ = write!(found, ", {} lead: {}", leaders.len(), roles.join(", "));
+            return Check::wrong(
+                area,
+                found,
+                "if it stays so for more than a few seconds, see the logs of the instances",
+            );
+        };
+        let lag = end.saturating_sub(leader.read);
+        let records = count(usize::try_from(leader.number).unwrap_or(usize::MAX), "record");
+        let _ = write!(found, ", {} leads in term {}, {records}", leader.instance, leader.term);
+        if lag > 0 {
+            let _ = write!(found, ", {lag} behind the log");
+        }
+        if lag > LAG {
+            return Check::wrong(area, found, "it does not keep up, or stands still: see its log");
+        }
+    }
+    let aside: u64 = mine.iter().map(|status| status.set_aside).sum();
+    if aside > 0 {
+        let _ = write!(found, ", {aside} unreadable requests set aside");
+        let advice =
+            format!("some client speaks another version: `nats stream view {ASIDE_STREAM}` shows what it sent");
+        return Check::look(area, found, advice);
+    }
+    if let Some(other) = versions.first() {
+        let _ = write!(found, ", version {}", other.version);
+        return Check::look(area, found, format!("this command line is version {}", env!("CARGO_PKG_VERSION")));
+    }
+    Check::ok(area, found)
+}
+
+/// Compares clocks. An answer was written between the asking and the last answer: a clock that is outside of that is off.
+fn clocks(statuses: &[InstanceStatus], asked_at: Millis, answered_at: Millis) -> Option<Check> {
+    let off = |status: &InstanceStatus| asked_at.saturating_sub(status.now).max(status.now.saturating_sub(answered_at));
+    let worst = statuses.iter().max_by_key(|status| off(status))?;
+    let ms = off(worst);
+    Some(if ms > SKEW_MS {
+        let found = format!("{} {} is off by {ms} ms from here", worst.service, worst.instance);
+        Check::look("clocks", found, "set the clocks (NTP): nothing is lost by it, but times and timeouts are off")
+    } else {
+        Check::ok("clocks", format!("within {SKEW_MS} ms of this machine's"))
+    })
+}
+
+async fn aside(context: &jetstream::Context) -> Option<Check> {
+    let stream = context.get_stream(ASIDE_STREAM).await.ok()?;
+    let messages = stream.cached_info().state.messages;
+    (messages > 0).then(|| {
+        let found =
+            format!("{} that could not be read", count(usize::try_from(messages).unwrap_or(usize::MAX), "request"));
+        Check::look("set aside", found, format!("`nats stream view {ASIDE_STREAM}` shows them"))
+    })
+}
+
+async fn agents(client: &Client) -> Check {
+    let list = match client.list_agents(&ListAgents { gone: true, ..ListAgents::default() }).await {
+        Ok(list) => list.agents,
+        Err(error) => return Check::wrong("agents", error.to_string(), "see what is said of the resource-manager"),
+    };
+    let of = |status| list.iter().filter(|agent| agent.status == status).count();
+    let (idle, busy, gone) = (of(AgentStatus::Idle), of(AgentStatus::Busy), of(AgentStatus::Gone));
+    let found = format!("{} there: {busy} busy, {idle} idle; {gone} gone", idle + busy);
+    if idle + busy == 0 {
+        return Check::look("agents", found, "nobody does the work: `baton agent stock all`, or agents of your own");
+    }
+    Check::ok("agents", found)
+}
+
+fn write(checks: &[Check], style: Style) -> String {
+    let width = checks.iter().map(|check| check.area.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for check in checks {
+        let (word, tone) = match check.verdict {
+            Verdict::Ok => ("ok", Tone::Good),
+            Verdict::Look => ("look", Tone::Busy),
+            Verdict::Wrong => ("WRONG", Tone::Bad),
+        };
+        let _ = writeln!(text, "{}  {:<width$}  {}", style.tone(tone, &format!("{word:<5}")), check.area, check.found);
+        if let Some(advice) = &check.advice {
+            let _ = writeln!(text, "       {:<width$}  {}", "", style.bold(&format!("-> {advice}")));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    fn status(service: Service, role: Role, read: u64) -> InstanceStatus {
+        InstanceStatus {
+            service,
+            instance: "7-abc".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            role,
+            term: 3,
+            read,
+            number: 12,
+            set_aside: 0,
+            now: 5000,
+            started_at: 0,
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_comes_with_what_to_do() {
+        use Service::{Gateway, Optimizer, ResourceManager, WorkflowManager};
+        let mut outdated = status(Gateway, Role::Serving, 0);
+        outdated.version = "0.0.1".to_owned();
+        let statuses = [
+            status(WorkflowManager, Role::Leading, 40),
+            status(WorkflowManager, Role::Following, 40),
+            status(ResourceManager, Role::Leading, 41),
+            status(ResourceManager, Role::Leading, 42),
+            outdated,
+        ];
+        let mut checks: Vec<_> = Service::ALL.map(|service| service_check(service, &statuses, 42)).into();
+        checks.push(service_check(Optimizer, &[status(Optimizer, Role::Leading, 1)], 5000));
+        checks.push(service_check(
+            Optimizer,
+            &[InstanceStatus { set_aside: 2, ..status(Optimizer, Role::Leading, 1) }],
+            1,
+        ));
+        checks.extend(clocks(&statuses, 4900, 5100));
+        checks.extend(clocks(&statuses, 1000, 2000));
+        expect![[r#"
+            ok     workflow-manager  2 instances, 7-abc leads in term 3, 12 records, 2 behind the log
+            WRONG  resource-manager  2 instances, 2 lead: 7-abc leading, 7-abc leading
+                                     -> if it stays so for more than a few seconds, see the logs of the instances
+            WRONG  optimizer         no instance answers
+                                     -> start it: `baton service optimizer`, or everything with `baton up`
+            look   gateway           1 instance, serving, version 0.0.1
+                                     -> this command line is version 0.1.0
+            WRONG  optimizer         1 instance, 7-abc leads in term 3, 12 records, 4999 behind the log
+                                     -> it does not keep up, or stands still: see its log
+            look   optimizer         1 instance, 7-abc leads in term 3, 12 records, 2 unreadable requests set aside
+                                     -> some client speaks another version: `nats stream view BATON_ASIDE` shows what it sent
+            ok     clocks            within 1000 ms of this machine's
+            look   clocks            gateway 7-abc is off by 3000 ms from here
+                                     -> set the clocks (NTP): nothing is lost by it, but times and timeouts are off
+        "#]].assert_eq(&write(&checks, Style::plain()));
+    }
+}

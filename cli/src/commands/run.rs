@@ -1,0 +1,80 @@
+//! `baton run`
+
+use std::path::PathBuf;
+
+use baton_protocol::WorkflowName;
+use baton_protocol::request::StartRun;
+use baton_protocol::run::RunStatus;
+use clap::Args;
+
+use crate::failure::Exit;
+use crate::input::{Pair, input, pair};
+use crate::watch::{Show, say, watch};
+use crate::{Context, show};
+
+/// Starts a run of a workflow, and prints its id
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// The workflow
+    workflow: WorkflowName,
+    /// A part of the input: `topic=leases`, `n=3`, `list=[1,2]`; what is not JSON is text
+    #[arg(long, short, value_name = "KEY=VALUE", value_parser = pair)]
+    input: Vec<Pair>,
+    /// The input, a JSON object, from a file; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    input_file: Option<PathBuf>,
+    /// The same key gives the same run: repeating the command starts nothing new
+    #[arg(long)]
+    key: Option<String>,
+    /// Larger goes first
+    #[arg(long, default_value_t = 0, value_name = "N", allow_negative_numbers = true)]
+    priority: i32,
+    /// The workflow's version; the latest one unless given
+    #[arg(long, value_name = "N")]
+    version: Option<u32>,
+    /// Watch the run until it ends; the exit code says whether it succeeded
+    #[arg(long, short)]
+    watch: bool,
+    /// Write the answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Run {
+    pub(crate) async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+        let request = StartRun {
+            workflow: self.workflow,
+            version: self.version,
+            input: input(self.input_file.as_deref(), &self.input)?,
+            priority: self.priority,
+            key: self.key,
+            run: None,
+            trace: None,
+        };
+        let client = context.client().await?;
+        let accepted = client.start_run(request).await?;
+        let run = accepted.run;
+        if !self.watch {
+            if self.json {
+                context.out.json(&accepted)?;
+            } else {
+                // Only the id, for scripts: RUN=$(baton run article).
+                context.out.line(&run.to_string())?;
+                if context.out.terminal {
+                    let there = if accepted.existing { "it was there already; " } else { "" };
+                    say(&context.err.dim(&format!("{there}see `baton log {run} --follow`, `baton show {run}`")));
+                }
+            }
+            return Ok(Exit::Done);
+        }
+
+        let shown = if self.json { Show::BarsOnly(context.err) } else { Show::Something(context.err) };
+        let view = watch(&client, run, shown).await?.view;
+        if self.json {
+            context.out.json(&view)?;
+        } else {
+            show::run(context.out, &view)?;
+        }
+        Ok(if view.status == RunStatus::Succeeded { Exit::Done } else { Exit::Failed })
+    }
+}

@@ -1,0 +1,74 @@
+//! `baton runs`
+
+use baton_client::now;
+use baton_protocol::WorkflowName;
+use baton_protocol::request::ListRuns;
+use baton_protocol::run::{RunStatus, RunSummary};
+use clap::Args;
+
+use crate::Context;
+use crate::failure::Exit;
+use crate::output::{Cell, Table};
+use crate::text::{ago, count, span};
+
+/// Lists runs, the newest first: those that run, and those that ended lately
+#[derive(Debug, Args)]
+pub(crate) struct Runs {
+    /// Only runs of this workflow
+    #[arg(long, value_name = "NAME")]
+    workflow: Option<WorkflowName>,
+    /// Only runs that stand so: running, succeeded, failed, cancelled, timed_out
+    #[arg(long, value_parser = status)]
+    status: Option<RunStatus>,
+    /// At most so many
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    limit: u32,
+    /// Write the answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Runs {
+    pub(crate) async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+        let request = ListRuns { workflow: self.workflow, status: self.status, limit: Some(self.limit), before: None };
+        let list = context.client().await?.list_runs(&request).await?;
+        if self.json {
+            context.out.json(&list)?;
+            return Ok(Exit::Done);
+        }
+        let mut table = Table::new(["run", "workflow", "status", "stages", "started", ">took", ">cost"]);
+        for run in &list.runs {
+            table.row(row(run, now()));
+        }
+        context.out.table(&table)?;
+        if context.out.terminal {
+            let all: Vec<_> = list.counts.iter().map(|(status, count)| format!("{count} {status}")).collect();
+            let all = if all.is_empty() { "no run yet".to_owned() } else { all.join(", ") };
+            let shown =
+                if list.more { format!("{} shown; in all ", count(list.runs.len(), "run")) } else { String::new() };
+            context.out.line(&context.out.style.dim(&format!("{shown}{all}")))?;
+        }
+        Ok(Exit::Done)
+    }
+}
+
+fn row(run: &RunSummary, now: u64) -> Vec<Cell> {
+    vec![
+        run.run.to_string().into(),
+        format!("{} v{}", run.workflow, run.version).into(),
+        Cell::status(run.status.as_str()),
+        format!("{}/{}", run.stages_ended, run.stages).into(),
+        ago(run.started_at, now).into(),
+        span(run.ended_at.unwrap_or(now).saturating_sub(run.started_at)).into(),
+        run.cost.to_string().into(),
+    ]
+}
+
+fn status(text: &str) -> Result<RunStatus, String> {
+    let known =
+        [RunStatus::Running, RunStatus::Succeeded, RunStatus::Failed, RunStatus::Cancelled, RunStatus::TimedOut];
+    known
+        .into_iter()
+        .find(|status| status.as_str() == text.replace('-', "_"))
+        .ok_or_else(|| format!("it must be one of {}", known.map(RunStatus::as_str).join(", ")))
+}

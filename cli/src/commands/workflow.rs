@@ -1,0 +1,186 @@
+//! `baton workflow`
+
+use std::path::PathBuf;
+
+use baton_protocol::request::{GetWorkflow, RegisterWorkflow, WorkflowView};
+use baton_protocol::{Definition, WorkflowName};
+use clap::{Args, Subcommand};
+
+use crate::failure::{Exit, Failure};
+use crate::output::{Output, Table};
+use crate::text::{short, span, time};
+use crate::{Context, files};
+
+/// Workflow definitions
+#[derive(Debug, Subcommand)]
+pub(crate) enum Workflow {
+    /// List the workflows
+    List(List),
+    /// Show a workflow's definition
+    Show(Show),
+    /// Check a definition, without a server
+    Validate(Validate),
+    /// Register a definition, or a new version of it
+    Register(Register),
+}
+
+/// Lists the workflows
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Write the answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Shows a workflow's definition
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    /// The workflow
+    name: WorkflowName,
+    /// The version; the latest one unless given
+    #[arg(long, value_name = "N")]
+    version: Option<u32>,
+    /// Write the answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Checks a definition, without a server
+#[derive(Debug, Args)]
+pub(crate) struct Validate {
+    /// The definition, YAML or JSON; `-` is standard input
+    file: PathBuf,
+    /// Write the definition as JSON, with its defaults left out
+    #[arg(long)]
+    json: bool,
+}
+
+/// Registers a definition, or a new version of it
+#[derive(Debug, Args)]
+pub(crate) struct Register {
+    /// The definition, YAML or JSON; `-` is standard input
+    file: PathBuf,
+    /// Write the answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Workflow {
+    pub(crate) async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+        match self {
+            Self::List(command) => command.run(context).await?,
+            Self::Show(command) => command.run(context).await?,
+            Self::Validate(command) => command.run(context.out)?,
+            Self::Register(command) => command.run(context).await?,
+        }
+        Ok(Exit::Done)
+    }
+}
+
+impl List {
+    async fn run(self, context: &Context) -> anyhow::Result<()> {
+        let list = context.client().await?.list_workflows().await?;
+        if self.json {
+            return context.out.json(&list);
+        }
+        let mut table = Table::new(["workflow", ">version", "stages", "what it is for"]);
+        for workflow in &list.workflows {
+            let stages: Vec<_> = workflow.stages.iter().map(ToString::to_string).collect();
+            table.row([
+                workflow.name.to_string().into(),
+                workflow.version.to_string().into(),
+                short(&stages.join(", "), 80).into(),
+                workflow.description.clone().unwrap_or_default().into(),
+            ]);
+        }
+        context.out.table(&table)
+    }
+}
+
+impl Show {
+    async fn run(self, context: &Context) -> anyhow::Result<()> {
+        let request = GetWorkflow { name: self.name, version: self.version };
+        let view = context.client().await?.get_workflow(&request).await?;
+        if self.json {
+            return context.out.json(&view);
+        }
+        show(context.out, &view)
+    }
+}
+
+impl Validate {
+    fn run(self, out: Output) -> anyhow::Result<()> {
+        let text = files::read(&self.file)?;
+        let definition = baton_workflow_manager::definition::parse(&text)
+            .map_err(|error| Failure::usage(format!("{}: {error}", self.file.display())))?;
+        if self.json {
+            return out.json(&definition);
+        }
+        out.line(&format!("workflow {} is valid: {}", definition.name, summary(&definition)))
+    }
+}
+
+impl Register {
+    async fn run(self, context: &Context) -> anyhow::Result<()> {
+        let source = files::read(&self.file)?;
+        // What is wrong is said without a server, and with the file's name.
+        let definition = baton_workflow_manager::definition::parse(&source)
+            .map_err(|error| Failure::usage(format!("{}: {error}", self.file.display())))?;
+        let request = RegisterWorkflow { source: Some(source), definition: None };
+        let view = context.client().await?.register_workflow(&request).await?;
+        if self.json {
+            return context.out.json(&view);
+        }
+        let (name, version) = (&definition.name, view.version);
+        context.out.line(&format!("workflow {name} is registered as version {version}: {}", summary(&definition)))
+    }
+}
+
+fn summary(definition: &Definition) -> String {
+    let stages: Vec<_> = definition.stages.iter().map(|stage| stage.name.as_str()).collect();
+    format!("{} ({})", crate::text::count(stages.len(), "stage"), short(&stages.join(", "), 200))
+}
+
+fn show(out: Output, view: &WorkflowView) -> anyhow::Result<()> {
+    let definition = &view.definition;
+    let style = out.style;
+    let mut facts = vec![
+        ("workflow", style.bold(&format!("{} v{}", definition.name, view.version))),
+        ("registered", time(view.registered_at)),
+    ];
+    if let Some(description) = &definition.description {
+        facts.push(("for", description.clone()));
+    }
+    if !definition.metadata.is_empty() {
+        facts.push(("metadata", serde_json::to_string(&definition.metadata)?));
+    }
+    facts.push(("timeout", span(definition.timeout_ms)));
+    let text: String =
+        facts.iter().map(|(name, fact)| format!("{}  {fact}\n", style.dim(&format!("{name:<10}")))).collect();
+    out.text(&format!("{text}\n"))?;
+
+    let mut table = Table::new(["stage", "agent type", "depends on", ">attempts", ">timeout", "besides"]);
+    for stage in &definition.stages {
+        let depends: Vec<_> = stage.depends_on.iter().map(ToString::to_string).collect();
+        let mut besides = Vec::new();
+        if stage.optional {
+            besides.push("optional".to_owned());
+        }
+        if !stage.parallel {
+            besides.push("runs alone".to_owned());
+        }
+        besides.extend(stage.resources.iter().map(|(name, amount)| format!("{name} {amount}")));
+        if !stage.params.is_empty() {
+            besides.push(short(&serde_json::to_string(&stage.params)?, 60));
+        }
+        table.row([
+            stage.name.to_string().into(),
+            stage.agent_type.to_string().into(),
+            depends.join(", ").into(),
+            stage.retry.max_attempts.to_string().into(),
+            span(stage.timeout_ms).into(),
+            besides.join(", ").into(),
+        ]);
+    }
+    out.table(&table)
+}

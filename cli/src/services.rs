@@ -1,0 +1,68 @@
+//! The four services, run in this process.
+
+use std::net::SocketAddr;
+
+use anyhow::Context;
+use baton_client::ConnectSettings;
+use baton_protocol::Service;
+use baton_shell::{Instance, Settings, Telemetry};
+use baton_telemetry::spans::TraceConfig;
+use baton_telemetry::{Metrics, Spans};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+/// Where traces go: what the settings say, and what OpenTelemetry's own variables say where they are silent.
+pub(crate) fn trace_config(settings: &Settings) -> anyhow::Result<TraceConfig> {
+    let environment = TraceConfig::from_env()?;
+    Ok(TraceConfig {
+        endpoint: settings.telemetry.otlp_endpoint.clone().or(environment.endpoint),
+        // Both may thin out; the smaller share is what was asked for.
+        sample_ratio: settings.telemetry.sample_ratio.min(environment.sample_ratio),
+    })
+}
+
+/// What a service shows of itself: its own spans and metrics.
+pub(crate) fn telemetry(instance: &Instance, config: &TraceConfig) -> anyhow::Result<Telemetry> {
+    let service = instance.service().as_str();
+    let spans = Spans::start(service, instance.name(), config)?;
+    let metrics = Metrics::new(service, instance.name());
+    metrics.watch(&spans);
+    Ok(Telemetry { spans, metrics })
+}
+
+/// Runs an instance of a service until `shutdown`, and drains it.
+///
+/// The gateway tells through `bound` where it listens.
+pub(crate) async fn run(
+    instance: Instance,
+    connect: ConnectSettings,
+    settings: Settings,
+    telemetry: Telemetry,
+    shutdown: CancellationToken,
+    bound: Option<oneshot::Sender<SocketAddr>>,
+) -> anyhow::Result<()> {
+    let service = instance.service();
+    let ended = match service {
+        Service::WorkflowManager => {
+            let run = baton_shell::run::<baton_workflow_manager::WorkflowManager>;
+            run(instance, connect, settings, (), telemetry, shutdown).await.map_err(anyhow::Error::from)
+        }
+        Service::ResourceManager => {
+            let (lease_ms, heartbeat_ms) = (settings.agents.lease_ms, settings.agents.heartbeat_ms);
+            let config = baton_resource_manager::Config { lease_ms, heartbeat_ms };
+            let run = baton_shell::run::<baton_resource_manager::ResourceManager>;
+            run(instance, connect, settings, config, telemetry, shutdown).await.map_err(anyhow::Error::from)
+        }
+        Service::Optimizer => {
+            let ageing_ms = settings.placement.ageing_ms;
+            let config = baton_optimizer::Config { ageing_ms, ..baton_optimizer::Config::default() };
+            let run = baton_shell::run::<baton_optimizer::Optimizer>;
+            run(instance, connect, settings, config, telemetry, shutdown).await.map_err(anyhow::Error::from)
+        }
+        Service::Gateway => {
+            let run = baton_gateway::run(instance, connect, settings, telemetry, shutdown, bound);
+            run.await.map_err(anyhow::Error::from)
+        }
+    };
+    ended.with_context(|| format!("the {service} stopped"))
+}

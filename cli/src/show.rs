@@ -1,0 +1,122 @@
+//! A run as it stands.
+
+use baton_client::now;
+use baton_protocol::run::{AttemptView, RunView, StageView};
+use serde::Deserialize;
+
+use crate::output::{Cell, Output, Table};
+use crate::style::Tone;
+use crate::text::{json, short, span, time};
+
+/// How many characters of a result or an error are shown.
+const RESULT: usize = 30;
+
+/// Writes a run and its stages.
+pub(crate) fn run(out: Output, view: &RunView) -> anyhow::Result<()> {
+    let style = out.style;
+    let mut facts = vec![
+        ("run", style.bold(&view.run.to_string())),
+        ("workflow", format!("{} v{}", view.workflow, view.version)),
+        ("status", style.tone(Tone::of(view.status.as_str()), view.status.as_str())),
+    ];
+    if let Some(reason) = &view.reason {
+        facts.push(("because", reason.clone()));
+    }
+    facts.push(("input", json(&view.input, 200)));
+    facts.push(("started", time(view.started_at)));
+    facts.push(("took", took(view)));
+    facts.push(("cost", cost(view)));
+    if let Some(key) = &view.key {
+        facts.push(("key", key.clone()));
+    }
+    facts.push(("trace", view.trace_id.clone()));
+    let text: String =
+        facts.iter().map(|(name, fact)| format!("{}  {fact}\n", style.dim(&format!("{name:<8}")))).collect();
+    out.text(&format!("{text}\n"))?;
+    out.table(&stages(view))
+}
+
+/// How long a run took, or has been running.
+pub(crate) fn took(view: &RunView) -> String {
+    match view.ended_at {
+        Some(end) => span(end.saturating_sub(view.started_at)),
+        None => format!("{} so far", span(now().saturating_sub(view.started_at))),
+    }
+}
+
+/// What a run cost.
+pub(crate) fn cost(view: &RunView) -> String {
+    let usage = view.usage;
+    match (view.cost.is_zero(), usage.is_zero()) {
+        (true, true) => "nothing: no model was asked".to_owned(),
+        _ => format!("{}; tokens {} in, {} out", view.cost, usage.tokens_in, usage.tokens_out),
+    }
+}
+
+/// A line an attempt.
+pub(crate) fn stages(view: &RunView) -> Table {
+    let mut table = Table::new(["stage", "status", "attempt", "agent", ">waited", ">took", ">cost", "what came of it"]);
+    for stage in &view.stages {
+        if stage.attempts.is_empty() {
+            let waits: Vec<_> = stage.depends_on.iter().map(ToString::to_string).collect();
+            let waits = if waits.is_empty() { String::new() } else { format!("waits for {}", waits.join(", ")) };
+            let status = Cell::status(stage.status.as_str());
+            table.row([
+                stage.name.to_string().into(),
+                status,
+                "".into(),
+                "".into(),
+                "".into(),
+                "".into(),
+                "".into(),
+                waits.into(),
+            ]);
+        }
+        for (at, attempt) in stage.attempts.iter().enumerate() {
+            table.row(row(stage, attempt, at + 1 == stage.attempts.len()));
+        }
+    }
+    table
+}
+
+fn row(stage: &StageView, attempt: &AttemptView, is_last: bool) -> Vec<Cell> {
+    // The stage's status is that of its last attempt, and more: ready, waiting for its next one.
+    let status = match attempt.outcome {
+        Some(outcome) if !is_last => outcome.as_str(),
+        _ => stage.status.as_str(),
+    };
+    let agent = match (&attempt.agent, attempt.lease) {
+        (Some(agent), Some(lease)) => format!("{agent}, lease {lease}"),
+        (Some(agent), None) => agent.to_string(),
+        (None, _) => String::new(),
+    };
+    let between = |from: Option<u64>, to: Option<u64>| match (from, to) {
+        (Some(from), Some(to)) => span(to.saturating_sub(from)),
+        _ => String::new(),
+    };
+    let what = match (&attempt.error, &stage.result) {
+        (Some(error), _) => Cell::toned(short(error, 3 * RESULT), Tone::Bad),
+        (None, Some(result)) if is_last => json(result, RESULT).into(),
+        _ => "".into(),
+    };
+    vec![
+        stage.name.to_string().into(),
+        Cell::status(status),
+        attempt.attempt.to_string().into(),
+        agent.into(),
+        between(Some(attempt.ready_at), attempt.assigned_at).into(),
+        between(attempt.assigned_at, attempt.ended_at).into(),
+        attempt.cost.to_string().into(),
+        what,
+    ]
+}
+
+/// The document that a run has made: the last stage's that has one.
+pub(crate) fn document(view: &RunView) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Text {
+        document: String,
+    }
+    let text = |stage: &StageView| stage.result.as_ref()?.read::<Text>().ok();
+    view.stages.iter().rev().find_map(text).map(|text| text.document)
+}

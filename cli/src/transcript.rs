@@ -1,0 +1,334 @@
+//! A run as a transcript: one line a record, in the order of the log.
+//!
+//! ```text
+//! * 12.0        0 ms  run_started   article v1 {"topic":"leases"}            <- request run.start
+//!   12.1        0 ms  stage_ready   research/1 for research                  <- request run.start
+//! * 13.0        2 ms  assigned      research/1 to research-1, lease 7        <- request lease.assign
+//! ```
+//!
+//! Position, time since the run's start, record, what it says, and after the arrow what led to it. A star marks the first
+//! record of a commit: what stands from there to the next star was stored as one, or not at all.
+
+use std::collections::BTreeSet;
+
+use baton_protocol::record::{Event, LeftReason, OptimizerRecord, Outcome, ResourceRecord, StageEnded, WorkflowRecord};
+use baton_protocol::{Millis, Number, Resources, Service};
+
+use crate::style::{Style, Tone};
+use crate::text::{count, json, short, span};
+
+/// How many characters of an input are shown.
+const INPUT: usize = 44;
+/// How many characters of an error are shown.
+const ERROR: usize = 100;
+/// How wide what a record says is, at the least.
+const SAYS: usize = 58;
+
+/// Writes records, one after another.
+#[derive(Debug)]
+pub(crate) struct Transcript {
+    style: Style,
+    /// When the run started.
+    start: Option<Millis>,
+    records: usize,
+    commits: BTreeSet<u64>,
+    last: Option<u64>,
+}
+
+impl Transcript {
+    pub(crate) fn new(style: Style) -> Self {
+        Self { style, start: None, records: 0, commits: BTreeSet::new(), last: None }
+    }
+
+    /// A record's line, without a line break.
+    pub(crate) fn line(&mut self, event: &Event) -> String {
+        let since = event.at.saturating_sub(*self.start.get_or_insert(event.at));
+        let mark = if self.last == Some(event.position.seq) { " " } else { "*" };
+        self.last = Some(event.position.seq);
+        self.commits.insert(event.position.seq);
+        self.records += 1;
+
+        let (says, tone) = says(event);
+        let gap = " ".repeat(SAYS.saturating_sub(says.chars().count()));
+        let style = self.style;
+        format!(
+            "{} {} {:>9}  {}  {}{gap}  {}",
+            style.bold(mark),
+            style.dim(&format!("{:<8}", event.position)),
+            span(since),
+            style.cyan(&format!("{:<12}", event.kind)),
+            style.tone(tone, &says),
+            style.dim(&format!("<- {}", event.cause)),
+        )
+    }
+
+    /// How much there was.
+    pub(crate) fn end(&self) -> String {
+        format!("{} in {}", count(self.records, "record"), count(self.commits.len(), "commit"))
+    }
+}
+
+/// A whole transcript.
+pub(crate) fn transcript<'a>(events: impl IntoIterator<Item = &'a Event>, style: Style) -> String {
+    let mut transcript = Transcript::new(style);
+    let mut text = String::new();
+    for event in events {
+        text.push_str(&transcript.line(event));
+        text.push('\n');
+    }
+    text + &transcript.end() + "\n"
+}
+
+/// What a record says. One that this Baton does not know is shown as it is.
+fn says(event: &Event) -> (String, Tone) {
+    let known = match event.service {
+        Service::WorkflowManager => event.record.read().ok().map(|record| workflow(&record)),
+        Service::ResourceManager => event.record.read().ok().map(|record| resource(event.number, &record)),
+        Service::Optimizer => event.record.read().ok().map(|record| optimizer(&record)),
+        Service::Gateway => None,
+    };
+    known.unwrap_or_else(|| (json(&event.record, INPUT), Tone::Plain))
+}
+
+fn workflow(record: &WorkflowRecord) -> (String, Tone) {
+    match record {
+        WorkflowRecord::WorkflowRegistered(r) => (
+            format!("{} v{}, {}", r.definition.name, r.version, count(r.definition.stages.len(), "stage")),
+            Tone::Plain,
+        ),
+        WorkflowRecord::RunStarted(r) => {
+            let mut says = format!("{} v{} {}", r.workflow, r.version, json(&r.input, INPUT));
+            if r.priority != 0 {
+                says.push_str(&format!(", priority {}", r.priority));
+            }
+            if let Some(key) = &r.key {
+                says.push_str(&format!(", key {}", short(key, INPUT)));
+            }
+            (says, Tone::Plain)
+        }
+        WorkflowRecord::StageReady(r) => {
+            let mut says = format!("{}/{} for {}", r.task.stage, r.task.attempt, r.agent_type);
+            says.push_str(&needs(&r.resources));
+            (says, Tone::Plain)
+        }
+        WorkflowRecord::StageEnded(r) => ended(r),
+        WorkflowRecord::RunFinished(r) => {
+            let reason = r.reason.as_ref().map(|reason| format!(": {}", short(reason, ERROR))).unwrap_or_default();
+            (format!("{}{reason}", r.status), Tone::of(r.status.as_str()))
+        }
+    }
+}
+
+fn ended(record: &StageEnded) -> (String, Tone) {
+    let mut says = format!("{}/{} {}", record.task.stage, record.task.attempt, record.outcome);
+    if let (Some(agent), Some(lease)) = (&record.agent, record.lease) {
+        says.push_str(&format!(" by {agent}, lease {lease}, {}", span(record.duration_ms)));
+    }
+    if !record.cost.is_zero() {
+        says.push_str(&format!(", cost {}", record.cost));
+    }
+    if !record.usage.is_zero() {
+        says.push_str(&format!(", tokens {} in {} out", record.usage.tokens_in, record.usage.tokens_out));
+    }
+    if let Some(error) = &record.error {
+        says.push_str(&format!(": {}", short(error, ERROR)));
+    }
+    if record.outcome != Outcome::Succeeded && record.retry_at.is_some() {
+        says.push_str("; another attempt follows");
+    }
+    (says, Tone::of(record.outcome.as_str()))
+}
+
+fn resource(number: Number, record: &ResourceRecord) -> (String, Tone) {
+    match record {
+        ResourceRecord::AgentRegistered(r) => {
+            (format!("{} for {}, {}", r.agent, r.agent_type, count(r.slots as usize, "slot")), Tone::Plain)
+        }
+        ResourceRecord::AgentLeft(r) => {
+            let why = match r.reason {
+                LeftReason::Left => "said goodbye",
+                LeftReason::Lost => "was not heard of",
+            };
+            (format!("{} {why}", r.agent), Tone::Plain)
+        }
+        ResourceRecord::Assigned(r) => {
+            // The record's number is the lease's id.
+            let needs = needs(&r.resources);
+            (format!("{}/{} to {}, lease {number}{needs}", r.task.stage, r.task.attempt, r.agent), Tone::Plain)
+        }
+        ResourceRecord::LeaseEnded(r) => {
+            let why = short(&r.reason, ERROR);
+            (format!("{}/{} by {}, lease {}: {why}", r.task.stage, r.task.attempt, r.agent, r.lease), Tone::Busy)
+        }
+    }
+}
+
+fn optimizer(record: &OptimizerRecord) -> (String, Tone) {
+    match record {
+        OptimizerRecord::StrategyChanged(r) => (r.strategy.as_str().to_owned(), Tone::Plain),
+    }
+}
+
+fn needs(resources: &Resources) -> String {
+    let list: Vec<_> = resources.iter().map(|(name, amount)| format!("{name} {amount}")).collect();
+    if list.is_empty() { String::new() } else { format!(" with {}", list.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use baton_protocol::record::{
+        AnyCommit, Assigned, Cause, Commit, FORMAT, LeaseEnded, Record, RunFinished, RunStarted, StageReady, Turn,
+    };
+    use baton_protocol::request::Usage;
+    use baton_protocol::run::RunStatus;
+    use baton_protocol::{AgentId, Capability, Json, LeaseId, RunId, StageName, TaskId, WorkflowName};
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    const START: Millis = 1_763_665_200_000;
+
+    fn task(stage: &str, attempt: u32) -> TaskId {
+        TaskId { run: RunId::derive(START, 1), stage: StageName::new(stage).unwrap(), attempt }
+    }
+
+    fn agent(name: &str) -> AgentId {
+        AgentId::new(name).unwrap()
+    }
+
+    fn started() -> WorkflowRecord {
+        WorkflowRecord::RunStarted(RunStarted {
+            run: RunId::derive(START, 1),
+            workflow: WorkflowName::new("article").unwrap(),
+            version: 1,
+            input: Json::from_text(r#"{"topic":"leases"}"#.to_owned()).unwrap(),
+            priority: 0,
+            key: None,
+            trace: None,
+        })
+    }
+
+    fn ready(stage: &str, attempt: u32) -> WorkflowRecord {
+        WorkflowRecord::StageReady(StageReady {
+            task: task(stage, attempt),
+            agent_type: Capability::new(stage).unwrap(),
+            inputs: vec![],
+            resources: [("cpu".parse().unwrap(), 2.into())].into(),
+            priority: 0,
+        })
+    }
+
+    fn assigned(stage: &str, attempt: u32, by: &str) -> ResourceRecord {
+        ResourceRecord::Assigned(Assigned { task: task(stage, attempt), agent: agent(by), resources: [].into() })
+    }
+
+    fn end(stage: &str, attempt: u32, lease: u64, outcome: Outcome) -> WorkflowRecord {
+        let ok = outcome == Outcome::Succeeded;
+        WorkflowRecord::StageEnded(StageEnded {
+            task: task(stage, attempt),
+            lease: Some(LeaseId(lease)),
+            agent: Some(agent("research-1")),
+            outcome,
+            result: None,
+            error: (!ok).then(|| "the model\nis away".to_owned()),
+            retry_at: (!ok).then_some(START + 2000),
+            duration_ms: 29,
+            cost: if ok { "0.02".parse().unwrap() } else { baton_protocol::Money::default() },
+            usage: if ok { Usage { tokens_in: 10, tokens_out: 3 } } else { Usage::default() },
+        })
+    }
+
+    fn commit<R: Record>(first: Number, turns: Vec<(Millis, Cause, Vec<R>)>) -> Commit<R> {
+        let turns = turns.into_iter().map(|(at, cause, records)| Turn { at, seen: 0, cause, records }).collect();
+        Commit { format: FORMAT, instance: "i".to_owned(), term: 1, first, handled: 0, turns }
+    }
+
+    fn check(commits: &[(u64, AnyCommit)], expected: &Expect) {
+        let events: Vec<Event> = commits.iter().flat_map(|(seq, commit)| commit.events(*seq).unwrap()).collect();
+        expected.assert_eq(&transcript(&events, Style::plain()));
+    }
+
+    #[test]
+    fn a_run_is_told_line_by_line() {
+        let request = |endpoint: &str| Cause::Request(endpoint.to_owned());
+        let lease_ended = ResourceRecord::LeaseEnded(LeaseEnded {
+            lease: LeaseId(7),
+            task: task("research", 2),
+            agent: agent("research-2"),
+            reason: "declined: busy".to_owned(),
+        });
+        let finished = WorkflowRecord::RunFinished(RunFinished {
+            run: RunId::derive(START, 1),
+            status: RunStatus::Succeeded,
+            reason: None,
+        });
+        let workflow = |first, turns| AnyCommit::Workflow(commit(first, turns));
+        let resource = |first, turns| AnyCommit::Resource(commit(first, turns));
+        check(
+            &[
+                (12, workflow(3, vec![(START, request("run.start"), vec![started(), ready("research", 1)])])),
+                (
+                    13,
+                    resource(
+                        6,
+                        vec![(START + 2, request("lease.assign"), vec![assigned("research", 1, "research-1")])],
+                    ),
+                ),
+                (
+                    14,
+                    workflow(
+                        5,
+                        vec![(START + 31, request("agent.report"), vec![end("research", 1, 6, Outcome::Failed)])],
+                    ),
+                ),
+                (15, workflow(6, vec![(START + 2000, Cause::Timer, vec![ready("research", 2)])])),
+                (
+                    16,
+                    resource(
+                        7,
+                        vec![
+                            (START + 2001, request("lease.assign"), vec![assigned("research", 2, "research-2")]),
+                            (START + 2003, request("agent.decline"), vec![lease_ended]),
+                            (START + 2004, request("lease.assign"), vec![assigned("research", 2, "research-1")]),
+                        ],
+                    ),
+                ),
+                (
+                    19,
+                    workflow(
+                        7,
+                        vec![(
+                            START + 61_000,
+                            request("agent.report"),
+                            vec![end("research", 2, 9, Outcome::Succeeded), finished],
+                        )],
+                    ),
+                ),
+            ],
+            &expect![[r#"
+                * 12.0          0 ms  run_started   article v1 {"topic":"leases"}                               <- request run.start
+                  12.1          0 ms  stage_ready   research/1 for research with cpu 2                          <- request run.start
+                * 13.0          2 ms  assigned      research/1 to research-1, lease 6                           <- request lease.assign
+                * 14.0         31 ms  stage_ended   research/1 failed by research-1, lease 6, 29 ms: the model is away; another attempt follows  <- request agent.report
+                * 15.0       2000 ms  stage_ready   research/2 for research with cpu 2                          <- timer
+                * 16.0       2001 ms  assigned      research/2 to research-2, lease 7                           <- request lease.assign
+                  16.1       2003 ms  lease_ended   research/2 by research-2, lease 7: declined: busy           <- request agent.decline
+                  16.2       2004 ms  assigned      research/2 to research-1, lease 9                           <- request lease.assign
+                * 19.0        61.0 s  stage_ended   research/2 succeeded by research-1, lease 9, 29 ms, cost 0.02, tokens 10 in 3 out  <- request agent.report
+                  19.1        61.0 s  run_finished  succeeded                                                   <- request agent.report
+                10 records in 6 commits
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_record_of_a_newer_baton_is_shown_as_it_is() {
+        let mut event = AnyCommit::Workflow(commit(1, vec![(START, Cause::Lead, vec![started()])])).events(4).unwrap();
+        event[0].record = Json::from_text(r#"{"run_pondered":{"deeply":true}}"#.to_owned()).unwrap();
+        event[0].kind = "run_pondered".to_owned();
+        expect![[r#"
+            * 4.0           0 ms  run_pondered  {"run_pondered":{"deeply":true}}                            <- term began
+            1 record in 1 commit
+        "#]].assert_eq(&transcript(&event, Style::plain()));
+    }
+}

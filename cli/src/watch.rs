@@ -1,0 +1,187 @@
+//! Watching a run until it ends: a bar a stage on a terminal, a line a record elsewhere, on standard error.
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, stderr};
+use std::time::Duration;
+
+use baton_client::{Client, RunEvent};
+use baton_protocol::record::{Event, Outcome, ResourceRecord, WorkflowRecord};
+use baton_protocol::run::RunView;
+use baton_protocol::{RunId, StageName};
+use futures::StreamExt;
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::style::{Style, Tone};
+use crate::text::{short, span};
+use crate::transcript::Transcript;
+
+/// How fine a bar is.
+const WHOLE: u64 = 1000;
+
+/// What is shown meanwhile.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Show {
+    /// Bars on a terminal; records where there is none.
+    Something(Style),
+    /// Bars on a terminal; nothing where there is none.
+    BarsOnly(Style),
+    /// Nothing.
+    Nothing,
+}
+
+/// A run that was watched to its end.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    pub(crate) view: RunView,
+    /// Its records.
+    pub(crate) events: Vec<Event>,
+}
+
+/// Watches a run until it ends.
+pub(crate) async fn watch(client: &Client, run: RunId, show: Show) -> anyhow::Result<Watched> {
+    let mut events = Vec::new();
+    let mut screen = match show {
+        Show::Something(style) | Show::BarsOnly(style) if stderr().is_terminal() => {
+            Screen::Bars(Bars::new(&client.get_run(run).await?, style))
+        }
+        Show::Something(style) => Screen::Lines(Transcript::new(style)),
+        Show::BarsOnly(_) | Show::Nothing => Screen::Dark,
+    };
+    let mut stream = client.run_events(run, None).await?;
+    while let Some(event) = stream.next().await {
+        let event = event?;
+        screen.take(&event);
+        if let RunEvent::Record(event) = event {
+            events.push(event);
+        }
+    }
+    screen.end();
+    Ok(Watched { view: client.get_run(run).await?, events })
+}
+
+enum Screen {
+    Bars(Bars),
+    Lines(Transcript),
+    Dark,
+}
+
+impl Screen {
+    fn take(&mut self, event: &RunEvent) {
+        match (self, event) {
+            (Self::Bars(bars), event) => bars.take(event),
+            (Self::Lines(transcript), RunEvent::Record(record)) => say(&transcript.line(record)),
+            (Self::Lines(_) | Self::Dark, _) => {}
+        }
+    }
+
+    fn end(&self) {
+        match self {
+            Self::Bars(bars) => bars.end(),
+            Self::Lines(transcript) => say(&transcript.end()),
+            Self::Dark => {}
+        }
+    }
+}
+
+/// Writes a line for people, if anybody is there.
+pub(crate) fn say(line: &str) {
+    use std::io::Write;
+    let _ = writeln!(stderr().lock(), "{line}");
+}
+
+/// A bar for each stage.
+struct Bars {
+    bars: BTreeMap<StageName, ProgressBar>,
+    /// What each stage waits for.
+    waits_for: BTreeMap<StageName, String>,
+    style: Style,
+}
+
+impl Bars {
+    fn new(view: &RunView, style: Style) -> Self {
+        let screen = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+        let width = view.stages.iter().map(|stage| stage.name.as_str().len()).max().unwrap_or(0);
+        let template = format!("  {{prefix:{width}}}  {{bar:24}}  {{msg}}");
+        // A template that can not be read would be a defect of this line; a bar without it still is one.
+        let bar_style = ProgressStyle::with_template(&template)
+            .unwrap_or_else(|_| ProgressStyle::default_bar())
+            .progress_chars("━━╌");
+        let mut waits_for = BTreeMap::new();
+        let mut bars = BTreeMap::new();
+        for stage in &view.stages {
+            let names: Vec<_> = stage.depends_on.iter().map(StageName::as_str).collect();
+            waits_for.insert(stage.name.clone(), names.join(", "));
+            let bar = screen.add(ProgressBar::new(WHOLE).with_style(bar_style.clone()));
+            bar.set_prefix(stage.name.to_string());
+            if !names.is_empty() {
+                bar.set_message(style.dim(&format!("waits for {}", names.join(", "))));
+            }
+            bars.insert(stage.name.clone(), bar);
+        }
+        Self { bars, waits_for, style }
+    }
+
+    fn take(&self, event: &RunEvent) {
+        match event {
+            RunEvent::Progress(progress) => {
+                if let Some(bar) = self.bars.get(&progress.task.stage).filter(|bar| !bar.is_finished()) {
+                    bar.set_position(parts(progress.fraction));
+                    bar.set_message(short(&format!("{} {}", progress.agent, progress.message), 60));
+                }
+            }
+            RunEvent::Record(event) => {
+                if let Ok(record) = event.record.read::<WorkflowRecord>() {
+                    self.workflow(&record);
+                } else if let Ok(ResourceRecord::Assigned(record)) = event.record.read() {
+                    self.on(&record.task.stage, |bar| {
+                        bar.enable_steady_tick(Duration::from_millis(100));
+                        bar.set_message(record.agent.to_string());
+                    });
+                }
+            }
+        }
+    }
+
+    fn workflow(&self, record: &WorkflowRecord) {
+        match record {
+            WorkflowRecord::StageReady(record) => self.on(&record.task.stage, |bar| {
+                bar.set_position(0);
+                let again =
+                    if record.task.attempt > 1 { format!(" (attempt {})", record.task.attempt) } else { String::new() };
+                bar.set_message(self.style.dim(&format!("waits for an agent{again}")));
+            }),
+            WorkflowRecord::StageEnded(record) => self.on(&record.task.stage, |bar| {
+                let agent = record.agent.as_ref().map(ToString::to_string).unwrap_or_default();
+                let outcome = self.style.tone(Tone::of(record.outcome.as_str()), record.outcome.as_str());
+                let error = record.error.as_ref().map(|error| format!(": {}", short(error, 60))).unwrap_or_default();
+                let message = format!("{outcome} {} {agent}{error}", span(record.duration_ms));
+                if record.retry_at.is_some() {
+                    bar.set_message(format!("{message}; again soon"));
+                } else {
+                    bar.set_position(if record.outcome == Outcome::Succeeded { WHOLE } else { bar.position() });
+                    bar.abandon_with_message(message);
+                }
+            }),
+            WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) | WorkflowRecord::RunFinished(_) => {}
+        }
+    }
+
+    fn on(&self, stage: &StageName, act: impl FnOnce(&ProgressBar)) {
+        if let Some(bar) = self.bars.get(stage) {
+            act(bar);
+        }
+    }
+
+    /// Leaves the bars as they are.
+    fn end(&self) {
+        for (stage, bar) in self.bars.iter().filter(|(_, bar)| !bar.is_finished()) {
+            let waited = self.waits_for.get(stage).filter(|names| !names.is_empty());
+            bar.abandon_with_message(self.style.dim(if waited.is_some() { "never began" } else { "not ended" }));
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is between 0 and WHOLE")]
+fn parts(fraction: f64) -> u64 {
+    (fraction.clamp(0.0, 1.0) * WHOLE as f64) as u64
+}
