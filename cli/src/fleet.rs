@@ -98,7 +98,7 @@ impl Fleet {
                 let own = start_broker(&data, durability, offline, usual_port).await?;
                 // It is one server, whatever the settings say of a cluster.
                 settings.log.replicas = 1;
-                let connect = ConnectSettings::server(own.broker.client_url());
+                let connect = ConnectSettings::alone(own.broker.client_url());
                 (Some(own), connect)
             }
             BrokerPlan::There(connect) => (None, *connect),

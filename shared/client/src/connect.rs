@@ -216,8 +216,10 @@ fn note(link: &watch::Sender<Link>, event: &Event) {
             }
         }
         Event::Disconnected | Event::Closed => {
-            link.send_if_modified(|link| std::mem::take(&mut link.connected));
-            tracing::info!("the connection to NATS is lost");
+            let was = link.send_if_modified(|link| std::mem::take(&mut link.connected));
+            if was && *event == Event::Disconnected {
+                tracing::info!("the connection to NATS is lost");
+            }
         }
         Event::ServerError(error) => {
             let text = error.to_string();

@@ -79,6 +79,9 @@ pub struct ConnectSettings {
     pub inbox_prefix: Option<String>,
     /// What the broker shows of this connection in its monitoring.
     pub name: Option<String>,
+    /// Whether nothing is looked up in the surroundings: for a broker of one's own, which other brokers' credentials and
+    /// certificates do not fit.
+    pub alone: bool,
 }
 
 impl fmt::Debug for ConnectSettings {
@@ -168,6 +171,12 @@ impl ConnectSettings {
         Self { server: Some(url.into()), ..Self::default() }
     }
 
+    /// Settings that are complete: nothing is looked up in the surroundings.
+    #[must_use]
+    pub fn alone(url: impl Into<String>) -> Self {
+        Self { alone: true, ..Self::server(url) }
+    }
+
     /// The same, under a name that the broker shows.
     #[must_use]
     pub fn named(mut self, name: impl Into<String>) -> Self {
@@ -177,6 +186,9 @@ impl ConnectSettings {
 
     /// Looks up what is left out in the process's environment and in the user's contexts.
     pub(crate) fn resolve_here(&self) -> Result<Resolved, SettingsError> {
+        if self.alone {
+            return self.resolve(|_| None, None, None);
+        }
         let env = |name: &str| std::env::var(name).ok();
         self.resolve(env, config_dir().as_deref(), std::env::home_dir().as_deref())
     }
@@ -280,6 +292,7 @@ fn from_env(env: &impl Fn(&str) -> Option<String>, prefix: &str, server: &str) -
         context: get("CONTEXT"),
         inbox_prefix: get("INBOX_PREFIX"),
         name: None,
+        alone: false,
     }
 }
 
@@ -357,6 +370,7 @@ impl Contexts<'_> {
             inbox_prefix: given(file.inbox_prefix),
             context: None,
             name: None,
+            alone: false,
         })
     }
 
@@ -414,6 +428,13 @@ pub(crate) fn without_secrets(servers: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_that_are_complete_look_nothing_up() {
+        let alone = ConnectSettings::alone("nats://127.0.0.1:1").resolve_here().unwrap();
+        assert_eq!(alone.server, "nats://127.0.0.1:1");
+        assert!(alone.auth == Auth::Nothing && alone.ca.is_none());
+    }
 
     /// A directory that is gone when the test is.
     struct Dir(PathBuf);
