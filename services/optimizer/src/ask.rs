@@ -117,7 +117,6 @@ impl Soft {
 
 /// Places as many tasks as possible, and asks for all of it.
 pub(crate) fn place(turn: &mut Turn<'_, Optimizer>) {
-    show_queue(turn);
     let now = turn.now();
     if turn.soft.paused_until.is_some_and(|until| now < until) {
         return;
@@ -147,11 +146,13 @@ fn choose(turn: &mut Turn<'_, Optimizer>) -> Vec<Chosen> {
     let state = turn.state();
     let mut room = Room::new(&state.fleet, set_aside);
     let nobody = BTreeSet::new();
-    let standing = |task: &TaskId| match turn.soft.avoided.get(task) {
-        _ if turn.soft.asked.contains_key(task) => Standing::Held,
-        Some(avoided) if avoided.task => Standing::Held,
-        Some(avoided) => Standing::Free(&avoided.agents),
-        None => Standing::Free(&nobody),
+    let standing = |task: &TaskId| {
+        let avoided = turn.soft.avoided.get(task);
+        if turn.soft.asked.contains_key(task) || avoided.is_some_and(|avoided| avoided.task) {
+            return Standing::Held;
+        }
+        let not = avoided.map_or(&nobody, |avoided| &avoided.agents);
+        Standing::Free { not, rather_not: state.runs.failed_under(task) }
     };
     let clock = (turn.now(), turn.config().ageing_ms);
     let plan = placement::plan(&state.queue, &mut room, state.strategy, &mut turns, clock, standing);
@@ -160,22 +161,38 @@ fn choose(turn: &mut Turn<'_, Optimizer>) -> Vec<Chosen> {
     plan
 }
 
-/// Takes note of what a commit settles.
-pub(crate) fn settle(turn: &mut Turn<'_, Optimizer>, commit: &AnyCommit) {
+/// Takes note of what a commit settles. Whether anything may be placed that could not be before: leases that come as
+/// asked for, the most of all records, change nothing.
+pub(crate) fn settle(turn: &mut Turn<'_, Optimizer>, commit: &AnyCommit) -> bool {
+    let mut news = false;
     match commit {
-        AnyCommit::Workflow(commit) => commit.stamped().for_each(|(_, record)| settle_workflow(turn, record)),
-        AnyCommit::Resource(commit) => commit.stamped().for_each(|(_, record)| settle_resource(turn, record)),
+        AnyCommit::Workflow(commit) => {
+            for (_, record) in commit.stamped() {
+                news |= settle_workflow(turn, record);
+            }
+        }
+        AnyCommit::Resource(commit) => {
+            for (_, record) in commit.stamped() {
+                news |= settle_resource(turn, record);
+            }
+        }
         AnyCommit::Optimizer(_) => {}
     }
+    news
 }
 
-fn settle_workflow(turn: &mut Turn<'_, Optimizer>, record: &WorkflowRecord) {
+fn settle_workflow(turn: &mut Turn<'_, Optimizer>, record: &WorkflowRecord) -> bool {
     match record {
+        WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) => false,
+        WorkflowRecord::StageReady(_) => true,
         WorkflowRecord::StageEnded(record) => {
             turn.soft.release(&record.task);
+            true
         }
-        WorkflowRecord::RunFinished(record) => release_run(turn.soft, record.run),
-        WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) | WorkflowRecord::StageReady(_) => {}
+        WorkflowRecord::RunFinished(record) => {
+            release_run(turn.soft, record.run);
+            true
+        }
     }
 }
 
@@ -187,15 +204,18 @@ fn release_run(soft: &mut Soft, run: RunId) {
     }
 }
 
-fn settle_resource(turn: &mut Turn<'_, Optimizer>, record: &ResourceRecord) {
+fn settle_resource(turn: &mut Turn<'_, Optimizer>, record: &ResourceRecord) -> bool {
     match record {
         ResourceRecord::Assigned(record) => {
-            if let Some(asked) = turn.soft.release(&record.task).filter(|asked| asked.agent == record.agent) {
+            let Some(asked) = turn.soft.release(&record.task) else { return false };
+            let as_asked = asked.agent == record.agent;
+            if as_asked {
                 show_placement(turn, &record.task, &asked);
             }
+            !as_asked
         }
         // What is asked of an agent that left is refused.
-        ResourceRecord::AgentRegistered(_) | ResourceRecord::AgentLeft(_) | ResourceRecord::LeaseEnded(_) => {}
+        ResourceRecord::AgentRegistered(_) | ResourceRecord::AgentLeft(_) | ResourceRecord::LeaseEnded(_) => true,
     }
 }
 
@@ -220,9 +240,9 @@ fn show_placement(turn: &mut Turn<'_, Optimizer>, task: &TaskId, asked: &Asked) 
     turn.effect(Effect::Span(span));
 }
 
-/// What was granted stays set aside until the log says it; what was refused is placed anew.
-pub(crate) fn answered(turn: &mut Turn<'_, Optimizer>, tag: u64, reply: Reply) {
-    let Some(question) = turn.soft.questions.get_mut(&tag).filter(|question| !question.answered) else { return };
+/// What was granted stays set aside until the log says it; what was refused is placed anew. Whether anything was.
+pub(crate) fn answered(turn: &mut Turn<'_, Optimizer>, tag: u64, reply: Reply) -> bool {
+    let Some(question) = turn.soft.questions.get_mut(&tag).filter(|question| !question.answered) else { return false };
     question.answered = true;
     let now = turn.now();
     let read = |json: Json| {
@@ -230,16 +250,19 @@ pub(crate) fn answered(turn: &mut Turn<'_, Optimizer>, tag: u64, reply: Reply) {
     };
     match reply.and_then(read) {
         Ok(answer) => {
+            let refused = !answer.refused.is_empty();
             for Refusal { task, agent, rejection } in answer.refused {
                 if turn.soft.asked.get(&task).is_some_and(|asked| asked.tag == tag) {
                     turn.soft.release(&task);
                     turn.soft.avoid(now, &task, agent, rejection.code);
                 }
             }
+            refused
         }
         Err(_) => {
             turn.soft.give_up(tag);
             turn.soft.paused_until = Some(now.saturating_add(PAUSE_MS));
+            false
         }
     }
 }
@@ -263,7 +286,8 @@ pub(crate) fn expire(turn: &mut Turn<'_, Optimizer>) {
     }
 }
 
-fn show_queue(turn: &mut Turn<'_, Optimizer>) {
+/// Sets the gauge if the queue is longer or shorter than it was.
+pub(crate) fn show_queue(turn: &mut Turn<'_, Optimizer>) {
     let length = turn.state().queue.len();
     if turn.soft.shown.replace(length) != Some(length) {
         turn.gauge("baton_run_queue", &[], length as f64);

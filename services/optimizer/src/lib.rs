@@ -7,9 +7,9 @@
 //! # Invariants
 //!
 //! - A task is in the queue from its *ready* to its *assigned*, or to its end; never longer, never again.
-//! - What is asked for is set aside ([`Asks`](ask)) until the answer: no slot is promised twice.
+//! - What is asked for is set aside until the log or a refusal answers: no slot is promised twice.
 //! - No task waits while a capable agent has room for it, and none waits for ever behind smaller ones: see
-//!   [`placement`].
+//!   `placement`.
 //! - What was learned follows from the log alone: no setting enters the fold, and all of it is in integers, so that a
 //!   snapshot gives back exactly what was put in.
 //!
@@ -90,8 +90,10 @@ impl Machine for Optimizer {
     }
 
     fn react(turn: &mut Turn<'_, Self>, commit: &AnyCommit) {
-        ask::settle(turn, commit);
-        ask::place(turn);
+        if ask::settle(turn, commit) {
+            ask::place(turn);
+        }
+        ask::show_queue(turn);
     }
 
     fn request(turn: &mut Turn<'_, Self>, request: OptimizerRequest, _: &RequestContext) -> Reply {
@@ -107,12 +109,14 @@ impl Machine for Optimizer {
     }
 
     fn answered(turn: &mut Turn<'_, Self>, tag: u64, reply: Reply) {
-        ask::answered(turn, tag, reply);
-        ask::place(turn);
+        if ask::answered(turn, tag, reply) {
+            ask::place(turn);
+        }
     }
 
     fn lead(turn: &mut Turn<'_, Self>) {
         ask::place(turn);
+        ask::show_queue(turn);
     }
 
     fn tick(turn: &mut Turn<'_, Self>) {
@@ -166,7 +170,7 @@ impl Optimizer {
     }
 
     fn stage_ended(&mut self, stamp: Stamp, record: &StageEnded) {
-        let Some(workflow) = self.runs.stage_ended(&record.task) else { return };
+        let Some(workflow) = self.runs.stage_ended(record) else { return };
         self.queue.remove(&record.task);
         self.fleet.freed(stamp.at, &record.task);
         if let Some(agent) = self.learning.stage_ended(workflow, record) {

@@ -4,6 +4,9 @@
 //! all tasks of that shape are left out. So a long queue or a large fleet costs little where nothing can be placed:
 //! shapes are few, and agents without a free slot are not looked at.
 //!
+//! A task whose last attempt failed goes to another agent if one has room: what an agent declined, or can not do, must
+//! not use up its attempts there.
+//!
 //! A task that needs much may find no agent with enough left for as long as smaller ones keep coming. Once it has waited
 //! for one step of ageing, an agent is *kept* for it: what comes after it in the queue is not placed there, so that the
 //! agent runs empty. It is the one that holds least; being kept it holds less and less, so that the choice settles.
@@ -35,8 +38,13 @@ pub(crate) struct Chosen {
 
 /// Whether a task may be placed now.
 pub(crate) enum Standing<'a> {
-    /// Yes, but not with these agents.
-    Free(&'a BTreeSet<AgentId>),
+    /// Yes.
+    Free {
+        /// But not with these agents.
+        not: &'a BTreeSet<AgentId>,
+        /// Nor with this one, if another has room: the attempt before failed under it.
+        rather_not: Option<&'a AgentId>,
+    },
     /// Not now.
     Held,
 }
@@ -66,8 +74,12 @@ pub(crate) fn plan<'a>(
     let mut plan = Vec::new();
     let mut walk = queue.walk(now, ageing_ms);
     while let Some((task, shape, since)) = walk.next() {
-        let Standing::Free(not) = standing(task) else { continue };
-        if let Some(agent) = choose.choose(room, shape, not) {
+        let Standing::Free { not, rather_not } = standing(task) else { continue };
+        let elsewhere = rather_not.and_then(|failed| {
+            let not = not.iter().chain([failed]).cloned().collect();
+            choose.choose(room, shape, &not)
+        });
+        if let Some(agent) = elsewhere.or_else(|| choose.choose(room, shape, not)) {
             let before = room.rank(&agent);
             room.set_aside(&agent, task, shape);
             changed(&mut *choose, room, before);

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use baton_protocol::record::RunStarted;
+use baton_protocol::record::{Outcome, RunStarted, StageEnded};
 use baton_protocol::trace::{TraceContext, part_span};
-use baton_protocol::{RunId, StageName, TaskId, WorkflowName};
+use baton_protocol::{AgentId, RunId, StageName, TaskId, WorkflowName};
 use serde::{Deserialize, Serialize};
 
 /// The runs that have not ended.
@@ -19,6 +19,8 @@ struct Run {
     trace: Option<TraceContext>,
     /// The attempt that is under way, by stage: there is at most one.
     open: BTreeMap<StageName, u32>,
+    /// Under whom the last attempt failed, by stage.
+    failed: BTreeMap<StageName, AgentId>,
 }
 
 impl Runs {
@@ -27,6 +29,7 @@ impl Runs {
             workflow: record.workflow.clone(),
             trace: record.trace,
             open: BTreeMap::new(),
+            failed: BTreeMap::new(),
         });
     }
 
@@ -40,12 +43,22 @@ impl Runs {
     }
 
     /// Ends a task. Gives its workflow if it was open.
-    pub(crate) fn stage_ended(&mut self, task: &TaskId) -> Option<&WorkflowName> {
-        let run = self.runs.get_mut(&task.run)?;
-        if run.open.get(&task.stage) != Some(&task.attempt) {
+    pub(crate) fn stage_ended(&mut self, record: &StageEnded) -> Option<&WorkflowName> {
+        let TaskId { run, stage, attempt } = &record.task;
+        let run = self.runs.get_mut(run)?;
+        if run.open.get(stage) != Some(attempt) {
             return None;
         }
-        run.open.remove(&task.stage);
+        run.open.remove(stage);
+        match (record.outcome, &record.agent) {
+            (Outcome::Failed | Outcome::Lost | Outcome::TimedOut, Some(agent)) => {
+                run.failed.insert(stage.clone(), agent.clone());
+            }
+            (Outcome::Succeeded | Outcome::Cancelled, _) => {
+                run.failed.remove(stage);
+            }
+            (Outcome::Failed | Outcome::Lost | Outcome::TimedOut, None) => {}
+        }
         Some(&run.workflow)
     }
 
@@ -53,6 +66,11 @@ impl Runs {
     pub(crate) fn finished(&mut self, run: RunId) -> Vec<TaskId> {
         let open = self.runs.remove(&run).map(|run| run.open).unwrap_or_default();
         open.into_iter().map(|(stage, attempt)| TaskId { run, stage, attempt }).collect()
+    }
+
+    /// Under whom the attempt before this one failed.
+    pub(crate) fn failed_under(&self, task: &TaskId) -> Option<&AgentId> {
+        self.runs.get(&task.run)?.failed.get(&task.stage)
     }
 
     /// The run's workflow, while it lives.

@@ -168,31 +168,31 @@ impl World {
         self.now = until;
     }
 
-    fn ask(&mut self, endpoint: &'static str, subject: &str, body: serde_json::Value) {
+    fn ask(&mut self, endpoint: &'static str, subject: &str, body: &serde_json::Value) {
         let request = ResourceRequest::decode(endpoint, subject, body.to_string().as_bytes()).unwrap();
         self.token += 1;
         self.machine.request(self.token, endpoint, request, RequestContext::default(), self.now);
         self.settle();
     }
 
-    fn agent(&mut self, agent: &str, verb: &str, body: serde_json::Value) {
+    fn agent(&mut self, agent: &str, verb: &str, body: &serde_json::Value) {
         let endpoint = ResourceRequest::ENDPOINTS.iter().find(|e| e.name == format!("agent.{verb}")).unwrap().name;
         self.ask(endpoint, &format!("baton.agent.{agent}.{verb}"), body);
     }
 
     fn register(&mut self, agent: &str, session: &str, slots: u32) {
         let body = json!({ "session": session, "agent_type": "research", "slots": slots, "resources": { "cpu": 4 } });
-        self.agent(agent, "register", body);
+        self.agent(agent, "register", &body);
     }
 
     fn heartbeat(&mut self, agent: &str, session: &str, holds: &[u64]) {
-        self.agent(agent, "heartbeat", json!({ "session": session, "holds": holds }));
+        self.agent(agent, "heartbeat", &json!({ "session": session, "holds": holds }));
     }
 
     fn assign(&mut self, placements: &[(TaskId, &str)]) {
         let placements = placements.iter().map(|(t, a)| Placement { task: t.clone(), agent: agent(a) }).collect();
         let body = serde_json::to_value(AssignTasks { seen: self.workflow_next - 1, placements }).unwrap();
-        self.ask("lease.assign", "", body);
+        self.ask("lease.assign", "", &body);
     }
 
     fn act_workflow(&mut self, records: Vec<WorkflowRecord>) {
@@ -212,7 +212,7 @@ impl World {
     /// How many agents are listed.
     fn listed(&mut self, gone: bool) -> usize {
         self.transcript.clear();
-        self.ask("agent.list", "", json!({ "gone": gone }));
+        self.ask("agent.list", "", &json!({ "gone": gone }));
         self.transcript.matches("\"agent\":").count()
     }
 
@@ -343,7 +343,7 @@ fn r1_another_session_ends_what_the_old_one_held() {
     world.transcript.clear();
     world.register("ann", "s2", 2);
     world.heartbeat("ann", "s1", &[2]);
-    world.agent("ann", "leave", json!({ "session": "s1" }));
+    world.agent("ann", "leave", &json!({ "session": "s1" }));
     world.heartbeat("ann", "s2", &[2]);
     // The task is leased once; the next attempt is another one.
     world.assign(&[(task(1, "research", 1), "ann")]);
@@ -352,8 +352,8 @@ fn r1_another_session_ends_what_the_old_one_held() {
         ready(task(1, "research", 2), "{}"),
     ]);
     world.assign(&[(task(1, "research", 2), "ann")]);
-    world.agent("ann", "leave", json!({ "session": "s2" }));
-    world.agent("ann", "leave", json!({ "session": "s2" }));
+    world.agent("ann", "leave", &json!({ "session": "s2" }));
+    world.agent("ann", "leave", &json!({ "session": "s2" }));
     world.heartbeat("ann", "s2", &[4]);
     world.check(&expect![[r#"
         6.0 +0 {"agent_registered":{"agent":"ann","session":"s2","agent_type":"research","resources":{"cpu":4},"slots":2}} (request agent.register)
@@ -379,7 +379,7 @@ fn r1_a_new_leader_and_one_that_slept_give_everybody_time() {
     world.wait(9000);
     world.lead();
     world.transcript.clear();
-    world.ask("agent.list", "", json!({}));
+    world.ask("agent.list", "", &json!({}));
     world.wait(9_999);
     world.check(&expect![[r#"
         answer 2 {"agents":[{"agent":"ann","status":"idle","agent_type":"research","capabilities":{},"resources":{"cpu":4},"in_use":{},"slots":1,"leases":[],"priority":0,"registered_at":1000000}]}
@@ -432,9 +432,9 @@ fn r1_nonsense_is_refused() {
         json!({ "session": "s", "agent_type": "x", "capabilities": large }),
         json!({ "session": "s", "agent_type": "x", "resources": (0..65).map(|n| (format!("r{n}"), json!(1))).collect::<BTreeMap<_, _>>() }),
     ] {
-        world.agent("ann", "register", body);
+        world.agent("ann", "register", &body);
     }
-    world.ask("agent.list", "", json!({ "metadata": { "formats": ["json"] } }));
+    world.ask("agent.list", "", &json!({ "metadata": { "formats": ["json"] } }));
     world.check(&expect![[r#"
         refused 1 session has 0 bytes; it must have 1 to 128 (invalid_request)
         refused 2 session has 129 bytes; it must have 1 to 128 (invalid_request)
@@ -454,7 +454,7 @@ fn r2_agents_are_found_by_capability_and_metadata() {
         ("bob", json!({ "data_analysis": { "algorithms": ["clustering"], "gpu": true } })),
         ("cid", json!({ "data_retrieval": { "formats": ["json", "xml"] } })),
     ] {
-        world.agent(id, "register", json!({ "session": "s", "agent_type": "backend", "capabilities": capabilities }));
+        world.agent(id, "register", &json!({ "session": "s", "agent_type": "backend", "capabilities": capabilities }));
     }
     let mut found = String::new();
     for query in [
@@ -470,7 +470,7 @@ fn r2_agents_are_found_by_capability_and_metadata() {
         json!({ "capability": "backend", "metadata": { "gpu": true } }),
     ] {
         world.transcript.clear();
-        world.ask("agent.list", "", query.clone());
+        world.ask("agent.list", "", &query);
         let ids: Vec<_> = ["ann", "bob", "cid"]
             .into_iter()
             .filter(|id| world.transcript.contains(&format!("\"agent\":\"{id}\"")))
@@ -497,7 +497,7 @@ fn r3_a_task_gets_all_that_it_needs_or_nothing() {
     let mut world = World::new();
     world.register("ann", "s1", 3);
     let body = json!({ "session": "s", "agent_type": "writing", "capabilities": { "research": {} } });
-    world.agent("bob", "register", body);
+    world.agent("bob", "register", &body);
     let tasks: Vec<_> = (1..=5).map(|n| task(n, "research", 1)).collect();
     for (task, cpu) in tasks.iter().zip(["2.5", "2", "1.5", "0", "0"]) {
         let n = tasks.iter().position(|t| t == task).unwrap() as u64 + 1;
@@ -543,7 +543,7 @@ fn r3_a_task_gets_all_that_it_needs_or_nothing() {
     world.register("ann", "s1", 2);
     world.workflow(vec![ended(tasks[0].clone(), Some((3, "ann")), Outcome::Succeeded)]);
     world.register("ann", "s1", 2);
-    world.ask("agent.list", "", json!({}));
+    world.ask("agent.list", "", &json!({}));
     world.check(&expect![[r#"
         refused 4 agent ann can not shrink its slots now: its 3 leases hold more; register so when they have ended (no_capacity)
         13.0 +0 {"agent_registered":{"agent":"ann","session":"s1","agent_type":"research","resources":{"cpu":4},"slots":2}} (request agent.register)
@@ -579,10 +579,32 @@ fn w10_what_is_cancelled_or_timed_out_is_recalled() {
 }
 
 #[test]
+fn stale_records_do_nothing_and_a_run_takes_all_with_it() {
+    let mut world = World::new();
+    world.register("ann", "s1", 9);
+    world.workflow(vec![started(1), ready(task(1, "research", 1), "{}")]);
+    world.assign(&[(task(1, "research", 1), "ann")]);
+    let lost = || ended(task(1, "research", 1), Some((2, "ann")), Outcome::Lost);
+    world.workflow(vec![lost(), ready(task(1, "research", 2), "{}")]);
+    world.assign(&[(task(1, "research", 2), "ann")]);
+    let before = world.machine.machine().clone();
+    world.workflow(vec![lost(), ready(task(1, "research", 2), "{}"), started(1), finished(9)]);
+    world.workflow(vec![ready(task(9, "research", 1), "{}"), ended(task(9, "research", 1), None, Outcome::TimedOut)]);
+    assert_eq!(world.machine.machine(), &before);
+    world.transcript.clear();
+    world.workflow(vec![finished(1)]);
+    world.ask("agent.list", "", &json!({}));
+    world.check(&expect![[r#"
+        publish baton.to.ann.cancel {"lease":3,"task":"RUN1/research/2","reason":"the run is over"} [status_update traced]
+        answer 4 {"agents":[{"agent":"ann","status":"idle","agent_type":"research","capabilities":{},"resources":{"cpu":4},"in_use":{},"slots":9,"leases":[],"priority":0,"registered_at":1000000,"heard_at":1000000}]}
+    "#]]);
+}
+
+#[test]
 fn a_task_comes_with_all_that_it_takes_to_do_it() {
     let mut world = World::new();
     let body = json!({ "session": "s1", "agent_type": "x", "capabilities": { "research": {}, "writing": {} }, "slots": 4, "resources": { "cpu": 4 } });
-    world.agent("ann", "register", body);
+    world.agent("ann", "register", &body);
     let trace: TraceContext = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap();
     let WorkflowRecord::RunStarted(mut start) = started(1) else { unreachable!() };
     start.trace = Some(trace);
@@ -628,13 +650,13 @@ fn declining_and_progress_need_the_lease() {
     world.workflow(vec![started(1), ready(task(1, "research", 1), "{}")]);
     world.assign(&[(task(1, "research", 1), "ann")]);
     world.transcript.clear();
-    world.agent("ann", "progress", json!({ "lease": 3, "fraction": 0.25, "message": "reading" }));
-    world.agent("bob", "progress", json!({ "lease": 3, "fraction": 0.25 }));
-    world.agent("ann", "progress", json!({ "lease": 3, "fraction": 1.5 }));
-    world.agent("ann", "progress", json!({ "lease": 3, "fraction": 0.5, "message": "x".repeat(501) }));
-    world.agent("bob", "decline", json!({ "lease": 3, "reason": "not mine" }));
-    world.agent("ann", "decline", json!({ "lease": 3, "reason": "no model" }));
-    world.agent("ann", "decline", json!({ "lease": 3, "reason": "no model" }));
+    world.agent("ann", "progress", &json!({ "lease": 3, "fraction": 0.25, "message": "reading" }));
+    world.agent("bob", "progress", &json!({ "lease": 3, "fraction": 0.25 }));
+    world.agent("ann", "progress", &json!({ "lease": 3, "fraction": 1.5 }));
+    world.agent("ann", "progress", &json!({ "lease": 3, "fraction": 0.5, "message": "x".repeat(501) }));
+    world.agent("bob", "decline", &json!({ "lease": 3, "reason": "not mine" }));
+    world.agent("ann", "decline", &json!({ "lease": 3, "reason": "no model" }));
+    world.agent("ann", "decline", &json!({ "lease": 3, "reason": "no model" }));
     world.check(&expect![[r#"
         publish baton.event.run.RUN1.progress {"task":"RUN1/research/1","agent":"ann","fraction":0.25,"message":"reading","at":1000000} [status_update traced]
         answer 4 {}
@@ -857,14 +879,14 @@ proptest! {
             match act {
                 Act::Register { agent, session, slots, cpu } => {
                     let body = json!({ "session": format!("s{session}"), "agent_type": "research", "slots": slots, "resources": { "cpu": cpu } });
-                    world.agent(&id(agent), "register", body);
+                    world.agent(&id(agent), "register", &body);
                 }
                 Act::Heartbeat { agent, session, holds } => {
                     let holds: Vec<_> = holds.into_iter().map(u64::from).collect();
                     world.heartbeat(&id(agent), &format!("s{session}"), &holds);
                 }
-                Act::Leave { agent, session } => world.agent(&id(agent), "leave", json!({ "session": format!("s{session}") })),
-                Act::Decline { agent, lease } => world.agent(&id(agent), "decline", json!({ "lease": lease, "reason": "" })),
+                Act::Leave { agent, session } => world.agent(&id(agent), "leave", &json!({ "session": format!("s{session}") })),
+                Act::Decline { agent, lease } => world.agent(&id(agent), "decline", &json!({ "lease": lease, "reason": "" })),
                 Act::Ready { run, cpu } => {
                     let (attempt, open) = attempts.get(&run).copied().unwrap_or_default();
                     if open || over.contains(&run) {

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use baton_machine::{Effect, Processor, RequestContext, Value, answer};
 use baton_protocol::record::{Outcome, ResourceRecord, WorkflowRecord};
 use baton_protocol::request::{
-    AssignAnswer, AssignTasks, GetPlacement, OptimizerRequest, PlacementView, Refusal, SetStrategy, Strategy,
+    AssignAnswer, AssignTasks, OptimizerRequest, PlacementView, Refusal, SetStrategy, Strategy,
 };
 use baton_protocol::{Code, Json, Millis, Rejection, TaskId};
 use expect_test::{Expect, expect};
@@ -17,7 +17,7 @@ use super::{
 use crate::{Config, Optimizer};
 
 /// The log, one optimizer that leads, and what it asked.
-pub(super) struct World {
+struct World {
     log: Log,
     machine: Processor<Optimizer>,
     workflow_next: u64,
@@ -31,7 +31,7 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new() -> Self {
+    fn new() -> Self {
         let mut world = Self {
             log: Log::default(),
             machine: Processor::new(Config::default()),
@@ -97,7 +97,7 @@ impl World {
         self.settle();
     }
 
-    pub(super) fn resource(&mut self, records: Vec<ResourceRecord>) {
+    fn resource(&mut self, records: Vec<ResourceRecord>) {
         for (record, number) in records.iter().zip(self.resource_next..) {
             if let ResourceRecord::Assigned(record) = record {
                 self.leases.insert(record.task.clone(), number);
@@ -252,6 +252,33 @@ fn o1_a_large_task_does_not_starve_behind_small_ones() {
     }
     assert!(world.now - START > 60_000, "it was not kept back");
     assert_eq!(busy, [5]);
+}
+
+#[test]
+fn o1_one_agent_is_kept_for_large_tasks_of_a_kind() {
+    let mut world = World::new();
+    world.resource(vec![registered("ann", "s", "research", 4, 4, 0), registered("bob", "s", "research", 4, 4, 0)]);
+    for n in 1..=5 {
+        world.ready(n, "research", 0, 1);
+    }
+    world.grant();
+    for n in 6..=8 {
+        world.ready(n, "research", 0, 4);
+    }
+    world.wait(60_000);
+    world.transcript.clear();
+    // Bob holds less, and is kept; ann goes on.
+    for n in 9..=10 {
+        world.ready(n, "research", 0, 1);
+    }
+    world.grant();
+    for n in [2, 4] {
+        world.end(n, "bob", Outcome::Succeeded, 10);
+    }
+    world.transcript = world.transcript.lines().filter(|l| l.contains("ask")).collect::<Vec<_>>().join("\n");
+    world.check(&expect![[r#"
+        +60000 ask lease.assign seen 19: R9/1 -> ann
+        +60000 ask lease.assign seen 25: R8/1 -> bob"#]]);
 }
 
 #[test]
@@ -479,6 +506,38 @@ fn what_is_asked_for_is_not_promised_twice() {
 }
 
 #[test]
+fn o9_the_next_attempt_goes_to_another_agent_if_there_is_one() {
+    let mut world = World::new();
+    // Ann is always to be preferred, and never able.
+    world.resource(vec![registered("ann", "s", "research", 9, 0, 9), registered("bob", "s", "research", 1, 0, 0)]);
+    for (n, strategy) in [(1, Strategy::LoadBalanced), (2, Strategy::RoundRobin)] {
+        world.strategy(strategy);
+        world.ready(n, "research", 0, 0);
+        assert_eq!(world.grant(), [(task(n, 1), "ann".to_owned())]);
+        let lease = world.leases[&task(n, 1)];
+        world.resource(vec![declined(task(n, 1), lease, "ann")]);
+        world.workflow(vec![
+            ended(task(n, 1), Some((lease, "ann")), Outcome::Lost, 0),
+            ready(task(n, 2), "research", 0, 0),
+        ]);
+        assert_eq!(world.grant(), [(task(n, 2), "bob".to_owned())]);
+        let lease = world.leases[&task(n, 2)];
+        let failed = ended(task(n, 2), Some((lease, "bob")), Outcome::Failed, 0);
+        world.workflow(vec![failed, ready(task(n, 3), "research", 0, 0)]);
+        // Ann may have it again: she was not the last to fail.
+        assert_eq!(world.grant(), [(task(n, 3), "ann".to_owned())]);
+        world.workflow(vec![finished(n)]);
+    }
+    world.resource(vec![left("bob")]);
+    world.ready(3, "research", 0, 0);
+    world.grant();
+    let lease = world.leases[&task(3, 1)];
+    let failed = ended(task(3, 1), Some((lease, "ann")), Outcome::Failed, 0);
+    world.workflow(vec![failed, ready(task(3, 2), "research", 0, 0)]);
+    assert_eq!(world.grant(), [(task(3, 2), "ann".to_owned())]);
+}
+
+#[test]
 fn a_refused_task_goes_elsewhere_or_waits_a_little() {
     let mut world = World::new();
     world.resource(vec![registered("ann", "s", "research", 1, 0, 1), registered("bob", "s", "research", 1, 0, 0)]);
@@ -504,6 +563,57 @@ fn a_refused_task_goes_elsewhere_or_waits_a_little() {
         span Internal place research +0..+500 baton.run.id=R1 baton.stage.name=work baton.agent.id=ann baton.strategy=LOAD_BALANCED
         gauge baton_run_queue 0
     "#]]);
+}
+
+#[test]
+fn a_refusal_holds_for_one_task_and_one_agent() {
+    let mut world = World::new();
+    world.resource(vec![registered("ann", "s", "research", 1, 0, 0)]);
+    world.ready(1, "research", 0, 0);
+    world.refuse(Code::NoCapacity);
+    world.transcript.clear();
+    // The first in the queue may not go to ann now; another one may.
+    world.ready(2, "research", 0, 0);
+    // It ends before anybody has it: the slot is free at once.
+    world.workflow(vec![ended(task(2, 1), None, Outcome::Cancelled, 0)]);
+    world.ready(3, "research", 0, 0);
+    world.workflow(vec![finished(3)]);
+    world.ready(4, "research", 0, 0);
+    world.check(&expect![[r#"
+        gauge baton_run_queue 2
+        +0 ask lease.assign seen 5: R2/1 -> ann
+        gauge baton_run_queue 1
+        gauge baton_run_queue 2
+        +0 ask lease.assign seen 8: R3/1 -> ann
+        gauge baton_run_queue 1
+        gauge baton_run_queue 2
+        +0 ask lease.assign seen 11: R4/1 -> ann
+    "#]]);
+}
+
+#[test]
+fn stale_records_do_nothing() {
+    let mut world = World::new();
+    world.resource(vec![registered("ann", "s", "research", 1, 0, 0), left("bob")]);
+    world.ready(1, "research", 0, 0);
+    world.grant();
+    let lease = world.leases[&task(1, 1)];
+    let lost = || ended(task(1, 1), Some((lease, "ann")), Outcome::Lost, 0);
+    world.workflow(vec![lost(), ready(task(1, 2), "research", 0, 0)]);
+    world.grant();
+    let before = world.machine.machine().clone();
+    world.workflow(vec![lost(), ready(task(1, 2), "research", 0, 0), started(1), ready(task(9, 1), "research", 0, 0)]);
+    world.workflow(vec![ended(task(9, 1), None, Outcome::TimedOut, 0), finished(9)]);
+    world.resource(vec![
+        assigned(task(1, 1), "ann", 0),
+        assigned(task(1, 2), "bob", 0),
+        declined(task(1, 1), lease, "ann"),
+        left("bob"),
+    ]);
+    assert_eq!(world.machine.machine(), &before);
+    // What is left of a run goes with it.
+    world.workflow(vec![finished(1)]);
+    assert!(world.machine.machine().fleet.free(&"research".parse().unwrap()).is_some());
 }
 
 #[test]
@@ -599,7 +709,7 @@ fn a_long_queue_and_a_large_fleet() {
     assert!(placed.values().all(|count| *count == 2));
     assert_eq!(placed[&agent("a0")], 2);
     // With all slots promised, a further task costs next to nothing.
-    for n in 30_001..30_201 {
+    for n in 30_001..30_051 {
         let records = vec![started(n), ready(task(n, 1), "research", 0, 1)];
         world.log.append(&mut world.workflow_next, world.now, records);
         world.log.settle(&mut world.machine, world.now);
