@@ -10,8 +10,8 @@ to=$2
 stub() {
   mkdir -p "$to/$(dirname "$1")"
   case $1 in
-  *lib.rs) : >"$to/$1" ;;
-  *) echo 'fn main() {}' >"$to/$1" ;;
+  *lib.rs) echo '//! Empty.' >"$to/$1" ;;
+  *) printf '//! Empty.\nfn main() {}\n' >"$to/$1" ;;
   esac
 }
 

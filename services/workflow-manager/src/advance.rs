@@ -5,7 +5,7 @@
 
 use baton_machine::Effect;
 use baton_protocol::record::{Outcome, RunFinished, StageEnded, StageReady, WorkflowRecord};
-use baton_protocol::request::Usage;
+use baton_protocol::request::{MAX_MESSAGE_BYTES, Usage};
 use baton_protocol::run::{RunStatus, StageStatus};
 use baton_protocol::subject::RUNS_BUCKET;
 use baton_protocol::{Json, Millis, Money, RunId, TaskId};
@@ -15,8 +15,8 @@ use crate::workflows::Version;
 use crate::{Turn, telemetry, text, view};
 
 /// The most that an agent is given with a task: input, results, parameters and metadata together, in bytes. An
-/// assignment must fit into a message.
-const MAX_TASK_BYTES: usize = 4 * 1024 * 1024;
+/// assignment must fit into a message, with some room for what goes around it.
+const MAX_TASK_BYTES: usize = MAX_MESSAGE_BYTES - 16 * 1024;
 
 /// Spans of runs that ended longer ago than this have been sent by whoever led then.
 const SPANS_WAIT_MS: Millis = 60_000;

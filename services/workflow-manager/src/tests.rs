@@ -738,7 +738,7 @@ fn w9_an_optional_stage_may_fail() {
 #[test]
 fn w9_a_stage_whose_agent_would_be_given_too_much_fails_before_it_begins() {
     let mut world = World::new();
-    let names: Vec<String> = (0..17).map(|i| format!("s{i}")).collect();
+    let names: Vec<String> = (0..4).map(|i| format!("s{i}")).collect();
     let mut builder = Definition::builder("w");
     for name in &names {
         builder = builder.add_stage(name, "x", &[]);
@@ -758,16 +758,16 @@ fn w9_a_stage_whose_agent_would_be_given_too_much_fails_before_it_begins() {
     check(
         &mut world,
         &expect![[r#"
-        37.0       +0ms  stage_ended s16/1 succeeded  (request agent.report)
-        37.1       +0ms  stage_ended join/1 failed: its agent would be given 4456467 bytes (the run's input, the results of 17 stages, parameters and metadata); at most 4194304 are allowed: keep large results elsewhere and pass references  (request agent.report)
-        37.2       +0ms  run_finished failed: stage join failed after 1 attempt: its agent would be given 4456467 bytes (the run's input, the results of 17 stages, parameters and metadata); at most 4194304 are allowed: keep large results elsewhere and pass references  (request agent.report)
-    "#]],
+            11.0       +0ms  stage_ended s3/1 succeeded  (request agent.report)
+            11.1       +0ms  stage_ended join/1 failed: its agent would be given 1048595 bytes (the run's input, the results of 4 stages, parameters and metadata); at most 901120 are allowed: keep large results elsewhere and pass references  (request agent.report)
+            11.2       +0ms  run_finished failed: stage join failed after 1 attempt: its agent would be given 1048595 bytes (the run's input, the results of 4 stages, parameters and metadata); at most 901120 are allowed: keep large results elsewhere and pass references  (request agent.report)
+        "#]],
     );
     // The document fits into a message, and says what it lacks.
     let view = world.view(run);
-    assert!(view.reason.unwrap().ends_with("(2 results left out here: the whole is too large)"));
-    assert!(world.documents[&run.to_string()].size() <= 4 * 1024 * 1024);
-    assert_eq!(view.stages.iter().filter(|stage| stage.result.is_some()).count(), 15);
+    assert!(view.reason.unwrap().ends_with("(1 result left out here: the whole is too large)"));
+    assert!(world.documents[&run.to_string()].size() <= baton_protocol::request::MAX_MESSAGE_BYTES);
+    assert_eq!(view.stages.iter().filter(|stage| stage.result.is_some()).count(), 3);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::iter::Peekable;
 
 use baton_machine::Reply;
-use baton_protocol::request::{ListRuns, RunList};
+use baton_protocol::request::{ListRuns, MAX_MESSAGE_BYTES, RunList};
 use baton_protocol::run::{AttemptView, RunSummary, RunView, StageView};
 use baton_protocol::subject::RUNS_BUCKET;
 use baton_protocol::{Code, Json, Rejection, RunId};
@@ -13,7 +13,7 @@ use crate::workflows::Version;
 use crate::{Turn, WorkflowManager, text};
 
 /// The largest document. A run with more in it is shown without some of its results.
-const MAX_DOCUMENT_BYTES: usize = 4 * 1024 * 1024;
+const MAX_DOCUMENT_BYTES: usize = MAX_MESSAGE_BYTES;
 
 /// How many runs are listed if nothing else is asked for, and how many at the most.
 const LIMIT: (u32, u32) = (100, 1000);

@@ -27,6 +27,10 @@ use crate::trace::TraceContext;
 /// reference.
 pub const MAX_JSON_BYTES: usize = 256 * 1024;
 
+/// The largest body that Baton sends, in bytes: it fits, with headers, into the mebibyte that a nats-server allows unless it
+/// is told otherwise.
+pub const MAX_MESSAGE_BYTES: usize = 896 * 1024;
+
 /// The longest idempotency key, in bytes.
 pub const MAX_KEY_BYTES: usize = 255;
 

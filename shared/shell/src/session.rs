@@ -240,9 +240,12 @@ impl<M: Machine> Session<M> {
                 return self.drained().await;
             }
             self.report();
+            // Under load something else is always ready: time must pass all the same.
+            if self.processor.deadline().is_some_and(|deadline| deadline <= now_ms()) {
+                self.processor.tick(now_ms());
+            }
             let timer = self.timer();
             tokio::select! {
-                biased;
                 outcome = fly(&mut self.flight) => {
                     self.flight = None;
                     if let Err(end) = self.landed(outcome).await { return end }
