@@ -138,7 +138,9 @@ pub fn read(names: &[String], root: Option<&Path>, limits: Limits) -> Result<Cor
         let base = locate(name, root)?;
         let prefix = if names.len() > 1 { prefix_of(names, at) } else { String::new() };
         let walk = WalkDir::new(&base).max_depth(limits.depth).sort_by_file_name().into_iter();
-        for entry in walk.filter_entry(|entry| entry.depth() == 0 || !is_hidden(entry.file_name())) {
+        for entry in
+            walk.filter_entry(|entry| entry.depth() == 0 || !is_hidden(entry.file_name()) && !is_derived(entry.path()))
+        {
             let entry = match entry {
                 Ok(entry) => entry,
                 Err(error) => {
@@ -220,6 +222,11 @@ fn prefix_of(names: &[String], at: usize) -> String {
     } else {
         own
     }
+}
+
+/// Whether a folder holds what programs made or fetched: build output and caches say so by a tag (bford.info/cachedir).
+fn is_derived(path: &Path) -> bool {
+    path.is_dir() && (path.join("CACHEDIR.TAG").is_file() || path.ends_with("node_modules"))
 }
 
 fn is_hidden(name: &std::ffi::OsStr) -> bool {
@@ -545,6 +552,8 @@ mod tests {
             ("huge.md", &[b'x'; 200]),
             ("code.rs", b"fn main() {}"),
             (".hidden/secret.md", b"# no"),
+            ("target/CACHEDIR.TAG", b"Signature: 8a477f597d28d172789f06886806bc55"),
+            ("target/doc/built.md", b"# no"),
         ]);
         let corpus = read(&names, None, Limits { file_bytes: 100, ..Limits::default() }).expect("read");
         let paths: Vec<_> = corpus.files.iter().map(|file| (file.path.as_str(), file.title.as_str())).collect();

@@ -98,8 +98,9 @@ pub async fn run(
     let service = register(&nats, &instance).await;
     instance.update(|status| status.role = Role::Serving);
 
-    let policy = Policy { local: address.ip().is_loopback() };
-    if !policy.local {
+    let hosts: Arc<[String]> = settings.http.allowed_hosts.as_slice().into();
+    let policy = Policy { local: address.ip().is_loopback() || !hosts.is_empty(), hosts };
+    if !address.ip().is_loopback() {
         tracing::warn!(%address, "anyone who reaches this address may use Baton: the gateway does not authenticate yet");
     }
     let client = Client::new(nats.clone()).with_source(format!("gateway/{}", instance.name()));

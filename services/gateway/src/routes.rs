@@ -462,7 +462,8 @@ mod tests {
             .route("/panic/{id}", get(|| async { panic!("a defect") as String }))
             .route("/never", get(pending::<()>));
         let metrics = Metrics::new("gateway", "g");
-        let router = layered(router, Policy { local: true }, metrics.clone(), Duration::from_millis(20));
+        let router =
+            layered(router, Policy { local: true, ..Policy::default() }, metrics.clone(), Duration::from_millis(20));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         let server = tokio::spawn(async move { axum::serve(listener, router).await });

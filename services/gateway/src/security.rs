@@ -6,6 +6,7 @@
 //! (CSRF) bears its name in `Origin`, and is refused as well. There are no CORS headers: no other origin may read.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::header::{
@@ -27,10 +28,12 @@ const HEADERS: [(HeaderName, &str); 5] = [
 ];
 
 /// What the gateway insists on.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Policy {
-    /// Whether it listens on the local machine only.
+    /// Whether only this machine may be asked for, and [`Policy::hosts`].
     pub(crate) local: bool,
+    /// Further hosts that may be asked for, without their ports.
+    pub(crate) hosts: Arc<[String]>,
 }
 
 /// Refuses what is meant for another host or comes from another origin.
@@ -51,13 +54,15 @@ pub(crate) async fn headers(request: Request, next: Next) -> Response {
 }
 
 impl Policy {
-    fn check(self, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+    fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
         let text = |name| headers.get(name).map(|value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()));
         // HTTP/2 has no Host, but an authority.
         let host = uri.authority().map(|authority| authority.as_str().into()).or_else(|| text(HOST));
-        if self.local && !host.as_deref().is_some_and(is_local) {
+        if self.local && !host.as_deref().is_some_and(|host| is_local(host) || self.knows(host)) {
             let host = host.as_deref().unwrap_or_default();
-            let detail = format!("the host {host:?} is not this machine: ask for localhost, 127.0.0.1 or [::1]");
+            let detail = format!(
+                "the host {host:?} is not this machine: ask for localhost, 127.0.0.1 or [::1], or name it in http.allowed_hosts"
+            );
             return Err(Problem::new(Kind::Misdirected, detail));
         }
         if let Some(origin) = text(ORIGIN) {
@@ -68,6 +73,13 @@ impl Policy {
             }
         }
         Ok(())
+    }
+}
+
+impl Policy {
+    fn knows(&self, host: &str) -> bool {
+        let name = host.rsplit_once(':').filter(|(_, port)| is_port(port)).map_or(host, |(name, _)| name);
+        self.hosts.iter().any(|known| known.eq_ignore_ascii_case(name))
     }
 }
 
@@ -123,7 +135,7 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(HOST, HeaderValue::from_static(host));
             headers.extend(origin.map(|origin| (ORIGIN, HeaderValue::from_static(origin))));
-            Policy { local }
+            Policy { local, hosts: Arc::new([]) }
                 .check(&Uri::from_static("/v1/runs"), &headers)
                 .err()
                 .map(|problem| problem.kind.status().as_u16())
@@ -136,5 +148,16 @@ mod tests {
         assert_eq!(check(false, "baton.example", None), None);
         assert_eq!(check(false, "baton.example", Some("https://baton.example")), None);
         assert_eq!(check(false, "baton.example", Some("https://evil.example")), Some(403));
+    }
+
+    #[test]
+    fn g1_further_hosts_may_be_named() {
+        let policy = Policy { local: true, hosts: Arc::from(["gateway".to_owned()]) };
+        let ask = |host: &'static str| {
+            let headers = HeaderMap::from_iter([(HOST, HeaderValue::from_static(host))]);
+            policy.check(&Uri::from_static("/v1/runs"), &headers).is_ok()
+        };
+        assert!(ask("gateway:8080") && ask("Gateway") && ask("localhost:8080"));
+        assert!(!ask("evil.example") && !ask("gateway.evil.example:8080"));
     }
 }

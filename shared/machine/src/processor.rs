@@ -255,6 +255,12 @@ impl<M: Machine> Processor<M> {
         self.term
     }
 
+    /// The latest time that it has seen: in the log, or given to it.
+    #[must_use]
+    pub fn time(&self) -> Millis {
+        self.clock
+    }
+
     /// Whether this instance leads, as far as it knows.
     #[must_use]
     pub fn is_leading(&self) -> bool {

@@ -31,6 +31,10 @@ pub const MAX_JSON_BYTES: usize = 256 * 1024;
 /// is told otherwise.
 pub const MAX_MESSAGE_BYTES: usize = 896 * 1024;
 
+/// How deep the JSON of a request may nest. Readers of every language must be able to take what ends up in the log, some
+/// levels deeper.
+pub const MAX_JSON_DEPTH: usize = 64;
+
 /// The longest idempotency key, in bytes.
 pub const MAX_KEY_BYTES: usize = 255;
 
@@ -100,8 +104,32 @@ pub trait Requests: fmt::Debug + Sized + Send + 'static {
 /// Reads a body; an empty one is read as `{}`.
 fn body<T: DeserializeOwned>(endpoint: &str, payload: &[u8]) -> Result<T, Rejection> {
     let payload = if payload.trim_ascii().is_empty() { b"{}".as_slice() } else { payload };
+    if depth(payload) > MAX_JSON_DEPTH {
+        let message = format!("the body of {endpoint} nests deeper than {MAX_JSON_DEPTH} levels");
+        return Err(Rejection::invalid(message));
+    }
     serde_json::from_slice(payload)
         .map_err(|error| Rejection::invalid(format!("the body of {endpoint} can not be read: {error}")))
+}
+
+/// How deep a JSON text nests. Of a text that is not JSON it is at least as deep as a parser would get.
+fn depth(text: &[u8]) -> usize {
+    let (mut depth, mut deepest, mut in_string, mut escaped) = (0usize, 0, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            b'[' | b'{' => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
 }
 
 fn speaker(subject: &str) -> Result<AgentId, Rejection> {
@@ -961,6 +989,21 @@ mod tests {
         assert!(error.message.contains("run.start") && error.message.contains("\"A\""), "{error}");
         let error = ResourceRequest::decode("agent.register", "baton.agent.Ann.register", b"{}").unwrap_err();
         assert!(error.message.contains("\"Ann\""), "{error}");
+    }
+
+    #[test]
+    fn what_nests_too_deep_never_gets_into_the_log() {
+        let nested = |levels| format!("{}1{}", "[".repeat(levels), "]".repeat(levels));
+        let register = |levels| {
+            let body = format!(
+                r#"{{"session": "s", "agent_type": "x", "capabilities": {{"y": {{"a": {}, "b": "[{{\\\"[["}}}}}}"#,
+                nested(levels)
+            );
+            ResourceRequest::decode("agent.register", "baton.agent.ann.register", body.as_bytes())
+        };
+        register(MAX_JSON_DEPTH - 3).unwrap();
+        let error = register(MAX_JSON_DEPTH - 2).unwrap_err();
+        assert!(error.message.contains("deeper than 64"), "{error}");
     }
 
     #[test]

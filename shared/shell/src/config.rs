@@ -94,11 +94,14 @@ impl Default for PlacementSettings {
 pub struct HttpSettings {
     /// Where it listens. Loopback unless told otherwise.
     pub listen: String,
+    /// Hosts that may be asked for beside this machine. Empty: only this machine where it listens on loopback, any host
+    /// elsewhere. A web page that pretends to be another host is refused (DNS rebinding).
+    pub allowed_hosts: Vec<String>,
 }
 
 impl Default for HttpSettings {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:8080".to_owned() }
+        Self { listen: "127.0.0.1:8080".to_owned(), allowed_hosts: Vec::new() }
     }
 }
 
@@ -155,6 +158,8 @@ impl Settings {
             .prefix_separator("_")
             .separator("__")
             .try_parsing(true)
+            .list_separator(",")
+            .with_list_parse_key("http.allowed_hosts")
             .source(Some(ours));
         let settings: Self = config::Config::builder()
             .add_source(config::Config::try_from(&Self::default()).map_err(unreadable)?)
@@ -209,11 +214,17 @@ mod tests {
     fn g7_the_environment_is_over_the_file_is_over_the_defaults() {
         let settings = load(
             "[agents]\nlease_ms = 7000\n[log]\nreplicas = 3\n",
-            &[("BATON_AGENTS__LEASE_MS", "9000"), ("BATON_SERVER", "nats://x"), ("OTHER__X", "1")],
+            &[
+                ("BATON_AGENTS__LEASE_MS", "9000"),
+                ("BATON_HTTP__ALLOWED_HOSTS", "a,b"),
+                ("BATON_SERVER", "nats://x"),
+                ("OTHER__X", "1"),
+            ],
         )
         .unwrap();
         assert_eq!((settings.agents.lease_ms, settings.log.replicas), (9000, 3));
-        assert_eq!(settings.http, HttpSettings::default());
+        assert_eq!(settings.http.listen, HttpSettings::default().listen);
+        assert_eq!(settings.http.allowed_hosts, ["a", "b"]);
     }
 
     #[test]

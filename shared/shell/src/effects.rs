@@ -1,7 +1,6 @@
 //! Carries out what a machine wanted done.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::kv::Store;
@@ -11,7 +10,10 @@ use baton_machine::{Effect, Publication, Released, Reply, Token, Value};
 use baton_protocol::record::Event;
 use baton_protocol::{Code, Json, Rejection, header, subject};
 use bytes::Bytes;
-use tokio::sync::{Semaphore, mpsc};
+use futures::StreamExt;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::endpoints::Asked;
 use crate::instance::Instance;
@@ -20,8 +22,14 @@ use crate::service::Telemetry;
 /// How long a question to another service may take.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How many documents may be on their way at a time.
+/// How many documents are on their way at a time.
 const KEEPING: usize = 64;
+
+/// How many more may wait. What comes on top is left to the log, and to a successor that keeps again what ended lately.
+const WAITING: usize = 4096;
+
+/// How long a drain waits for documents to be kept.
+const KEEP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The hands of a session.
 pub(crate) struct Hands {
@@ -32,7 +40,9 @@ pub(crate) struct Hands {
     pub(crate) answers: mpsc::Sender<(u64, Reply)>,
     asked: HashMap<Token, Asked>,
     next_token: Token,
-    keeping: Arc<Semaphore>,
+    /// The session's loop must not wait for documents, so another task keeps them.
+    keep: Option<mpsc::Sender<(String, Json)>>,
+    keeper: JoinSet<()>,
 }
 
 impl Hands {
@@ -43,8 +53,21 @@ impl Hands {
         runs: Store,
         answers: mpsc::Sender<(u64, Reply)>,
     ) -> Self {
-        let keeping = Arc::new(Semaphore::new(KEEPING));
-        Self { client, instance, telemetry, runs, answers, asked: HashMap::new(), next_token: 0, keeping }
+        let (keep, documents) = mpsc::channel::<(String, Json)>(WAITING);
+        let mut keeper = JoinSet::new();
+        let store = runs.clone();
+        keeper.spawn(ReceiverStream::new(documents).for_each_concurrent(KEEPING, move |(key, body)| {
+            let store = store.clone();
+            async move { put(&store, &key, &body).await }
+        }));
+        let (asked, next_token, keep) = (HashMap::new(), 0, Some(keep));
+        Self { client, instance, telemetry, runs, answers, asked, next_token, keep, keeper }
+    }
+
+    /// Waits a while until all documents are kept.
+    pub(crate) async fn finish(&mut self) {
+        self.keep = None;
+        let _ = tokio::time::timeout(KEEP_TIMEOUT, self.keeper.join_next()).await;
     }
 
     /// Remembers who asked.
@@ -112,7 +135,7 @@ impl Hands {
                     let _ = answers.send((tag, reply)).await;
                 });
             }
-            Effect::Keep { bucket: _, key, body } => self.keep(key, body).await,
+            Effect::Keep { bucket: _, key, body } => self.keep(key, body),
             Effect::Span(span) => self.telemetry.spans.export(span),
             Effect::Measure(measure) => {
                 let labels: Vec<&str> = measure.labels.iter().map(String::as_str).collect();
@@ -141,19 +164,20 @@ impl Hands {
         }
     }
 
-    /// Keeps a document; tries until it is kept, as long as the process lives. A successor keeps again what this one did
-    /// not get to.
-    async fn keep(&self, key: String, body: Json) {
-        let Ok(permit) = Arc::clone(&self.keeping).acquire_owned().await else { return };
-        let runs = self.runs.clone();
-        tokio::spawn(async move {
-            let _permit = permit;
-            let put = || runs.put(key.as_str(), Bytes::from_owner(body.clone()));
-            let retries = ExponentialBuilder::default().with_max_times(8);
-            if let Err(error) = put.retry(retries).await {
-                tracing::warn!(%error, key, "a document could not be kept");
-            }
-        });
+    fn keep(&self, key: String, body: Json) {
+        if let Some(keep) = &self.keep
+            && let Err(error) = keep.try_send((key, body))
+        {
+            tracing::warn!(%error, "a finished run is not kept as a document: too many wait; the log has it");
+        }
+    }
+}
+
+/// Keeps a document; tries for a while.
+async fn put(store: &Store, key: &str, body: &Json) {
+    let put = || store.put(key, Bytes::from_owner(body.clone()));
+    if let Err(error) = put.retry(ExponentialBuilder::default().with_max_times(6)).await {
+        tracing::warn!(%error, key, "a finished run could not be kept as a document; the log has it");
     }
 }
 

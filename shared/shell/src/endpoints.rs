@@ -20,7 +20,7 @@ use futures::StreamExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::instance::Instance;
+use crate::instance::{Instance, is_inbox};
 use crate::log::{LogError, other};
 
 /// A request that was read, on its way to the machine.
@@ -37,6 +37,8 @@ pub(crate) struct Asked {
     request: service::Request,
     counters: Arc<Counters>,
     metrics: Metrics,
+    /// The largest message that the broker allows, in bytes.
+    max_payload: usize,
 }
 
 #[derive(Default)]
@@ -141,6 +143,12 @@ impl<M: Machine> Reader<M> {
     async fn run(self, mut requests: endpoint::Endpoint) {
         while let Some(request) = requests.next().await {
             let message = &request.message;
+            if let Some(reply) = message.reply.as_ref().filter(|reply| !is_inbox(reply)) {
+                tracing::warn!(subject = %message.subject, %reply, "a request wants its answer where no inbox is: dropped");
+                self.metrics.count("baton_requests_set_aside_total", &[]);
+                self.instance.update(|status| status.set_aside += 1);
+                continue;
+            }
             let decoded = M::Request::decode(self.endpoint.name, &message.subject, &message.payload);
             let trace = message.headers.as_ref().and_then(|headers| headers.get(header::TRACEPARENT));
             let context = RequestContext { trace: trace.and_then(|value| value.as_str().parse().ok()) };
@@ -150,6 +158,7 @@ impl<M: Machine> Reader<M> {
                 request,
                 counters: Arc::clone(&self.counters),
                 metrics: self.metrics.clone(),
+                max_payload: self.client.max_payload(),
             };
             match decoded {
                 Ok(request) => {
@@ -191,6 +200,15 @@ fn one_line(text: &str) -> String {
 impl Asked {
     /// Answers, and counts.
     pub(crate) async fn answer(self, reply: Reply) {
+        let reply = reply.and_then(|json| {
+            // The broker would drop it, and the asker would wait in vain.
+            let (size, most) = (json.size(), self.max_payload);
+            if size + 1024 <= most {
+                return Ok(json);
+            }
+            let message = format!("the answer has {size} bytes; the broker allows {most}: ask for less");
+            Err(Rejection::new(baton_protocol::Code::TooLarge, message))
+        });
         let outcome = match &reply {
             Ok(_) => "ok",
             Err(rejection) => {

@@ -70,6 +70,12 @@ impl Instance {
     }
 }
 
+/// Whether an answer may go to that subject. It is sent with this service's rights, so a reply subject must not be one that
+/// the asker could not have published to: the log, an agent's work, the broker's own interfaces.
+pub(crate) fn is_inbox(reply: &str) -> bool {
+    !reply.starts_with("baton.") && !reply.starts_with('$')
+}
+
 /// Answers who asks how the instance stands, as long as the tasks live.
 pub async fn serve_status(
     client: &Client,
@@ -90,7 +96,7 @@ pub async fn serve_status(
                 Some(message) = scrapes.next() => (message.reply, metrics.render().into_bytes()),
                 else => return,
             };
-            if let Some(reply) = reply {
+            if let Some(reply) = reply.filter(|reply| is_inbox(reply)) {
                 let _ = client.publish(reply, body.into()).await;
             }
         }

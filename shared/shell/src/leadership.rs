@@ -4,6 +4,7 @@
 //! whose connection is gone is replaced at once: the broker answers a ping to it with "no responders". One that only
 //! stays silent is replaced when its entry expires.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::Context;
@@ -33,6 +34,25 @@ pub(crate) struct Campaign {
     instance: Instance,
     key: String,
     ttl: Duration,
+    pulse: Pulse,
+}
+
+/// When the session's loop last turned. A leader whose loop stands still must not keep others from leading.
+#[derive(Debug, Clone)]
+pub(crate) struct Pulse(Arc<Mutex<Instant>>);
+
+impl Pulse {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
+
+    pub(crate) fn beat(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn silent_for(&self) -> Duration {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
 }
 
 impl Campaign {
@@ -41,6 +61,7 @@ impl Campaign {
         client: &Client,
         instance: &Instance,
         settings: &Settings,
+        pulse: Pulse,
     ) -> Result<Self, LogError> {
         let ttl = Duration::from_millis(settings.leader.ttl_ms);
         let store = bucket(
@@ -55,8 +76,19 @@ impl Campaign {
             },
         )
         .await?;
+        // The bucket may be older than the setting; what counts is how long its entries live.
+        let lives = store.stream.cached_info().config.max_age;
+        if !lives.is_zero() && lives != ttl {
+            let (wanted, found) = (settings.leader.ttl_ms, lives.as_millis());
+            tracing::warn!(
+                wanted,
+                found,
+                "leader.ttl_ms differs from the bucket's; delete the bucket baton-leaders to change it"
+            );
+        }
+        let ttl = if lives.is_zero() { ttl } else { lives };
         let key = instance.service().to_string();
-        Ok(Self { store, client: client.clone(), instance: instance.clone(), key, ttl })
+        Ok(Self { store, client: client.clone(), instance: instance.clone(), key, ttl, pulse })
     }
 
     /// Campaigns until cancelled; gives the entry up at the end, so that another takes over at once.
@@ -126,6 +158,12 @@ impl Campaign {
         let mut renewed = Instant::now();
         while let Some(revision) = *held {
             tokio::time::sleep(self.ttl / 4).await;
+            if self.pulse.silent_for() > self.ttl {
+                tracing::error!("this instance's loop stands still: it gives up leading");
+                let _ = self.store.delete_expect_revision(&self.key, Some(revision)).await;
+                *held = None;
+                return;
+            }
             let me = bytes::Bytes::from(self.instance.name().to_owned());
             match tokio::time::timeout(self.ttl / 2, self.store.update(&self.key, me, revision)).await {
                 Ok(Ok(revision)) => {

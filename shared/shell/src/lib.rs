@@ -11,6 +11,7 @@
 //! What this crate deliberately lacks: retries of a commit (an unknown outcome is resolved by reading the log), a
 //! `is_leader` check before an effect (the fence decides), and knowledge of any service's rules.
 
+mod clock;
 pub mod config;
 mod effects;
 mod endpoints;

@@ -1,6 +1,6 @@
 //! The log stream: created or verified at start, appended behind the fence.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::DeliverPolicy;
@@ -33,6 +33,17 @@ pub enum LogError {
     /// JetStream is off.
     #[error("the NATS server has no JetStream for this account: start it with `jetstream` enabled ({0})")]
     NoJetStream(String),
+    /// The stream was deleted and made anew while this process lived.
+    #[error(
+        "the stream {0} is not the one that this service had read: it was deleted and made anew. Going on would forget every \
+         run. Restore it from a backup, or restart the services to begin with an empty log"
+    )]
+    Replaced(String),
+    /// The broker allows small messages only.
+    #[error(
+        "the broker allows messages of {0} bytes; Baton needs at least 1048576: set max_payload in its configuration"
+    )]
+    SmallMessages(usize),
     /// Something else.
     #[error("{what}: {error}")]
     Other {
@@ -169,6 +180,7 @@ pub(crate) async fn append(
     headers: HeaderMap,
 ) -> Result<u64, CommitFailure> {
     let payload = bytes::Bytes::from(payload);
+    let since = Instant::now();
     loop {
         let message = PublishMessage::build()
             .headers(headers.clone())
@@ -182,7 +194,9 @@ pub(crate) async fn append(
         };
         match outcome {
             Ok(acknowledgement) => return Ok(acknowledgement.sequence),
-            Err(error) if is_busy(&error) => tokio::time::sleep(Duration::from_millis(1)).await,
+            Err(error) if is_busy(&error) && since.elapsed() < ACK_TIMEOUT => {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
             Err(error) => return Err(failure(&error)),
         }
     }
@@ -200,6 +214,7 @@ fn code(error: &PublishError) -> Option<u64> {
 
 fn failure(error: &PublishError) -> CommitFailure {
     match error.kind() {
+        _ if is_busy(error) => CommitFailure::Unknown(error.to_string()),
         PublishErrorKind::WrongLastSequence => CommitFailure::Fenced,
         PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => CommitFailure::Unknown(error.to_string()),
         PublishErrorKind::MaxPayloadExceeded => CommitFailure::Refused(error.to_string()),

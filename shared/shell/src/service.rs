@@ -6,7 +6,6 @@ use baton_client::ConnectSettings;
 use baton_machine::Machine;
 use baton_protocol::record::Record;
 use baton_protocol::request::Role;
-use baton_protocol::subject::Shard;
 use baton_telemetry::{Metrics, Spans};
 use tokio_util::sync::CancellationToken;
 
@@ -59,16 +58,20 @@ pub async fn run<M: Machine>(
     let connect = connect.named(format!("baton-{service}"));
     let mut pause = Duration::from_millis(20);
     let mut ever_connected = false;
+    let mut known_log = None;
     loop {
         instance.update(|status| status.role = Role::Loading);
         telemetry.metrics.set("baton_leading", &[], 0.0);
         let session =
-            Session::<M>::open(&instance, &connect, &settings, config.clone(), &telemetry, Shard::default(), &shutdown);
+            Session::<M>::open(&instance, &connect, &settings, config.clone(), &telemetry, &mut known_log, &shutdown);
         let end = match session.await {
             Ok(Some(session)) => {
                 ever_connected = true;
-                pause = Duration::from_millis(20);
-                session.run(&shutdown).await
+                let (end, landed) = session.run(&shutdown).await;
+                if landed {
+                    pause = Duration::from_millis(20);
+                }
+                end
             }
             Ok(None) => return Ok(()),
             Err(end) => end,

@@ -19,18 +19,24 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::Clock;
 use crate::config::Settings;
 use crate::effects::Hands;
 use crate::endpoints::{Endpoints, Incoming};
 use crate::instance::{Instance, serve_status};
-use crate::leadership::{Campaign, Leadership, bucket};
+use crate::leadership::{Campaign, Leadership, Pulse, bucket};
 use crate::log::{self, CommitFailure, LogError, other};
-use crate::now_ms;
 use crate::service::{ShellError, Telemetry};
 use crate::snapshots::Snapshots;
 
 /// How many messages or requests are taken before decisions are sent, so that neither starves the other.
 const BATCH: usize = 512;
+
+/// The least that a broker must allow for a message: what nats-server allows unless it is told otherwise.
+const MIN_PAYLOAD: usize = 1024 * 1024;
+
+/// How often the loop turns at the least, so that it can be seen to.
+const PULSE: Duration = Duration::from_millis(250);
 
 /// How long a drain may take.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -53,7 +59,10 @@ pub(crate) enum End {
 impl From<LogError> for End {
     fn from(error: LogError) -> Self {
         match error {
-            LogError::Contradiction { .. } | LogError::NoJetStream(_) => Self::Fatal(error.into()),
+            LogError::Contradiction { .. }
+            | LogError::NoJetStream(_)
+            | LogError::Replaced(_)
+            | LogError::SmallMessages(_) => Self::Fatal(error.into()),
             LogError::Other { .. } => Self::Broken(error.to_string()),
         }
     }
@@ -86,7 +95,14 @@ pub(crate) struct Session<M: Machine> {
     flight_since: Instant,
     flight_records: Option<u64>,
     pending_snapshot: Option<Snapshot<M>>,
+    /// Records of its own, and the position in the log, at the last snapshot.
     records_since_snapshot: u64,
+    snapshot_position: u64,
+    saving: JoinSet<()>,
+    /// Whether a commit has been acknowledged in this session.
+    landed: bool,
+    clock: Clock,
+    pulse: Pulse,
     /// What was shown last, and when.
     shown: Option<(bool, u64, Instant)>,
     stop_campaign: CancellationToken,
@@ -103,12 +119,16 @@ impl<M: Machine> Session<M> {
         settings: &Settings,
         config: M::Config,
         telemetry: &Telemetry,
-        shard: Shard,
+        known_log: &mut Option<String>,
         shutdown: &CancellationToken,
     ) -> Result<Option<Self>, End> {
+        let shard = Shard::default();
         let opening = async {
             let connection = Connection::open(connect).await.map_err(End::Unreachable)?;
             let client = connection.nats.clone();
+            if client.max_payload() < MIN_PAYLOAD {
+                return Err(LogError::SmallMessages(client.max_payload()).into());
+            }
             let mut tasks = JoinSet::new();
             serve_status(&client, instance, &telemetry.metrics, &mut tasks)
                 .await
@@ -128,9 +148,13 @@ impl<M: Machine> Session<M> {
             )
             .await?;
             let log_id = stream.cached_info().created.to_string();
+            if known_log.get_or_insert_with(|| log_id.clone()) != &log_id {
+                // Going on in an empty log would forget every run as if it had never been.
+                return Err(LogError::Replaced(subject::log_stream(shard)).into());
+            }
             let snapshots = Snapshots::open(&js, settings, log_id).await?;
             let last = stream.info().await.map_err(|error| other("looking at the log", error))?.state.last_sequence;
-            let processor = match snapshots.load::<M>(last).await {
+            let processor = match snapshots.load::<M>(&stream, last).await {
                 Some(snapshot) => Processor::restore(snapshot, config),
                 None => Processor::new(config),
             };
@@ -161,14 +185,20 @@ impl<M: Machine> Session<M> {
                 flight_records: None,
                 pending_snapshot: None,
                 records_since_snapshot: 0,
+                snapshot_position: 0,
+                saving: JoinSet::new(),
+                landed: false,
+                clock: Clock::new(),
+                pulse: Pulse::new(),
                 shown: None,
                 stop_campaign: CancellationToken::new(),
                 campaign: JoinSet::new(),
                 _tasks: tasks,
             };
+            session.snapshot_position = session.processor.position();
             session.read_up_to(last).await?;
             session.show(Role::Following);
-            let campaign = Campaign::new(&session.js, &client, instance, settings).await?;
+            let campaign = Campaign::new(&session.js, &client, instance, settings, session.pulse.clone()).await?;
             let stop = session.stop_campaign.clone();
             session.campaign.spawn(campaign.run(changes_in, stop));
             Ok(Some(session))
@@ -195,6 +225,11 @@ impl<M: Machine> Session<M> {
         Ok(())
     }
 
+    /// The time for the machine.
+    fn now(&mut self) -> u64 {
+        self.clock.now(self.processor.time())
+    }
+
     fn read(
         &mut self,
         message: Result<async_nats::jetstream::Message, async_nats::jetstream::consumer::push::OrderedError>,
@@ -208,29 +243,38 @@ impl<M: Machine> Session<M> {
         let Some((_, service)) = subject::parse_log(&message.subject) else {
             return Err(unreadable(format!("message {seq} has the subject {:?}", message.subject)));
         };
-        self.processor.read(seq, service, &message.payload, now_ms()).map_err(|error| match error {
+        let now = self.now();
+        self.processor.read(seq, service, &message.payload, now).map_err(|error| match error {
             ReadError::Deposed { .. } => End::Broken(error.to_string()),
             ReadError::Undecodable { .. } | ReadError::Gap { .. } => unreadable(error.to_string()),
         })
     }
 
     /// Runs until something ends it.
-    pub(crate) async fn run(mut self, shutdown: &CancellationToken) -> End {
+    /// Tells how it ended, and whether it got anything done.
+    pub(crate) async fn run(mut self, shutdown: &CancellationToken) -> (End, bool) {
         let end = self.turn_around(shutdown).await;
         self.stop_campaign.cancel();
         self.endpoints = None;
         let _ = tokio::time::timeout(Duration::from_secs(2), self.campaign.join_next()).await;
         if matches!(end, End::Drained) {
+            self.hands.finish().await;
             // What was published last is still in the client's buffer.
             let _ = tokio::time::timeout(Duration::from_secs(1), self.connection.nats.flush()).await;
         }
-        end
+        (end, self.landed)
     }
 
     async fn turn_around(&mut self, shutdown: &CancellationToken) -> End {
         let mut draining: Option<Instant> = None;
         let mut link = self.connection.link.clone();
         loop {
+            self.pulse.beat();
+            // Under load something else is always ready: time must pass all the same.
+            let now = self.now();
+            if self.processor.deadline().is_some_and(|deadline| deadline <= now) {
+                self.processor.tick(now);
+            }
             if let Err(end) = self.send().await {
                 return end;
             }
@@ -240,10 +284,6 @@ impl<M: Machine> Session<M> {
                 return self.drained().await;
             }
             self.report();
-            // Under load something else is always ready: time must pass all the same.
-            if self.processor.deadline().is_some_and(|deadline| deadline <= now_ms()) {
-                self.processor.tick(now_ms());
-            }
             let timer = self.timer();
             tokio::select! {
                 outcome = fly(&mut self.flight) => {
@@ -261,7 +301,10 @@ impl<M: Machine> Session<M> {
                     }
                     if let Err(end) = self.begin_term().await { return end }
                 }
-                Some((tag, reply)) = self.answers.recv() => self.processor.answered(tag, reply, now_ms()),
+                Some((tag, reply)) = self.answers.recv() => {
+                    let now = self.now();
+                    self.processor.answered(tag, reply, now);
+                }
                 Some(first) = self.requests.1.recv() => {
                     self.take_request(first);
                     for _ in 0..BATCH {
@@ -282,7 +325,7 @@ impl<M: Machine> Session<M> {
                     }
                     Leadership::Lost => return End::Broken("leadership was lost".to_owned()),
                 },
-                () = timer => self.processor.tick(now_ms()),
+                () = timer => {}
                 changed = link.changed() => {
                     let now = link.borrow().clone();
                     // A break and a comeback may be seen as one: what was under way or to be read may be gone all the same.
@@ -303,23 +346,22 @@ impl<M: Machine> Session<M> {
         }
     }
 
-    /// Until the machine wants to be called, or until what has changed should be shown.
-    fn timer(&self) -> impl Future<Output = ()> + use<M> {
-        let machine = self.processor.deadline().map(|at| Duration::from_millis(at.saturating_sub(now_ms()).max(1)));
+    /// Until the machine wants to be called, or until what has changed should be shown, and never long: that the loop
+    /// turns is what keeps leadership, and what a drain waits for.
+    fn timer(&mut self) -> impl Future<Output = ()> + use<M> {
+        let known = self.processor.time();
+        let machine = self.processor.deadline().map(|at| self.clock.until(at, known).max(Duration::from_millis(1)));
         let show = self.is_behind().then_some(SHOW);
-        async move {
-            match machine.into_iter().chain(show).min() {
-                Some(wait) => tokio::time::sleep(wait).await,
-                None => std::future::pending().await,
-            }
-        }
+        let wait = machine.into_iter().chain(show).chain([PULSE]).min().unwrap_or(PULSE);
+        tokio::time::sleep(wait)
     }
 
     fn take_request(&mut self, incoming: Incoming<M>) {
         let Incoming { asked, request, context } = incoming;
         let endpoint = asked.endpoint.name;
         let token = self.hands.remember(asked);
-        self.processor.request(token, endpoint, request, context, now_ms());
+        let now = self.now();
+        self.processor.request(token, endpoint, request, context, now);
     }
 
     /// Begins the term, once the campaign is won and the log has been read to where it ended then.
@@ -328,7 +370,8 @@ impl<M: Machine> Session<M> {
             return Ok(());
         }
         self.won_at = None;
-        self.processor.lead(self.instance.name(), now_ms());
+        let now = self.now();
+        self.processor.lead(self.instance.name(), now);
         let (client, metrics) = (self.hands.client.clone(), self.telemetry.metrics.clone());
         self.endpoints = Some(Endpoints::start::<M>(&client, &self.instance, &metrics, &self.requests.0).await?);
         tracing::info!(service = %M::Record::SERVICE, term = self.processor.term(), "leading");
@@ -354,10 +397,7 @@ impl<M: Machine> Session<M> {
             Outgoing::Commit { payload, fence, records } => {
                 self.flight_records = Some(records);
                 self.records_since_snapshot += records;
-                if self.records_since_snapshot >= self.settings.log.snapshot_records {
-                    self.pending_snapshot = self.processor.snapshot();
-                    self.records_since_snapshot = 0;
-                }
+                self.want_snapshot();
                 let (stream, subject) = (self.stream_name.clone(), self.subject.clone());
                 Box::pin(log::append(self.js.clone(), stream, subject, payload, fence, HeaderMap::new()))
             }
@@ -365,12 +405,34 @@ impl<M: Machine> Session<M> {
         Ok(())
     }
 
+    /// Takes a snapshot when it is time: by records of its own, or by how far the log went on, because a service that
+    /// writes little still reads everything.
+    fn want_snapshot(&mut self) {
+        while self.saving.try_join_next().is_some() {}
+        let every = self.settings.log.snapshot_records;
+        let read = self.processor.position().saturating_sub(self.snapshot_position);
+        if (self.records_since_snapshot < every && read < every) || !self.saving.is_empty() {
+            return;
+        }
+        // There is none while a turn is split over commits; then the next commit may have one.
+        if let Some(snapshot) = self.processor.snapshot() {
+            self.pending_snapshot = Some(snapshot);
+            self.records_since_snapshot = 0;
+            self.snapshot_position = self.processor.position();
+        }
+    }
+
     async fn landed(&mut self, outcome: Result<u64, CommitFailure>) -> Result<(), End> {
         let seq = match outcome {
             Ok(seq) => seq,
+            Err(error @ CommitFailure::Refused(_)) => {
+                tracing::error!(service = %M::Record::SERVICE, %error, "nothing can be stored, so nothing is answered");
+                return Err(End::Broken(error.to_string()));
+            }
             Err(error) => return Err(End::Broken(error.to_string())),
         };
         let metrics = &self.telemetry.metrics;
+        self.landed |= self.flight_records.is_some();
         if let Some(records) = self.flight_records {
             metrics.count("baton_commits_total", &[]);
             metrics.observe("baton_commit_records", &[], records as f64);
@@ -378,7 +440,7 @@ impl<M: Machine> Session<M> {
             if let Some(mut snapshot) = self.pending_snapshot.take() {
                 snapshot.own = seq;
                 let snapshots = self.snapshots.clone();
-                tokio::spawn(async move { snapshots.save(snapshot).await });
+                self.saving.spawn(async move { snapshots.save(snapshot).await });
             }
         }
         let released = self.processor.acknowledged(seq);
@@ -387,7 +449,9 @@ impl<M: Machine> Session<M> {
     }
 
     async fn drained(&mut self) -> End {
-        let worth_it = self.processor.is_leading() && self.records_since_snapshot > 0 && self.processor.is_drained();
+        while self.saving.join_next().await.is_some() {}
+        let news = self.records_since_snapshot > 0 || self.processor.position() > self.snapshot_position;
+        let worth_it = self.processor.is_leading() && news && self.processor.is_drained();
         if let Some(snapshot) = self.processor.snapshot().filter(|_| worth_it) {
             let _ = tokio::time::timeout(DRAIN, self.snapshots.save(snapshot)).await;
         }

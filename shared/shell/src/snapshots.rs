@@ -5,14 +5,26 @@
 
 use async_nats::jetstream::Context;
 use async_nats::jetstream::object_store::{self, ObjectStore};
+use async_nats::jetstream::stream::Stream;
 use baton_machine::{Machine, Snapshot};
-use baton_protocol::record::{FORMAT, Record};
+use baton_protocol::record::{self, FORMAT, Record};
 use baton_protocol::subject;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 
 use crate::config::Settings;
 use crate::log::{LogError, other};
+
+/// Whether a log that ends at `last` is the one that the snapshot was made of: it may have lost its end with the power.
+async fn fits<M: Machine>(snapshot: &Snapshot<M>, stream: &Stream, last: u64) -> bool {
+    if snapshot.own.max(snapshot.seen).max(snapshot.handled) > last {
+        return false;
+    }
+    let Ok(message) = stream.get_raw_message(snapshot.own).await else { return false };
+    let own = subject::parse_log(&message.subject).is_some_and(|(_, service)| service == M::Record::SERVICE);
+    let commit = record::decode::<M::Record>(&message.payload);
+    own && commit.is_ok_and(|commit| commit.first + commit.len() == snapshot.next && commit.term == snapshot.term)
+}
 
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "M: Machine")]
@@ -55,15 +67,15 @@ impl Snapshots {
     }
 
     /// The last snapshot, if it can be used for a log that ends at `last`.
-    pub(crate) async fn load<M: Machine>(&self, last: u64) -> Option<Snapshot<M>> {
+    pub(crate) async fn load<M: Machine>(&self, stream: &Stream, last: u64) -> Option<Snapshot<M>> {
         let mut object = self.store.get(Self::name::<M>()).await.ok()?;
         let mut text = Vec::new();
         let read = object.read_to_end(&mut text).await.map_err(|error| error.to_string());
         let stored = read.and_then(|_| serde_json::from_slice::<Stored<M>>(&text).map_err(|error| error.to_string()));
         match stored {
             Ok(Stored { log, .. }) if log != self.log => tracing::info!("the snapshot is of another log: not used"),
-            Ok(Stored { snapshot, .. }) if snapshot.format != FORMAT || snapshot.own > last => {
-                tracing::info!("the snapshot does not fit the log: not used");
+            Ok(Stored { snapshot, .. }) if snapshot.format != FORMAT || !fits(&snapshot, stream, last).await => {
+                tracing::warn!("the snapshot does not fit the log: reading the log from its beginning");
             }
             Ok(Stored { snapshot, .. }) => return Some(snapshot),
             Err(error) => tracing::warn!(error, "the snapshot can not be read: reading the log from its beginning"),

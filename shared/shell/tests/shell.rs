@@ -315,3 +315,98 @@ async fn observers_see_records_as_events_after_their_commit() {
     assert_eq!((event.number, event.position.seq), (1, 2));
     running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_goes_to_inboxes_only() {
+    let nats = NatsServer::start().await;
+    let running = Running::start(&nats.client_url(), &Settings::default());
+    running.is(Role::Leading).await;
+    let asker = nats.connect().await;
+    let log = subject::log(Shard(0), Service::Optimizer);
+    // Who may ask could otherwise have the service write into its own log, with the service's rights.
+    for asked in [subject::request(Service::Optimizer, "placement.get"), subject::status(Service::Optimizer)] {
+        for reply in [log.as_str(), "$JS.API.STREAM.DELETE.BATON_LOG_0"] {
+            asker.publish_with_reply(asked.clone(), reply.to_owned(), "{}".into()).await.unwrap();
+        }
+    }
+    asker.flush().await.unwrap();
+    wait_for("they are counted", Duration::from_secs(10), || async { running.instance.status().set_aside == 2 }).await;
+    let client = Client::connect(&ConnectSettings::server(nats.client_url())).await.unwrap();
+    set(&client).await;
+    assert_eq!(replay(&client).await.count, 1);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_of_a_log_that_lost_its_end_is_not_used() {
+    let nats = NatsServer::start().await;
+    let settings = Settings::default();
+    let running = Running::start(&nats.client_url(), &settings);
+    running.is(Role::Leading).await;
+    let client = Client::connect(&ConnectSettings::server(nats.client_url())).await.unwrap();
+    for _ in 0..5 {
+        set(&client).await;
+    }
+    running.stop().await;
+    let js = jetstream::new(client.nats().clone());
+    let store = js.get_object_store(subject::SNAPSHOTS_BUCKET).await.unwrap();
+    let mut text = Vec::new();
+    let mut object = store.get("optimizer").await.unwrap();
+    tokio::io::AsyncReadExt::read_to_end(&mut object, &mut text).await.unwrap();
+    let mut stored: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    // As if five more records had been in the log when it was made.
+    let own = stored["snapshot"]["own"].as_u64().unwrap();
+    stored["snapshot"]["next"] = 11.into();
+    stored["snapshot"]["machine"]["count"] = 10.into();
+    for seq in [own, own + 1000] {
+        stored["snapshot"]["own"] = seq.into();
+        store.put("optimizer", &mut stored.to_string().as_bytes()).await.unwrap();
+        let running = Running::start(&nats.client_url(), &settings);
+        running.is(Role::Leading).await;
+        assert_eq!(count(&client).await, 5);
+        running.task.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_writes_nothing_is_snapshotted_too() {
+    let nats = NatsServer::start().await;
+    let mut settings = Settings::default();
+    settings.log.snapshot_records = 100;
+    let running = Running::start(&nats.client_url(), &settings);
+    running.is(Role::Leading).await;
+    // What another service writes moves the log on; the cursor is committed once in a while, and a snapshot goes with it.
+    let js = jetstream::new(nats.connect().await);
+    let subject = subject::log(Shard(0), Service::WorkflowManager);
+    for seq in 0..1100 {
+        let commit = serde_json::json!({
+            "format": 1, "instance": "w", "term": seq + 1, "first": 1, "handled": 0, "turns": []
+        });
+        js.publish(subject.clone(), commit.to_string().into()).await.unwrap().await.unwrap();
+    }
+    let store = js.get_object_store(subject::SNAPSHOTS_BUCKET).await.unwrap();
+    wait_for("a snapshot", Duration::from_secs(20), || async { store.info("optimizer").await.is_ok() }).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_with_small_messages_is_refused() {
+    let options = baton_testkit::NatsOptions { max_payload: 64 * 1024, ..Default::default() };
+    let nats = NatsServer::start_with(options).await;
+    let running = Running::start(&nats.client_url(), &Settings::default());
+    let error = running.task.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("65536") && error.contains("max_payload"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_deleted_underneath_stops_the_service() {
+    let nats = NatsServer::start().await;
+    let running = Running::start(&nats.client_url(), &Settings::default());
+    running.is(Role::Leading).await;
+    let js = jetstream::new(nats.connect().await);
+    js.delete_stream(subject::log_stream(Shard(0))).await.unwrap();
+    let client = Client::connect(&ConnectSettings::server(nats.client_url())).await.unwrap();
+    let _ = client.with_deadline(Duration::ZERO).set_strategy(Strategy::RoundRobin).await;
+    let error = running.task.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("deleted and made anew"), "{error}");
+}
