@@ -445,7 +445,8 @@ impl Keeper {
 /// Does a task, and shows it as a span.
 async fn work(handler: Handler, task: Task, deadline: Instant, patience: Duration) -> Ended {
     let start = now();
-    let span = tracing::info_span!("task", run = %task.run, task = %task.id(), lease = %task.lease);
+    let span =
+        tracing::info_span!("task", run = %task.run, trace = %trace_id(&task), task = %task.id(), lease = %task.lease);
     let result = attempt(handler, task.clone(), deadline, patience).instrument(span.clone()).await;
     span.in_scope(|| match &result {
         Ok(_) => tracing::info!(ms = now().saturating_sub(start), "task done"),
@@ -540,7 +541,7 @@ fn report_of(task: &Task, result: TaskResult) -> Report {
 /// Reports until the report is stored, or the lease has ended.
 async fn store(voice: Voice, task: Task, report: Report) -> Ended {
     let lease = report.lease;
-    let span = tracing::info_span!("report", run = %task.run, task = %task.id(), %lease);
+    let span = tracing::info_span!("report", run = %task.run, trace = %trace_id(&task), task = %task.id(), %lease);
     async {
         let headers = report_headers(&voice, &task, &report);
         let Err(rejection) = voice.until_answered::<_, ReportStored>(AgentVerb::Report, &report, headers).await else {
@@ -562,6 +563,11 @@ async fn store(voice: Voice, task: Task, report: Report) -> Ended {
     .instrument(span)
     .await;
     Ended::Report(lease)
+}
+
+/// The trace that a task is in, as it is written elsewhere.
+fn trace_id(task: &Task) -> String {
+    format!("{:032x}", task.trace.trace)
 }
 
 fn report_headers(voice: &Voice, task: &Task, report: &Report) -> Headers {

@@ -26,8 +26,8 @@ pub(crate) struct Stock {
     /// What they do; a name given twice starts two
     #[arg(required = true, value_enum)]
     names: Vec<Name>,
-    /// Begins the agents' ids: P-research-1 instead of research-1. Two processes must not run an agent of the same id:
-    /// the later one takes the earlier one's place
+    /// Begins the agents' ids: P-research-1; the host's name if none is given. Two processes must not run an agent of the
+    /// same id: the later one takes the earlier one's place
     #[arg(long, value_name = "P")]
     id_prefix: Option<String>,
     /// The directory in which they read; what a run calls its sources is looked for in there
@@ -71,7 +71,8 @@ impl Stock {
         let mut signals = Signals::listen()?;
         let sources = self.sources.as_deref().map(directory).transpose()?;
         let roles: Vec<Role> = self.names.iter().flat_map(|name| name.roles()).collect();
-        let agents = stock(&roles, self.id_prefix.as_deref()).map_err(|error| Failure::usage(error.to_string()))?;
+        let prefix = self.id_prefix.clone().unwrap_or_else(host);
+        let agents = stock(&roles, Some(&prefix)).map_err(|error| Failure::usage(error.to_string()))?;
         let spans = Spans::start("agents", "stock", &services::trace_config(&context.settings)?)?;
         let shutdown = CancellationToken::new();
         let mut tasks = JoinSet::new();
@@ -97,6 +98,20 @@ impl Stock {
     }
 }
 
+/// The host's name as a part of an agent's id. In a container it is the container's: the same after a restart, another one
+/// for every replica.
+fn host() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase();
+    host_part(&name)
+}
+
+fn host_part(name: &str) -> String {
+    let short = name.split('.').next().unwrap_or_default();
+    let part: String = short.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(32).collect();
+    let part = part.trim_matches('-');
+    if part.is_empty() { "host".to_owned() } else { part.to_owned() }
+}
+
 /// Waits for all; the first that fails ends the others.
 async fn all(tasks: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
     while let Some(ended) = tasks.join_next().await {
@@ -110,4 +125,23 @@ pub(crate) fn directory(path: &std::path::Path) -> Result<PathBuf, Failure> {
     let wrong = |why: String| Failure::usage(format!("the sources {} can not be used: {why}", path.display()));
     let whole = path.canonicalize().map_err(|error| wrong(error.to_string()))?;
     if whole.is_dir() { Ok(whole) } else { Err(wrong("it is no directory".to_owned())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::host_part;
+
+    #[test]
+    fn any_host_s_name_gives_a_part_of_an_id() {
+        for (name, part) in [
+            ("laptop", "laptop"),
+            ("box-1.example.org", "box-1"),
+            ("3f2a9c", "3f2a9c"),
+            ("--é--", "host"),
+            ("", "host"),
+        ] {
+            assert_eq!(host_part(name), part);
+            assert!(baton_protocol::AgentId::new(&format!("{part}-verification-1")).is_ok());
+        }
+    }
 }

@@ -8,6 +8,7 @@ use async_nats::{Client, HeaderMap};
 use backon::{ExponentialBuilder, Retryable};
 use baton_machine::{Effect, Publication, Released, Reply, Token, Value};
 use baton_protocol::record::Event;
+use baton_protocol::trace::Span;
 use baton_protocol::{Code, Json, Rejection, header, subject};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -136,7 +137,10 @@ impl Hands {
                 });
             }
             Effect::Keep { bucket: _, key, body } => self.keep(key, body),
-            Effect::Span(span) => self.telemetry.spans.export(span),
+            Effect::Span(span) => {
+                log(&span);
+                self.telemetry.spans.export(span);
+            }
             Effect::Measure(measure) => {
                 let labels: Vec<&str> = measure.labels.iter().map(String::as_str).collect();
                 let metrics = &self.telemetry.metrics;
@@ -178,6 +182,17 @@ async fn put(store: &Store, key: &str, body: &Json) {
     let put = || store.put(key, Bytes::from_owner(body.clone()));
     if let Err(error) = put.retry(ExponentialBuilder::default().with_max_times(6)).await {
         tracing::warn!(%error, key, "a finished run could not be kept as a document; the log has it");
+    }
+}
+
+/// What is shown as a span is told in the log as well, with the run's and the trace's ids; what failed, louder.
+fn log(span: &Span) {
+    let attribute = |name| span.attributes.iter().find(|(key, _)| *key == name).map(|(_, value)| value.as_str());
+    let (run, stage, agent) = (attribute("baton.run.id"), attribute("baton.stage.name"), attribute("baton.agent.id"));
+    let (trace, ms) = (format_args!("{:032x}", span.context.trace), span.end.saturating_sub(span.start));
+    match &span.error {
+        Some(error) => tracing::info!(run, trace = %trace, stage, agent, ms, error, "{}", span.name),
+        None => tracing::debug!(run, trace = %trace, stage, agent, ms, "{}", span.name),
     }
 }
 
