@@ -120,7 +120,7 @@ where
     layer()
         .json()
         .flatten_event(true)
-        .with_current_span(false)
+        .with_current_span(true)
         .with_span_list(false)
         .log_internal_errors(false)
         .with_writer(writer)
@@ -165,14 +165,16 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_one_object_without_spans() {
+    fn a_line_is_one_object_and_says_which_run_it_is_about() {
         let lines = logged("info", || {
-            let _span = tracing::info_span!("outer", secret = 1).entered();
-            tracing::info!(run = "r1", "started");
+            let _outer = tracing::info_span!("outer").entered();
+            let _task = tracing::info_span!("task", run = "r1", trace = "t1").entered();
+            tracing::info!(ms = 7, "task done");
         });
         assert_eq!(lines.len(), 1);
-        assert_eq!((&lines[0]["message"], &lines[0]["run"]), (&"started".into(), &"r1".into()));
-        assert!(lines[0].get("span").is_none() && lines[0].get("spans").is_none());
+        assert_eq!((&lines[0]["message"], &lines[0]["ms"]), (&"task done".into(), &7.into()));
+        assert_eq!((&lines[0]["span"]["run"], &lines[0]["span"]["trace"]), (&"r1".into(), &"t1".into()));
+        assert!(lines[0].get("spans").is_none(), "a list of all spans around it is noise");
     }
 
     #[test]
