@@ -37,6 +37,8 @@ pub struct Processor<M: Machine> {
     term: u64,
     /// Time never goes backwards.
     clock: Millis,
+    /// Whether leading is proved by an empty commit instead of a read.
+    prove_by_commit: bool,
     /// Messages of others beyond `handled`.
     backlog: VecDeque<(u64, AnyCommit)>,
     lead: Option<Lead<M>>,
@@ -206,9 +208,16 @@ impl<M: Machine> Processor<M> {
             marks,
             term,
             clock,
+            prove_by_commit: false,
             backlog: VecDeque::new(),
             lead: None,
         }
+    }
+
+    /// Proves leading by empty commits from now on. In a cluster a read may be answered by a server that was deposed and
+    /// does not know; a commit needs a majority.
+    pub fn prove_by_commit(&mut self) {
+        self.prove_by_commit = true;
     }
 
     /// The state as it is, to start from later. There is one only where nothing is pending but what is under way; `own` is
@@ -539,7 +548,7 @@ impl<M: Machine> Processor<M> {
             cursor = handled;
         }
         let fence = self.own;
-        if records == 0 && !lead.must_commit && !checkpoint {
+        if records == 0 && !lead.must_commit && !checkpoint && !self.prove_by_commit {
             lead.flight = Some(flight);
             return Some(Outgoing::Prove { fence });
         }

@@ -297,6 +297,22 @@ fn nothing_is_answered_before_its_commit() {
 }
 
 #[test]
+fn in_a_cluster_leading_is_proved_by_a_commit() {
+    let mut log = Log::default();
+    let mut processor: Processor<Chain> = Processor::new(());
+    processor.prove_by_commit();
+    processor.lead("a", 1);
+    let Some(Outgoing::Commit { payload, fence, .. }) = processor.take(1000) else { panic!("a commit") };
+    processor.acknowledged(log.append(fence, payload).unwrap());
+    let query = OptimizerRequest::GetPlacement(Default::default());
+    processor.request(1, "placement.get", query, RequestContext::default(), 2);
+    let Some(Outgoing::Commit { payload, fence, records: 0 }) = processor.take(1000) else { panic!("a commit") };
+    let released = processor.acknowledged(log.append(fence, payload).unwrap());
+    assert!(matches!(released.effects[..], [Effect::Answer { token: 1, .. }]));
+    assert_eq!(processor.take(1000), None);
+}
+
+#[test]
 fn a_leader_that_meets_another_s_commit_leads_no_more() {
     let mut log = Log::default();
     let mut old: Processor<Chain> = Processor::new(());

@@ -18,6 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::endpoints::Asked;
 use crate::instance::Instance;
+use crate::now_ms;
 use crate::service::Telemetry;
 
 /// How long a question to another service may take.
@@ -99,6 +100,8 @@ impl Hands {
 
     fn headers(&self, kind: &str) -> HeaderMap {
         let mut headers = HeaderMap::new();
+        headers.insert(header::ID, uuid::Uuid::new_v4().to_string().as_str());
+        headers.insert(header::TIME, now_ms().to_string().as_str());
         headers.insert(header::TYPE, kind);
         headers.insert(header::SOURCE, self.instance.service().as_str());
         headers.insert(header::VERSION, header::CURRENT_VERSION);

@@ -227,7 +227,8 @@ fn failure(error: &PublishError) -> CommitFailure {
 
 /// Proves that the last message on a subject of the log is still the one at `fence`: nobody else has committed.
 ///
-/// The request goes to the stream's leader, never to a replica, so it sees every acknowledged commit.
+/// The request goes to the stream's leader, so on one server it sees every acknowledged commit. In a cluster, where a server
+/// may believe that it leads the stream, leading is proved by a commit instead.
 pub(crate) async fn prove(stream: Stream, subject: String, fence: u64) -> Result<u64, CommitFailure> {
     match stream.get_last_raw_message_by_subject(&subject).await {
         Ok(message) if message.sequence == fence => Ok(fence),

@@ -154,10 +154,13 @@ impl<M: Machine> Session<M> {
             }
             let snapshots = Snapshots::open(&js, settings, log_id).await?;
             let last = stream.info().await.map_err(|error| other("looking at the log", error))?.state.last_sequence;
-            let processor = match snapshots.load::<M>(&stream, last).await {
+            let mut processor = match snapshots.load::<M>(&stream, last).await {
                 Some(snapshot) => Processor::restore(snapshot, config),
                 None => Processor::new(config),
             };
+            if settings.log.replicas > 1 {
+                processor.prove_by_commit();
+            }
             let tail = log::tail(&client, &stream, processor.position() + 1).await?;
             let (answers_in, answers) = mpsc::channel(1024);
             let hands = Hands::new(client.clone(), instance.clone(), telemetry.clone(), runs, answers_in);

@@ -300,7 +300,7 @@ async fn the_endpoints_are_a_nats_micro_service_with_schemas() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn observers_see_records_as_events_after_their_commit() {
+async fn m2_observers_see_records_as_events_after_their_commit() {
     let nats = NatsServer::start().await;
     let running = Running::start(&nats.client_url(), &Settings::default());
     running.is(Role::Leading).await;
@@ -311,6 +311,14 @@ async fn observers_see_records_as_events_after_their_commit() {
     set(&client).await;
     let event = events.next().await.unwrap();
     assert_eq!(event.subject.as_str(), "baton.event.service.optimizer.strategy_changed");
+    // Everything about the message is in its headers, and the body is plain JSON.
+    let headers = event.headers.as_ref().unwrap();
+    use baton_protocol::header;
+    assert_eq!(headers.get(header::TYPE).unwrap().as_str(), "status_update");
+    assert_eq!(headers.get(header::SOURCE).unwrap().as_str(), "optimizer");
+    assert_eq!(headers.get(header::VERSION).unwrap().as_str(), header::CURRENT_VERSION);
+    assert_eq!(headers.get(header::ID).unwrap().as_str().len(), 36);
+    assert!(headers.get(header::TIME).unwrap().as_str().parse::<u64>().unwrap() > 1_700_000_000_000);
     let event: baton_protocol::record::Event = serde_json::from_slice(&event.payload).unwrap();
     assert_eq!((event.number, event.position.seq), (1, 2));
     running.stop().await;
