@@ -130,3 +130,24 @@ async fn g4_the_metrics_of_the_sources_by_their_exact_names() {
         assert!(text.contains(&format!("# TYPE {name} ")), "{name} is missing in:\n{text}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn g1_a_killed_gateway_loses_nothing() {
+    let mut fleet = Fleet::stocked().await;
+    let url = gateway(&mut fleet).await;
+    fleet.process("writing").pause().await;
+    let http = reqwest::Client::new();
+    let body = json!({ "workflow": "article", "input": { "topic": TOPIC, "sources": fleet.sources() } });
+    let accepted: Value = http.post(format!("{url}/v1/runs")).json(&body).send().await.unwrap().json().await.unwrap();
+    let run = accepted["run"].as_str().unwrap().to_owned();
+    fleet.wait_for_assignment(run.parse().unwrap(), "writing").await;
+    let watched = http.get(format!("{url}/v1/runs/{run}/events")).send().await.unwrap();
+    fleet.kill("gateway").await;
+    drop(watched);
+    fleet.process("writing").resume();
+    let url = gateway(&mut fleet).await;
+    let (_, kinds) = events(&http, &format!("{url}/v1/runs/{run}/events"), None).await;
+    assert_eq!(kinds.iter().filter(|kind| *kind == "stage_ended").count(), 4);
+    let view: Value = http.get(format!("{url}/v1/runs/{run}")).send().await.unwrap().json().await.unwrap();
+    assert_eq!(view["status"], "succeeded", "{view}");
+}
