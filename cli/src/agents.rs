@@ -35,7 +35,13 @@ pub(crate) async fn start_stock_agent(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let mind = baton_stock::agent::Mind::from_env()?;
-    let context = baton_stock::roles::Context { root: sources, ..Default::default() };
+    // Whoever may start a run names what is read. Without a directory of its own an agent keeps to the one it was started
+    // in, so that nobody reads the rest of the disk through it.
+    let root = match sources {
+        Some(sources) => sources,
+        None => std::env::current_dir()?,
+    };
+    let context = baton_stock::roles::Context { root: Some(root), ..Default::default() };
     let spans: baton_sdk::Spans = std::sync::Arc::new(move |span| spans.export(span));
     let Stock { id, role } = agent;
     baton_stock::agent::run(role, id.as_str(), mind, context, connect, Some(spans), shutdown).await?;

@@ -90,7 +90,7 @@ pub enum CorpusError {
         path: String,
     },
     /// The path leads out of the directory that agents may read.
-    #[error("{path} is outside the directory that this agent may read")]
+    #[error("{path} is outside the directory that this agent may read: start the agent with --sources DIR for another one")]
     Outside {
         /// The path as it was given.
         path: String,

@@ -30,7 +30,8 @@ pub(crate) struct Stock {
     /// same id: the later one takes the earlier one's place
     #[arg(long, value_name = "P")]
     id_prefix: Option<String>,
-    /// The directory in which they read; what a run calls its sources is looked for in there
+    /// The directory in which they read, and outside of which they do not; what a run calls its sources is looked for in
+    /// there [default: the working directory]
     #[arg(long, value_name = "DIR")]
     sources: Option<PathBuf>,
 }

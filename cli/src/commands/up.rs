@@ -36,7 +36,7 @@ pub(crate) struct Up {
     /// Start no agents
     #[arg(long)]
     no_agents: bool,
-    /// The directory in which the agents read [default: the working directory]
+    /// The directory in which the agents read, and outside of which they do not [default: the working directory]
     #[arg(long, value_name = "DIR")]
     sources: Option<PathBuf>,
     /// Never fetch a nats-server
