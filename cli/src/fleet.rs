@@ -93,6 +93,7 @@ impl Fleet {
     /// Starts everything and waits until it is ready. What was started is stopped again when something fails.
     pub(crate) async fn start(plan: Plan) -> anyhow::Result<Self> {
         let mut settings = plan.settings;
+        check_http(&settings.http.listen).await?;
         let (own, connect) = match plan.broker {
             BrokerPlan::Own { data, durability, offline, usual_port } => {
                 let own = start_broker(&data, durability, offline, usual_port).await?;
@@ -103,7 +104,6 @@ impl Fleet {
             }
             BrokerPlan::There(connect) => (None, *connect),
         };
-        check_http(&settings.http.listen).await?;
         let client = Client::connect(&connect.clone().named("baton-up")).await?;
         let mut fleet = Self {
             client,

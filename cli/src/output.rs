@@ -53,7 +53,7 @@ impl Output {
 
     /// How many columns the terminal has; a readable number where there is none.
     pub(crate) fn width(&self) -> usize {
-        comfy_table::Table::new().width().map_or(80, usize::from)
+        comfy_table::Table::new().width().filter(|width| *width > 0).map_or(80, usize::from)
     }
 }
 
@@ -106,6 +106,10 @@ impl Table {
     fn boxed(&self, style: Style) -> String {
         let mut table = comfy_table::Table::new();
         table.load_style(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
+        // Some terminals say that they have no width at all.
+        if table.width() == Some(0) {
+            table.set_width(80);
+        }
         if style.is_on() {
             table.enforce_styling();
         } else {

@@ -42,4 +42,11 @@ async fn a2_the_documented_agent_in_plain_nats_py_registers_and_does_a_stage() {
     assert_eq!(view.status, RunStatus::Succeeded, "{view:?}\n{}", agent.log_tail());
     let result: Value = view.stages[0].result.as_ref().unwrap().read().unwrap();
     assert_eq!(result, json!({ "words": 3 }));
+    // What the agent can not do it reports, and goes on.
+    let wrong = fleet.start_run("count", &json!({})).await;
+    let view = fleet.wait_for_end(wrong).await;
+    assert_eq!(view.status, RunStatus::Failed);
+    assert!(view.reason.as_ref().is_some_and(|reason| reason.contains("KeyError")), "{view:?}");
+    let run = fleet.start_run("count", &json!({ "text": "four more words here" })).await;
+    assert_eq!(fleet.wait_for_end(run).await.status, RunStatus::Succeeded);
 }

@@ -90,7 +90,9 @@ pub enum CorpusError {
         path: String,
     },
     /// The path leads out of the directory that agents may read.
-    #[error("{path} is outside the directory that this agent may read: start the agent with --sources DIR for another one")]
+    #[error(
+        "{path} is outside the directory that this agent may read: start the agent with --sources DIR for another one"
+    )]
     Outside {
         /// The path as it was given.
         path: String,
@@ -110,6 +112,11 @@ pub enum CorpusError {
 /// With a `root`, paths are relative to it and must not lead out of it, not even through a symbolic link.
 pub fn locate(name: &str, root: Option<&Path>) -> Result<PathBuf, CorpusError> {
     let given = Path::new(name);
+    // Within what may be read, hidden files are not meant for others either: keys, histories, `.git`.
+    let hidden = |part: Component<'_>| matches!(part, Component::Normal(name) if is_hidden(name));
+    if root.is_some() && !given.is_absolute() && given.components().any(hidden) {
+        return Err(CorpusError::Outside { path: name.to_owned() });
+    }
     let path = root.map_or_else(|| given.to_owned(), |root| root.join(given));
     let path = fs::canonicalize(&path).map_err(|source| match source.kind() {
         std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {

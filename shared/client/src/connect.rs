@@ -56,7 +56,7 @@ pub enum ConnectError {
     /// The broker does not let us in.
     #[error(
         "the NATS server at {server} does not let us in{with}: {why}. Give other credentials: --creds, --nkey, \
-             --user, --token, or their BATON_… and NATS_… variables, or a NATS context"
+             --user, or BATON_… and NATS_… variables, or a NATS context"
     )]
     Denied {
         /// Who refused.
@@ -118,6 +118,14 @@ fn addresses(resolved: &Resolved) -> Result<Vec<ServerAddr>, ConnectError> {
             why: error.to_string(),
         })
     };
+    // A comma within a password would cut it in two, and either part would be shown.
+    if resolved.server.matches("://").count() <= resolved.server.matches(',').count() && resolved.server.contains('@') {
+        return Err(ConnectError::Url {
+            url: "***".to_owned(),
+            from: resolved.server_from.clone(),
+            why: "it has a comma that separates no two servers; in a password it is written %2C".to_owned(),
+        });
+    }
     resolved.server.split(',').map(parse).collect()
 }
 
@@ -156,20 +164,17 @@ async fn authenticate(options: ConnectOptions, resolved: &Resolved) -> Result<Co
             .await
             .map_err(|error| unusable(format!("the credentials file {}", path.display()), error.to_string()))?,
         Auth::Nkey(nkey) => {
-            // 58 characters of base32 are a seed of some kind, and are not shown as a path that can not be opened.
-            let is_seed =
-                |text: &str| text.len() == 58 && text.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit());
-            let seed = if is_seed(nkey.reveal().trim()) {
-                nkey.reveal().to_owned()
-            } else {
-                let path = nkey.reveal();
-                let text = tokio::fs::read_to_string(path).await;
-                text.map_err(|error| unusable(format!("the nkey file {path}"), error.to_string()))?
-            };
+            // What is not a file may be a seed with a mistake in it: it is never shown.
+            let text = tokio::fs::read_to_string(nkey.reveal().trim()).await;
+            let seed = text.unwrap_or_else(|_| nkey.reveal().to_owned());
             // The file may have comments or a decoration around the seed.
             let seed = seed.lines().map(str::trim).find(|line| line.starts_with("SU"));
-            options
-                .nkey(seed.ok_or_else(|| unusable("the nkey".into(), "there is no user's seed in it".into()))?.into())
+            options.nkey(
+                seed.ok_or_else(|| {
+                    unusable("the nkey".into(), "it is neither a user's seed nor a file with one in it".into())
+                })?
+                .into(),
+            )
         }
     })
 }
