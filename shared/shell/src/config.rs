@@ -33,7 +33,7 @@ pub struct LogSettings {
     pub max_bytes: i64,
     /// About the largest commit, in bytes. Larger ones carry more at a time, and wait longer for each other.
     pub commit_bytes: usize,
-    /// A snapshot of a service's state is kept after this many of its records.
+    /// A snapshot of a service's state is kept after this many of its records, or after as many messages of the log.
     pub snapshot_records: u64,
 }
 

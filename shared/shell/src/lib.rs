@@ -22,14 +22,8 @@ mod service;
 mod session;
 mod snapshots;
 
+/// The wall clock, in milliseconds since 1970. A machine never calls it; the shell hands the time in.
+pub(crate) use baton_client::now as now_ms;
 pub use config::Settings;
 pub use instance::{Instance, serve_status};
 pub use service::{ShellError, Telemetry, run};
-
-use std::time::{SystemTime, UNIX_EPOCH};
-
-/// The clock, in milliseconds since 1970. A machine never calls it; the shell hands the time in.
-#[must_use]
-pub fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
-}
