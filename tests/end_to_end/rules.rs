@@ -24,6 +24,10 @@ fn dependencies_point_one_way() {
         ("baton-workflow-manager", &["baton-protocol", "baton-machine"]),
         ("baton-resource-manager", &["baton-protocol", "baton-machine"]),
         ("baton-optimizer", &["baton-protocol", "baton-machine"]),
+        (
+            "baton-sim",
+            &["baton-protocol", "baton-machine", "baton-workflow-manager", "baton-resource-manager", "baton-optimizer"],
+        ),
         ("baton-gateway", &["baton-protocol", "baton-client", "baton-telemetry", "baton-shell"]),
         ("baton-sdk", &["baton-protocol", "baton-client"]),
         ("baton-stock", &["baton-protocol", "baton-client", "baton-sdk"]),

@@ -162,6 +162,15 @@ impl Heard {
         self.order.insert((at, agent.clone()));
     }
 
+    /// Everybody was silent for less by that, and was last heard of at `least` or later.
+    fn forgive(&mut self, by: Millis, least: Millis) {
+        for (agent, (at, _)) in &mut self.at {
+            self.order.remove(&(*at, agent.clone()));
+            *at = at.saturating_add(by).max(least);
+            self.order.insert((*at, agent.clone()));
+        }
+    }
+
     fn forget(&mut self, agent: &AgentId) {
         if let Some((at, _)) = self.at.remove(agent) {
             self.order.remove(&(at, agent.clone()));
@@ -287,26 +296,33 @@ pub(crate) fn begin_term(turn: &mut Turn<'_, ResourceManager>) {
 }
 
 /// Takes out the agents that were not heard of for the time of a lease.
-///
-/// A leader that itself slept (a suspended laptop, a stalled process) can not tell an agent's silence from its own. One
-/// that looks later than it meant to, by more than a heartbeat, gives everybody two more heartbeats to be heard.
 pub(crate) fn lose_the_silent(turn: &mut Turn<'_, ResourceManager>) {
-    let (now, config) = (turn.now(), turn.config().clone());
     if is_planted(Bug::SilenceTolerated) {
         turn.soft.heard = Heard::default();
     }
-    let Some(meant) = turn.soft.heard.oldest().map(|at| at.saturating_add(config.lease_ms)) else { return };
-    let slept = now.saturating_sub(meant) > config.heartbeat_ms;
-    let silent = turn.soft.heard.silent_since(now.saturating_sub(config.lease_ms));
-    let grace = (2 * config.heartbeat_ms).min(config.lease_ms);
+    let silent = turn.soft.heard.silent_since(turn.now().saturating_sub(turn.config().lease_ms));
     for agent in silent {
-        if slept {
-            turn.soft.heard.assume(&agent, (now + grace).saturating_sub(config.lease_ms));
-        } else if turn.state().agents.is_present(&agent) {
+        if turn.state().agents.is_present(&agent) {
             take_out(turn, &agent, LeftReason::Lost);
         } else {
             turn.soft.heard.forget(&agent);
         }
+    }
+}
+
+/// Looks at the clock, which a leader does with everything it does, and at least once a heartbeat.
+///
+/// A leader that itself slept (a suspended laptop, a stalled process) can not tell an agent's silence from its own, and
+/// one whose clock was put forward can not tell it from that. So what goes by between two looks beyond two heartbeats is
+/// nobody's silence, and after it everybody has two heartbeats to be heard.
+pub(crate) fn look(turn: &mut Turn<'_, ResourceManager>) {
+    let (now, config) = (turn.now(), turn.config().clone());
+    let last = turn.soft.looked.replace(now).unwrap_or(now);
+    let gone_by = now.saturating_sub(last);
+    if gone_by > 2 * config.heartbeat_ms {
+        let grace = (2 * config.heartbeat_ms).min(config.lease_ms);
+        let least = (now + grace).saturating_sub(config.lease_ms);
+        turn.soft.heard.forgive(gone_by, least);
     }
 }
 

@@ -67,6 +67,8 @@ impl Default for Config {
 #[derive(Debug, Default)]
 pub struct Soft {
     heard: Heard,
+    /// When it last looked at the clock.
+    looked: Option<Millis>,
     pushed: Pushed,
 }
 
@@ -121,6 +123,7 @@ impl Machine for ResourceManager {
     }
 
     fn react(turn: &mut Turn<'_, Self>, commit: &AnyCommit) {
+        agent::look(turn);
         match commit {
             AnyCommit::Workflow(commit) => lease::recall(turn, commit),
             AnyCommit::Resource(_) | AnyCommit::Optimizer(_) => {}
@@ -128,6 +131,7 @@ impl Machine for ResourceManager {
     }
 
     fn request(turn: &mut Turn<'_, Self>, request: ResourceRequest, _: &RequestContext) -> Reply {
+        agent::look(turn);
         match request {
             ResourceRequest::Register(agent, request) => agent::register(turn, agent, request),
             ResourceRequest::Heartbeat(agent, request) => agent::heartbeat(turn, &agent, &request),
@@ -143,14 +147,18 @@ impl Machine for ResourceManager {
     fn answered(_: &mut Turn<'_, Self>, _: u64, _: Reply) {}
 
     fn lead(turn: &mut Turn<'_, Self>) {
+        agent::look(turn);
         agent::begin_term(turn);
     }
 
     fn tick(turn: &mut Turn<'_, Self>) {
+        agent::look(turn);
         agent::lose_the_silent(turn);
     }
 
     fn deadline(&self, soft: &Soft, config: &Config) -> Option<Millis> {
-        soft.heard.oldest().map(|at| at.saturating_add(config.lease_ms))
+        let lost = soft.heard.oldest()?.saturating_add(config.lease_ms);
+        let look = soft.looked.map(|at| at.saturating_add(config.heartbeat_ms));
+        Some(look.map_or(lost, |look| look.min(lost)))
     }
 }

@@ -400,6 +400,30 @@ fn r1_a_new_leader_and_one_that_slept_give_everybody_time() {
 }
 
 #[test]
+fn r1_a_clock_that_is_put_forward_makes_nobody_silent() {
+    let mut world = World::new();
+    world.register("ann", "s1", 1);
+    world.register("bob", "s1", 1);
+    world.wait(1000);
+    world.heartbeat("bob", "s1", &[]);
+    world.transcript.clear();
+    // By less than a lease, so that what an agent has been silent for and this together are more: nobody is lost.
+    world.now += 9_500;
+    world.heartbeat("bob", "s1", &[]);
+    world.wait(3_900);
+    world.check(&expect![[r#"
+        answer 4 {"start":[],"drop":[],"heartbeat_ms":2000,"lease_ms":10000}
+    "#]]);
+    // Ann has had her time since then.
+    world.heartbeat("bob", "s1", &[]);
+    world.wait(9_000);
+    world.check(&expect![[r#"
+        answer 5 {"start":[],"drop":[],"heartbeat_ms":2000,"lease_ms":10000}
+        5.0 +19500 {"agent_left":{"agent":"ann","reason":"lost"}} (timer)
+    "#]]);
+}
+
+#[test]
 fn r1_only_the_latest_that_are_gone_are_kept() {
     let mut world = World::new();
     for n in 0..1010 {

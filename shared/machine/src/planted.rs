@@ -22,8 +22,10 @@ pub enum Bug {
     BacklogForgotten,
     /// A replay takes no notice of what the writer had seen before each turn.
     SeenIgnored,
-    /// A snapshot is made while there are records that are not committed.
-    SnapshotTooEarly,
+    /// Whoever starts from a snapshot passes over the message that follows it.
+    SnapshotSkipsAMessage,
+    /// The time of what is read does not count: what follows from a record may be before it.
+    ClocksApart,
     /// A new leader goes on in the term of the last one.
     TermNotRaised,
     /// A report that was stored before is stored again.
@@ -62,7 +64,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -71,7 +73,8 @@ impl Bug {
         Self::ProofSkipped,
         Self::BacklogForgotten,
         Self::SeenIgnored,
-        Self::SnapshotTooEarly,
+        Self::SnapshotSkipsAMessage,
+        Self::ClocksApart,
         Self::TermNotRaised,
         Self::ReportAppliedTwice,
         Self::LeaseNotChecked,

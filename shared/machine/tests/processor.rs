@@ -333,3 +333,55 @@ fn what_can_not_be_read_stops_the_reader() {
     let error = processor.read(1, Service::WorkflowManager, b"garbage", 0).unwrap_err();
     assert!(error.to_string().contains("message 1 of the log"), "{error}");
 }
+
+#[test]
+fn what_follows_from_a_record_is_not_before_it() {
+    let mut log = Log::default();
+    // The workflow-manager's clock is ahead: its record is of 5.
+    log.foreign(2);
+    let mut processor: Processor<Chain> = Processor::new(());
+    processor.lead("a", 1);
+    log.feed(&mut processor, 1).unwrap();
+    let Some(Outgoing::Commit { payload, .. }) = processor.take(1000) else { panic!("a commit") };
+    let commit: Commit<OptimizerRecord> = baton_protocol::record::decode(&payload).unwrap();
+    assert_eq!((commit.turns[0].at, processor.time()), (5, 5));
+}
+
+#[test]
+fn a_snapshot_comes_with_the_commit_that_it_is_of() {
+    let mut log = Log::default();
+    let mut processor: Processor<Chain> = Processor::new(());
+    processor.keep_snapshots(2);
+    processor.lead("a", 1);
+    let mut kept = Vec::new();
+    for token in 0..4 {
+        let request = OptimizerRequest::SetStrategy(SetStrategy { strategy: Strategy::RoundRobin });
+        processor.request(token, "strategy.set", request, RequestContext::default(), 2);
+        let Some(Outgoing::Commit { payload, fence, .. }) = processor.take(1000) else { panic!("a commit") };
+        let seq = log.append(fence, payload).unwrap();
+        let snapshot = processor.acknowledged(seq).snapshot;
+        assert_eq!(processor.is_beyond_snapshot(), snapshot.is_none());
+        kept.extend(snapshot);
+    }
+    assert_eq!(kept.iter().map(|snapshot| (snapshot.own, snapshot.next)).collect::<Vec<_>>(), [(2, 3), (4, 5)]);
+    let (_, own) = &log.messages[3];
+    assert!(kept[1].fits(4, Some((Service::Optimizer, own))));
+    assert!(!kept[1].fits(3, Some((Service::Optimizer, own))), "a log that lost its end");
+    assert!(!kept[0].fits(4, Some((Service::Optimizer, own))), "another commit");
+    assert!(!kept[1].fits(4, Some((Service::WorkflowManager, own))) && !kept[1].fits(4, None));
+}
+
+#[test]
+fn a_term_begins_when_the_log_has_been_read_to_where_it_ended() {
+    let mut log = Log::default();
+    log.foreign(1);
+    log.foreign(1);
+    let mut processor: Processor<Chain> = Processor::new(());
+    assert!(!processor.begin_term("a", 1), "no campaign is won");
+    processor.campaign_won(2);
+    log.feed(&mut processor, 1).unwrap();
+    assert!(!processor.begin_term("a", 1) && !processor.is_leading());
+    log.feed(&mut processor, 1).unwrap();
+    assert!(processor.begin_term("a", 1) && processor.is_leading());
+    assert!(!processor.begin_term("a", 1), "it has begun");
+}

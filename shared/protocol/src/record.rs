@@ -530,6 +530,16 @@ impl AnyCommit {
         }
     }
 
+    /// When the last of its turns was taken.
+    #[must_use]
+    pub fn at(&self) -> Option<Millis> {
+        match self {
+            Self::Workflow(c) => c.turns.last().map(|turn| turn.at),
+            Self::Resource(c) => c.turns.last().map(|turn| turn.at),
+            Self::Optimizer(c) => c.turns.last().map(|turn| turn.at),
+        }
+    }
+
     /// The number after the last record in it.
     #[must_use]
     pub fn next(&self) -> Number {

@@ -1,0 +1,329 @@
+//! What must hold, said in the words of the protocol: from the log, and from what was said to whom. Nothing in here knows how
+//! the services are made.
+//!
+//! [`Facts`] folds the log in its own order. A rule that a service must have kept when it decided is held against what that
+//! service had read by then (`seen`), not against what stood in the log already: two services write at the same time.
+
+mod answers;
+mod ledger;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use baton_protocol::amount::covers;
+use baton_protocol::record::{AgentRegistered, Outcome};
+use baton_protocol::request::Report;
+use baton_protocol::run::RunStatus;
+use baton_protocol::{
+    AgentId, Capability, Definition, LeaseId, Millis, Number, Resources, RunId, Service, TaskId, WorkflowName,
+};
+
+pub(crate) use answers::Asked;
+
+/// A rule that was broken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Which rule: the same text for every history that breaks it.
+    pub check: &'static str,
+    /// How.
+    pub text: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.check, self.text)
+    }
+}
+
+pub(crate) type Checked = Result<(), Violation>;
+
+pub(crate) fn broken(check: &'static str, text: impl Into<String>) -> Violation {
+    Violation { check, text: text.into() }
+}
+
+macro_rules! hold {
+    ($condition:expr, $check:expr, $($text:tt)+) => {
+        if !$condition {
+            return Err($crate::check::broken($check, format!($($text)+)));
+        }
+    };
+}
+pub(crate) use hold;
+
+/// What the log says so far.
+#[derive(Debug, Default)]
+pub(crate) struct Facts {
+    /// The sequence of its last message.
+    pub(crate) seq: u64,
+    /// Virtual time of its last message, in microseconds.
+    now: u64,
+    /// The latest time in the log up to each message.
+    times: Vec<Millis>,
+    writers: BTreeMap<Service, Writer>,
+    definitions: BTreeMap<WorkflowName, Vec<(u64, Arc<Definition>)>>,
+    pub(crate) runs: BTreeMap<RunId, Run>,
+    agents: BTreeMap<AgentId, Agent>,
+    /// Sessions that were said to be over.
+    left: BTreeSet<(AgentId, String)>,
+    pub(crate) leases: BTreeMap<LeaseId, Lease>,
+    strategies: u64,
+    /// Every report that was ever sent, by the lease it names.
+    reports: BTreeMap<LeaseId, Vec<(AgentId, Report)>>,
+    /// Runs that somebody asked to be cancelled.
+    cancels: BTreeSet<RunId>,
+    /// When the calm began, in virtual microseconds.
+    calm: Option<u64>,
+    /// Rare things that the log shows, to be counted.
+    pub(crate) seen: Vec<crate::coverage::Branch>,
+}
+
+#[derive(Debug, Default)]
+struct Writer {
+    next: Number,
+    term: u64,
+    instances: BTreeMap<u64, String>,
+    at: Millis,
+    seen: u64,
+    handled: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Run {
+    started: u64,
+    started_at: Millis,
+    /// Virtual time, in microseconds.
+    started_on: u64,
+    pub(crate) workflow: WorkflowName,
+    pub(crate) version: u32,
+    key: Option<String>,
+    definition: Arc<Definition>,
+    stages: Vec<Stage>,
+    /// A stage was cancelled: nothing but the end may follow.
+    ending: bool,
+    pub(crate) finished: Option<(u64, RunStatus)>,
+}
+
+#[derive(Debug, Default)]
+struct Stage {
+    attempts: Vec<Attempt>,
+    retry_at: Option<Millis>,
+    over: Option<Outcome>,
+    has_result: bool,
+}
+
+#[derive(Debug)]
+struct Attempt {
+    ready: u64,
+    ready_at: Millis,
+    /// Virtual time, in microseconds.
+    ready_on: u64,
+    agent_type: Capability,
+    resources: Resources,
+    lease: Option<LeaseId>,
+    ended: Option<u64>,
+    /// Virtual time, in microseconds.
+    ended_on: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Agent {
+    record: AgentRegistered,
+    /// Where it registered in this session.
+    since: u64,
+    gone: Option<u64>,
+    /// Sessions that it had before.
+    sessions: BTreeSet<String>,
+    /// When its room last changed, in virtual microseconds.
+    changed_on: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Lease {
+    pub(crate) task: TaskId,
+    pub(crate) agent: AgentId,
+    resources: Resources,
+    granted: u64,
+    granted_at: Millis,
+    /// Virtual time, in microseconds.
+    pub(crate) granted_on: u64,
+    /// Where the resource-manager said that its holder is gone, or gave it back.
+    lost: Option<u64>,
+    /// Where its task ended.
+    ended: Option<u64>,
+    /// What counted under it.
+    outcome: Option<Outcome>,
+}
+
+impl Lease {
+    pub(crate) fn is_alive(&self) -> bool {
+        self.lost.is_none() && self.ended.is_none()
+    }
+}
+
+/// How late a wait may end, in microseconds: a new leader must be found first.
+const LATE: u64 = 12_000_000;
+
+/// A task must not wait longer than this while an agent that can do it idles, in the calm, in microseconds.
+const PATIENCE: u64 = 10_000_000;
+
+impl Facts {
+    /// From now on nothing is disturbed any more.
+    pub(crate) fn calm(&mut self, now: u64) {
+        self.calm = Some(now);
+    }
+
+    /// An agent sent a report.
+    pub(crate) fn reported(&mut self, agent: &AgentId, report: &Report) {
+        self.reports.entry(report.lease).or_default().push((agent.clone(), report.clone()));
+    }
+
+    /// Somebody asked for a run to be cancelled.
+    pub(crate) fn cancel_asked(&mut self, run: RunId) {
+        self.cancels.insert(run);
+    }
+
+    /// The leases of an agent that are alive.
+    fn held(&self, agent: &AgentId) -> impl Iterator<Item = &Lease> {
+        self.leases.values().filter(move |lease| lease.is_alive() && lease.agent == *agent)
+    }
+
+    /// Whether an agent has room for that beside what it holds.
+    fn has_room(&self, agent: &Agent, more: Option<&Resources>) -> bool {
+        let (mut slots, mut sum) = (0, Resources::new());
+        let held: Vec<_> = self.held(&agent.record.agent).map(|lease| &lease.resources).chain(more).collect();
+        for resources in held {
+            slots += 1;
+            for (name, amount) in resources {
+                let entry = sum.entry(name.clone()).or_default();
+                *entry = *entry + *amount;
+            }
+        }
+        slots <= agent.record.slots && covers(&agent.record.resources, &sum).is_ok()
+    }
+
+    /// No task waits while an agent that can do it idles.
+    pub(crate) fn nobody_idles(&self, now: u64) -> Checked {
+        let Some(calm) = self.calm else { return Ok(()) };
+        for (id, run) in self.runs.iter().filter(|(_, run)| run.finished.is_none()) {
+            for (stage, definition) in run.stages.iter().zip(&run.definition.stages) {
+                let Some(task) = stage.attempts.last().filter(|task| task.ended.is_none() && task.lease.is_none())
+                else {
+                    continue;
+                };
+                for agent in self.agents.values().filter(|agent| agent.gone.is_none()) {
+                    let since = task.ready_on.max(agent.changed_on).max(calm);
+                    if now.saturating_sub(since) > PATIENCE
+                        && can(&agent.record, &task.agent_type)
+                        && self.has_room(agent, Some(&task.resources))
+                    {
+                        let text = format!(
+                            "stage {} of run {id} has waited for {} ms while {} has room for it",
+                            definition.name,
+                            (now - since) / 1000,
+                            agent.record.agent
+                        );
+                        return Err(broken("no task waits while a capable agent idles", text));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The agents that are there, with their sessions.
+    pub(crate) fn present(&self) -> impl Iterator<Item = (&AgentId, &String)> {
+        self.agents.iter().filter(|(_, agent)| agent.gone.is_none()).map(|(id, agent)| (id, &agent.record.session))
+    }
+
+    /// The tasks that have not ended.
+    pub(crate) fn open_tasks(&self) -> Vec<TaskId> {
+        let of_run = |(id, run): (&RunId, &Run)| {
+            let stages = run.stages.iter().zip(&run.definition.stages);
+            let open = stages.filter(|(stage, _)| stage.attempts.last().is_some_and(|attempt| attempt.ended.is_none()));
+            let task = |(stage, definition): (&Stage, &baton_protocol::StageDefinition)| TaskId {
+                run: *id,
+                stage: definition.name.clone(),
+                attempt: u32::try_from(stage.attempts.len()).unwrap_or(u32::MAX),
+            };
+            open.map(task).collect::<Vec<_>>()
+        };
+        self.runs.iter().flat_map(of_run).collect()
+    }
+
+    /// The number of a service's last record.
+    pub(crate) fn number(&self, service: Service) -> Number {
+        self.writers.get(&service).map_or(0, |writer| writer.next.saturating_sub(1))
+    }
+
+    /// Every wait ends when it should, in the calm.
+    pub(crate) fn nothing_waits_for_ever(&self, now: u64) -> Checked {
+        let Some(calm) = self.calm else { return Ok(()) };
+        let late = |since: u64, ms: Millis| now.saturating_sub(since.max(calm)) > ms * 1000 + LATE;
+        for (id, run) in self.runs.iter().filter(|(_, run)| run.finished.is_none()) {
+            let definition = &run.definition;
+            hold!(!late(run.started_on, definition.timeout_ms), "nothing waits for ever", "run {id} goes on");
+            for (stage, definition) in run.stages.iter().zip(&definition.stages) {
+                let Some(task) = stage.attempts.last().filter(|_| stage.over.is_none()) else { continue };
+                let name = &definition.name;
+                let (since, ms) = match (task.ended_on, task.lease) {
+                    (Some(ended), _) => (ended, definition.retry.max_ms),
+                    (None, None) => (task.ready_on, definition.start_timeout_ms),
+                    (None, Some(lease)) => (self.leases[&lease].granted_on, definition.timeout_ms),
+                };
+                hold!(
+                    !late(since, ms),
+                    "nothing waits for ever",
+                    "stage {name} of run {id} waits for more than {ms} ms"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// How many runs have not ended.
+    pub(crate) fn live(&self) -> usize {
+        self.runs.values().filter(|run| run.finished.is_none()).count()
+    }
+
+    /// How many leases have not ended.
+    pub(crate) fn alive(&self) -> usize {
+        self.leases.values().filter(|lease| lease.is_alive()).count()
+    }
+
+    /// What must hold when everything has come to rest.
+    pub(crate) fn at_rest(&self) -> Checked {
+        for (id, run) in &self.runs {
+            hold!(run.finished.is_some(), "every accepted run has exactly one end", "run {id} has none");
+        }
+        for (id, lease) in &self.leases {
+            hold!(!lease.is_alive(), "every lease ends", "lease {id} of {} has not ended", lease.task);
+        }
+        Ok(())
+    }
+
+    /// What still goes on, for whoever wonders why it does.
+    pub(crate) fn unfinished(&self) -> String {
+        let mut lines = Vec::new();
+        for (id, run) in self.runs.iter().filter(|(_, run)| run.finished.is_none()) {
+            for (stage, definition) in run.stages.iter().zip(&run.definition.stages) {
+                let state = match (stage.over, stage.attempts.last()) {
+                    (Some(outcome), _) => format!("over, {outcome}"),
+                    (None, None) => "not begun".to_owned(),
+                    (None, Some(Attempt { ended: Some(_), .. })) => format!("to be tried again {:?}", stage.retry_at),
+                    (None, Some(Attempt { lease: None, .. })) => "waits for an agent".to_owned(),
+                    (None, Some(Attempt { lease: Some(lease), .. })) => {
+                        format!("under lease {lease} of {}", self.leases[lease].agent)
+                    }
+                };
+                lines.push(format!("run {id}: stage {} ({}): {state}", definition.name, stage.attempts.len()));
+            }
+        }
+        lines.join("\n")
+    }
+}
+
+/// Whether an agent can do what asks for that.
+fn can(agent: &AgentRegistered, what: &Capability) -> bool {
+    agent.agent_type == *what || agent.capabilities.contains_key(what)
+}

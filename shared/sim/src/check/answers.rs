@@ -1,0 +1,286 @@
+//! What was said must be what the log says: nothing is answered, pushed or published before its commit, what was acknowledged
+//! was applied, and a refusal was decided at the head of the log.
+//!
+//! An answer is held against the log as it is when the answer leaves. What can only become true with time (a lease has ended, a
+//! run is over) must be true by then; what can become false again is held against what stood in the log when the request
+//! was sent.
+
+use baton_machine::{Publication, Reply};
+use baton_protocol::record::{Event, Outcome};
+use baton_protocol::request::{
+    AssignAnswer, AssignTasks, Assignment, CancelTask, HeartbeatAnswer, OptimizerRequest, ResourceRequest, RunAccepted,
+    RunList, StartRun, WorkflowRequest, WorkflowView,
+};
+use baton_protocol::run::{RunStatus, RunView};
+use baton_protocol::{AgentId, Code, Json, LeaseId, Rejection, RunId};
+
+use super::{Checked, Facts, broken, hold};
+use crate::request::AnyRequest;
+
+const COMMITTED: &str = "nothing is answered, pushed or published before its commit";
+const APPLIED: &str = "what was acknowledged was applied";
+const HEAD: &str = "a refusal was decided at the head of the log by a leader that led";
+const FRESH: &str = "an answer is not older than its question";
+
+/// A request as it was sent.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) request: AnyRequest,
+    /// Where the log ended when it was sent first.
+    pub(crate) sent: u64,
+}
+
+impl Facts {
+    /// An answer leaves.
+    pub(crate) fn answered(&self, asked: &Asked, reply: &Reply) -> Checked {
+        match (&asked.request, reply) {
+            (_, Err(rejection)) if rejection.code == Code::Unavailable => Ok(()),
+            (AnyRequest::Workflow(request), Ok(answer)) => self.workflow_answered(request, answer, asked.sent),
+            (AnyRequest::Resource(request), Ok(answer)) => self.resource_answered(request, answer),
+            (AnyRequest::Optimizer(OptimizerRequest::SetStrategy(request)), Ok(_)) => {
+                let applied = self.strategies > 0 || request.strategy == baton_protocol::request::Strategy::default();
+                hold!(applied, APPLIED, "the strategy was never changed to {:?}", request.strategy);
+                Ok(())
+            }
+            (AnyRequest::Optimizer(_), Ok(_)) => Ok(()),
+            (request, Err(rejection)) => self.refused(request, rejection, asked.sent),
+        }
+    }
+
+    fn workflow_answered(&self, request: &WorkflowRequest, answer: &Json, sent: u64) -> Checked {
+        match request {
+            WorkflowRequest::RegisterWorkflow(_) => {
+                let view: WorkflowView = read(answer)?;
+                let (name, number) = (&view.definition.name, view.version);
+                let known = self.definitions.get(name).and_then(|v| v.get((number as usize).checked_sub(1)?));
+                let known = known.is_some_and(|(_, definition)| **definition == view.definition);
+                hold!(known, COMMITTED, "workflow {name} version {number} is not in the log");
+                Ok(())
+            }
+            WorkflowRequest::StartRun(request) => self.accepted(request, &read(answer)?),
+            WorkflowRequest::CancelRun(request) => {
+                let finished = self.runs.get(&request.run).and_then(|run| run.finished);
+                let cancelled = finished.is_some_and(|(_, status)| status == RunStatus::Cancelled);
+                hold!(cancelled, APPLIED, "run {} was said to be cancelled, and is {finished:?}", request.run);
+                Ok(())
+            }
+            WorkflowRequest::Report(agent, report) => {
+                let Some(lease) = self.leases.get(&report.lease) else {
+                    return Err(broken(APPLIED, format!("a report was stored under lease {}", report.lease)));
+                };
+                let counted = matches!(lease.outcome, Some(Outcome::Succeeded | Outcome::Failed));
+                let right = counted && lease.agent == *agent && lease.task == report.task;
+                hold!(right, APPLIED, "the report under lease {} of {agent} was acknowledged: {lease:?}", report.lease);
+                Ok(())
+            }
+            WorkflowRequest::GetRun(_) => {
+                let view: RunView = read(answer)?;
+                self.shown(view.run, view.status, sent)
+            }
+            WorkflowRequest::ListRuns(_) => {
+                let list: RunList = read(answer)?;
+                list.runs.iter().try_for_each(|run| self.shown(run.run, run.status, sent))
+            }
+            WorkflowRequest::ValidateWorkflow(_)
+            | WorkflowRequest::ListWorkflows(_)
+            | WorkflowRequest::GetWorkflow(_) => Ok(()),
+        }
+    }
+
+    fn accepted(&self, request: &StartRun, answer: &RunAccepted) -> Checked {
+        let Some(run) = self.runs.get(&answer.run) else {
+            return Err(broken(COMMITTED, format!("run {} was accepted and is not in the log", answer.run)));
+        };
+        let same = run.workflow == request.workflow && run.version == answer.version;
+        hold!(same, APPLIED, "run {} was accepted as something else: {answer:?}", answer.run);
+        let found = request.key.as_ref().is_none_or(|key| run.key.as_ref() == Some(key))
+            && (request.key.is_some() || request.run.is_none_or(|id| id == answer.run));
+        hold!(found, APPLIED, "run {} is not the one that was asked for: {request:?}", answer.run);
+        Ok(())
+    }
+
+    /// A run was shown to stand so.
+    pub(crate) fn shown(&self, id: RunId, status: RunStatus, sent: u64) -> Checked {
+        let Some(run) = self.runs.get(&id) else {
+            return Err(broken(COMMITTED, format!("run {id} was shown and is not in the log")));
+        };
+        match run.finished {
+            Some((at, _)) if status == RunStatus::Running => {
+                hold!(at > sent, FRESH, "run {id} was shown running; it had ended when that was asked");
+            }
+            Some((_, end)) => hold!(end == status, COMMITTED, "run {id} was shown {status} and is {end}"),
+            None => hold!(status == RunStatus::Running, COMMITTED, "run {id} was shown {status} before it ended"),
+        }
+        Ok(())
+    }
+
+    fn resource_answered(&self, request: &ResourceRequest, answer: &Json) -> Checked {
+        match request {
+            ResourceRequest::Register(id, request) => {
+                let known = self.agents.get(id).is_some_and(|agent| {
+                    agent.record.session == request.session || agent.sessions.contains(&request.session)
+                });
+                hold!(known, COMMITTED, "{id} was registered in session {} and is not in the log", request.session);
+                Ok(())
+            }
+            ResourceRequest::Heartbeat(id, _) => {
+                let answer: HeartbeatAnswer = read(answer)?;
+                answer.start.iter().try_for_each(|assignment| self.given(id, assignment))?;
+                answer.drop.iter().try_for_each(|lease| self.dropped(id, *lease))
+            }
+            ResourceRequest::Decline(id, request) => {
+                let lease = self.leases.get(&request.lease).filter(|lease| lease.agent == *id);
+                hold!(lease.is_some_and(|lease| lease.lost.is_some()), APPLIED, "lease {} goes on", request.lease);
+                Ok(())
+            }
+            ResourceRequest::Leave(id, request) => {
+                // A registration that was held up may bring it back; it is lost then when its lease is over.
+                let left = self.left.contains(&(id.clone(), request.session.clone()));
+                hold!(left, APPLIED, "{id} was told that it has left, and never did in session {}", request.session);
+                Ok(())
+            }
+            ResourceRequest::Assign(request) => {
+                let answer: AssignAnswer = read(answer)?;
+                self.granted(request, &answer)
+            }
+            ResourceRequest::Progress(..) | ResourceRequest::ListAgents(_) => Ok(()),
+        }
+    }
+
+    fn granted(&self, request: &AssignTasks, answer: &AssignAnswer) -> Checked {
+        for placement in &request.placements {
+            let refusal = answer.refused.iter().find(|refusal| refusal.task == placement.task);
+            let attempt = self.attempt(&placement.task);
+            match refusal {
+                None => {
+                    let leased = attempt.is_some_and(|attempt| {
+                        attempt.lease.is_some_and(|lease| self.leases[&lease].agent == placement.agent)
+                    });
+                    hold!(leased, COMMITTED, "{} was granted and is not in the log", placement.task);
+                }
+                Some(refusal) if refusal.rejection.code == Code::NotReady => {
+                    // The asker had read that it waits, and that can not be untrue while nothing has happened to it.
+                    let waits = attempt.is_some_and(|a| a.ended.is_none() && a.lease.is_none());
+                    hold!(!waits, HEAD, "{} waits, and was refused: {}", placement.task, refusal.rejection);
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn attempt(&self, task: &baton_protocol::TaskId) -> Option<&super::Attempt> {
+        let run = self.runs.get(&task.run)?;
+        let place = run.definition.stages.iter().position(|stage| stage.name == task.stage)?;
+        run.stages[place].attempts.get((task.attempt as usize).checked_sub(1)?)
+    }
+
+    fn refused(&self, request: &AnyRequest, rejection: &Rejection, sent: u64) -> Checked {
+        let lie = |is: bool| {
+            hold!(!is, HEAD, "{} was refused, {rejection}: {request:?}", request.endpoint());
+            Ok(())
+        };
+        let agent_there =
+            |id: &AgentId| self.agents.get(id).is_some_and(|agent| agent.gone.is_none() && agent.since <= sent);
+        match (rejection.code, request) {
+            (Code::StaleLease, AnyRequest::Workflow(WorkflowRequest::Report(id, report))) => {
+                let lease = self.leases.get(&report.lease);
+                lie(lease.is_some_and(|l| l.is_alive() && l.agent == *id && l.task == report.task))
+            }
+            (Code::StaleLease, AnyRequest::Resource(ResourceRequest::Decline(id, request))) => lie(self
+                .leases
+                .get(&request.lease)
+                .is_some_and(|l| l.is_alive() && l.agent == *id && l.granted <= sent)),
+            (Code::StaleLease, AnyRequest::Resource(ResourceRequest::Progress(id, request))) => lie(self
+                .leases
+                .get(&request.lease)
+                .is_some_and(|l| l.is_alive() && l.agent == *id && l.granted <= sent)),
+            (Code::UnknownAgent, AnyRequest::Resource(request)) => match request {
+                ResourceRequest::Heartbeat(id, _) | ResourceRequest::Leave(id, _) => lie(agent_there(id)),
+                _ => lie(true),
+            },
+            (Code::AgentReplaced, AnyRequest::Resource(request)) => {
+                let (id, session) = match request {
+                    ResourceRequest::Heartbeat(id, request) => (id, &request.session),
+                    ResourceRequest::Leave(id, request) => (id, &request.session),
+                    _ => return lie(true),
+                };
+                let replaced = self.agents.get(id).is_some_and(|agent| {
+                    agent.record.session != *session || agent.sessions.iter().any(|other| other != session)
+                });
+                lie(!replaced)
+            }
+            (Code::RunEnded, AnyRequest::Workflow(WorkflowRequest::CancelRun(request))) => {
+                lie(self.runs.get(&request.run).is_none_or(|run| run.finished.is_none()))
+            }
+            (Code::UnknownRun, AnyRequest::Workflow(request)) => {
+                let run = match request {
+                    WorkflowRequest::CancelRun(request) => request.run,
+                    WorkflowRequest::GetRun(request) => request.run,
+                    _ => return lie(true),
+                };
+                lie(self.runs.get(&run).is_some_and(|run| run.started <= sent))
+            }
+            (Code::UnknownWorkflow, AnyRequest::Workflow(WorkflowRequest::StartRun(request))) => {
+                let version = request.version.map_or(0, |version| version as usize - 1);
+                let known = self.definitions.get(&request.workflow).and_then(|versions| versions.get(version));
+                lie(known.is_some_and(|(seq, _)| *seq <= sent))
+            }
+            (Code::KeyConflict, AnyRequest::Workflow(WorkflowRequest::StartRun(request))) => {
+                let by_key = |run: &super::Run| request.key.is_some() && run.key == request.key;
+                let used = self.runs.iter().any(|(id, run)| by_key(run) || request.run == Some(*id));
+                lie(!used)
+            }
+            // An agent that shrinks below what it holds.
+            (Code::NoCapacity, AnyRequest::Resource(ResourceRequest::Register(..))) => Ok(()),
+            (Code::InvalidRequest | Code::TooLarge | Code::InvalidWorkflow, _) => Ok(()),
+            _ => lie(true),
+        }
+    }
+
+    /// Something is published.
+    pub(crate) fn published(&self, publication: &Publication) -> Checked {
+        let target = publication.subject.strip_prefix("baton.to.").and_then(|rest| rest.split_once('.'));
+        let agent = |id: &str| AgentId::new(id).map_err(|error| broken(COMMITTED, error.to_string()));
+        match target {
+            Some((id, "assign")) => self.given(&agent(id)?, &read(&publication.body)?),
+            Some((id, "cancel")) => {
+                let cancel: CancelTask = read(&publication.body)?;
+                self.dropped(&agent(id)?, cancel.lease)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// An agent is told that it holds something.
+    fn given(&self, agent: &AgentId, assignment: &Assignment) -> Checked {
+        let lease = self.leases.get(&assignment.lease);
+        let same = lease.is_some_and(|lease| lease.agent == *agent && lease.task == assignment.task);
+        hold!(same, COMMITTED, "{agent} is given {} under lease {}: {lease:?}", assignment.task, assignment.lease);
+        Ok(())
+    }
+
+    /// An agent is told that it does not hold something.
+    fn dropped(&self, agent: &AgentId, id: LeaseId) -> Checked {
+        let alive = self.leases.get(&id).is_some_and(|lease| lease.is_alive() && lease.agent == *agent);
+        hold!(!alive, COMMITTED, "{agent} is told to drop lease {id}, which goes on");
+        Ok(())
+    }
+
+    /// A record is shown to observers.
+    pub(crate) fn announced(&self, event: &Event) -> Checked {
+        hold!(event.position.seq <= self.seq, COMMITTED, "an event of position {} is published", event.position);
+        Ok(())
+    }
+
+    /// A finished run is kept as a document.
+    pub(crate) fn kept(&self, view: &RunView) -> Checked {
+        let end = self.runs.get(&view.run).and_then(|run| run.finished).map(|(_, status)| status);
+        hold!(end == Some(view.status), COMMITTED, "run {} is kept {} and is {end:?}", view.run, view.status);
+        Ok(())
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(json: &Json) -> Result<T, super::Violation> {
+    json.read().map_err(|error| broken("every answer can be read", format!("{error}: {}", json.as_str())))
+}

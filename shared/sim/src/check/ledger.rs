@@ -1,0 +1,441 @@
+//! The rules of the log: what each record may follow.
+
+use baton_protocol::LeaseId;
+use baton_protocol::record::{
+    AgentLeft, AgentRegistered, AnyCommit, Assigned, Commit, LeaseEnded, LeftReason, OptimizerRecord, Outcome, Record,
+    ResourceRecord, RunFinished, RunStarted, StageEnded, StageReady, Stamp, WorkflowRecord, WorkflowRegistered,
+};
+use baton_protocol::request::ReportStatus;
+use baton_protocol::run::RunStatus;
+
+use super::{Agent, Attempt, Checked, Facts, Lease, Run, Stage, can, hold};
+use crate::coverage::Branch;
+
+/// How long after the calm began silence of before may still show, in microseconds.
+const SETTLES: u64 = 8_000_000;
+
+const ONE_END: &str = "every accepted run has exactly one end";
+const ORDER: &str = "stages run in the order that the definition says";
+const ONCE: &str = "no stage's result counts twice";
+const UNDER_LEASE: &str = "no report under an ended lease changes anything";
+const CAPACITY: &str = "leases never exceed what their agent has";
+const LEASED_ONCE: &str = "a task is leased at most once, while it waits";
+const ONE_LEADER: &str = "one leader a term, and no older term after a newer one";
+const NO_GAP: &str = "a service's records are numbered without a gap";
+const READING: &str = "what a writer had read only grows";
+const TIME: &str = "time does not go backwards";
+const WAITS: &str = "every wait lasts as long as it should";
+const CALM: &str = "nothing is lost in the calm";
+
+impl Facts {
+    /// Takes message `seq` of the log, at a virtual time in microseconds.
+    pub(crate) fn take(&mut self, seq: u64, commit: &AnyCommit, now: u64) -> Checked {
+        hold!(seq == self.seq + 1, NO_GAP, "message {seq} comes after {}", self.seq);
+        (self.seq, self.now) = (seq, now);
+        if self.times.is_empty() {
+            self.times.push(0);
+        }
+        let latest = self.times.last().copied().unwrap_or(0);
+        self.times.push(latest.max(commit.at().unwrap_or(0)));
+        match commit {
+            AnyCommit::Workflow(commit) => {
+                self.writer(commit)?;
+                commit.stamped().try_for_each(|(stamp, record)| self.workflow(stamp, record))
+            }
+            AnyCommit::Resource(commit) => {
+                self.writer(commit)?;
+                commit.stamped().try_for_each(|(stamp, record)| self.resource(stamp, record))
+            }
+            AnyCommit::Optimizer(commit) => {
+                self.writer(commit)?;
+                commit.stamped().for_each(|(_, record)| match record {
+                    OptimizerRecord::StrategyChanged(_) => self.strategies += 1,
+                });
+                Ok(())
+            }
+        }
+    }
+
+    fn writer<R: Record>(&mut self, commit: &Commit<R>) -> Checked {
+        let (service, seq) = (R::SERVICE, self.seq);
+        let writer = self.writers.entry(service).or_default();
+        let expected = writer.next.max(1);
+        hold!(
+            commit.first == expected,
+            NO_GAP,
+            "{service}: message {seq} starts with {}, not {expected}",
+            commit.first
+        );
+        writer.next = commit.first + commit.len();
+        let (term, last) = (commit.term, writer.term);
+        hold!(term >= last, ONE_LEADER, "{service}: message {seq} is of term {term}, after one of term {last}");
+        writer.term = term;
+        let instance = writer.instances.entry(term).or_insert_with(|| commit.instance.clone());
+        let other = &commit.instance;
+        hold!(instance == other, ONE_LEADER, "{service}: {instance} and {other} both lead in term {term}");
+        for turn in &commit.turns {
+            let caused = usize::try_from(turn.seen).ok().and_then(|seen| self.times.get(seen)).copied().unwrap_or(0);
+            hold!(turn.at >= caused, TIME, "{service}: message {seq} is of {}, and follows from {caused}", turn.at);
+            hold!(turn.at >= writer.at, TIME, "{service}: message {seq} is of {}, after {}", turn.at, writer.at);
+            let (read, before) = (turn.seen, writer.seen);
+            hold!((before..seq).contains(&read), READING, "{service}: {read} in message {seq}, after {before}");
+            (writer.at, writer.seen) = (turn.at, turn.seen);
+        }
+        let (handled, before) = (commit.handled, writer.handled);
+        hold!((before..seq).contains(&handled), READING, "{service}: handled {handled} in {seq}, after {before}");
+        writer.handled = handled;
+        Ok(())
+    }
+
+    fn workflow(&mut self, stamp: Stamp, record: &WorkflowRecord) -> Checked {
+        match record {
+            WorkflowRecord::WorkflowRegistered(record) => self.workflow_registered(record),
+            WorkflowRecord::RunStarted(record) => self.run_started(stamp, record),
+            WorkflowRecord::StageReady(record) => self.stage_ready(stamp, record),
+            WorkflowRecord::StageEnded(record) => self.stage_ended(stamp, record),
+            WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record),
+        }
+    }
+
+    fn resource(&mut self, stamp: Stamp, record: &ResourceRecord) -> Checked {
+        match record {
+            ResourceRecord::AgentRegistered(record) => self.agent_registered(record),
+            ResourceRecord::AgentLeft(record) => self.agent_left(record),
+            ResourceRecord::Assigned(record) => self.assigned(stamp, record),
+            ResourceRecord::LeaseEnded(record) => self.lease_ended(stamp, record),
+        }
+    }
+
+    fn workflow_registered(&mut self, record: &WorkflowRegistered) -> Checked {
+        let versions = self.definitions.entry(record.definition.name.clone()).or_default();
+        let next = versions.len() + 1;
+        hold!(record.version as usize == next, NO_GAP, "version {} of a workflow, not {next}", record.version);
+        versions.push((self.seq, record.definition.clone()));
+        Ok(())
+    }
+
+    fn run_started(&mut self, stamp: Stamp, record: &RunStarted) -> Checked {
+        let versions = self.definitions.get(&record.workflow);
+        let version = versions.and_then(|versions| versions.get((record.version as usize).checked_sub(1)?));
+        let Some((_, definition)) = version else {
+            return Err(super::broken(ORDER, format!("run {} is of a workflow that is not there", record.run)));
+        };
+        if let Some(key) = &record.key {
+            let other = self.runs.iter().find(|(_, run)| run.key.as_ref() == Some(key));
+            hold!(other.is_none(), "one key starts one run", "{key:?} started {:?} and {}", other, record.run);
+        }
+        let run = Run {
+            started: self.seq,
+            started_at: stamp.at,
+            started_on: self.now,
+            workflow: record.workflow.clone(),
+            version: record.version,
+            key: record.key.clone(),
+            definition: definition.clone(),
+            stages: definition.stages.iter().map(|_| Stage::default()).collect(),
+            ending: false,
+            finished: None,
+        };
+        hold!(self.runs.insert(record.run, run).is_none(), ONE_END, "run {} started twice", record.run);
+        Ok(())
+    }
+
+    fn stage_ready(&mut self, stamp: Stamp, record: &StageReady) -> Checked {
+        let (task, seq, now) = (&record.task, self.seq, self.now);
+        let Some(run) = self.runs.get_mut(&task.run) else {
+            return Err(super::broken(ORDER, format!("{task} is ready in a run that never started")));
+        };
+        hold!(run.finished.is_none() && !run.ending, ONE_END, "{task} is ready in a run that is over");
+        let Some(place) = run.definition.stages.iter().position(|stage| stage.name == task.stage) else {
+            return Err(super::broken(ORDER, format!("{task} is no stage of its workflow")));
+        };
+        let definition = &run.definition.stages[place];
+        let mut inputs = Vec::new();
+        for dependency in &definition.depends_on {
+            let other = run.definition.stages.iter().position(|stage| stage.name == *dependency).unwrap_or(place);
+            let may_go_on = match run.stages[other].over {
+                Some(Outcome::Succeeded) => true,
+                Some(_) => run.definition.stages[other].optional,
+                None => false,
+            };
+            hold!(may_go_on, ORDER, "{task} is ready and {dependency} is not done");
+            if run.stages[other].has_result {
+                inputs.push(dependency.clone());
+            }
+        }
+        hold!(record.inputs == inputs, ORDER, "{task} is given {:?}, not {inputs:?}", record.inputs);
+        for (other, stage) in run.stages.iter().enumerate() {
+            let begun = other != place && stage.over.is_none() && !stage.attempts.is_empty();
+            let both = definition.parallel && run.definition.stages[other].parallel;
+            let name = &run.definition.stages[other].name;
+            hold!(!begun || both, ORDER, "{task} and {name} run at the same time, and one should run alone");
+        }
+        let stage = &mut run.stages[place];
+        let open = stage.attempts.last().is_some_and(|attempt| attempt.ended.is_none());
+        hold!(!open && stage.over.is_none(), ONCE, "{task} is ready, and the attempt before is not over");
+        let next = stage.attempts.len() + 1;
+        hold!(task.attempt as usize == next, ONCE, "{task} is attempt {next}");
+        let retry_at = stage.retry_at.take();
+        hold!(
+            retry_at.is_none_or(|at| at <= stamp.at),
+            WAITS,
+            "{task} was to wait until {retry_at:?}, not {}",
+            stamp.at
+        );
+        if retry_at.is_some() {
+            self.seen.push(Branch::Retried);
+        }
+        stage.attempts.push(Attempt {
+            ready: seq,
+            ready_at: stamp.at,
+            ready_on: now,
+            agent_type: record.agent_type.clone(),
+            resources: record.resources.clone(),
+            lease: None,
+            ended: None,
+            ended_on: None,
+        });
+        Ok(())
+    }
+
+    fn stage_ended(&mut self, stamp: Stamp, record: &StageEnded) -> Checked {
+        let (task, seq, calm) = (&record.task, self.seq, self.calm);
+        let Some(run) = self.runs.get_mut(&task.run) else {
+            return Err(super::broken(ORDER, format!("{task} ended in a run that never started")));
+        };
+        hold!(run.finished.is_none(), ONE_END, "{task} ended after its run");
+        let place = run.definition.stages.iter().position(|stage| stage.name == task.stage);
+        let Some(place) = place else { return Err(super::broken(ORDER, format!("{task} is no stage"))) };
+        let definition = &run.definition.stages[place];
+        let stage = &mut run.stages[place];
+        let number = stage.attempts.len();
+        let current = stage.attempts.last_mut().filter(|attempt| attempt.ended.is_none());
+        let Some(attempt) = current.filter(|_| task.attempt as usize == number) else {
+            return Err(super::broken(ONCE, format!("{task} ended, and was not open")));
+        };
+        (attempt.ended, attempt.ended_on) = (Some(seq), Some(self.now));
+        // The writer may not have read yet that an agent has it.
+        let lease = attempt.lease.filter(|lease| self.leases[lease].granted <= stamp.seen);
+        hold!(record.lease == lease, UNDER_LEASE, "{task} ended under lease {:?}, not {lease:?}", record.lease);
+        let known_lost = lease.is_some_and(|lease| self.leases[&lease].lost.is_some_and(|lost| lost <= stamp.seen));
+        let since = lease.map_or((attempt.ready_at, definition.start_timeout_ms), |lease| {
+            (self.leases[&lease].granted_at, definition.timeout_ms)
+        });
+        if let Some(id) = attempt.lease
+            && let Some(lease) = self.leases.get_mut(&id)
+        {
+            if lease.granted <= stamp.seen {
+                hold!(record.agent.as_ref() == Some(&lease.agent), UNDER_LEASE, "{task} was not {:?}'s", record.agent);
+                lease.outcome = Some(record.outcome);
+            } else {
+                self.seen.push(Branch::DeadOnArrival);
+            }
+            lease.ended.get_or_insert(seq);
+            if let Some(agent) = self.agents.get_mut(&lease.agent) {
+                agent.changed_on = self.now;
+            }
+        }
+        let mut may_retry = true;
+        match record.outcome {
+            Outcome::Succeeded | Outcome::Failed => {
+                let Some(id) = lease else {
+                    return Err(super::broken(UNDER_LEASE, format!("{task} was reported under no lease")));
+                };
+                hold!(!known_lost, UNDER_LEASE, "{task} was reported under lease {id}, which had ended");
+                let lease = &self.leases[&id];
+                if lease.lost.is_some() {
+                    self.seen.push(Branch::JustInTime);
+                }
+                let wanted = match record.outcome {
+                    Outcome::Succeeded => ReportStatus::Succeeded,
+                    _ => ReportStatus::Failed,
+                };
+                let mut sent = self.reports.get(&id).into_iter().flatten();
+                let report = sent.find(|(agent, report)| {
+                    *agent == lease.agent
+                        && report.task == *task
+                        && report.status == wanted
+                        && (wanted == ReportStatus::Failed || report.result == record.result)
+                });
+                let Some((_, report)) = report else {
+                    return Err(super::broken(UNDER_LEASE, format!("nobody reported what {task} ended with")));
+                };
+                may_retry = wanted == ReportStatus::Failed && report.retryable;
+            }
+            Outcome::Lost => {
+                hold!(known_lost, UNDER_LEASE, "{task} is lost, and its lease {lease:?} had not ended");
+                self.seen.push(Branch::AttemptLost);
+            }
+            Outcome::TimedOut => {
+                let (at, timeout) = since;
+                hold!(stamp.at >= at + timeout, WAITS, "{task} timed out at {}, not {}", stamp.at, at + timeout);
+                self.seen.push(if lease.is_some() { Branch::RunTimedOut } else { Branch::StartTimedOut });
+                let leased_in_calm =
+                    lease.is_some_and(|lease| calm.is_some_and(|calm| self.leases[&lease].granted_on > calm + SETTLES));
+                hold!(!leased_in_calm, CALM, "{task} was leased in the calm and timed out");
+            }
+            Outcome::Cancelled => run.ending = true,
+        }
+        let ending = run.ending && record.outcome != Outcome::Cancelled;
+        hold!(!ending, ONE_END, "{task} ended {} in a run that is ending", record.outcome);
+        let with_result = record.result.is_some();
+        hold!(!with_result || record.outcome == Outcome::Succeeded, ONCE, "{task} has a result and {}", record.outcome);
+        let stage = &mut run.stages[place];
+        stage.has_result = with_result;
+        stage.retry_at = record.retry_at;
+        let last = task.attempt >= definition.retry.max_attempts;
+        match (record.outcome, record.retry_at) {
+            (Outcome::Succeeded | Outcome::Cancelled, Some(_)) => {
+                return Err(super::broken(WAITS, format!("{task} is tried again after {}", record.outcome)));
+            }
+            (outcome, Some(at)) => {
+                hold!(!last && may_retry, WAITS, "{task} is tried again, and should not be");
+                let wait = match outcome {
+                    Outcome::Lost => 0,
+                    _ => definition.retry.wait_ms(task.run, &task.stage, task.attempt),
+                };
+                hold!(at == stamp.at + wait, WAITS, "{task} is tried again at {at}, not {}", stamp.at + wait);
+            }
+            (Outcome::Succeeded | Outcome::Cancelled, None) => stage.over = Some(record.outcome),
+            (_, None) => {
+                hold!(last || !may_retry, WAITS, "{task} is not tried again, and should be");
+                stage.over = Some(record.outcome);
+                if definition.optional {
+                    self.seen.push(Branch::OptionalFailed);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn run_finished(&mut self, stamp: Stamp, record: &RunFinished) -> Checked {
+        let seq = self.seq;
+        let Some(run) = self.runs.get_mut(&record.run) else {
+            return Err(super::broken(ONE_END, format!("run {} ended and never started", record.run)));
+        };
+        hold!(run.finished.is_none(), ONE_END, "run {} ended twice", record.run);
+        run.finished = Some((seq, record.status));
+        let open = run.stages.iter().any(|stage| stage.attempts.last().is_some_and(|attempt| attempt.ended.is_none()));
+        hold!(!open, ONE_END, "run {} ended with an attempt open", record.run);
+        let failed = run.stages.iter().zip(&run.definition.stages).any(|(stage, definition)| {
+            !definition.optional && stage.over.is_some_and(|over| over != Outcome::Succeeded)
+        });
+        let over = run.stages.iter().all(|stage| stage.over.is_some());
+        let (branch, right) = match record.status {
+            RunStatus::Running => (Branch::RunFailed, false),
+            RunStatus::Succeeded => (Branch::Succeeded, over && !failed),
+            RunStatus::Failed => (Branch::RunFailed, failed),
+            RunStatus::Cancelled => (Branch::Cancelled, self.cancels.contains(&record.run)),
+            RunStatus::TimedOut => {
+                (Branch::RunTooLong, stamp.at >= run.started_at.saturating_add(run.definition.timeout_ms))
+            }
+        };
+        hold!(right, ONE_END, "run {} ended {}, and should not", record.run, record.status);
+        self.seen.push(branch);
+        Ok(())
+    }
+
+    fn agent_registered(&mut self, record: &AgentRegistered) -> Checked {
+        let (seq, now) = (self.seq, self.now);
+        let before = self.agents.remove(&record.agent);
+        let kept = before.as_ref().is_some_and(|a| a.gone.is_none() && a.record.session == record.session);
+        let (mut sessions, since) = match before {
+            Some(before) => {
+                let mut sessions = before.sessions;
+                if before.gone.is_some() {
+                    self.seen.push(Branch::Reregistered);
+                }
+                sessions.insert(before.record.session);
+                (sessions, if kept { before.since } else { seq })
+            }
+            None => (std::collections::BTreeSet::new(), seq),
+        };
+        sessions.remove(&record.session);
+        if !kept {
+            self.lose(&record.agent);
+        }
+        let agent = Agent { record: record.clone(), since, gone: None, sessions, changed_on: now };
+        hold!(self.has_room(&agent, None), CAPACITY, "{} shrinks below what it holds", record.agent);
+        self.agents.insert(record.agent.clone(), agent);
+        Ok(())
+    }
+
+    fn agent_left(&mut self, record: &AgentLeft) -> Checked {
+        let (seq, now) = (self.seq, self.now);
+        let agent = self.agents.get_mut(&record.agent).filter(|agent| agent.gone.is_none());
+        let Some(agent) = agent else {
+            return Err(super::broken("an agent leaves once", format!("{} was not there", record.agent)));
+        };
+        (agent.gone, agent.changed_on) = (Some(seq), now);
+        self.left.insert((record.agent.clone(), agent.record.session.clone()));
+        self.lose(&record.agent);
+        if record.reason == LeftReason::Lost {
+            self.seen.push(Branch::AgentLost);
+            let calm = self.calm.is_some_and(|calm| now > calm + SETTLES);
+            hold!(!calm, CALM, "{} was lost", record.agent);
+        }
+        Ok(())
+    }
+
+    fn assigned(&mut self, stamp: Stamp, record: &Assigned) -> Checked {
+        let Assigned { task, agent: id, resources } = record;
+        let (seq, now, lease) = (self.seq, self.now, LeaseId(stamp.number));
+        let run = self.runs.get_mut(&task.run);
+        let place = run.as_ref().and_then(|run| run.definition.stages.iter().position(|s| s.name == task.stage));
+        let attempt = run.and_then(|run| run.stages[place?].attempts.get_mut((task.attempt as usize).checked_sub(1)?));
+        let Some(attempt) = attempt.filter(|attempt| attempt.ready <= stamp.seen) else {
+            return Err(super::broken(LEASED_ONCE, format!("{task} is leased and not ready")));
+        };
+        hold!(attempt.ended.is_none_or(|at| at > stamp.seen), LEASED_ONCE, "{task} is leased after its end");
+        hold!(attempt.lease.is_none(), LEASED_ONCE, "{task} is leased as {:?} and as {lease}", attempt.lease);
+        let same = *resources == attempt.resources;
+        hold!(same, CAPACITY, "{task} needs {:?} and holds {resources:?}", attempt.resources);
+        attempt.lease = Some(lease);
+        let ended = attempt.ended;
+        if ended.is_some() {
+            self.seen.push(Branch::DeadOnArrival);
+        }
+        let what = attempt.agent_type.clone();
+        let Some(agent) = self.agents.get_mut(id).filter(|agent| agent.gone.is_none()) else {
+            return Err(super::broken(CAPACITY, format!("{task} is leased to {id}, who is not there")));
+        };
+        hold!(can(&agent.record, &what), CAPACITY, "{task} is leased to {id}, who can not do it");
+        agent.changed_on = now;
+        let held = Lease {
+            task: task.clone(),
+            agent: id.clone(),
+            resources: resources.clone(),
+            granted: seq,
+            granted_at: stamp.at,
+            granted_on: now,
+            lost: None,
+            ended,
+            outcome: None,
+        };
+        self.leases.insert(lease, held);
+        let agent = &self.agents[id];
+        hold!(self.has_room(agent, None), CAPACITY, "{id} holds more than it has, with {task}");
+        Ok(())
+    }
+
+    fn lease_ended(&mut self, stamp: Stamp, record: &LeaseEnded) -> Checked {
+        let now = self.now;
+        let known = self.leases.get_mut(&record.lease).filter(|lease| lease.task == record.task);
+        let Some(lease) = known.filter(|lease| lease.lost.is_none() && lease.ended.is_none_or(|at| at > stamp.seen))
+        else {
+            return Err(super::broken("every lease ends once", format!("lease {} had ended", record.lease)));
+        };
+        lease.lost = Some(self.seq);
+        if let Some(agent) = self.agents.get_mut(&record.agent) {
+            agent.changed_on = now;
+        }
+        Ok(())
+    }
+
+    fn lose(&mut self, agent: &baton_protocol::AgentId) {
+        let seq = self.seq;
+        self.leases.values_mut().filter(|lease| lease.agent == *agent && lease.is_alive()).for_each(|lease| {
+            lease.lost = Some(seq);
+        });
+    }
+}

@@ -1,0 +1,267 @@
+//! What happened in the histories: which faults were injected, which rare branches were taken, which records were written.
+
+use std::fmt::Write as _;
+
+macro_rules! counted {
+    ($(#[$meta:meta])* $type:ident { $($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum $type { $($(#[doc = $doc])+ $variant,)+ }
+
+        impl $type {
+            /// All of them, with their names.
+            pub const ALL: &'static [(Self, &'static str)] = &[$((Self::$variant, $name),)+];
+        }
+    };
+}
+
+counted! {
+    /// A kind of fault.
+    Fault {
+        /// An instance dies and starts again.
+        Crash = "instance crashes",
+        /// An instance stands still for a while.
+        Pause = "instance is paused",
+        /// An instance hears requests and nothing else.
+        Deaf = "instance is deaf to the log",
+        /// An instance's connection breaks.
+        Disconnect = "connection breaks",
+        /// An instance's clock steps forwards.
+        ClockForward = "clock steps forwards",
+        /// An instance's clock steps backwards.
+        ClockBack = "clock steps backwards",
+        /// An instance believes that it leads though another one does.
+        FalseLeader = "two believe they lead",
+        /// A commit is stored, its acknowledgement is lost.
+        AckLost = "acknowledgement is lost",
+        /// A commit never reaches the broker.
+        CommitLost = "commit is lost",
+        /// A commit reaches the broker long after it was given up.
+        CommitDelayed = "commit is held up",
+        /// A message on core NATS is lost.
+        MessageLost = "message is lost",
+        /// A message on core NATS comes twice.
+        MessageDuplicated = "message comes twice",
+        /// A message on core NATS comes late, and so after later ones.
+        MessageDelayed = "message is held up",
+        /// Messages are lost in numbers for a while.
+        Burst = "network fails for a while",
+        /// An instance reads the log late.
+        TailDelayed = "log is read late",
+        /// There is no snapshot where there was one.
+        SnapshotMissing = "snapshot is missing",
+        /// A snapshot is cut off.
+        SnapshotTorn = "snapshot is torn",
+        /// An agent dies and starts again.
+        AgentDied = "agent dies",
+        /// An agent stands still for a while.
+        AgentStalled = "agent stalls",
+        /// An agent's process is replaced while it stands still.
+        AgentReplaced = "agent is replaced",
+        /// An agent leaves and comes back.
+        AgentLeft = "agent leaves",
+        /// An agent gives a task back.
+        Declined = "agent declines",
+        /// An agent fails a task.
+        Failed = "agent fails",
+        /// An agent takes longer than it may.
+        Overlong = "agent takes too long",
+        /// An agent reports twice, with two results.
+        ReportedTwice = "agent reports twice",
+        /// An agent reports late.
+        ReportedLate = "agent reports late",
+        /// An agent reports under a lease that is long over.
+        ReportedStale = "agent reports under an old lease",
+        /// An agent reports what makes no sense.
+        ReportedNonsense = "agent reports nonsense",
+    }
+}
+
+counted! {
+    /// A branch that is rarely taken.
+    Branch {
+        /// A commit met another instance's commit.
+        Fenced = "a commit is fenced off",
+        /// A proof met another instance's commit.
+        ProofFailed = "a proof fails",
+        /// A leader read another instance's commit.
+        Deposed = "a leader reads that it is deposed",
+        /// A commit that was given up was stored all the same.
+        GhostStored = "a commit given up is stored",
+        /// A commit that was given up was fenced off.
+        GhostFenced = "a commit given up is fenced off",
+        /// Two instances believed that they lead.
+        TwoLead = "two lead at a time",
+        /// A term began.
+        Term = "a term begins",
+        /// An instance started from a snapshot.
+        FromSnapshot = "a start from a snapshot",
+        /// A snapshot could not be read.
+        SnapshotUnreadable = "a snapshot can not be read",
+        /// A turn was split over commits.
+        Split = "a turn is split over commits",
+        /// Nobody served a request.
+        NoResponder = "nobody answers",
+        /// Two instances answered one request.
+        AnsweredTwice = "a request is answered twice",
+        /// A request waited for a record until its time was up.
+        ParkedInVain = "a request waits for a record in vain",
+        /// A question of the optimizer was not answered.
+        AskFailed = "a question gets no answer",
+        /// A placement was refused.
+        PlacementRefused = "a placement is refused",
+        /// A report was refused.
+        ReportRefused = "a report is refused",
+        /// A report was repeated after it was stored.
+        ReportRepeated = "a report is repeated",
+        /// The answer to a heartbeat gave work.
+        HealedStart = "a heartbeat brings work",
+        /// The answer to a heartbeat took work.
+        HealedDrop = "a heartbeat takes work",
+        /// An agent was recalled.
+        Recalled = "a task is recalled",
+        /// An agent that was thought dead registered again.
+        Reregistered = "an agent registers again",
+        /// An agent was told that it was replaced.
+        Replaced = "an agent is told that it was replaced",
+        /// An agent was lost.
+        AgentLost = "an agent is lost",
+        /// An attempt was lost.
+        AttemptLost = "an attempt is lost",
+        /// A stage waited too long for an agent.
+        StartTimedOut = "a stage finds no agent in time",
+        /// An attempt took too long.
+        RunTimedOut = "an attempt takes too long",
+        /// A stage was tried again after a wait.
+        Retried = "a stage is tried again",
+        /// A run went on without an optional stage.
+        OptionalFailed = "an optional stage fails",
+        /// A lease was granted for a task that had just ended.
+        DeadOnArrival = "a lease comes after its task's end",
+        /// A report counted though the agent was gone, because that was not known yet.
+        JustInTime = "a report is counted before its agent's end is read",
+        /// A start was repeated.
+        StartRepeated = "a start is repeated",
+        /// A start was refused because its key was used otherwise.
+        KeyConflict = "a key is used for two runs",
+        /// A run succeeded.
+        Succeeded = "a run succeeds",
+        /// A run failed.
+        RunFailed = "a run fails",
+        /// A run was cancelled.
+        Cancelled = "a run is cancelled",
+        /// A run took too long.
+        RunTooLong = "a run takes too long",
+        /// A document was looked for, of a run that is not in memory.
+        DocumentRead = "a document is looked for",
+    }
+}
+
+/// The kinds of records, in the order of their counters.
+pub(crate) const RECORDS: [&str; 10] = [
+    "workflow_registered",
+    "run_started",
+    "stage_ready",
+    "stage_ended",
+    "run_finished",
+    "agent_registered",
+    "agent_left",
+    "assigned",
+    "lease_ended",
+    "strategy_changed",
+];
+
+/// Counters of one history, or of many.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Coverage {
+    faults: Vec<u64>,
+    branches: Vec<u64>,
+    records: Vec<u64>,
+    /// Messages of the log.
+    pub commits: u64,
+    /// Events of the simulation.
+    pub events: u64,
+    /// Virtual time, in milliseconds.
+    pub virtual_ms: u64,
+}
+
+impl Default for Coverage {
+    fn default() -> Self {
+        Self {
+            faults: vec![0; Fault::ALL.len()],
+            branches: vec![0; Branch::ALL.len()],
+            records: vec![0; RECORDS.len()],
+            commits: 0,
+            events: 0,
+            virtual_ms: 0,
+        }
+    }
+}
+
+impl Coverage {
+    pub(crate) fn fault(&mut self, fault: Fault) {
+        self.faults[fault as usize] += 1;
+    }
+
+    pub(crate) fn branch(&mut self, branch: Branch) {
+        self.branches[branch as usize] += 1;
+    }
+
+    pub(crate) fn record(&mut self, kind: &str) {
+        if let Some(index) = RECORDS.iter().position(|known| *known == kind) {
+            self.records[index] += 1;
+        }
+    }
+
+    /// Adds what happened elsewhere.
+    pub fn add(&mut self, other: &Self) {
+        let pairs = [
+            (&mut self.faults, &other.faults),
+            (&mut self.branches, &other.branches),
+            (&mut self.records, &other.records),
+        ];
+        for (all, more) in pairs {
+            all.iter_mut().zip(more).for_each(|(all, more)| *all += more);
+        }
+        self.commits += other.commits;
+        self.events += other.events;
+        self.virtual_ms += other.virtual_ms;
+    }
+
+    /// How often a fault was injected.
+    #[must_use]
+    pub fn faults_of(&self, fault: Fault) -> u64 {
+        self.faults[fault as usize]
+    }
+
+    /// How often a branch was taken.
+    #[must_use]
+    pub fn branches_of(&self, branch: Branch) -> u64 {
+        self.branches[branch as usize]
+    }
+
+    /// The faults, branches and records that never came, by name.
+    #[must_use]
+    pub fn missing(&self) -> Vec<&'static str> {
+        let faults = Fault::ALL.iter().map(|(_, name)| *name).zip(&self.faults);
+        let branches = Branch::ALL.iter().map(|(_, name)| *name).zip(&self.branches);
+        let records = RECORDS.into_iter().zip(&self.records);
+        faults.chain(branches).chain(records).filter(|(_, count)| **count == 0).map(|(name, _)| name).collect()
+    }
+
+    /// A table of all of it, a line each.
+    #[must_use]
+    pub fn table(&self) -> String {
+        let mut text = String::new();
+        let mut part = |title: &str, names: Vec<&str>, counts: &[u64]| {
+            let _ = writeln!(text, "{title}");
+            for (name, count) in names.iter().zip(counts) {
+                let _ = writeln!(text, "  {name:<52} {count:>12}");
+            }
+        };
+        part("faults injected", Fault::ALL.iter().map(|(_, name)| *name).collect(), &self.faults);
+        part("rare branches taken", Branch::ALL.iter().map(|(_, name)| *name).collect(), &self.branches);
+        part("records written", RECORDS.to_vec(), &self.records);
+        text
+    }
+}

@@ -1,0 +1,53 @@
+//! Requests of any service, as the simulation carries them.
+
+use baton_protocol::Service;
+use baton_protocol::request::{OptimizerRequest, ResourceRequest, WorkflowRequest};
+
+/// A request to some service.
+#[derive(Debug, Clone)]
+pub(crate) enum AnyRequest {
+    Workflow(WorkflowRequest),
+    Resource(ResourceRequest),
+    Optimizer(OptimizerRequest),
+}
+
+impl AnyRequest {
+    /// Whom it is for.
+    pub(crate) fn service(&self) -> Service {
+        match self {
+            Self::Workflow(_) => Service::WorkflowManager,
+            Self::Resource(_) => Service::ResourceManager,
+            Self::Optimizer(_) => Service::Optimizer,
+        }
+    }
+
+    /// What it asks for.
+    pub(crate) fn endpoint(&self) -> &'static str {
+        match self {
+            Self::Workflow(request) => match request {
+                WorkflowRequest::RegisterWorkflow(_) => "workflow.register",
+                WorkflowRequest::ValidateWorkflow(_) => "workflow.validate",
+                WorkflowRequest::ListWorkflows(_) => "workflow.list",
+                WorkflowRequest::GetWorkflow(_) => "workflow.get",
+                WorkflowRequest::StartRun(_) => "run.start",
+                WorkflowRequest::GetRun(_) => "run.get",
+                WorkflowRequest::ListRuns(_) => "run.list",
+                WorkflowRequest::CancelRun(_) => "run.cancel",
+                WorkflowRequest::Report(..) => "agent.report",
+            },
+            Self::Resource(request) => match request {
+                ResourceRequest::Register(..) => "agent.register",
+                ResourceRequest::Heartbeat(..) => "agent.heartbeat",
+                ResourceRequest::Decline(..) => "agent.decline",
+                ResourceRequest::Leave(..) => "agent.leave",
+                ResourceRequest::Progress(..) => "agent.progress",
+                ResourceRequest::ListAgents(_) => "agent.list",
+                ResourceRequest::Assign(_) => "lease.assign",
+            },
+            Self::Optimizer(request) => match request {
+                OptimizerRequest::SetStrategy(_) => "strategy.set",
+                OptimizerRequest::GetPlacement(_) => "placement.get",
+            },
+        }
+    }
+}

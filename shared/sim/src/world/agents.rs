@@ -1,0 +1,362 @@
+//! Agents: what the SDK's keeper does, and what badly made, slow, dead and doubled ones do.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use baton_machine::Reply;
+use baton_protocol::request::{
+    Assignment, Decline, Heartbeat, HeartbeatAnswer, Leave, Registered, Report, ReportStatus, ResourceRequest, Usage,
+    WorkflowRequest,
+};
+use baton_protocol::{AgentId, Code, Json, LeaseId, Money, TaskId};
+
+use super::{Asker, Doing, Event, Micros, Purpose, Told, World};
+use crate::check::{Asked, Checked, hold};
+use crate::coverage::{Branch, Fault};
+use crate::request::AnyRequest;
+
+/// How long an agent may not know of a lease of its own, in the calm.
+const LEARNS: Micros = 10_000_000;
+
+/// How long a dead agent may be thought to be there, in the calm: a lease, and some time for a new leader.
+const MISSED: Micros = 10_000_000;
+
+/// A life of an agent's process.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) who: usize,
+    session: String,
+    pub(super) alive: bool,
+    died_on: Micros,
+    registered: bool,
+    /// It goes as soon as it may.
+    leaving: bool,
+    pub(super) stalled_until: Micros,
+    /// What it holds, and whether it is at work on it still.
+    held: BTreeMap<LeaseId, (Assignment, bool)>,
+    /// Leases that must not be begun again.
+    over: BTreeSet<LeaseId>,
+    /// What it reported last.
+    last: Option<Report>,
+    every: Micros,
+}
+
+impl World {
+    /// Starts a process of an agent, after a while.
+    pub(super) fn start_process(&mut self, who: usize, wait: Micros) {
+        let process = self.processes.len();
+        self.processes.push(Process {
+            who,
+            session: format!("life-{process}"),
+            alive: true,
+            died_on: 0,
+            registered: false,
+            leaving: false,
+            stalled_until: 0,
+            held: BTreeMap::new(),
+            over: BTreeSet::new(),
+            last: None,
+            every: 600_000,
+        });
+        self.after(wait, Event::Process(process, Doing::Up));
+    }
+
+    fn id(&self, process: usize) -> AgentId {
+        self.workload.agents[self.processes[process].who].0.clone()
+    }
+
+    fn stands_still(&mut self, process: usize, event: impl FnOnce() -> Event) -> bool {
+        let until = self.processes[process].stalled_until;
+        if until > self.now {
+            self.at(until, event());
+            return true;
+        }
+        false
+    }
+
+    pub(super) fn does(&mut self, process: usize, doing: Doing) {
+        if let Doing::Again = doing {
+            let who = self.processes[process].who;
+            self.start_process(who, 0);
+            return;
+        }
+        if !self.processes[process].alive || self.stands_still(process, || Event::Process(process, doing.clone())) {
+            return;
+        }
+        match doing {
+            Doing::Up => {
+                let mut registration = self.workload.agents[self.processes[process].who].1.clone();
+                registration.session.clone_from(&self.processes[process].session);
+                let request = ResourceRequest::Register(self.id(process), registration);
+                self.ask(Asker::Process(process, Purpose::Register), AnyRequest::Resource(request), true);
+            }
+            Doing::Beat => self.beat(process),
+            Doing::Done(lease) => self.done(process, lease),
+            Doing::Stray(report) => self.report(process, *report, Purpose::Other, false),
+            Doing::Leave => {
+                if self.processes[process].held.is_empty() {
+                    let leave = Leave { session: self.processes[process].session.clone() };
+                    let request = ResourceRequest::Leave(self.id(process), leave);
+                    self.ask(Asker::Process(process, Purpose::Other), AnyRequest::Resource(request), true);
+                    self.processes[process].registered = false;
+                    self.after(1_000_000, Event::Process(process, Doing::Again));
+                } else {
+                    self.after(50_000, Event::Process(process, Doing::Leave));
+                }
+            }
+            Doing::Again => {}
+        }
+    }
+
+    fn beat(&mut self, process: usize) {
+        let Process { registered, session, held, .. } = &self.processes[process];
+        if *registered {
+            let heartbeat = Heartbeat { session: session.clone(), holds: held.keys().copied().collect() };
+            let request = ResourceRequest::Heartbeat(self.id(process), heartbeat);
+            self.ask(Asker::Process(process, Purpose::Heartbeat), AnyRequest::Resource(request), false);
+        }
+    }
+
+    pub(super) fn told(&mut self, process: usize, told: &std::rc::Rc<Told>) {
+        let again = std::rc::Rc::clone(told);
+        if !self.processes[process].alive || self.stands_still(process, || Event::ToProcess(process, again)) {
+            return;
+        }
+        match &**told {
+            Told::Assign(assignment) => self.begin_work(process, assignment),
+            Told::Cancel(cancel) => self.forget(process, cancel.lease),
+        }
+    }
+
+    fn forget(&mut self, process: usize, lease: LeaseId) {
+        let it = &mut self.processes[process];
+        it.held.remove(&lease);
+        it.over.insert(lease);
+    }
+
+    fn begin_work(&mut self, process: usize, assignment: &Assignment) {
+        let lease = assignment.lease;
+        let it = &self.processes[process];
+        if it.over.contains(&lease) || it.held.contains_key(&lease) {
+            return;
+        }
+        let mut work = 20_000;
+        if !self.calm {
+            if it.leaving || self.draws.chance(self.weather.agents / 2) {
+                self.coverage.fault(Fault::Declined);
+                self.processes[process].over.insert(lease);
+                let decline = Decline { lease, reason: "not now".to_owned() };
+                let request = ResourceRequest::Decline(self.id(process), decline);
+                self.ask(Asker::Process(process, Purpose::Other), AnyRequest::Resource(request), true);
+                return;
+            }
+            work = self.draws.between(3_000, 300_000);
+            if self.draws.chance(self.weather.agents / 2) {
+                self.coverage.fault(Fault::Overlong);
+                work = self.draws.between(1_000_000, 9_000_000);
+            }
+        }
+        self.processes[process].held.insert(lease, (assignment.clone(), true));
+        self.after(work, Event::Process(process, Doing::Done(lease)));
+    }
+
+    fn done(&mut self, process: usize, lease: LeaseId) {
+        let id = self.id(process);
+        let Some((assignment, working)) = self.processes[process].held.get_mut(&lease) else { return };
+        *working = false;
+        let task = assignment.task.clone();
+        let mut report = succeeded(lease, task, &id, &self.processes[process].session);
+        let wrong = self.weather.agents;
+        if !self.calm && self.draws.chance(wrong) {
+            self.coverage.fault(Fault::Failed);
+            (report.status, report.result) = (ReportStatus::Failed, None);
+            report.error = Some("it did not work".to_owned());
+            report.retryable = !self.draws.chance(200);
+        }
+        if !self.calm && wrong > 0 {
+            self.misbehave(process, &report);
+        }
+        if !self.calm && self.draws.chance(wrong) {
+            self.coverage.fault(Fault::ReportedLate);
+            let late = self.draws.between(200_000, 6_000_000);
+            self.after(late, Event::Process(process, Doing::Stray(Box::new(report.clone()))));
+        }
+        self.processes[process].last = Some(report.clone());
+        self.report(process, report, Purpose::Report(lease), true);
+    }
+
+    /// Says things that a well-made agent would not say.
+    fn misbehave(&mut self, process: usize, report: &Report) {
+        let wrong = self.weather.agents;
+        if self.draws.chance(wrong) {
+            self.coverage.fault(Fault::ReportedTwice);
+            let other = Report { result: Json::of("another result").ok(), ..report.clone() };
+            let other = Report { status: ReportStatus::Succeeded, error: None, ..other };
+            let wait = self.draws.between(0, 5_000);
+            self.after(wait, Event::Process(process, Doing::Stray(Box::new(other))));
+        }
+        if self.draws.chance(wrong)
+            && let Some(last) = self.processes[process].last.clone()
+        {
+            self.coverage.fault(Fault::ReportedStale);
+            let wait = self.draws.between(0, 1_000_000);
+            // The task of today under the lease of yesterday, or what was said yesterday.
+            let stale = if self.draws.chance(500) { Report { task: report.task.clone(), ..last } } else { last };
+            self.after(wait, Event::Process(process, Doing::Stray(Box::new(stale))));
+        }
+        if self.draws.chance(wrong) {
+            self.coverage.fault(Fault::ReportedNonsense);
+            let mut nonsense = report.clone();
+            match self.draws.below(4) {
+                0 => nonsense.lease = LeaseId(report.lease.0.saturating_sub(1)),
+                1 => nonsense.lease = LeaseId(report.lease.0 + 1 + u64::from(self.draws.below(3))),
+                2 => nonsense.task.attempt += 1,
+                _ => nonsense.task.run = baton_protocol::RunId::derive(1, 7),
+            }
+            self.after(1_000, Event::Process(process, Doing::Stray(Box::new(nonsense))));
+        }
+    }
+
+    fn report(&mut self, process: usize, report: Report, purpose: Purpose, until_answered: bool) {
+        let id = self.id(process);
+        self.facts.reported(&id, &report);
+        let request = AnyRequest::Workflow(WorkflowRequest::Report(id, report));
+        self.ask(Asker::Process(process, purpose), request, until_answered);
+    }
+
+    pub(super) fn told_process(&mut self, process: usize, purpose: Purpose, asked: &Asked, reply: Option<&Reply>) {
+        if !self.processes[process].alive {
+            return;
+        }
+        if let Some(Err(rejection)) = reply
+            && rejection.code == Code::AgentReplaced
+        {
+            (self.processes[process].alive, self.processes[process].died_on) = (false, self.now);
+            return;
+        }
+        match (purpose, reply) {
+            (Purpose::Register, Some(Ok(answer))) => {
+                let it = &mut self.processes[process];
+                it.registered = true;
+                if let Ok(answer) = answer.read::<Registered>() {
+                    it.every = answer.heartbeat_ms * 1000;
+                }
+                self.after(0, Event::Process(process, Doing::Beat));
+            }
+            // It shrinks below what it holds: later.
+            (Purpose::Register, _) => self.after(1_000_000, Event::Process(process, Doing::Up)),
+            (Purpose::Heartbeat, Some(Ok(answer))) => {
+                let every = self.processes[process].every;
+                self.after(every, Event::Process(process, Doing::Beat));
+                let Ok(answer) = answer.read::<HeartbeatAnswer>() else { return };
+                for lease in answer.drop {
+                    self.coverage.branch(Branch::HealedDrop);
+                    self.forget(process, lease);
+                }
+                for assignment in answer.start {
+                    let it = &self.processes[process];
+                    if !it.over.contains(&assignment.lease) && !it.held.contains_key(&assignment.lease) {
+                        self.coverage.branch(Branch::HealedStart);
+                    }
+                    self.begin_work(process, &assignment);
+                }
+            }
+            (Purpose::Heartbeat, Some(Err(rejection))) if rejection.code == Code::UnknownAgent => {
+                self.processes[process].registered = false;
+                if !self.processes[process].leaving {
+                    self.after(0, Event::Process(process, Doing::Up));
+                }
+            }
+            (Purpose::Heartbeat, _) => self.after(300_000, Event::Process(process, Doing::Beat)),
+            (Purpose::Report(lease), _) => {
+                // A repeated report is answered the same.
+                if let Some(Ok(_)) = reply
+                    && self.processes[process].over.contains(&lease)
+                {
+                    self.coverage.branch(Branch::ReportRepeated);
+                }
+                self.forget(process, lease);
+            }
+            (Purpose::Other, _) => {
+                if let (AnyRequest::Workflow(WorkflowRequest::Report(..)), Some(Ok(_))) = (&asked.request, reply) {
+                    self.coverage.branch(Branch::ReportRepeated);
+                }
+            }
+        }
+    }
+
+    /// In the calm, an agent learns of what it holds within a heartbeat, and one that is dead is soon known to be.
+    pub(super) fn agents_know(&self) -> Checked {
+        let rested = self.now.saturating_sub(self.calm_at);
+        for (id, lease) in self.facts.leases.iter().filter(|(_, lease)| lease.is_alive()) {
+            let Some(holder) = self.present(&lease.agent) else { continue };
+            let knows = holder.held.contains_key(id) || holder.over.contains(id);
+            let told = rested.min(self.now.saturating_sub(lease.granted_on)) > LEARNS;
+            hold!(knows || !told, "a heartbeat tells an agent what it holds", "{} does not know of {id}", lease.agent);
+        }
+        for (id, session) in self.facts.present() {
+            let dead = self.processes.iter().filter(|process| process.session == *session);
+            let long = dead
+                .filter(|process| !process.alive)
+                .any(|process| rested.min(self.now.saturating_sub(process.died_on)) > MISSED);
+            hold!(!long, "a dead agent is seen within the time of a lease", "{id} died and is thought to be there");
+        }
+        Ok(())
+    }
+
+    /// The process of an agent in the session that the log says, if it lives and is registered.
+    fn present(&self, agent: &AgentId) -> Option<&Process> {
+        let (_, session) = self.facts.present().find(|(id, _)| *id == agent)?;
+        self.processes.iter().find(|process| process.alive && process.registered && process.session == *session)
+    }
+
+    /// A fault of an agent.
+    pub(super) fn agent_fault(&mut self, kind: u32) {
+        let alive: Vec<_> = (0..self.processes.len()).filter(|process| self.processes[*process].alive).collect();
+        if alive.is_empty() {
+            return;
+        }
+        let process = *self.draws.pick(&alive);
+        match kind {
+            12 => {
+                self.fault_of(Fault::AgentDied, |world| format!("{} dies", world.id(process)));
+                (self.processes[process].alive, self.processes[process].died_on) = (false, self.now);
+                let wait = self.draws.between(50_000, 5_000_000);
+                self.after(wait, Event::Process(process, Doing::Again));
+            }
+            13 => {
+                let until = (self.now + self.draws.between(300_000, 7_000_000)).min(self.calm_at);
+                self.processes[process].stalled_until = until;
+                if self.draws.chance(400) {
+                    self.fault_of(Fault::AgentReplaced, |world| {
+                        format!("{} stalls, and is replaced", world.id(process))
+                    });
+                    let wait = self.draws.between(50_000, 2_000_000);
+                    self.after(wait, Event::Process(process, Doing::Again));
+                } else {
+                    self.fault_of(Fault::AgentStalled, |world| {
+                        format!("{} stalls until {} ms", world.id(process), until / 1000)
+                    });
+                }
+            }
+            _ => {
+                self.fault_of(Fault::AgentLeft, |world| format!("{} leaves", world.id(process)));
+                self.processes[process].leaving = true;
+                self.after(0, Event::Process(process, Doing::Leave));
+            }
+        }
+    }
+}
+
+fn succeeded(lease: LeaseId, task: TaskId, agent: &AgentId, session: &str) -> Report {
+    let result = Json::from_text(format!("{{\"by\":\"{agent}\",\"lease\":{lease},\"session\":\"{session}\"}}"));
+    Report {
+        lease,
+        task,
+        status: ReportStatus::Succeeded,
+        result: result.ok(),
+        error: None,
+        retryable: true,
+        cost: Money::ZERO,
+        usage: Usage::default(),
+    }
+}

@@ -1,0 +1,129 @@
+//! Clients: what they want, and what they were told.
+
+use std::collections::BTreeSet;
+
+use baton_machine::Reply;
+use baton_protocol::request::{
+    AssignTasks, CancelRun, GetPlacement, GetRun, ListAgents, ListRuns, OptimizerRequest, Placement, RegisterWorkflow,
+    ResourceRequest, RunAccepted, SetStrategy, StartRun, Strategy, WorkflowRequest,
+};
+use baton_protocol::{Json, RunId, Service, WorkflowName};
+
+use super::{Asker, EPOCH, World};
+use crate::check::Asked;
+use crate::coverage::Branch;
+use crate::request::AnyRequest;
+use crate::workload::Wish;
+
+/// What a client waits to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// That a run was accepted.
+    Start,
+    /// Something else.
+    Other,
+}
+
+/// What clients were told.
+#[derive(Debug, Default)]
+pub(super) struct Clients {
+    accepted: Vec<RunId>,
+    known: BTreeSet<RunId>,
+    starts: u64,
+}
+
+impl Clients {
+    /// The runs that were said to be accepted.
+    pub(super) fn accepted(&self) -> impl Iterator<Item = RunId> {
+        self.accepted.iter().copied()
+    }
+}
+
+impl World {
+    pub(super) fn wish(&mut self, wish: usize) {
+        let (_, wish) = self.workload.wishes[wish];
+        let known = |world: &Self, number: u32| {
+            let accepted = &world.clients.accepted;
+            (!accepted.is_empty()).then(|| accepted[number as usize % accepted.len()])
+        };
+        let request = match wish {
+            Wish::Register(definition) => {
+                let definition = Json::of(&self.workload.definitions[definition]).ok();
+                WorkflowRequest::RegisterWorkflow(RegisterWorkflow { source: None, definition })
+            }
+            Wish::Start { workflow, own_id, key } => {
+                self.start(workflow, own_id, key);
+                return;
+            }
+            Wish::Cancel(number) => {
+                let Some(run) = known(self, number) else { return };
+                self.facts.cancel_asked(run);
+                WorkflowRequest::CancelRun(CancelRun { run, reason: None })
+            }
+            Wish::Get(number) => {
+                let Some(run) = known(self, number) else { return };
+                WorkflowRequest::GetRun(GetRun { run })
+            }
+            Wish::GetNothing => WorkflowRequest::GetRun(GetRun { run: RunId::derive(EPOCH, 1 << 90) }),
+            Wish::List => WorkflowRequest::ListRuns(ListRuns::default()),
+            Wish::Agents => {
+                let request = AnyRequest::Resource(ResourceRequest::ListAgents(ListAgents::default()));
+                return self.ask(Asker::Client(Wanted::Other), request, true);
+            }
+            Wish::Strategy(round_robin) => {
+                let strategy = if round_robin { Strategy::RoundRobin } else { Strategy::LoadBalanced };
+                let request = AnyRequest::Optimizer(OptimizerRequest::SetStrategy(SetStrategy { strategy }));
+                return self.ask(Asker::Client(Wanted::Other), request, true);
+            }
+            Wish::Assign(task, agent) => {
+                let tasks = self.facts.open_tasks();
+                let (agents, seen) = (&self.workload.agents, self.facts.number(Service::WorkflowManager));
+                if tasks.is_empty() {
+                    return;
+                }
+                let agent = agents[agent as usize % agents.len()].0.clone();
+                let placements = vec![Placement { task: tasks[task as usize % tasks.len()].clone(), agent }];
+                let request = AnyRequest::Resource(ResourceRequest::Assign(AssignTasks { seen, placements }));
+                return self.ask(Asker::Client(Wanted::Other), request, true);
+            }
+            Wish::Placement => {
+                let request = AnyRequest::Optimizer(OptimizerRequest::GetPlacement(GetPlacement {}));
+                return self.ask(Asker::Client(Wanted::Other), request, true);
+            }
+        };
+        self.ask(Asker::Client(Wanted::Other), AnyRequest::Workflow(request), true);
+    }
+
+    fn start(&mut self, workflow: usize, own_id: bool, key: Option<u32>) {
+        let Some(definition) = self.workload.definitions.get(workflow) else { return };
+        let name: WorkflowName = definition.name.clone();
+        self.clients.starts += 1;
+        let number = self.clients.starts;
+        let run = own_id.then(|| RunId::derive(EPOCH + self.now / 1000, (7 << 70) | u128::from(number)));
+        let input = Json::from_text(format!("{{\"n\":{}}}", key.map_or(number, |_| 0))).unwrap_or_default();
+        let key = key.map(|key| format!("key-{key}"));
+        let start = StartRun { workflow: name, version: None, input, priority: 0, key, run, trace: None };
+        self.ask(Asker::Client(Wanted::Start), AnyRequest::Workflow(WorkflowRequest::StartRun(start)), true);
+    }
+
+    /// When the calm begins, every workflow is started once more.
+    pub(super) fn wish_in_calm(&mut self) {
+        for workflow in 0..self.workload.definitions.len() {
+            self.start(workflow, true, None);
+        }
+    }
+
+    pub(super) fn told_client(&mut self, wanted: Wanted, _asked: &Asked, reply: Option<&Reply>) {
+        let Some(Ok(answer)) = reply else { return };
+        if wanted == Wanted::Start
+            && let Ok(accepted) = answer.read::<RunAccepted>()
+        {
+            if accepted.existing {
+                self.coverage.branch(Branch::StartRepeated);
+            }
+            if self.clients.known.insert(accepted.run) {
+                self.clients.accepted.push(accepted.run);
+            }
+        }
+    }
+}
