@@ -13,8 +13,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// How many bytes may wait at an endpoint.
 const BYTES: usize = 16 * 1024 * 1024;
 
-/// How many requests may.
-const REQUESTS: usize = 1024;
+/// How many requests may. More would not be answered more quickly, only later; commits and proofs take milliseconds, so
+/// these are some ten thousand requests a second.
+const REQUESTS: usize = 256;
 
 /// When to ask again. The requests that wait are answered within that, or something is wrong.
 const RETRY_MS: Millis = 250;
@@ -59,7 +60,7 @@ mod tests {
         let small: Vec<_> = std::iter::from_fn(|| room.place(0)).collect();
         assert_eq!(small.len(), REQUESTS);
         drop(small);
-        let large: Vec<_> = std::iter::from_fn(|| room.place(1024 * 1024)).collect();
+        let large: Vec<_> = std::iter::from_fn(|| room.place(BYTES / 16)).collect();
         assert_eq!(large.len(), 16);
         assert!(room.place(0).is_none());
         drop(large);
