@@ -5,6 +5,7 @@ mod article;
 mod command_line;
 mod faults;
 mod fleet;
+mod full;
 mod http;
 mod overload;
 mod rules;

@@ -33,7 +33,7 @@ async fn g7_a_run_too_many_is_refused_until_another_one_ends() {
     fleet.client.start_run(start("k-2")).await.unwrap();
 
     // The client: at once, if it would rather know.
-    let client = fleet.client.clone().waits_out_overload(false);
+    let client = fleet.client.clone().waits_when_refused(false);
     let error = client.start_run(start("k-3")).await.unwrap_err();
     assert_eq!(error.code(), Some(Code::Overloaded), "{error}");
     assert!(error.to_string().contains("2 live runs"), "{error}");

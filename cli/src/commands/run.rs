@@ -34,7 +34,8 @@ pub(crate) struct Run {
     /// The workflow's version; the latest one unless given
     #[arg(long, value_name = "N")]
     version: Option<u32>,
-    /// When as many runs are live as may be, ask again for that long instead of giving up at once
+    /// When it is refused for the moment (too many runs are live, the log is full), ask again for that long instead of
+    /// giving up at once
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     patience: u64,
     /// Watch the run until it ends; the exit code says whether it succeeded
@@ -59,7 +60,7 @@ impl Run {
         let client = context.client().await?;
         // Waiting for room is for those who asked to: a script may have something better to do.
         let patience = Duration::from_secs(self.patience);
-        let starter = client.clone().waits_out_overload(!patience.is_zero()).with_deadline(patience.max(DEADLINE));
+        let starter = client.clone().waits_when_refused(!patience.is_zero()).with_deadline(patience.max(DEADLINE));
         let accepted = starter.start_run(request).await?;
         let run = accepted.run;
         if !self.watch {

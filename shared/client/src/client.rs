@@ -37,7 +37,7 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 pub struct Client {
     nats: async_nats::Client,
     deadline: Duration,
-    waits_out_overload: bool,
+    waits_when_refused: bool,
     source: Option<String>,
 }
 
@@ -50,7 +50,7 @@ impl Client {
     /// Uses a connection that is there.
     #[must_use]
     pub fn new(nats: async_nats::Client) -> Self {
-        Self { nats, deadline: DEADLINE, waits_out_overload: true, source: None }
+        Self { nats, deadline: DEADLINE, waits_when_refused: true, source: None }
     }
 
     /// Repeats requests for that long; zero asks once.
@@ -60,12 +60,12 @@ impl Client {
         self
     }
 
-    /// Whether a request that is refused because too much is under way ([`Code::Overloaded`]) is repeated until the
-    /// deadline, as it is unless told otherwise, or given back at once: to somebody who has a better use for the time, or
-    /// who passes the refusal on.
+    /// Whether a request that is refused for the moment, with a time to ask again (too much is under way, the log is full),
+    /// is repeated until the deadline, as it is unless told otherwise, or given back at once: to somebody who has a better
+    /// use for the time, or who passes the refusal on. A service that is away is waited for in any case.
     #[must_use]
-    pub fn waits_out_overload(mut self, waits: bool) -> Self {
-        self.waits_out_overload = waits;
+    pub fn waits_when_refused(mut self, waits: bool) -> Self {
+        self.waits_when_refused = waits;
         self
     }
 
@@ -118,7 +118,7 @@ impl Client {
                 _ => None,
             };
             let pause = spread(advised.unwrap_or(wait));
-            let passed_on = !self.waits_out_overload && error.code() == Some(Code::Overloaded);
+            let passed_on = !self.waits_when_refused && advised.is_some();
             if passed_on || !error.is_transient() || Instant::now() + pause >= end {
                 return Err(error);
             }
@@ -197,7 +197,7 @@ impl Client {
     /// Starts a run. A request without a run id gets one here, so that repeating it starts nothing twice.
     ///
     /// While as many runs are live as may be, a new one is refused ([`Code::Overloaded`]) and asked for again when the
-    /// refusal says, until the deadline; see [`Client::waits_out_overload`].
+    /// refusal says, until the deadline; see [`Client::waits_when_refused`].
     pub async fn start_run(&self, mut request: StartRun) -> Result<RunAccepted, ClientError> {
         let run = *request.run.get_or_insert_with(|| RunId::from_uuid(Uuid::now_v7()));
         let mut headers = Headers::of(MessageType::CoordinationRequest).of_run(run);

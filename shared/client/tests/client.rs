@@ -120,7 +120,7 @@ async fn an_overload_is_waited_out_unless_the_caller_would_rather_know() {
     answer(&nats, &second, &RunList { runs: Vec::new(), counts: BTreeMap::new(), more: false }).await;
     assert!(waits.await.unwrap().is_ok());
 
-    let knows = ask(client.waits_out_overload(false));
+    let knows = ask(client.waits_when_refused(false));
     let only = requests.next().await.unwrap();
     reject(&nats, &only, &crowded).await;
     let error = knows.await.unwrap().unwrap_err();
@@ -170,6 +170,7 @@ async fn every_instance_answers_how_it_stands() {
             read: 2,
             number: 3,
             set_aside: 0,
+            full: None,
             now: 4,
             started_at: 5,
         };

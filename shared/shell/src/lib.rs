@@ -15,6 +15,7 @@ mod clock;
 pub mod config;
 mod effects;
 mod endpoints;
+mod full;
 mod instance;
 mod leadership;
 mod log;

@@ -9,7 +9,7 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::push::Ordered;
 use async_nats::jetstream::stream::{DiscardPolicy, Stream};
 use async_nats::jetstream::{Context, kv, stream};
-use baton_client::{ConnectError, ConnectSettings, Connection};
+use baton_client::{ConnectError, Connection};
 use baton_machine::{Machine, Outgoing, Processor, ReadError, Reply, Snapshot};
 use baton_protocol::record::Record;
 use baton_protocol::request::Role;
@@ -23,6 +23,7 @@ use crate::clock::Clock;
 use crate::config::Settings;
 use crate::effects::Hands;
 use crate::endpoints::{Endpoints, Incoming};
+use crate::full::Gate;
 use crate::instance::{Instance, serve_status};
 use crate::leadership::{Campaign, Leadership, Pulse, bucket};
 use crate::log::{self, CommitFailure, LogError, other};
@@ -50,6 +51,8 @@ pub(crate) enum End {
     Drained,
     /// So that another one should begin.
     Broken(String),
+    /// Because the broker stores nothing more; another one should try again.
+    Full(String),
     /// Before it began: the broker is not there.
     Unreachable(ConnectError),
     /// For good.
@@ -72,21 +75,23 @@ impl From<LogError> for End {
 type Flight = Pin<Box<dyn Future<Output = Result<u64, CommitFailure>> + Send>>;
 
 pub(crate) struct Session<M: Machine> {
+    /// Closed while nothing can be stored.
+    pub(crate) gate: Gate,
     connection: Connection,
     js: Context,
     stream: Stream,
     stream_name: String,
     subject: String,
     tail: Ordered,
-    processor: Processor<M>,
-    hands: Hands,
+    pub(crate) processor: Processor<M>,
+    pub(crate) hands: Hands,
     snapshots: Snapshots,
     settings: Settings,
     instance: Instance,
-    telemetry: Telemetry,
+    pub(crate) telemetry: Telemetry,
     /// Requests, where this instance leads.
-    endpoints: Option<Endpoints>,
-    requests: (mpsc::Sender<Incoming<M>>, mpsc::Receiver<Incoming<M>>),
+    pub(crate) endpoints: Option<Endpoints>,
+    pub(crate) requests: (mpsc::Sender<Incoming<M>>, mpsc::Receiver<Incoming<M>>),
     answers: mpsc::Receiver<(u64, Reply)>,
     changes: mpsc::Receiver<Leadership>,
     /// The campaign won when the log ended here; the term begins when it has been read that far.
@@ -100,7 +105,9 @@ pub(crate) struct Session<M: Machine> {
     snapshot_position: u64,
     saving: JoinSet<()>,
     /// Whether a commit has been acknowledged in this session.
-    landed: bool,
+    pub(crate) landed: bool,
+    /// Since when it is known that there is room again, where there was none.
+    pub(crate) room_since: Option<Instant>,
     clock: Clock,
     pulse: Pulse,
     /// What was shown last, and when.
@@ -115,16 +122,16 @@ impl<M: Machine> Session<M> {
     /// Connects, loads, and reads the log to its end.
     pub(crate) async fn open(
         instance: &Instance,
-        connect: &ConnectSettings,
         settings: &Settings,
         config: M::Config,
         telemetry: &Telemetry,
+        gate: &Gate,
         known_log: &mut Option<String>,
         shutdown: &CancellationToken,
     ) -> Result<Option<Self>, End> {
         let shard = Shard::default();
         let opening = async {
-            let connection = Connection::open(connect).await.map_err(End::Unreachable)?;
+            let connection = Connection::open(gate.connect_settings()).await.map_err(End::Unreachable)?;
             let client = connection.nats.clone();
             if client.max_payload() < MIN_PAYLOAD {
                 return Err(LogError::SmallMessages(client.max_payload()).into());
@@ -166,6 +173,7 @@ impl<M: Machine> Session<M> {
             let hands = Hands::new(client.clone(), instance.clone(), telemetry.clone(), runs, answers_in);
             let (changes_in, changes) = mpsc::channel(4);
             let mut session = Self {
+                gate: gate.clone(),
                 connection,
                 js,
                 stream,
@@ -191,6 +199,7 @@ impl<M: Machine> Session<M> {
                 snapshot_position: 0,
                 saving: JoinSet::new(),
                 landed: false,
+                room_since: None,
                 clock: Clock::new(),
                 pulse: Pulse::new(),
                 shown: None,
@@ -257,8 +266,12 @@ impl<M: Machine> Session<M> {
     /// Tells how it ended, and whether it got anything done.
     pub(crate) async fn run(mut self, shutdown: &CancellationToken) -> (End, bool) {
         let end = self.turn_around(shutdown).await;
-        self.stop_campaign.cancel();
         self.endpoints = None;
+        if matches!(end, End::Full(_)) {
+            // Another instance would find no room either: the entry is kept for the next session.
+            self.campaign.abort_all();
+        }
+        self.stop_campaign.cancel();
         let _ = tokio::time::timeout(Duration::from_secs(2), self.campaign.join_next()).await;
         if matches!(end, End::Drained) {
             self.hands.finish().await;
@@ -285,6 +298,11 @@ impl<M: Machine> Session<M> {
                 && (self.processor.is_drained() || since.elapsed() > DRAIN)
             {
                 return self.drained().await;
+            }
+            if draining.is_none()
+                && let Err(end) = self.reopen().await
+            {
+                return end;
             }
             self.report();
             let timer = self.timer();
@@ -326,6 +344,8 @@ impl<M: Machine> Session<M> {
                         }
                         if let Err(end) = self.begin_term().await { return end }
                     }
+                    Leadership::Elsewhere => self.gate.open().await,
+                    Leadership::Full(why) => self.gate.close::<M>(&why).await,
                     Leadership::Lost => return End::Broken("leadership was lost".to_owned()),
                 },
                 () = timer => {}
@@ -375,10 +395,18 @@ impl<M: Machine> Session<M> {
         self.won_at = None;
         let now = self.now();
         self.processor.lead(self.instance.name(), now);
-        let (client, metrics) = (self.hands.client.clone(), self.telemetry.metrics.clone());
-        self.endpoints = Some(Endpoints::start::<M>(&client, &self.instance, &metrics, &self.requests.0).await?);
+        if self.gate.why().is_none() {
+            self.serve().await?;
+        }
         tracing::info!(service = %M::Record::SERVICE, term = self.processor.term(), "leading");
         self.telemetry.metrics.set("baton_leading", &[], 1.0);
+        Ok(())
+    }
+
+    /// Takes requests.
+    pub(crate) async fn serve(&mut self) -> Result<(), End> {
+        let (client, metrics) = (self.hands.client.clone(), self.telemetry.metrics.clone());
+        self.endpoints = Some(Endpoints::start::<M>(&client, &self.instance, &metrics, &self.requests.0).await?);
         Ok(())
     }
 
@@ -428,6 +456,7 @@ impl<M: Machine> Session<M> {
     async fn landed(&mut self, outcome: Result<u64, CommitFailure>) -> Result<(), End> {
         let seq = match outcome {
             Ok(seq) => seq,
+            Err(CommitFailure::Full(why)) => return Err(self.refused(why).await),
             Err(error @ CommitFailure::Refused(_)) => {
                 tracing::error!(service = %M::Record::SERVICE, %error, "nothing can be stored, so nothing is answered");
                 return Err(End::Broken(error.to_string()));

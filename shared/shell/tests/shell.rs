@@ -1,5 +1,7 @@
 //! The shell against a real nats-server: leadership, takeover, the fence, replay, what can not be read.
 
+mod full;
+
 use std::time::Duration;
 
 use async_nats::jetstream;
@@ -55,6 +57,7 @@ impl Machine for Counter {
 
 struct Running {
     instance: Instance,
+    metrics: Metrics,
     shutdown: CancellationToken,
     task: JoinHandle<Result<(), ShellError>>,
 }
@@ -63,7 +66,8 @@ impl Running {
     fn start(url: &str, settings: &Settings) -> Self {
         let instance = Instance::new(Service::Optimizer);
         let shutdown = CancellationToken::new();
-        let telemetry = Telemetry { spans: Spans::none(), metrics: Metrics::new("optimizer", instance.name()) };
+        let metrics = Metrics::new("optimizer", instance.name());
+        let telemetry = Telemetry { spans: Spans::none(), metrics: metrics.clone() };
         let task = tokio::spawn(baton_shell::run::<Counter>(
             instance.clone(),
             ConnectSettings::server(url),
@@ -72,7 +76,7 @@ impl Running {
             telemetry,
             shutdown.clone(),
         ));
-        Self { instance, shutdown, task }
+        Self { instance, metrics, shutdown, task }
     }
 
     async fn is(&self, role: Role) {

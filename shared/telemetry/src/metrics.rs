@@ -66,6 +66,8 @@ pub const DEFINITIONS: &[Definition] = &[
     counter("coordination_overhead_seconds_total", "Time that stages were ready to run and did not.", &[]),
     // The shell's own.
     counter("baton_commits_total", "Commits that were acknowledged.", &[]),
+    counter("baton_commits_refused_total", "Commits that the broker had no room for.", &[]),
+    gauge("baton_log_full", "1 while the broker stores nothing more and every request is refused.", &[]),
     histogram("baton_commit_records", "Records in a commit.", &[], RECORDS),
     seconds("baton_commit_seconds", "Time from a commit's sending to its acknowledgement.", &[]),
     gauge("baton_log_position", "Sequence of the last message of the log that was handled.", &[]),
