@@ -152,7 +152,7 @@ async fn main() {
 
     // Ten times as many, come what may, each asked for once.
     let once = Client::connect(&settings).await.expect("a connection").with_deadline(Duration::ZERO);
-    let once = once.waits_out_overload(false);
+    let once = once.waits_when_refused(false);
     let rate = peak * times;
     let (answers, mut answered) = mpsc::unbounded_channel();
     let (before, since) = (ended(&client).await, Instant::now());
