@@ -40,8 +40,8 @@ pub(crate) struct Asked {
     metrics: Metrics,
     /// The largest message that the broker allows, in bytes.
     max_payload: usize,
-    /// Given back when this is answered, or dropped with its session. There is none for a refusal on the spot.
-    _place: Option<Place>,
+    /// Given back when this is answered, or dropped with its session.
+    _place: Place,
 }
 
 #[derive(Default)]
@@ -146,6 +146,9 @@ struct Reader<M: Machine> {
 
 impl<M: Machine> Reader<M> {
     async fn run(self, mut requests: endpoint::Endpoint) {
+        // Written once: to refuse must cost little, or the flood is dropped unread and nobody is told.
+        let full = room::full(self.endpoint.name);
+        let (headers, body) = (error_headers(&full), Bytes::from(serde_json::to_vec(&full).unwrap_or_default()));
         while let Some(request) = requests.next().await {
             let message = &request.message;
             if let Some(reply) = message.reply.as_ref().filter(|reply| !is_inbox(reply)) {
@@ -155,10 +158,14 @@ impl<M: Machine> Reader<M> {
                 continue;
             }
             let place = self.room.place(message.payload.len());
-            if place.is_none() {
-                self.asked(request, None).answer(Err(room::full(self.endpoint.name))).await;
+            let Some(place) = place else {
+                self.counters.rejected.fetch_add(1, Ordering::Relaxed);
+                self.metrics.count("baton_requests_total", &[self.endpoint.name, full.code.as_str()]);
+                if let Some(reply) = message.reply.clone() {
+                    let _ = self.client.publish_with_headers(reply, headers.clone(), body.clone()).await;
+                }
                 continue;
-            }
+            };
             let decoded = M::Request::decode(self.endpoint.name, &message.subject, &message.payload);
             let trace = message.headers.as_ref().and_then(|headers| headers.get(header::TRACEPARENT));
             let context = RequestContext { trace: trace.and_then(|value| value.as_str().parse().ok()) };
@@ -177,7 +184,7 @@ impl<M: Machine> Reader<M> {
         }
     }
 
-    fn asked(&self, request: service::Request, place: Option<Place>) -> Asked {
+    fn asked(&self, request: service::Request, place: Place) -> Asked {
         Asked {
             endpoint: self.endpoint,
             since: Instant::now(),

@@ -107,10 +107,9 @@ pub(crate) async fn ensure(js: &Context, shard: Shard, settings: &LogSettings) -
                 return Err(other("looking for the log (is JetStream enabled?)", error));
             }
             // Another instance may create it at the same moment: the same settings are no conflict.
-            if let Err(error) = js.create_stream(wanted.clone()).await {
-                tracing::debug!(%error, "the log could not be created; looking again");
-            }
-            js.get_stream(&wanted.name).await.map_err(|error| other("creating the log", error))?
+            let created = js.create_stream(wanted.clone()).await.err().map(|error| error.to_string());
+            let found = js.get_stream(&wanted.name).await;
+            found.map_err(|error| other("creating the log", created.unwrap_or_else(|| error.to_string())))?
         }
     };
     let limits = (wanted.max_bytes, stream.cached_info().config.max_bytes);

@@ -110,6 +110,8 @@ pub(crate) struct Session<M: Machine> {
     pub(crate) room_since: Option<Instant>,
     clock: Clock,
     pulse: Pulse,
+    /// How many messages were dropped unread, as far as they are counted.
+    dropped: u64,
     /// What was shown last, and when.
     shown: Option<(bool, u64, Instant)>,
     stop_campaign: CancellationToken,
@@ -202,6 +204,7 @@ impl<M: Machine> Session<M> {
                 room_since: None,
                 clock: Clock::new(),
                 pulse: Pulse::new(),
+                dropped: 0,
                 shown: None,
                 stop_campaign: CancellationToken::new(),
                 campaign: JoinSet::new(),
@@ -502,12 +505,22 @@ impl<M: Machine> Session<M> {
         self.telemetry.metrics.set("baton_term", &[], processor.term() as f64);
     }
 
+    /// Counts messages that were dropped unread.
+    fn count_dropped(&mut self) {
+        let dropped = self.connection.link.borrow().dropped;
+        if dropped > self.dropped {
+            self.telemetry.metrics.add("baton_messages_dropped_total", &[], (dropped - self.dropped) as f64);
+            self.dropped = dropped;
+        }
+    }
+
     /// Shows how this instance stands: at once when its role changes, otherwise a few times a second.
     fn report(&mut self) {
         let (leading, position) = (self.processor.is_leading(), self.processor.position());
         if self.shown.is_some_and(|(was, _, at)| was == leading && at.elapsed() < SHOW) {
             return;
         }
+        self.count_dropped();
         self.shown = Some((leading, position, Instant::now()));
         self.show(if leading { Role::Leading } else { Role::Following });
     }
@@ -543,11 +556,10 @@ async fn ensure_aside(js: &Context, settings: &Settings) -> Result<(), LogError>
     if js.get_stream(subject::ASIDE_STREAM).await.is_ok() {
         return Ok(());
     }
-    if let Err(error) = js.create_stream(config).await {
-        tracing::debug!(%error, "the stream of what is set aside could not be created; looking again");
-    }
-    js.get_stream(subject::ASIDE_STREAM)
-        .await
-        .map_err(|error| other("opening the stream of what is set aside", error))?;
+    // Another instance may create it at the same moment. Otherwise why it could not be created says more: no room, say.
+    let created = js.create_stream(config).await.err().map(|error| error.to_string());
+    let found = js.get_stream(subject::ASIDE_STREAM).await;
+    let what = "creating the stream of what is set aside";
+    found.map_err(|error| other(what, created.unwrap_or_else(|| error.to_string())))?;
     Ok(())
 }

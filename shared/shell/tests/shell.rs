@@ -360,9 +360,15 @@ async fn whoever_asks_is_answered_also_when_there_is_no_room_to_wait() {
     let mut answers = asker.subscribe(inbox.clone()).await.unwrap();
     let subject = subject::request(Service::Optimizer, "strategy.set");
     let body = serde_json::to_vec(&SetStrategy { strategy: Strategy::RoundRobin }).unwrap();
-    for _ in 0..ASKED {
-        asker.publish_with_reply(subject.clone(), inbox.clone(), body.clone().into()).await.unwrap();
-    }
+    let floods = tokio::spawn({
+        let asker = nats.connect().await;
+        async move {
+            for _ in 0..ASKED {
+                asker.publish_with_reply(subject.clone(), inbox.clone(), body.clone().into()).await.unwrap();
+            }
+            asker.flush().await.unwrap();
+        }
+    });
     let (mut done, mut refused) = (0, 0);
     for _ in 0..ASKED {
         let answer = tokio::time::timeout(Duration::from_secs(20), answers.next()).await.unwrap().unwrap();
@@ -376,6 +382,7 @@ async fn whoever_asks_is_answered_also_when_there_is_no_room_to_wait() {
         }
     }
     assert_eq!(done + refused, ASKED);
+    floods.await.unwrap();
     // What was refused did nothing, what was answered is in the log.
     let client = Client::connect(&ConnectSettings::server(nats.client_url())).await.unwrap();
     assert_eq!(count(&client).await, done as u64);

@@ -75,6 +75,11 @@ pub const DEFINITIONS: &[Definition] = &[
     gauge("baton_term", "The term of the leader that the instance knows of.", &[]),
     counter("baton_requests_total", "Requests that were answered, by endpoint and outcome.", &["endpoint", "outcome"]),
     seconds("baton_request_seconds", "Time from a request's arrival to its answer.", &["endpoint"]),
+    counter(
+        "baton_messages_dropped_total",
+        "Messages dropped unread, for too many came at once; at least so many.",
+        &[],
+    ),
     counter("baton_requests_set_aside_total", "Requests that could not be read.", &[]),
     counter("baton_spans_dropped_total", "Spans that did not reach the collector.", &[]),
     gauge("baton_run_queue", "Tasks that wait for an agent.", &[]),
