@@ -99,8 +99,8 @@ async fn examine(client: &Client) -> Vec<Check> {
     let mut context = jetstream::new(client.nats().clone());
     context.set_timeout(PATIENCE);
     checks.push(jetstream(&context).await);
-    checks.push(durability(client).await);
-    let (log, end) = log(&context).await;
+    let (log, end, copies) = log(&context).await;
+    checks.push(durability(sync(client).await, copies));
     checks.push(log);
     let mut asked_at = now();
     let mut statuses = client.all_statuses().await;
@@ -163,33 +163,60 @@ async fn jetstream(context: &jetstream::Context) -> Check {
     }
 }
 
-/// What an acknowledgement outlives; only a system account can see it.
-async fn durability(client: &Client) -> Check {
+/// When the broker syncs what it was told to keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sync {
+    /// Before it acknowledges.
+    Always,
+    /// Once in so many seconds.
+    Every(u64),
+    /// Only a system account can see it.
+    Hidden,
+}
+
+async fn sync(client: &Client) -> Sync {
     let ask = client.nats().request("$SYS.REQ.SERVER.PING.VARZ", "".into());
     let answer = tokio::time::timeout(Duration::from_millis(500), ask).await;
     let settings = match answer {
         Ok(Ok(message)) => serde_json::from_slice::<serde_json::Value>(&message.payload).unwrap_or_default(),
         _ => serde_json::Value::Null,
     };
-    let config = settings.pointer("/data/jetstream/config");
-    let always = config.and_then(|config| config.get("sync_always")).and_then(serde_json::Value::as_bool);
-    match (config, always) {
-        (Some(_), Some(true)) => Check::ok("durability", "every write is synced: it outlives the loss of power"),
-        (Some(_), _) => {
-            Check::ok("durability", "writes are synced now and then: they outlive a crash, not the loss of power")
-        }
-        (None, _) => Check::ok("durability", "not visible from this account (the server's `sync_interval` says it)"),
+    let Some(config) = settings.pointer("/data/jetstream/config") else { return Sync::Hidden };
+    if config.get("sync_always").and_then(serde_json::Value::as_bool) == Some(true) {
+        return Sync::Always;
     }
+    let interval = config.get("sync_interval").and_then(serde_json::Value::as_u64).map(Duration::from_nanos);
+    Sync::Every(interval.map_or(120, |interval| interval.as_secs()))
 }
 
-/// The log, and the sequence of its last message.
-async fn log(context: &jetstream::Context) -> (Check, u64) {
+/// What an acknowledgement survives. Each line says no more than is known.
+fn durability(sync: Sync, copies: usize) -> Check {
+    let synced = match sync {
+        Sync::Always => "power: synced before it is acknowledged, so it survives the loss of power".to_owned(),
+        Sync::Every(seconds) => {
+            let whose = if copies > 1 { " of most servers at once" } else { "" };
+            format!("process: survives the kill of any process; the loss of power{whose} may take the last {seconds} s")
+        }
+        Sync::Hidden => "survives the kill of any process; whether also the loss of power is not visible from this account \
+                         (only with `sync_interval: always` in the server's configuration, or `baton up --durability power`)"
+            .to_owned(),
+    };
+    let disk = match copies {
+        0 => return Check::ok("durability", synced),
+        1 => "1 copy: not the loss of its disk".to_owned(),
+        copies => format!("{copies} copies: also the loss of {} of the servers with its disk", (copies - 1) / 2),
+    };
+    Check::ok("durability", format!("{synced}; {disk}"))
+}
+
+/// The log, the sequence of its last message, and how many copies of it there are.
+async fn log(context: &jetstream::Context) -> (Check, u64, usize) {
     let name = log_stream(Shard::default());
     let info = match context.get_stream(&name).await {
         Ok(stream) => stream.cached_info().clone(),
         Err(error) => {
             let advice = "the first service that starts makes it: `baton up`, or `baton service workflow-manager`";
-            return (Check::wrong("log", format!("no stream {name}: {error}"), advice), 0);
+            return (Check::wrong("log", format!("no stream {name}: {error}"), advice), 0, 0);
         }
     };
     let state = &info.state;
@@ -205,9 +232,19 @@ async fn log(context: &jetstream::Context) -> (Check, u64) {
     );
     let check = match forgetful(&info.config) {
         Some(why) => Check::wrong("log", format!("{found}; {why}"), format!("`nats stream edit {name}`")),
+        None if is_nearly_full(state.bytes, info.config.max_bytes) => {
+            let found = format!("{found}, of at most {}", bytes(info.config.max_bytes.unsigned_abs()));
+            let advice = format!("it is about to refuse: `nats stream edit {name} --max-bytes …` gives it more room");
+            Check::look("log", found, advice)
+        }
         None => Check::ok("log", found),
     };
-    (check, state.last_sequence)
+    (check, state.last_sequence, info.config.num_replicas)
+}
+
+/// Whether less than a tenth of the room that a stream has is left.
+fn is_nearly_full(used: u64, limit: i64) -> bool {
+    u64::try_from(limit).is_ok_and(|limit| limit > 0 && used > limit / 10 * 9)
 }
 
 /// What lets the log lose something, if anything does.
@@ -231,6 +268,15 @@ fn service_check(service: Service, statuses: &[InstanceStatus], end: u64) -> Che
         return check(area.to_owned(), "no instance answers".to_owned(), start);
     }
     let mut found = count(mine.len(), "instance");
+    if let Some(why) = mine.iter().find_map(|status| status.full.as_ref()) {
+        let _ = write!(found, ", refuses every request, for the log is full: {why}");
+        let name = log_stream(Shard::default());
+        let advice = format!(
+            "make room, and it goes on by itself: raise the broker's max_file_store or the account's storage, purge streams \
+             that are not Baton's, or raise the log's own limit (`nats stream edit {name} --max-bytes …`)"
+        );
+        return Check::wrong(area, found, advice);
+    }
     let versions: Vec<_> = mine.iter().filter(|status| status.version != env!("CARGO_PKG_VERSION")).collect();
     if service == Service::Gateway {
         found.push_str(", serving");
@@ -339,9 +385,24 @@ mod tests {
             read,
             number: 12,
             set_aside: 0,
+            full: None,
             now: 5000,
             started_at: 0,
         }
+    }
+
+    #[test]
+    fn what_is_said_of_durability_is_what_is_known() {
+        let kinds =
+            [(Sync::Always, 1), (Sync::Every(120), 1), (Sync::Every(120), 3), (Sync::Hidden, 1), (Sync::Hidden, 0)];
+        let checks: Vec<_> = kinds.into_iter().map(|(sync, copies)| durability(sync, copies)).collect();
+        expect![[r#"
+            ok     durability  power: synced before it is acknowledged, so it survives the loss of power; 1 copy: not the loss of its disk
+            ok     durability  process: survives the kill of any process; the loss of power may take the last 120 s; 1 copy: not the loss of its disk
+            ok     durability  process: survives the kill of any process; the loss of power of most servers at once may take the last 120 s; 3 copies: also the loss of 1 of the servers with its disk
+            ok     durability  survives the kill of any process; whether also the loss of power is not visible from this account (only with `sync_interval: always` in the server's configuration, or `baton up --durability power`); 1 copy: not the loss of its disk
+            ok     durability  survives the kill of any process; whether also the loss of power is not visible from this account (only with `sync_interval: always` in the server's configuration, or `baton up --durability power`)
+        "#]].assert_eq(&write(&checks, Style::plain()));
     }
 
     #[test]
@@ -363,6 +424,9 @@ mod tests {
             &[InstanceStatus { set_aside: 2, ..status(Optimizer, Role::Leading, 1) }],
             1,
         ));
+        let full = Some("maximum bytes exceeded".to_owned());
+        let following = InstanceStatus { full, ..status(WorkflowManager, Role::Following, 42) };
+        checks.push(service_check(WorkflowManager, &[following], 42));
         checks.extend(clocks(&statuses, 4900, 5100));
         checks.extend(clocks(&statuses, 1000, 2000));
         expect![[r#"
@@ -377,6 +441,8 @@ mod tests {
                                      -> it does not keep up, or stands still: see its log
             look   optimizer         1 instance, 7-abc leads in term 3, 12 records, 2 unreadable requests set aside
                                      -> some client speaks another version: `nats stream view BATON_ASIDE` shows what it sent
+            WRONG  workflow-manager  1 instance, refuses every request, for the log is full: maximum bytes exceeded
+                                     -> make room, and it goes on by itself: raise the broker's max_file_store or the account's storage, purge streams that are not Baton's, or raise the log's own limit (`nats stream edit BATON_LOG_0 --max-bytes …`)
             ok     clocks            within 1000 ms of this machine's
             look   clocks            gateway 7-abc is off by 3000 ms from here
                                      -> set the clocks (NTP): nothing is lost by it, but times and timeouts are off

@@ -42,7 +42,8 @@ pub(crate) struct Up {
     /// Never fetch a nats-server
     #[arg(long)]
     offline: bool,
-    /// What an acknowledgement outlives: `process` (any crash) or `power` (also the loss of power, ten times slower)
+    /// What an acknowledged write survives: `process` (the kill of any process; the loss of power may take the last two
+    /// minutes) or `power` (also that: every write is synced first, see docs/durability.md for the price)
     #[arg(long, value_name = "WHAT", default_value = "process")]
     durability: Durability,
 }
@@ -131,8 +132,10 @@ impl Up {
         }
         if let Some(own) = &fleet.own {
             let outlives = match self.durability {
-                Durability::Process => "outlives any crash, not the loss of power",
-                Durability::Power => "outlives the loss of power",
+                Durability::Process => {
+                    "survives the kill of any process; the loss of power may take the last two minutes"
+                }
+                Durability::Power => "survives the loss of power",
             };
             facts.push(("data", format!("{}  {outlives}", self.data.display())));
             match write_context(DEV_CONTEXT, &own.broker.client_url()) {

@@ -26,7 +26,7 @@ pub enum Durability {
     /// what was acknowledged since.
     #[default]
     Process,
-    /// The loss of power: every write is synced before it is acknowledged, at a tenth of the rate.
+    /// The loss of power: every write is synced before it is acknowledged. `docs/durability.md` tells what that costs.
     Power,
 }
 

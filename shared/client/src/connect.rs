@@ -78,6 +78,9 @@ pub struct Link {
     /// The last thing that the broker forbade. A publication that it forbids vanishes, a subscription stays silent:
     /// nothing but this says so.
     pub denied: Option<String>,
+    /// How many messages, at the least, were dropped because this process did not read them in time. Those who sent them
+    /// are not told. Nobody who watches is woken for it.
+    pub dropped: u64,
 }
 
 /// A connection, and how it stands.
@@ -232,7 +235,16 @@ fn note(link: &watch::Sender<Link>, event: &Event) {
             link.send_modify(|link| link.denied = Some(text));
         }
         Event::SlowConsumer(subscription) => {
-            tracing::warn!(subscription, "messages were dropped: this process reads them too slowly");
+            let mut dropped = 0;
+            link.send_if_modified(|link| {
+                link.dropped += 1;
+                dropped = link.dropped;
+                false
+            });
+            // There may be very many.
+            if dropped.is_power_of_two() {
+                tracing::warn!(subscription, dropped, "messages were dropped: this process reads them too slowly");
+            }
         }
         Event::ClientError(error) => tracing::debug!(%error, "NATS client"),
         Event::LameDuckMode => tracing::info!("the NATS server is about to stop"),

@@ -816,6 +816,9 @@ pub struct InstanceStatus {
     pub number: Number,
     /// Requests that it could not read, since it started.
     pub set_aside: u64,
+    /// What the broker says, while it stores nothing more: then every request is refused, until there is room.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full: Option<String>,
     /// Its clock, in milliseconds since 1970.
     pub now: Millis,
     /// When it started.

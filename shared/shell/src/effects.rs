@@ -79,6 +79,11 @@ impl Hands {
         self.next_token
     }
 
+    /// Those who asked and have no answer: they will get none from here.
+    pub(crate) fn forget(&mut self) -> Vec<Asked> {
+        self.asked.drain().map(|(_, asked)| asked).collect()
+    }
+
     /// Does what may be done now that its commit is acknowledged.
     pub(crate) async fn release<M>(&mut self, released: Released<M>) {
         for effect in released.effects {

@@ -39,6 +39,7 @@ impl Instance {
             read: 0,
             number: 0,
             set_aside: 0,
+            full: None,
             now: 0,
             started_at: now_ms(),
         };
@@ -84,9 +85,11 @@ pub async fn serve_status(
     tasks: &mut JoinSet<()>,
 ) -> Result<(), async_nats::SubscribeError> {
     let service = instance.service();
-    let mut statuses = client.subscribe(subject::status(service)).await?;
-    let mut pings = client.subscribe(subject::ping(service, instance.name())).await?;
-    let mut scrapes = client.subscribe(subject::metrics(service)).await?;
+    // A group of its own: an instance may have two connections, and answers once.
+    let group = || instance.name().to_owned();
+    let mut statuses = client.queue_subscribe(subject::status(service), group()).await?;
+    let mut pings = client.queue_subscribe(subject::ping(service, instance.name()), group()).await?;
+    let mut scrapes = client.queue_subscribe(subject::metrics(service), group()).await?;
     let (client, instance, metrics) = (client.clone(), instance.clone(), metrics.clone());
     tasks.spawn(async move {
         loop {

@@ -4,6 +4,7 @@
 //! whose connection is gone is replaced at once: the broker answers a ping to it with "no responders". One that only
 //! stays silent is replaced when its entry expires.
 
+use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,16 +16,21 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Settings;
+use crate::full;
 use crate::instance::Instance;
 use crate::log::{LogError, other};
 
 /// What changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Leadership {
     /// This instance may try to lead.
     Won,
     /// Another one may: this one should stop.
     Lost,
+    /// Another one does.
+    Elsewhere,
+    /// Nobody can: the broker does not store who does. This is why.
+    Full(String),
 }
 
 /// One instance's campaign.
@@ -53,6 +59,17 @@ impl Pulse {
     fn silent_for(&self) -> Duration {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
+}
+
+/// Why the entry could be neither read nor written.
+struct Failed {
+    error: String,
+    /// Because nothing can be stored.
+    full: Option<String>,
+}
+
+fn failed(error: impl Error + 'static) -> Failed {
+    Failed { error: error.to_string(), full: full::reason(&error) }
 }
 
 impl Campaign {
@@ -107,9 +124,15 @@ impl Campaign {
                             return;
                         }
                     }
-                    Ok(None) => tokio::time::sleep(Duration::from_millis(200)).await,
-                    Err(error) => {
-                        tracing::debug!(%error, "campaign");
+                    Ok(None) => {
+                        let _ = changes.send(Leadership::Elsewhere).await;
+                        tokio::time::sleep(Duration::from_millis(200)).await;
+                    }
+                    Err(Failed { error, full }) => {
+                        tracing::debug!(error, "campaign");
+                        if let Some(why) = full {
+                            let _ = changes.send(Leadership::Full(why)).await;
+                        }
                         tokio::time::sleep(Duration::from_millis(200)).await;
                     }
                 }
@@ -126,14 +149,14 @@ impl Campaign {
     }
 
     /// Tries once; gives the revision of the entry if this instance holds it.
-    async fn campaign(&self) -> Result<Option<u64>, String> {
+    async fn campaign(&self) -> Result<Option<u64>, Failed> {
         let me = bytes::Bytes::from(self.instance.name().to_owned());
-        let entry = self.store.entry(&self.key).await.map_err(|error| error.to_string())?;
+        let entry = self.store.entry(&self.key).await.map_err(failed)?;
         let Some(entry) = entry.filter(|entry| entry.operation == kv::Operation::Put) else {
             return match self.store.create(&self.key, me).await {
                 Ok(revision) => Ok(Some(revision)),
                 Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(None),
-                Err(error) => Err(error.to_string()),
+                Err(error) => Err(failed(error)),
             };
         };
         let holder = String::from_utf8_lossy(&entry.value);
@@ -149,7 +172,7 @@ impl Campaign {
         match self.store.update(&self.key, me, entry.revision).await {
             Ok(revision) => Ok(Some(revision)),
             Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(None),
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(failed(error)),
         }
     }
 

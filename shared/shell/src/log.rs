@@ -12,6 +12,7 @@ use async_nats::jetstream::{self, Context, ErrorCode};
 use baton_protocol::subject::{self, Shard};
 
 use crate::config::LogSettings;
+use crate::full;
 
 /// How long a commit's acknowledgement is waited for. After that its outcome is unknown.
 const ACK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -106,12 +107,16 @@ pub(crate) async fn ensure(js: &Context, shard: Shard, settings: &LogSettings) -
                 return Err(other("looking for the log (is JetStream enabled?)", error));
             }
             // Another instance may create it at the same moment: the same settings are no conflict.
-            if let Err(error) = js.create_stream(wanted.clone()).await {
-                tracing::debug!(%error, "the log could not be created; looking again");
-            }
-            js.get_stream(&wanted.name).await.map_err(|error| other("creating the log", error))?
+            let created = js.create_stream(wanted.clone()).await.err().map(|error| error.to_string());
+            let found = js.get_stream(&wanted.name).await;
+            found.map_err(|error| other("creating the log", created.unwrap_or_else(|| error.to_string())))?
         }
     };
+    let limits = (wanted.max_bytes, stream.cached_info().config.max_bytes);
+    if limits.0 != limits.1 {
+        // No fact is in danger: the stream's limit counts. So a full log may be given room while services run.
+        tracing::info!(setting = limits.0, stream = limits.1, "log.max_bytes is not the stream's limit, which counts");
+    }
     match difference(&wanted, &stream.cached_info().config) {
         None => Ok(stream),
         Some(difference) => Err(LogError::Contradiction { stream: wanted.name, difference }),
@@ -129,7 +134,6 @@ fn difference(wanted: &Config, found: &Config) -> Option<String> {
     compare("retention", format!("{:?}", wanted.retention), format!("{:?}", found.retention));
     compare("storage", format!("{:?}", wanted.storage), format!("{:?}", found.storage));
     compare("replicas", wanted.num_replicas.to_string(), found.num_replicas.to_string());
-    compare("max_bytes", wanted.max_bytes.to_string(), found.max_bytes.to_string());
     compare("max_msgs", wanted.max_messages.to_string(), found.max_messages.to_string());
     let per_subject = (wanted.max_messages_per_subject, found.max_messages_per_subject);
     compare("max_msgs_per_subject", per_subject.0.to_string(), per_subject.1.to_string());
@@ -166,6 +170,9 @@ pub(crate) enum CommitFailure {
     Fenced,
     #[error("the broker refused the commit: {0}")]
     Refused(String),
+    /// It is certain that nothing was stored, and that nothing will be until there is room.
+    #[error("there is no room for the commit: {0}")]
+    Full(String),
     #[error("the outcome of the commit is unknown: {0}")]
     Unknown(String),
 }
@@ -218,9 +225,10 @@ fn failure(error: &PublishError) -> CommitFailure {
         PublishErrorKind::WrongLastSequence => CommitFailure::Fenced,
         PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => CommitFailure::Unknown(error.to_string()),
         PublishErrorKind::MaxPayloadExceeded => CommitFailure::Refused(error.to_string()),
-        _ => match code(error) {
-            Some(_) => CommitFailure::Refused(error.to_string()),
-            None => CommitFailure::Unknown(error.to_string()),
+        _ => match (full::reason(error), code(error)) {
+            (Some(why), _) => CommitFailure::Full(why),
+            (None, Some(_)) => CommitFailure::Refused(error.to_string()),
+            (None, None) => CommitFailure::Unknown(error.to_string()),
         },
     }
 }

@@ -10,8 +10,12 @@ use baton_telemetry::{Metrics, Spans};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Settings;
+use crate::full::Gate;
 use crate::instance::Instance;
 use crate::session::{End, Session};
+
+/// How long a full log is left alone, at the least. To try costs a load of the log.
+const FULL_PAUSE: Duration = Duration::from_millis(500);
 
 /// Why a service stopped that nobody had asked to.
 #[derive(Debug, thiserror::Error)]
@@ -59,11 +63,12 @@ pub async fn run<M: Machine>(
     let mut pause = Duration::from_millis(20);
     let mut ever_connected = false;
     let mut known_log = None;
+    let gate = Gate::new(&instance, &connect, &telemetry.metrics);
     loop {
         instance.update(|status| status.role = Role::Loading);
         telemetry.metrics.set("baton_leading", &[], 0.0);
         let session =
-            Session::<M>::open(&instance, &connect, &settings, config.clone(), &telemetry, &mut known_log, &shutdown);
+            Session::<M>::open(&instance, &settings, config.clone(), &telemetry, &gate, &mut known_log, &shutdown);
         let end = match session.await {
             Ok(Some(session)) => {
                 ever_connected = true;
@@ -78,6 +83,10 @@ pub async fn run<M: Machine>(
         };
         match end {
             End::Drained => return Ok(()),
+            End::Full(why) => {
+                tracing::debug!(%service, why, "the log is full: trying again");
+                pause = pause.max(FULL_PAUSE);
+            }
             End::Broken(why) => tracing::info!(%service, %why, "the session ended: starting again"),
             End::Unreachable(error) if !ever_connected => return Err(error.into()),
             End::Unreachable(error) => tracing::info!(%service, %error, "the broker can not be reached: trying again"),

@@ -9,7 +9,7 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::push::Ordered;
 use async_nats::jetstream::stream::{DiscardPolicy, Stream};
 use async_nats::jetstream::{Context, kv, stream};
-use baton_client::{ConnectError, ConnectSettings, Connection};
+use baton_client::{ConnectError, Connection};
 use baton_machine::{Machine, Outgoing, Processor, ReadError, Reply, Snapshot};
 use baton_protocol::record::Record;
 use baton_protocol::request::Role;
@@ -23,6 +23,7 @@ use crate::clock::Clock;
 use crate::config::Settings;
 use crate::effects::Hands;
 use crate::endpoints::{Endpoints, Incoming};
+use crate::full::Gate;
 use crate::instance::{Instance, serve_status};
 use crate::leadership::{Campaign, Leadership, Pulse, bucket};
 use crate::log::{self, CommitFailure, LogError, other};
@@ -50,6 +51,8 @@ pub(crate) enum End {
     Drained,
     /// So that another one should begin.
     Broken(String),
+    /// Because the broker stores nothing more; another one should try again.
+    Full(String),
     /// Before it began: the broker is not there.
     Unreachable(ConnectError),
     /// For good.
@@ -72,21 +75,23 @@ impl From<LogError> for End {
 type Flight = Pin<Box<dyn Future<Output = Result<u64, CommitFailure>> + Send>>;
 
 pub(crate) struct Session<M: Machine> {
+    /// Closed while nothing can be stored.
+    pub(crate) gate: Gate,
     connection: Connection,
     js: Context,
     stream: Stream,
     stream_name: String,
     subject: String,
     tail: Ordered,
-    processor: Processor<M>,
-    hands: Hands,
+    pub(crate) processor: Processor<M>,
+    pub(crate) hands: Hands,
     snapshots: Snapshots,
     settings: Settings,
     instance: Instance,
-    telemetry: Telemetry,
+    pub(crate) telemetry: Telemetry,
     /// Requests, where this instance leads.
-    endpoints: Option<Endpoints>,
-    requests: (mpsc::Sender<Incoming<M>>, mpsc::Receiver<Incoming<M>>),
+    pub(crate) endpoints: Option<Endpoints>,
+    pub(crate) requests: (mpsc::Sender<Incoming<M>>, mpsc::Receiver<Incoming<M>>),
     answers: mpsc::Receiver<(u64, Reply)>,
     changes: mpsc::Receiver<Leadership>,
     flight: Option<Flight>,
@@ -94,9 +99,13 @@ pub(crate) struct Session<M: Machine> {
     flight_records: Option<u64>,
     saving: JoinSet<()>,
     /// Whether a commit has been acknowledged in this session.
-    landed: bool,
+    pub(crate) landed: bool,
+    /// Since when it is known that there is room again, where there was none.
+    pub(crate) room_since: Option<Instant>,
     clock: Clock,
     pulse: Pulse,
+    /// How many messages were dropped unread, as far as they are counted.
+    dropped: u64,
     /// What was shown last, and when.
     shown: Option<(bool, u64, Instant)>,
     stop_campaign: CancellationToken,
@@ -109,16 +118,16 @@ impl<M: Machine> Session<M> {
     /// Connects, loads, and reads the log to its end.
     pub(crate) async fn open(
         instance: &Instance,
-        connect: &ConnectSettings,
         settings: &Settings,
         config: M::Config,
         telemetry: &Telemetry,
+        gate: &Gate,
         known_log: &mut Option<String>,
         shutdown: &CancellationToken,
     ) -> Result<Option<Self>, End> {
         let shard = Shard::default();
         let opening = async {
-            let connection = Connection::open(connect).await.map_err(End::Unreachable)?;
+            let connection = Connection::open(gate.connect_settings()).await.map_err(End::Unreachable)?;
             let client = connection.nats.clone();
             if client.max_payload() < MIN_PAYLOAD {
                 return Err(LogError::SmallMessages(client.max_payload()).into());
@@ -161,6 +170,7 @@ impl<M: Machine> Session<M> {
             let hands = Hands::new(client.clone(), instance.clone(), telemetry.clone(), runs, answers_in);
             let (changes_in, changes) = mpsc::channel(4);
             let mut session = Self {
+                gate: gate.clone(),
                 connection,
                 js,
                 stream,
@@ -182,8 +192,10 @@ impl<M: Machine> Session<M> {
                 flight_records: None,
                 saving: JoinSet::new(),
                 landed: false,
+                room_since: None,
                 clock: Clock::new(),
                 pulse: Pulse::new(),
+                dropped: 0,
                 shown: None,
                 stop_campaign: CancellationToken::new(),
                 campaign: JoinSet::new(),
@@ -247,8 +259,12 @@ impl<M: Machine> Session<M> {
     /// Tells how it ended, and whether it got anything done.
     pub(crate) async fn run(mut self, shutdown: &CancellationToken) -> (End, bool) {
         let end = self.turn_around(shutdown).await;
-        self.stop_campaign.cancel();
         self.endpoints = None;
+        if matches!(end, End::Full(_)) {
+            // Another instance would find no room either: the entry is kept for the next session.
+            self.campaign.abort_all();
+        }
+        self.stop_campaign.cancel();
         let _ = tokio::time::timeout(Duration::from_secs(2), self.campaign.join_next()).await;
         if matches!(end, End::Drained) {
             self.hands.finish().await;
@@ -275,6 +291,11 @@ impl<M: Machine> Session<M> {
                 && (self.processor.is_drained() || since.elapsed() > DRAIN)
             {
                 return self.drained().await;
+            }
+            if draining.is_none()
+                && let Err(end) = self.reopen().await
+            {
+                return end;
             }
             self.report();
             let timer = self.timer();
@@ -316,6 +337,8 @@ impl<M: Machine> Session<M> {
                         }
                         if let Err(end) = self.begin_term().await { return end }
                     }
+                    Leadership::Elsewhere => self.gate.open().await,
+                    Leadership::Full(why) => self.gate.close::<M>(&why).await,
                     Leadership::Lost => return End::Broken("leadership was lost".to_owned()),
                 },
                 () = timer => {}
@@ -363,10 +386,18 @@ impl<M: Machine> Session<M> {
         if !self.processor.begin_term(self.instance.name(), now) {
             return Ok(());
         }
-        let (client, metrics) = (self.hands.client.clone(), self.telemetry.metrics.clone());
-        self.endpoints = Some(Endpoints::start::<M>(&client, &self.instance, &metrics, &self.requests.0).await?);
+        if self.gate.why().is_none() {
+            self.serve().await?;
+        }
         tracing::info!(service = %M::Record::SERVICE, term = self.processor.term(), "leading");
         self.telemetry.metrics.set("baton_leading", &[], 1.0);
+        Ok(())
+    }
+
+    /// Takes requests.
+    pub(crate) async fn serve(&mut self) -> Result<(), End> {
+        let (client, metrics) = (self.hands.client.clone(), self.telemetry.metrics.clone());
+        self.endpoints = Some(Endpoints::start::<M>(&client, &self.instance, &metrics, &self.requests.0).await?);
         Ok(())
     }
 
@@ -406,6 +437,7 @@ impl<M: Machine> Session<M> {
     async fn landed(&mut self, outcome: Result<u64, CommitFailure>) -> Result<(), End> {
         let seq = match outcome {
             Ok(seq) => seq,
+            Err(CommitFailure::Full(why)) => return Err(self.refused(why).await),
             Err(error @ CommitFailure::Refused(_)) => {
                 tracing::error!(service = %M::Record::SERVICE, %error, "nothing can be stored, so nothing is answered");
                 return Err(End::Broken(error.to_string()));
@@ -449,12 +481,22 @@ impl<M: Machine> Session<M> {
         self.telemetry.metrics.set("baton_term", &[], processor.term() as f64);
     }
 
+    /// Counts messages that were dropped unread.
+    fn count_dropped(&mut self) {
+        let dropped = self.connection.link.borrow().dropped;
+        if dropped > self.dropped {
+            self.telemetry.metrics.add("baton_messages_dropped_total", &[], (dropped - self.dropped) as f64);
+            self.dropped = dropped;
+        }
+    }
+
     /// Shows how this instance stands: at once when its role changes, otherwise a few times a second.
     fn report(&mut self) {
         let (leading, position) = (self.processor.is_leading(), self.processor.position());
         if self.shown.is_some_and(|(was, _, at)| was == leading && at.elapsed() < SHOW) {
             return;
         }
+        self.count_dropped();
         self.shown = Some((leading, position, Instant::now()));
         self.show(if leading { Role::Leading } else { Role::Following });
     }
@@ -490,11 +532,10 @@ async fn ensure_aside(js: &Context, settings: &Settings) -> Result<(), LogError>
     if js.get_stream(subject::ASIDE_STREAM).await.is_ok() {
         return Ok(());
     }
-    if let Err(error) = js.create_stream(config).await {
-        tracing::debug!(%error, "the stream of what is set aside could not be created; looking again");
-    }
-    js.get_stream(subject::ASIDE_STREAM)
-        .await
-        .map_err(|error| other("opening the stream of what is set aside", error))?;
+    // Another instance may create it at the same moment. Otherwise why it could not be created says more: no room, say.
+    let created = js.create_stream(config).await.err().map(|error| error.to_string());
+    let found = js.get_stream(subject::ASIDE_STREAM).await;
+    let what = "creating the stream of what is set aside";
+    found.map_err(|error| other(what, created.unwrap_or_else(|| error.to_string())))?;
     Ok(())
 }

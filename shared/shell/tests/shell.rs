@@ -1,5 +1,7 @@
 //! The shell against a real nats-server: leadership, takeover, the fence, replay, what can not be read.
 
+mod full;
+
 use std::time::Duration;
 
 use async_nats::jetstream;
@@ -55,6 +57,7 @@ impl Machine for Counter {
 
 struct Running {
     instance: Instance,
+    metrics: Metrics,
     shutdown: CancellationToken,
     task: JoinHandle<Result<(), ShellError>>,
 }
@@ -63,7 +66,8 @@ impl Running {
     fn start(url: &str, settings: &Settings) -> Self {
         let instance = Instance::new(Service::Optimizer);
         let shutdown = CancellationToken::new();
-        let telemetry = Telemetry { spans: Spans::none(), metrics: Metrics::new("optimizer", instance.name()) };
+        let metrics = Metrics::new("optimizer", instance.name());
+        let telemetry = Telemetry { spans: Spans::none(), metrics: metrics.clone() };
         let task = tokio::spawn(baton_shell::run::<Counter>(
             instance.clone(),
             ConnectSettings::server(url),
@@ -72,7 +76,7 @@ impl Running {
             telemetry,
             shutdown.clone(),
         ));
-        Self { instance, shutdown, task }
+        Self { instance, metrics, shutdown, task }
     }
 
     async fn is(&self, role: Role) {
@@ -342,6 +346,47 @@ async fn an_answer_goes_to_inboxes_only() {
     let client = Client::connect(&ConnectSettings::server(nats.client_url())).await.unwrap();
     set(&client).await;
     assert_eq!(replay(&client).await.count, 1);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_is_answered_also_when_there_is_no_room_to_wait() {
+    const ASKED: usize = 20_000;
+    let nats = NatsServer::start().await;
+    let running = Running::start(&nats.client_url(), &Settings::default());
+    running.is(Role::Leading).await;
+    let asker = nats.connect().await;
+    let inbox = asker.new_inbox();
+    let mut answers = asker.subscribe(inbox.clone()).await.unwrap();
+    let subject = subject::request(Service::Optimizer, "strategy.set");
+    let body = serde_json::to_vec(&SetStrategy { strategy: Strategy::RoundRobin }).unwrap();
+    let floods = tokio::spawn({
+        let asker = nats.connect().await;
+        async move {
+            for _ in 0..ASKED {
+                asker.publish_with_reply(subject.clone(), inbox.clone(), body.clone().into()).await.unwrap();
+            }
+            asker.flush().await.unwrap();
+        }
+    });
+    let (mut done, mut refused) = (0, 0);
+    for _ in 0..ASKED {
+        let answer = tokio::time::timeout(Duration::from_secs(20), answers.next()).await.unwrap().unwrap();
+        match serde_json::from_slice::<baton_protocol::Rejection>(&answer.payload) {
+            Ok(rejection) => {
+                assert_eq!(rejection.code, baton_protocol::Code::Overloaded);
+                assert!(rejection.retry_after_ms.is_some());
+                refused += 1;
+            }
+            Err(_) => done += 1,
+        }
+    }
+    assert_eq!(done + refused, ASKED);
+    floods.await.unwrap();
+    // What was refused did nothing, what was answered is in the log.
+    let client = Client::connect(&ConnectSettings::server(nats.client_url())).await.unwrap();
+    assert_eq!(count(&client).await, done as u64);
+    assert_eq!(replay(&client).await.count, done as u64);
     running.stop().await;
 }
 

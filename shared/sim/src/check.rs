@@ -54,6 +54,8 @@ pub(crate) use hold;
 /// What the log says so far.
 #[derive(Debug, Default)]
 pub(crate) struct Facts {
+    /// How many runs may be live at a time.
+    max_live_runs: usize,
     /// The sequence of its last message.
     pub(crate) seq: u64,
     /// Virtual time of its last message, in microseconds.
@@ -168,6 +170,11 @@ const LATE: u64 = 12_000_000;
 const PATIENCE: u64 = 10_000_000;
 
 impl Facts {
+    /// An empty log of services that let so many runs live at a time.
+    pub(crate) fn new(max_live_runs: usize) -> Self {
+        Self { max_live_runs, ..Self::default() }
+    }
+
     /// From now on nothing is disturbed any more.
     pub(crate) fn calm(&mut self, now: u64) {
         self.calm = Some(now);

@@ -144,6 +144,8 @@ counted! {
         StartRepeated = "a start is repeated",
         /// A start was refused because its key was used otherwise.
         KeyConflict = "a key is used for two runs",
+        /// A start was refused because too many runs are live.
+        Overloaded = "a start is refused under load",
         /// A run succeeded.
         Succeeded = "a run succeeds",
         /// A run failed.

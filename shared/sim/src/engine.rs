@@ -208,7 +208,7 @@ pub(crate) fn engine(
         Some(Box::new(processor))
     }
     match service {
-        Service::WorkflowManager => of::<WorkflowManager>(&(), start, configs),
+        Service::WorkflowManager => of::<WorkflowManager>(&configs.workflow, start, configs),
         Service::ResourceManager => of::<ResourceManager>(&configs.resource, start, configs),
         Service::Optimizer => of::<Optimizer>(&configs.optimizer, start, configs),
         Service::Gateway => None,
@@ -218,6 +218,7 @@ pub(crate) fn engine(
 /// The settings of one history.
 #[derive(Debug, Clone)]
 pub(crate) struct Configs {
+    pub(crate) workflow: baton_workflow_manager::Config,
     pub(crate) resource: baton_resource_manager::Config,
     pub(crate) optimizer: baton_optimizer::Config,
     /// About the largest commit, in bytes.

@@ -271,7 +271,10 @@ impl World {
             agents: [0, 20, 60, 120][draws.below(4) as usize],
             every: [4_000_000, 2_000_000, 1_000_000, 500_000][draws.below(4) as usize],
         };
+        // In some histories there is room for few runs, and the others are refused until one of them ends.
+        let max_live_runs = *draws.pick(&[100, 100, 100, 2]);
         let configs = Configs {
+            workflow: baton_workflow_manager::Config { max_live_runs },
             resource: baton_resource_manager::Config { lease_ms: 2000, heartbeat_ms: 600 },
             optimizer: baton_optimizer::Config { ageing_ms: 5000, ask_timeout_ms: 2000 },
             commit_bytes: *draws.pick(&[128 * 1024, 3000, 600]),
@@ -302,7 +305,7 @@ impl World {
             clients: Clients::default(),
             pending: BTreeMap::new(),
             next_id: 0,
-            facts: Facts::default(),
+            facts: Facts::new(max_live_runs),
             coverage: Coverage::default(),
             digest: 0,
             story: with_story.then(Vec::new),
@@ -660,5 +663,5 @@ impl World {
 
 /// Whether waiting may bring another answer.
 fn is_for_now(reply: &Reply) -> bool {
-    reply.as_ref().is_err_and(|rejection| rejection.code == Code::Unavailable)
+    reply.as_ref().is_err_and(|rejection| matches!(rejection.code, Code::Unavailable | Code::Overloaded))
 }

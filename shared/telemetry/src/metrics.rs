@@ -66,6 +66,8 @@ pub const DEFINITIONS: &[Definition] = &[
     counter("coordination_overhead_seconds_total", "Time that stages were ready to run and did not.", &[]),
     // The shell's own.
     counter("baton_commits_total", "Commits that were acknowledged.", &[]),
+    counter("baton_commits_refused_total", "Commits that the broker had no room for.", &[]),
+    gauge("baton_log_full", "1 while the broker stores nothing more and every request is refused.", &[]),
     histogram("baton_commit_records", "Records in a commit.", &[], RECORDS),
     seconds("baton_commit_seconds", "Time from a commit's sending to its acknowledgement.", &[]),
     gauge("baton_log_position", "Sequence of the last message of the log that was handled.", &[]),
@@ -73,6 +75,11 @@ pub const DEFINITIONS: &[Definition] = &[
     gauge("baton_term", "The term of the leader that the instance knows of.", &[]),
     counter("baton_requests_total", "Requests that were answered, by endpoint and outcome.", &["endpoint", "outcome"]),
     seconds("baton_request_seconds", "Time from a request's arrival to its answer.", &["endpoint"]),
+    counter(
+        "baton_messages_dropped_total",
+        "Messages dropped unread, for too many came at once; at least so many.",
+        &[],
+    ),
     counter("baton_requests_set_aside_total", "Requests that could not be read.", &[]),
     counter("baton_spans_dropped_total", "Spans that did not reach the collector.", &[]),
     gauge("baton_run_queue", "Tasks that wait for an agent.", &[]),

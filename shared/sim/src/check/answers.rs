@@ -231,6 +231,11 @@ impl Facts {
                 let used = self.runs.iter().any(|(id, run)| by_key(run) || request.run == Some(*id));
                 lie(!used)
             }
+            (Code::Overloaded, AnyRequest::Workflow(WorkflowRequest::StartRun(_))) => {
+                // Runs that have ended since may have been live when that was decided.
+                let live = self.runs.values().filter(|run| run.finished.is_none_or(|(at, _)| at > sent)).count();
+                lie(live < self.max_live_runs)
+            }
             // An agent that shrinks below what it holds.
             (Code::NoCapacity, AnyRequest::Resource(ResourceRequest::Register(..))) => Ok(()),
             (Code::InvalidRequest | Code::TooLarge | Code::InvalidWorkflow, _) => Ok(()),

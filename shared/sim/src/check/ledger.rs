@@ -137,6 +137,8 @@ impl Facts {
             finished: None,
         };
         hold!(self.runs.insert(record.run, run).is_none(), ONE_END, "run {} started twice", record.run);
+        let (live, most) = (self.live(), self.max_live_runs);
+        hold!(live <= most, "no more runs are live than may be", "{live} are, and {most} may be");
         Ok(())
     }
 

@@ -580,6 +580,7 @@ impl World {
             match (rejection.code, &asked.request) {
                 (Code::StaleLease, AnyRequest::Workflow(_)) => self.coverage.branch(Branch::ReportRefused),
                 (Code::AgentReplaced, _) => self.coverage.branch(Branch::Replaced),
+                (Code::Overloaded, _) => self.coverage.branch(Branch::Overloaded),
                 (Code::KeyConflict, _) => self.coverage.branch(Branch::KeyConflict),
                 (Code::Unavailable, _) => self.coverage.branch(Branch::ParkedInVain),
                 _ => {}
