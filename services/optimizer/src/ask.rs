@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Effect, Reply, Turn};
 use baton_protocol::record::{AnyCommit, ResourceRecord, WorkflowRecord};
 use baton_protocol::request::{AssignAnswer, AssignTasks, Placement, Refusal};
@@ -72,6 +73,7 @@ struct Avoided {
 impl Soft {
     pub(crate) fn deadline(&self, config: &Config) -> Option<Millis> {
         let question = self.questions.values().next().map(|q| q.at.saturating_add(config.ask_timeout_ms));
+        let question = question.filter(|_| !is_planted(Bug::QuestionNeverExpires));
         let avoided = self.avoided_until.front().map(|(until, _)| *until);
         question.into_iter().chain(avoided).chain(self.paused_until).min()
     }
@@ -260,7 +262,9 @@ pub(crate) fn answered(turn: &mut Turn<'_, Optimizer>, tag: u64, reply: Reply) -
             refused
         }
         Err(_) => {
-            turn.soft.give_up(tag);
+            if !is_planted(Bug::QuestionNeverExpires) {
+                turn.soft.give_up(tag);
+            }
             turn.soft.paused_until = Some(now.saturating_add(PAUSE_MS));
             false
         }
@@ -275,12 +279,14 @@ pub(crate) fn expire(turn: &mut Turn<'_, Optimizer>) {
     let (now, timeout) = (turn.now(), turn.config().ask_timeout_ms);
     while let Some((tag, question)) = turn.soft.questions.first_key_value()
         && question.at.saturating_add(timeout) <= now
+        && !is_planted(Bug::QuestionNeverExpires)
     {
         let tag = *tag;
         turn.soft.give_up(tag);
     }
     while let Some((_, task)) = turn.soft.avoided_until.pop_front_if(|(until, _)| *until <= now) {
-        if turn.soft.avoided.get(&task).is_some_and(|avoided| avoided.until <= now) {
+        let old = turn.soft.avoided.get(&task).is_some_and(|avoided| avoided.until <= now);
+        if old && !is_planted(Bug::RefusalNeverForgotten) {
             turn.soft.avoided.remove(&task);
         }
     }

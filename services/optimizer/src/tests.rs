@@ -36,7 +36,7 @@ impl Log {
     }
 
     /// Commits all that is pending; gives what may leave.
-    fn settle<M: Machine>(&mut self, machine: &mut Processor<M>, now: Millis) -> Released {
+    fn settle<M: Machine>(&mut self, machine: &mut Processor<M>, now: Millis) -> Released<M> {
         self.feed(machine, now);
         let mut all = Released::default();
         while let Some(outgoing) = machine.take(100_000) {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Reply, Turn, answer};
 use baton_protocol::amount::covers;
 use baton_protocol::record::{AgentLeft, AgentRegistered, LeftReason, ResourceRecord, Stamp};
@@ -248,7 +249,10 @@ pub(crate) fn heartbeat(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId, r
     turn.soft.heard.note(agent, now);
     let holds: BTreeSet<LeaseId> = request.holds.iter().copied().collect();
     let drop = holds.iter().copied().filter(|lease| !turn.state().leases.is_of(*lease, agent)).collect();
-    let start = lease::undelivered(turn, agent, &holds);
+    let start = match is_planted(Bug::HeartbeatDoesNotHeal) {
+        true => Vec::new(),
+        false => lease::undelivered(turn, agent, &holds),
+    };
     let config = turn.config();
     answer(&HeartbeatAnswer { start, drop, heartbeat_ms: config.heartbeat_ms, lease_ms: config.lease_ms })
 }
@@ -288,6 +292,9 @@ pub(crate) fn begin_term(turn: &mut Turn<'_, ResourceManager>) {
 /// that looks later than it meant to, by more than a heartbeat, gives everybody two more heartbeats to be heard.
 pub(crate) fn lose_the_silent(turn: &mut Turn<'_, ResourceManager>) {
     let (now, config) = (turn.now(), turn.config().clone());
+    if is_planted(Bug::SilenceTolerated) {
+        turn.soft.heard = Heard::default();
+    }
     let Some(meant) = turn.soft.heard.oldest().map(|at| at.saturating_add(config.lease_ms)) else { return };
     let slept = now.saturating_sub(meant) > config.heartbeat_ms;
     let silent = turn.soft.heard.silent_since(now.saturating_sub(config.lease_ms));

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Effect, Publication, Reply, Turn, answer};
 use baton_protocol::amount::covers;
 use baton_protocol::record::{
@@ -166,7 +167,7 @@ fn may_hold(state: &ResourceManager, task: &TaskId, agent: &AgentId) -> Result<R
         .tasks
         .open(task)
         .ok_or_else(|| not_ready("is not waiting for an agent: it is not ready, or has ended"))?;
-    if let Some(lease) = open.lease {
+    if let Some(lease) = open.lease.filter(|_| !is_planted(Bug::LeasedTwice)) {
         let why = format!("is or was leased: lease {lease}; if that has ended, the next attempt is another task");
         return Err(not_ready(&why).into());
     }
@@ -183,11 +184,14 @@ fn may_hold(state: &ResourceManager, task: &TaskId, agent: &AgentId) -> Result<R
         return Err(no_capacity(why).into());
     }
     let slots = entry.record.slots as usize;
-    if state.leases.count_of(agent) >= slots {
+    if state.leases.count_of(agent) >= slots && !is_planted(Bug::SlotsNotCounted) {
         let rejection = no_capacity(format!("has no free slot: all {slots} are leased"));
         return Err(Refused { lacking: Some(SLOT.to_owned()), rejection });
     }
     let needed = with(&state.leases.in_use(agent), &open.resources);
+    if is_planted(Bug::ResourcesNotCounted) {
+        return Ok(open.resources.clone());
+    }
     if let Err(name) = covers(&entry.record.resources, &needed) {
         let of = |resources: &Resources| resources.get(&name).copied().unwrap_or_default();
         let (has, needs) = (of(&entry.record.resources), of(&open.resources));

@@ -27,6 +27,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 
+use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Foreign, Machine, Reply, RequestContext, Turn};
 use baton_protocol::record::{AnyCommit, ResourceRecord, Stamp, WorkflowRecord};
 use baton_protocol::request::ResourceRequest;
@@ -78,7 +79,7 @@ impl Machine for ResourceManager {
     fn apply(&mut self, stamp: Stamp, record: &ResourceRecord) {
         match record {
             ResourceRecord::AgentRegistered(record) => {
-                if self.agents.registered(stamp, record) {
+                if self.agents.registered(stamp, record) && !is_planted(Bug::OldSessionKeepsLeases) {
                     self.leases.end_all_of(&record.agent);
                 }
             }
@@ -88,7 +89,8 @@ impl Machine for ResourceManager {
             }
             ResourceRecord::Assigned(record) => {
                 let lease = LeaseId(stamp.number);
-                if self.agents.is_present(&record.agent) && self.tasks.leased(&record.task, lease) {
+                let holds = self.agents.is_present(&record.agent) && self.tasks.leased(&record.task, lease);
+                if holds && !is_planted(Bug::GrantForgotten) {
                     self.leases.begin(lease, stamp.at, record);
                 }
             }

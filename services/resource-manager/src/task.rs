@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::definition::Definition;
 use baton_protocol::record::{Outcome, RunStarted, StageEnded, StageReady, Stamp, WorkflowRegistered};
 use baton_protocol::request::Assignment;
@@ -96,7 +97,11 @@ impl Tasks {
     /// Notes a task's lease. False if it can not have one.
     pub(crate) fn leased(&mut self, task: &TaskId, lease: LeaseId) -> bool {
         let open = self.runs.get_mut(&task.run).and_then(|run| run.open.get_mut(&task.stage));
-        let Some(open) = open.filter(|open| open.attempt == task.attempt && open.lease.is_none()) else { return false };
+        let Some(open) =
+            open.filter(|open| open.attempt == task.attempt && (open.lease.is_none() || is_planted(Bug::LeasedTwice)))
+        else {
+            return false;
+        };
         open.lease = Some(lease);
         true
     }

@@ -4,6 +4,7 @@
 //! nothing. Everything that may change a run ends in it.
 
 use baton_machine::Effect;
+use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::record::{Outcome, RunFinished, StageEnded, StageReady, WorkflowRecord};
 use baton_protocol::request::{MAX_MESSAGE_BYTES, Usage};
 use baton_protocol::run::{RunStatus, StageStatus};
@@ -68,6 +69,9 @@ pub(crate) fn take_over(turn: &mut Turn<'_>) {
 
 /// Ends the attempts whose agents are gone.
 pub(crate) fn give_up_lost(turn: &mut Turn<'_>) {
+    if is_planted(Bug::LostAttemptForgotten) {
+        return;
+    }
     while let Some((&lease, why)) = turn.state().lost.first_key_value() {
         let ending = Ending::unreported(Outcome::Lost, why.clone(), Again::AtOnce);
         let held = turn.state().held(lease);
@@ -178,6 +182,7 @@ pub(crate) fn end(turn: &mut Turn<'_>, id: RunId, place: usize, ending: Ending) 
     let under_way = run.stages[place].attempts.last().filter(|attempt| attempt.ended_at.is_none());
     let number = attempts(run, place) + u32::from(under_way.is_none());
     let wait = match ending.again {
+        Again::Later if is_planted(Bug::RetryTooEarly) => Some(0),
         Again::Never => None,
         Again::AtOnce => Some(0),
         Again::Later => Some(definition.retry.wait_ms(id, &definition.name, number)),
@@ -207,7 +212,8 @@ pub(crate) fn end(turn: &mut Turn<'_>, id: RunId, place: usize, ending: Ending) 
 /// Ends a run, and the attempts that are under way.
 pub(crate) fn finish(turn: &mut Turn<'_>, id: RunId, status: RunStatus, reason: Option<String>) {
     let Some((run, _)) = turn.state().live(id) else { return };
-    for place in run.attempted() {
+    let outlive = is_planted(Bug::AttemptsOutliveTheRun) && status == RunStatus::Cancelled;
+    for place in run.attempted().into_iter().filter(|_| !outlive) {
         let why = text::cut(reason.clone().unwrap_or_default(), text::MAX_REASON_BYTES);
         end(turn, id, place, Ending::unreported(Outcome::Cancelled, why, Again::Never));
     }

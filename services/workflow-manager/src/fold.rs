@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::record::{
     AgentLeft, AgentRegistered, Assigned, LeaseEnded, LeftReason, RunFinished, RunStarted, StageEnded, StageReady,
     Stamp,
@@ -134,7 +135,7 @@ impl WorkflowManager {
         let Some(place) = version.plan.place(&task.stage) else { return };
         if run.stage_ready(stamp.at, place, task.attempt, version) {
             let due = stamp.at.saturating_add(version.definition.stages[place].start_timeout_ms);
-            self.timers.set(run, place, Some(due));
+            self.timers.set(run, place, Some(due).filter(|_| !is_planted(Bug::StartTimerForgotten)));
         }
     }
 

@@ -1,6 +1,7 @@
 //! An agent reports how its task ended.
 
-use baton_protocol::record::Outcome;
+use baton_machine::planted::{Bug, is_planted};
+use baton_protocol::record::{Outcome, StageEnded, WorkflowRecord};
 use baton_protocol::request::{MAX_JSON_BYTES, Report, ReportStatus, ReportStored};
 use baton_protocol::{AgentId, Code, Json, Rejection};
 
@@ -20,7 +21,15 @@ enum Found {
 pub(crate) fn report(turn: &mut Turn<'_>, agent: &AgentId, report: Report) -> Result<ReportStored, Rejection> {
     let found = find(turn.state(), agent, &report).map_err(|why| Rejection::new(Code::StaleLease, why))?;
     let stored = ReportStored { lease: report.lease };
-    let Found::Open(place) = found else { return Ok(stored) };
+    let place = match found {
+        Found::Open(place) => place,
+        Found::Stored => {
+            if is_planted(Bug::ReportAppliedTwice) {
+                planted_again(turn, agent, report);
+            }
+            return Ok(stored);
+        }
+    };
     let result = report.result.as_ref().map_or(0, Json::size);
     if result > MAX_JSON_BYTES {
         let message = format!(
@@ -34,6 +43,15 @@ pub(crate) fn report(turn: &mut Turn<'_>, agent: &AgentId, report: Report) -> Re
     advance::end(turn, run, place, ending(report));
     advance::advance(turn, run);
     Ok(stored)
+}
+
+/// Stores a report that was stored before: what [`Bug::ReportAppliedTwice`] does.
+fn planted_again(turn: &mut Turn<'_>, agent: &AgentId, report: Report) {
+    let Report { lease, task, .. } = report.clone();
+    let Ending { outcome, result, error, again: _, cost, usage } = ending(report);
+    let (lease, agent) = (Some(lease), Some(agent.clone()));
+    let ended = StageEnded { task, lease, agent, outcome, result, error, retry_at: None, duration_ms: 0, cost, usage };
+    turn.emit(WorkflowRecord::StageEnded(ended));
 }
 
 fn ending(report: Report) -> Ending {
@@ -72,6 +90,9 @@ fn find(state: &WorkflowManager, agent: &AgentId, report: &Report) -> Result<Fou
         return Err(format!("workflow {} has no stage {}", run.workflow, task.stage));
     };
     let attempts = &run.stages[place].attempts;
+    if is_planted(Bug::LeaseNotChecked) && attempts.last().is_some_and(|attempt| attempt.outcome.is_none()) {
+        return Ok(Found::Open(place));
+    }
     let Some(attempt) = attempts.get((task.attempt as usize).wrapping_sub(1)) else {
         let begun = text::count(attempts.len(), "attempt");
         return Err(format!("task {task} has not begun: stage {} had {begun} so far", task.stage));

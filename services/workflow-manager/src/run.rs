@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 
+use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::record::{Outcome, RunFinished, RunStarted, StageEnded, Stamp};
 use baton_protocol::request::Usage;
 use baton_protocol::run::{RunStatus, StageStatus};
@@ -169,6 +170,9 @@ impl Run {
     /// begins when none is open, and holds back all others until it is over.
     fn startable(&self, version: &Version) -> Option<usize> {
         let beside = self.startable.first().copied();
+        if is_planted(Bug::AloneIgnored) {
+            return beside.into_iter().chain(self.startable_alone.first().copied()).min();
+        }
         match self.open.first() {
             Some(&open) if !version.definition.stages[open].parallel => None,
             Some(_) => beside,

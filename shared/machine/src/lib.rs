@@ -17,7 +17,10 @@
 //!
 //! This crate knows nothing of NATS.
 
+mod clock;
+pub mod planted;
 mod processor;
+mod snapshot;
 mod turn;
 
 use std::fmt;
@@ -29,7 +32,9 @@ use baton_protocol::{Json, Millis, Rejection, RunId, Service};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use processor::{Outgoing, Processor, ReadError, Released, Snapshot};
+pub use clock::Clock;
+pub use processor::{Outgoing, Processor, ReadError, Released};
+pub use snapshot::Snapshot;
 pub use turn::Turn;
 
 /// What a request is answered with.

@@ -1,12 +1,14 @@
 //! The processor: turns a machine, in production and in the simulator.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
-use baton_protocol::record::{self, AnyCommit, Cause, Commit, CommitError, Event, FORMAT, Record, Stamp};
+use baton_protocol::record::{AnyCommit, Cause, Commit, CommitError, Event, FORMAT, Record, Stamp, Turn as LogTurn};
 use baton_protocol::request::{Mark, Requests};
 use baton_protocol::{Code, Json, Millis, Number, Position, Rejection, Service};
-use serde::{Deserialize, Serialize};
 
+use crate::planted::{Bug, is_planted};
+use crate::snapshot::Snapshot;
 use crate::turn::Emitted;
 use crate::{Effect, Foreign, Machine, Reply, RequestContext, Token, Turn};
 
@@ -40,7 +42,15 @@ pub struct Processor<M: Machine> {
     /// Whether leading is proved by an empty commit instead of a read.
     prove_by_commit: bool,
     /// Messages of others beyond `handled`.
-    backlog: VecDeque<(u64, AnyCommit)>,
+    backlog: VecDeque<(u64, Arc<AnyCommit>)>,
+    /// The campaign was won when the log ended here; the term begins when it has been read that far.
+    won_at: Option<u64>,
+    /// A snapshot is made after this many records of its own, or after as many messages of the log; 0 for never.
+    snapshot_every: u64,
+    /// How many of its own records it has committed since the last snapshot.
+    records_since_snapshot: u64,
+    /// How far it had read at the last snapshot.
+    snapshot_position: u64,
     lead: Option<Lead<M>>,
 }
 
@@ -55,7 +65,7 @@ struct Lead<M: Machine> {
     entries: VecDeque<Entry>,
     /// Effects that wait for nothing.
     immediate: Vec<Effect>,
-    flight: Option<Flight>,
+    flight: Option<Flight<M>>,
     parked: Vec<Parked<M::Request>>,
 }
 
@@ -72,12 +82,13 @@ struct Entry {
 
 /// What was taken and is not acknowledged yet.
 #[derive(Debug)]
-struct Flight {
+struct Flight<M> {
     commit: bool,
     term: u64,
     first: Number,
     events: Vec<(Millis, Cause, Emitted)>,
     effects: Vec<Effect>,
+    snapshot: Option<Snapshot<M>>,
 }
 
 #[derive(Debug)]
@@ -110,12 +121,20 @@ pub enum Outgoing {
 }
 
 /// What may leave, now that its commit is acknowledged.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Released {
+#[derive(Debug, Clone, PartialEq)]
+pub struct Released<M> {
     /// What to do.
     pub effects: Vec<Effect>,
     /// The records as events, with the subjects to publish them on.
     pub events: Vec<(String, Event)>,
+    /// The state at this commit, where one is to be kept to start from: see [`Processor::keep_snapshots`].
+    pub snapshot: Option<Snapshot<M>>,
+}
+
+impl<M> Default for Released<M> {
+    fn default() -> Self {
+        Self { effects: Vec::new(), events: Vec::new(), snapshot: None }
+    }
 }
 
 /// Why a message of the log can not be taken.
@@ -149,30 +168,6 @@ pub enum ReadError {
         /// The number it should start with.
         expected: Number,
     },
-}
-
-/// A processor's state at a commit, to start from instead of from the beginning.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(bound = "M: Machine")]
-pub struct Snapshot<M> {
-    /// The commit format that it was made from.
-    pub format: u32,
-    /// The machine.
-    pub machine: M,
-    /// The number of the next own record.
-    pub next: Number,
-    /// The sequence of the last own commit.
-    pub own: u64,
-    /// The sequence of the last message of others observed.
-    pub seen: u64,
-    /// The sequence of the last message of others handled to the end.
-    pub handled: u64,
-    /// The number of the last record observed of each other service.
-    pub marks: BTreeMap<Service, Number>,
-    /// The last term.
-    pub term: u64,
-    /// The latest time.
-    pub clock: Millis,
 }
 
 impl<M: Machine> Processor<M> {
@@ -210,6 +205,10 @@ impl<M: Machine> Processor<M> {
             clock,
             prove_by_commit: false,
             backlog: VecDeque::new(),
+            won_at: None,
+            snapshot_every: 0,
+            records_since_snapshot: 0,
+            snapshot_position: own.min(handled),
             lead: None,
         }
     }
@@ -220,11 +219,17 @@ impl<M: Machine> Processor<M> {
         self.prove_by_commit = true;
     }
 
+    /// Makes a snapshot after every so many records of its own, or messages of the log: a service that writes little still
+    /// reads everything. It comes out with what its commit releases ([`Released::snapshot`]).
+    pub fn keep_snapshots(&mut self, every: u64) {
+        self.snapshot_every = every;
+    }
+
     /// The state as it is, to start from later. There is one only where nothing is pending but what is under way; `own` is
-    /// then still to be set to the sequence of the commit under way.
+    /// then the last commit that was acknowledged, and not yet the one under way.
     #[must_use]
     pub fn snapshot(&self) -> Option<Snapshot<M>> {
-        if self.lead.as_ref().is_some_and(|lead| !lead.entries.is_empty()) {
+        if self.lead.as_ref().is_some_and(|lead| !lead.entries.is_empty()) && !is_planted(Bug::SnapshotTooEarly) {
             return None;
         }
         Some(Snapshot {
@@ -282,29 +287,46 @@ impl<M: Machine> Processor<M> {
         self.lead.as_ref().is_none_or(|lead| lead.entries.is_empty() && lead.flight.is_none() && !lead.must_commit)
     }
 
+    /// Whether anything has happened since the last snapshot.
+    #[must_use]
+    pub fn is_beyond_snapshot(&self) -> bool {
+        self.records_since_snapshot > 0 || self.read > self.snapshot_position
+    }
+
     /// Reads message `seq` of the log.
     pub fn read(&mut self, seq: u64, service: Service, payload: &[u8], now: Millis) -> Result<(), ReadError> {
-        if seq <= self.read {
+        if !self.is_news(seq, service) {
+            self.read = self.read.max(seq);
             return Ok(());
         }
-        let undecodable = |error| ReadError::Undecodable { seq, error };
-        if service == M::Record::SERVICE {
-            if seq > self.own {
-                let commit = record::decode::<M::Record>(payload).map_err(undecodable)?;
-                self.read_own(seq, commit)?;
-            }
-        } else if seq > self.handled {
-            let commit = AnyCommit::decode(service, payload).map_err(undecodable)?;
-            self.backlog.push_back((seq, commit));
-            if self.lead.is_some() {
-                self.handle_backlog(now);
+        let commit = AnyCommit::decode(service, payload).map_err(|error| ReadError::Undecodable { seq, error })?;
+        self.read_commit(seq, &Arc::new(commit), now)
+    }
+
+    /// Reads message `seq` of the log where it is decoded already: several readers of one log need not do it each.
+    pub fn read_commit(&mut self, seq: u64, commit: &Arc<AnyCommit>, now: Millis) -> Result<(), ReadError> {
+        if self.is_news(seq, commit.service()) {
+            match M::Record::commit(commit) {
+                Some(own) => self.read_own(seq, own)?,
+                None => {
+                    self.backlog.push_back((seq, Arc::clone(commit)));
+                    if self.lead.is_some() {
+                        self.handle_backlog(now);
+                    }
+                }
             }
         }
-        self.read = seq;
+        self.read = self.read.max(seq);
         Ok(())
     }
 
-    fn read_own(&mut self, seq: u64, commit: Commit<M::Record>) -> Result<(), ReadError> {
+    /// Whether a message is not in the state yet, nor waits to be handled.
+    fn is_news(&self, seq: u64, service: Service) -> bool {
+        let known = if service == M::Record::SERVICE { self.own } else { self.handled };
+        seq > self.read.max(known)
+    }
+
+    fn read_own(&mut self, seq: u64, commit: &Commit<M::Record>) -> Result<(), ReadError> {
         if let Some(lead) = &self.lead {
             let ours = lead.flight.as_ref().is_some_and(|flight| {
                 flight.commit
@@ -316,14 +338,16 @@ impl<M: Machine> Processor<M> {
                 // The tail was faster than the acknowledgement, which is still to come.
                 return Ok(());
             }
-            return Err(ReadError::Deposed { seq, instance: commit.instance, term: commit.term });
+            return Err(ReadError::Deposed { seq, instance: commit.instance.clone(), term: commit.term });
         }
         if commit.first != self.next {
             return Err(ReadError::Gap { seq, found: commit.first, expected: self.next });
         }
         let mut number = commit.first;
         for turn in &commit.turns {
-            self.observe_up_to(turn.seen);
+            if !is_planted(Bug::SeenIgnored) {
+                self.observe_up_to(turn.seen);
+            }
             for record in &turn.records {
                 self.machine.apply(Stamp { number, at: turn.at, seen: turn.seen }, record);
                 number += 1;
@@ -349,9 +373,26 @@ impl<M: Machine> Processor<M> {
         self.seen = self.seen.max(seq);
     }
 
+    /// The campaign is won. The term begins once the log has been read to `last`, where it ended then.
+    pub fn campaign_won(&mut self, last: u64) {
+        self.won_at = Some(last);
+    }
+
+    /// Begins the term if the campaign is won and the log has been read far enough. Whether it has begun just now.
+    pub fn begin_term(&mut self, instance: &str, now: Millis) -> bool {
+        if self.lead.is_some() || self.won_at.is_none_or(|last| self.read < last) {
+            return false;
+        }
+        self.won_at = None;
+        self.lead(instance, now);
+        true
+    }
+
     /// Begins a term. The log must have been read to its end; the fence tells if it was not.
     pub fn lead(&mut self, instance: &str, now: Millis) {
-        self.term += 1;
+        if !is_planted(Bug::TermNotRaised) {
+            self.term += 1;
+        }
         self.lead = Some(Lead {
             instance: instance.to_owned(),
             soft: M::Soft::default(),
@@ -363,7 +404,18 @@ impl<M: Machine> Processor<M> {
             parked: Vec::new(),
         });
         self.turn(Cause::Lead, None, now, |turn| M::lead(turn));
+        if is_planted(Bug::BacklogForgotten) {
+            self.forget_backlog();
+        }
         self.handle_backlog(now);
+    }
+
+    /// Observes what waits and reacts to nothing: what [`Bug::BacklogForgotten`] does.
+    fn forget_backlog(&mut self) {
+        let last = self.backlog.back().map_or(self.seen, |(seq, _)| *seq);
+        self.observe_up_to(last);
+        self.handled = self.handled.max(last);
+        self.backlog.clear();
     }
 
     fn handle_backlog(&mut self, now: Millis) {
@@ -494,8 +546,12 @@ impl<M: Machine> Processor<M> {
         };
         act(&mut turn);
         let Turn { emitted, effects, .. } = turn;
-        let (immediate, effects): (Vec<_>, Vec<_>) =
-            effects.into_iter().partition(|effect| matches!(effect, Effect::Ask { .. }));
+        let leaves_at_once = |effect: &Effect| {
+            matches!(effect, Effect::Ask { .. })
+                || (is_planted(Bug::AnsweredTooEarly) && matches!(effect, Effect::Answer { .. }))
+                || (is_planted(Bug::PushedTooEarly) && matches!(effect, Effect::Publish(_)))
+        };
+        let (immediate, effects): (Vec<_>, Vec<_>) = effects.into_iter().partition(leaves_at_once);
         lead.immediate.extend(immediate);
         if !emitted.is_empty() || !effects.is_empty() {
             let (seen, handled, records) = (self.seen, self.handled, emitted.into());
@@ -519,12 +575,12 @@ impl<M: Machine> Processor<M> {
         }
         let pending: u64 = lead.entries.iter().map(|entry| entry.records.len() as u64).sum();
         let first = self.next - pending;
-        let mut turns: Vec<record::Turn<Json>> = Vec::new();
-        let mut flight = Flight { commit: false, term: self.term, first, events: Vec::new(), effects: Vec::new() };
+        let mut turns: Vec<LogTurn<Json>> = Vec::new();
+        let (events, effects) = (Vec::new(), Vec::new());
+        let mut flight = Flight { commit: false, term: self.term, first, events, effects, snapshot: None };
         let (mut bytes, mut records, mut cursor) = (0, 0, lead.committed_handled);
         while let Some(entry) = lead.entries.front_mut() {
-            let mut turn =
-                record::Turn { at: entry.at, seen: entry.seen, cause: entry.cause.clone(), records: Vec::new() };
+            let mut turn = LogTurn { at: entry.at, seen: entry.seen, cause: entry.cause.clone(), records: Vec::new() };
             while let Some(emitted) = entry.records.front() {
                 if bytes > 0 && bytes + emitted.json.size() > max_bytes {
                     break;
@@ -555,18 +611,40 @@ impl<M: Machine> Processor<M> {
         flight.commit = true;
         lead.must_commit = false;
         lead.committed_handled = cursor;
-        lead.flight = Some(flight);
         let commit =
             Commit { format: FORMAT, instance: lead.instance.clone(), term: self.term, first, handled: cursor, turns };
         let payload = serde_json::to_vec(&commit).expect("a commit can be written as JSON");
+        flight.snapshot = self.due_snapshot(records);
+        if let Some(lead) = &mut self.lead {
+            lead.flight = Some(flight);
+        }
         Some(Outgoing::Commit { payload, fence, records })
     }
 
+    /// The snapshot that goes with a commit of so many records, if one is due. There is none while a turn is split over
+    /// commits; then the next commit may have one.
+    fn due_snapshot(&mut self, records: u64) -> Option<Snapshot<M>> {
+        self.records_since_snapshot += records;
+        let read = self.read.saturating_sub(self.snapshot_position);
+        if self.snapshot_every == 0 || self.records_since_snapshot.max(read) < self.snapshot_every {
+            return None;
+        }
+        let snapshot = self.snapshot()?;
+        self.records_since_snapshot = 0;
+        self.snapshot_position = self.read;
+        Some(snapshot)
+    }
+
     /// What was taken is acknowledged: the commit as message `seq` of the log, or the proof.
-    pub fn acknowledged(&mut self, seq: u64) -> Released {
-        let Some(flight) = self.lead.as_mut().and_then(|lead| lead.flight.take()) else { return Released::default() };
+    pub fn acknowledged(&mut self, seq: u64) -> Released<M> {
+        let Some(mut flight) = self.lead.as_mut().and_then(|lead| lead.flight.take()) else {
+            return Released::default();
+        };
         if flight.commit {
             self.own = seq;
+            if let Some(snapshot) = &mut flight.snapshot {
+                snapshot.own = seq;
+            }
         }
         let first = flight.first;
         let events = flight.events.into_iter().enumerate().map(|(index, (at, cause, emitted))| {
@@ -583,7 +661,7 @@ impl<M: Machine> Processor<M> {
             };
             (emitted.subject, event)
         });
-        Released { effects: flight.effects, events: events.collect() }
+        Released { effects: flight.effects, events: events.collect(), snapshot: flight.snapshot }
     }
 }
 

@@ -373,6 +373,9 @@ pub trait Record:
 
     /// What it is about, for the subject of its event.
     fn topic(&self) -> Topic<'_>;
+
+    /// The commit, if it is one of these records' writer.
+    fn commit(commit: &AnyCommit) -> Option<&Commit<Self>>;
 }
 
 /// What a record is about.
@@ -410,6 +413,13 @@ impl Record for WorkflowRecord {
             Self::RunFinished(r) => Topic::Run(&r.run),
         }
     }
+
+    fn commit(commit: &AnyCommit) -> Option<&Commit<Self>> {
+        match commit {
+            AnyCommit::Workflow(commit) => Some(commit),
+            _ => None,
+        }
+    }
 }
 
 impl Record for ResourceRecord {
@@ -432,6 +442,13 @@ impl Record for ResourceRecord {
             Self::LeaseEnded(r) => Topic::Run(&r.task.run),
         }
     }
+
+    fn commit(commit: &AnyCommit) -> Option<&Commit<Self>> {
+        match commit {
+            AnyCommit::Resource(commit) => Some(commit),
+            _ => None,
+        }
+    }
 }
 
 impl Record for OptimizerRecord {
@@ -446,6 +463,13 @@ impl Record for OptimizerRecord {
     fn topic(&self) -> Topic<'_> {
         match self {
             Self::StrategyChanged(_) => Topic::Service(Service::Optimizer),
+        }
+    }
+
+    fn commit(commit: &AnyCommit) -> Option<&Commit<Self>> {
+        match commit {
+            AnyCommit::Optimizer(commit) => Some(commit),
+            _ => None,
         }
     }
 }

@@ -80,7 +80,7 @@ impl Hands {
     }
 
     /// Does what may be done now that its commit is acknowledged.
-    pub(crate) async fn release(&mut self, released: Released) {
+    pub(crate) async fn release<M>(&mut self, released: Released<M>) {
         for effect in released.effects {
             self.carry_out(effect).await;
         }

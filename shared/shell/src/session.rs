@@ -89,15 +89,9 @@ pub(crate) struct Session<M: Machine> {
     requests: (mpsc::Sender<Incoming<M>>, mpsc::Receiver<Incoming<M>>),
     answers: mpsc::Receiver<(u64, Reply)>,
     changes: mpsc::Receiver<Leadership>,
-    /// The campaign won when the log ended here; the term begins when it has been read that far.
-    won_at: Option<u64>,
     flight: Option<Flight>,
     flight_since: Instant,
     flight_records: Option<u64>,
-    pending_snapshot: Option<Snapshot<M>>,
-    /// Records of its own, and the position in the log, at the last snapshot.
-    records_since_snapshot: u64,
-    snapshot_position: u64,
     saving: JoinSet<()>,
     /// Whether a commit has been acknowledged in this session.
     landed: bool,
@@ -158,6 +152,7 @@ impl<M: Machine> Session<M> {
                 Some(snapshot) => Processor::restore(snapshot, config),
                 None => Processor::new(config),
             };
+            processor.keep_snapshots(settings.log.snapshot_records);
             if settings.log.replicas > 1 {
                 processor.prove_by_commit();
             }
@@ -182,13 +177,9 @@ impl<M: Machine> Session<M> {
                 requests: mpsc::channel(4096),
                 answers,
                 changes,
-                won_at: None,
                 flight: None,
                 flight_since: Instant::now(),
                 flight_records: None,
-                pending_snapshot: None,
-                records_since_snapshot: 0,
-                snapshot_position: 0,
                 saving: JoinSet::new(),
                 landed: false,
                 clock: Clock::new(),
@@ -198,7 +189,6 @@ impl<M: Machine> Session<M> {
                 campaign: JoinSet::new(),
                 _tasks: tasks,
             };
-            session.snapshot_position = session.processor.position();
             session.read_up_to(last).await?;
             session.show(Role::Following);
             let campaign = Campaign::new(&session.js, &client, instance, settings, session.pulse.clone()).await?;
@@ -321,7 +311,7 @@ impl<M: Machine> Session<M> {
                     Leadership::Won => {
                         let info = self.stream.get_info().await;
                         match info {
-                            Ok(info) => self.won_at = Some(info.state.last_sequence),
+                            Ok(info) => self.processor.campaign_won(info.state.last_sequence),
                             Err(error) => return End::Broken(error.to_string()),
                         }
                         if let Err(end) = self.begin_term().await { return end }
@@ -369,12 +359,10 @@ impl<M: Machine> Session<M> {
 
     /// Begins the term, once the campaign is won and the log has been read to where it ended then.
     async fn begin_term(&mut self) -> Result<(), End> {
-        if self.won_at.is_none_or(|last| self.processor.position() < last) || self.processor.is_leading() {
+        let now = self.now();
+        if !self.processor.begin_term(self.instance.name(), now) {
             return Ok(());
         }
-        self.won_at = None;
-        let now = self.now();
-        self.processor.lead(self.instance.name(), now);
         let (client, metrics) = (self.hands.client.clone(), self.telemetry.metrics.clone());
         self.endpoints = Some(Endpoints::start::<M>(&client, &self.instance, &metrics, &self.requests.0).await?);
         tracing::info!(service = %M::Record::SERVICE, term = self.processor.term(), "leading");
@@ -399,8 +387,6 @@ impl<M: Machine> Session<M> {
             }
             Outgoing::Commit { payload, fence, records } => {
                 self.flight_records = Some(records);
-                self.records_since_snapshot += records;
-                self.want_snapshot();
                 let (stream, subject) = (self.stream_name.clone(), self.subject.clone());
                 Box::pin(log::append(self.js.clone(), stream, subject, payload, fence, HeaderMap::new()))
             }
@@ -408,20 +394,12 @@ impl<M: Machine> Session<M> {
         Ok(())
     }
 
-    /// Takes a snapshot when it is time: by records of its own, or by how far the log went on, because a service that
-    /// writes little still reads everything.
-    fn want_snapshot(&mut self) {
+    /// Keeps a snapshot, unless the one before is still on its way.
+    fn keep(&mut self, snapshot: Snapshot<M>) {
         while self.saving.try_join_next().is_some() {}
-        let every = self.settings.log.snapshot_records;
-        let read = self.processor.position().saturating_sub(self.snapshot_position);
-        if (self.records_since_snapshot < every && read < every) || !self.saving.is_empty() {
-            return;
-        }
-        // There is none while a turn is split over commits; then the next commit may have one.
-        if let Some(snapshot) = self.processor.snapshot() {
-            self.pending_snapshot = Some(snapshot);
-            self.records_since_snapshot = 0;
-            self.snapshot_position = self.processor.position();
+        if self.saving.is_empty() {
+            let snapshots = self.snapshots.clone();
+            self.saving.spawn(async move { snapshots.save(snapshot).await });
         }
     }
 
@@ -440,21 +418,19 @@ impl<M: Machine> Session<M> {
             metrics.count("baton_commits_total", &[]);
             metrics.observe("baton_commit_records", &[], records as f64);
             metrics.observe("baton_commit_seconds", &[], self.flight_since.elapsed().as_secs_f64());
-            if let Some(mut snapshot) = self.pending_snapshot.take() {
-                snapshot.own = seq;
-                let snapshots = self.snapshots.clone();
-                self.saving.spawn(async move { snapshots.save(snapshot).await });
-            }
         }
-        let released = self.processor.acknowledged(seq);
+        let mut released = self.processor.acknowledged(seq);
+        if let Some(snapshot) = released.snapshot.take() {
+            self.keep(snapshot);
+        }
         self.hands.release(released).await;
         Ok(())
     }
 
     async fn drained(&mut self) -> End {
         while self.saving.join_next().await.is_some() {}
-        let news = self.records_since_snapshot > 0 || self.processor.position() > self.snapshot_position;
-        let worth_it = self.processor.is_leading() && news && self.processor.is_drained();
+        let processor = &self.processor;
+        let worth_it = processor.is_leading() && processor.is_beyond_snapshot() && processor.is_drained();
         if let Some(snapshot) = self.processor.snapshot().filter(|_| worth_it) {
             let _ = tokio::time::timeout(DRAIN, self.snapshots.save(snapshot)).await;
         }

@@ -7,7 +7,7 @@ use async_nats::jetstream::Context;
 use async_nats::jetstream::object_store::{self, ObjectStore};
 use async_nats::jetstream::stream::Stream;
 use baton_machine::{Machine, Snapshot};
-use baton_protocol::record::{self, FORMAT, Record};
+use baton_protocol::record::Record;
 use baton_protocol::subject;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
@@ -15,15 +15,11 @@ use tokio::io::AsyncReadExt;
 use crate::config::Settings;
 use crate::log::{LogError, other};
 
-/// Whether a log that ends at `last` is the one that the snapshot was made of: it may have lost its end with the power.
+/// Whether a log that ends at `last` is the one that the snapshot was made of.
 async fn fits<M: Machine>(snapshot: &Snapshot<M>, stream: &Stream, last: u64) -> bool {
-    if snapshot.own.max(snapshot.seen).max(snapshot.handled) > last {
-        return false;
-    }
-    let Ok(message) = stream.get_raw_message(snapshot.own).await else { return false };
-    let own = subject::parse_log(&message.subject).is_some_and(|(_, service)| service == M::Record::SERVICE);
-    let commit = record::decode::<M::Record>(&message.payload);
-    own && commit.is_ok_and(|commit| commit.first + commit.len() == snapshot.next && commit.term == snapshot.term)
+    let message = stream.get_raw_message(snapshot.own).await.ok();
+    let own = message.as_ref().and_then(|message| Some((subject::parse_log(&message.subject)?.1, &*message.payload)));
+    snapshot.fits(last, own)
 }
 
 #[derive(Serialize, Deserialize)]
@@ -74,7 +70,7 @@ impl Snapshots {
         let stored = read.and_then(|_| serde_json::from_slice::<Stored<M>>(&text).map_err(|error| error.to_string()));
         match stored {
             Ok(Stored { log, .. }) if log != self.log => tracing::info!("the snapshot is of another log: not used"),
-            Ok(Stored { snapshot, .. }) if snapshot.format != FORMAT || !fits(&snapshot, stream, last).await => {
+            Ok(Stored { snapshot, .. }) if !fits(&snapshot, stream, last).await => {
                 tracing::warn!("the snapshot does not fit the log: reading the log from its beginning");
             }
             Ok(Stored { snapshot, .. }) => return Some(snapshot),

@@ -1,4 +1,5 @@
-//! What tests need: a real nats-server each, built binaries as processes, a Python that knows NATS, a place for spans.
+//! What tests need: a real nats-server each, built binaries as processes, a Python that knows NATS, a place for spans, a bad
+//! network.
 //!
 //! Everything here owns what it starts and ends it when dropped, always by its own process number. Nothing uses a fixed
 //! port or a directory that another test could use, and nothing sleeps in the hope that something has happened meanwhile:
@@ -13,6 +14,7 @@ mod binary;
 mod nats;
 mod otlp;
 mod process;
+mod proxy;
 mod python;
 mod wait;
 
@@ -21,5 +23,6 @@ pub use binary::baton_binary;
 pub use nats::NatsServer;
 pub use otlp::{OtlpReceiver, Span};
 pub use process::{Process, ProcessBuilder};
+pub use proxy::{Close, Direction, Proxy};
 pub use python::{Python, python_with_nats};
 pub use wait::{Outcome, wait_for};

@@ -1,0 +1,118 @@
+//! Bugs that can be planted, to prove that the simulator's checkers find them.
+//!
+//! This is a test's switch: without the crate's feature `planted`, which nothing that is shipped turns on, [`is_planted`] is
+//! `false` for every bug, and the compiler takes out what hangs on it.
+
+/// A bug that can be planted. Where it is planted, [`is_planted`] is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Bug {
+    /// The broker appends without looking at the fence.
+    FenceSkipped,
+    /// A commit whose outcome is unknown is taken for stored, and what waited for it leaves.
+    UnknownTakenForStored,
+    /// A snapshot is kept without its timers.
+    TimersNotInSnapshot,
+    /// Requests are answered before what they led to is committed.
+    AnsweredTooEarly,
+    /// Assignments are pushed before their leases are committed.
+    PushedTooEarly,
+    /// A refusal leaves without a proof that its instance leads.
+    ProofSkipped,
+    /// A successor does not react to what its predecessor had not handled.
+    BacklogForgotten,
+    /// A replay takes no notice of what the writer had seen before each turn.
+    SeenIgnored,
+    /// A snapshot is made while there are records that are not committed.
+    SnapshotTooEarly,
+    /// A new leader goes on in the term of the last one.
+    TermNotRaised,
+    /// A report that was stored before is stored again.
+    ReportAppliedTwice,
+    /// A report is taken for the attempt that is open, whatever lease it names.
+    LeaseNotChecked,
+    /// An attempt whose agent is gone stays open.
+    LostAttemptForgotten,
+    /// A run that is cancelled leaves its attempts open.
+    AttemptsOutliveTheRun,
+    /// A stage that waits for an agent has no timer.
+    StartTimerForgotten,
+    /// A stage that should run alone runs beside others.
+    AloneIgnored,
+    /// A retry does not wait.
+    RetryTooEarly,
+    /// A lease is granted whether the agent has a free slot or not.
+    SlotsNotCounted,
+    /// A lease is granted whether the agent has the resources or not.
+    ResourcesNotCounted,
+    /// A task that is leased is leased again.
+    LeasedTwice,
+    /// What was granted is not held against the agent.
+    GrantForgotten,
+    /// What an agent held stays leased when it comes back in another session.
+    OldSessionKeepsLeases,
+    /// The answer to a heartbeat never says what to start.
+    HeartbeatDoesNotHeal,
+    /// A silent agent is never given up.
+    SilenceTolerated,
+    /// A question of the optimizer that is not answered stays open for ever.
+    QuestionNeverExpires,
+    /// A placement that was refused is never tried again.
+    RefusalNeverForgotten,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: [Self; 26] = [
+        Self::FenceSkipped,
+        Self::UnknownTakenForStored,
+        Self::TimersNotInSnapshot,
+        Self::AnsweredTooEarly,
+        Self::PushedTooEarly,
+        Self::ProofSkipped,
+        Self::BacklogForgotten,
+        Self::SeenIgnored,
+        Self::SnapshotTooEarly,
+        Self::TermNotRaised,
+        Self::ReportAppliedTwice,
+        Self::LeaseNotChecked,
+        Self::LostAttemptForgotten,
+        Self::AttemptsOutliveTheRun,
+        Self::StartTimerForgotten,
+        Self::AloneIgnored,
+        Self::RetryTooEarly,
+        Self::SlotsNotCounted,
+        Self::ResourcesNotCounted,
+        Self::LeasedTwice,
+        Self::GrantForgotten,
+        Self::OldSessionKeepsLeases,
+        Self::HeartbeatDoesNotHeal,
+        Self::SilenceTolerated,
+        Self::QuestionNeverExpires,
+        Self::RefusalNeverForgotten,
+    ];
+}
+
+#[cfg(feature = "planted")]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Plants a bug in everything that this thread runs, or takes it out again.
+#[cfg(feature = "planted")]
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.set(bug);
+}
+
+/// Whether this bug is planted.
+#[cfg(feature = "planted")]
+#[must_use]
+pub fn is_planted(bug: Bug) -> bool {
+    PLANTED.get() == Some(bug)
+}
+
+/// Whether this bug is planted: never, in this build.
+#[cfg(not(feature = "planted"))]
+#[must_use]
+pub const fn is_planted(_: Bug) -> bool {
+    false
+}
