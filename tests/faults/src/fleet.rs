@@ -12,8 +12,8 @@ use baton_client::{Client, ConnectSettings};
 use baton_protocol::record::AnyCommit;
 use baton_protocol::request::{AgentStatus, InstanceStatus, ListAgents, Role};
 use baton_protocol::subject::{self, Shard};
-use baton_protocol::{AgentId, Service};
-use baton_testkit::{NatsOptions, NatsServer, Process, baton_binary};
+use baton_protocol::Service;
+use baton_testkit::{NatsOptions, NatsServer, Process, ProcessBuilder, Proxy, baton_binary};
 use tokio::time::{Instant, sleep};
 
 /// How long anything may take to be in order again.
@@ -61,6 +61,10 @@ pub struct Fleet {
     options: FleetOptions,
     folder: PathBuf,
     processes: BTreeMap<String, Process>,
+    /// Each service's process has its own way to the broker.
+    links: BTreeMap<String, Proxy>,
+    /// Processes of agents that were replaced by a second one, and have to stop.
+    replaced: Vec<(String, Process)>,
     /// Those that are down because somebody wants them to be.
     down: BTreeSet<String>,
     /// Services that ended though nobody had asked them to.
@@ -83,9 +87,15 @@ impl Fleet {
             options,
             folder: folder.to_owned(),
             processes: BTreeMap::new(),
+            links: BTreeMap::new(),
+            replaced: Vec::new(),
             down: BTreeSet::new(),
             ended: Vec::new(),
         };
+        for name in fleet.service_names() {
+            let broker = (std::net::Ipv4Addr::LOCALHOST, fleet.nats.port());
+            fleet.links.insert(name, Proxy::start(broker.into()).await);
+        }
         for name in fleet.service_names().into_iter().chain(fleet.agent_names()) {
             fleet.launch(&name).await?;
         }
@@ -115,7 +125,7 @@ impl Fleet {
     pub async fn launch(&mut self, name: &str) -> anyhow::Result<()> {
         self.down.remove(name);
         let process = match service_of(name) {
-            Some(service) => self.service(service),
+            Some(service) => self.service(name, service)?,
             None => self.agent(name),
         };
         self.processes.insert(name.to_owned(), process.start());
@@ -127,7 +137,8 @@ impl Fleet {
         Ok(())
     }
 
-    fn service(&self, service: Service) -> baton_testkit::ProcessBuilder {
+    fn service(&self, name: &str, service: Service) -> anyhow::Result<ProcessBuilder> {
+        let link = self.link(name)?.url();
         let ms = |duration: Duration| duration.as_millis().to_string();
         let settings = [
             ("BATON_AGENTS__LEASE_MS", ms(LEASE)),
@@ -137,17 +148,17 @@ impl Fleet {
             ("BATON_LOG__SNAPSHOT_RECORDS", "2000".to_owned()),
             ("BATON_HTTP__LISTEN", "127.0.0.1:0".to_owned()),
         ];
-        Process::command(baton_binary())
-            .args(["service", service.as_str(), "--server", &self.nats.client_url()])
+        Ok(Process::command(baton_binary())
+            .args(["service", service.as_str(), "--server", &link])
             .envs(settings)
             .envs(self.options.environment.iter().map(|(name, value)| (name, value)))
             .env("HOME", self.folder.join("home"))
             .env_remove("NATS_URL")
             .env_remove("NATS_CONTEXT")
-            .current_dir(self.folder.join("home"))
+            .current_dir(self.folder.join("home")))
     }
 
-    fn agent(&self, id: &str) -> baton_testkit::ProcessBuilder {
+    fn agent(&self, id: &str) -> ProcessBuilder {
         let (from, to) = self.options.task_ms;
         let number: u64 = id.rsplit('-').next().and_then(|number| number.parse().ok()).unwrap_or_default();
         Process::command(&self.options.runner)
@@ -177,10 +188,33 @@ impl Fleet {
         Ok(())
     }
 
+    /// The way of a service's process to the broker.
+    pub fn link(&self, name: &str) -> anyhow::Result<&Proxy> {
+        self.links.get(name).with_context(|| format!("{name} has no link"))
+    }
+
     /// Starts a second process of the same agent beside the one that runs, which it will replace.
-    pub fn twin(&mut self, agent: &str) -> anyhow::Result<Process> {
-        let twin = self.agent(agent).start();
-        self.processes.insert(agent.to_owned(), twin).with_context(|| format!("{agent} was not running"))
+    pub fn replace(&mut self, agent: &str) -> anyhow::Result<()> {
+        let second = self.agent(agent).start();
+        let first = self.processes.insert(agent.to_owned(), second);
+        self.replaced.push((agent.to_owned(), first.with_context(|| format!("{agent} was not running"))?));
+        Ok(())
+    }
+
+    /// Waits until the processes that were replaced have stopped, as they have to. False: some have not.
+    pub async fn replaced_have_stopped(&mut self) -> bool {
+        let end = Instant::now() + PATIENCE;
+        for (agent, mut process) in std::mem::take(&mut self.replaced) {
+            while process.is_running() {
+                if Instant::now() > end {
+                    self.keep_log(&agent, &process);
+                    return false;
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+            self.keep_log(&agent, &process);
+        }
+        true
     }
 
     /// Keeps what a process wrote, after its end.
@@ -298,20 +332,6 @@ impl Fleet {
         Some(busy.agent.to_string()).filter(|agent| self.processes.contains_key(agent))
     }
 
-    /// The term of a service's last commit.
-    pub async fn term(&self, service: Service) -> anyhow::Result<u64> {
-        let mut context = async_nats::jetstream::new(self.client.nats().clone());
-        context.set_timeout(Duration::from_millis(500));
-        let shard = Shard::default();
-        let stream = context.get_stream_no_info(subject::log_stream(shard)).await?;
-        let message = stream.get_last_raw_message_by_subject(&subject::log(shard, service)).await?;
-        Ok(match AnyCommit::decode(service, &message.payload)? {
-            AnyCommit::Workflow(commit) => commit.term,
-            AnyCommit::Resource(commit) => commit.term,
-            AnyCommit::Optimizer(commit) => commit.term,
-        })
-    }
-
     /// The resident memory, in bytes, and the open files of a process; none where the system does not tell.
     #[must_use]
     pub fn usage(&self, name: &str) -> Option<(u64, usize)> {
@@ -320,12 +340,6 @@ impl Fleet {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
         let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
         Some((kib * 1024, fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count()))
-    }
-
-    /// Agents that are not registered under their names any more, or the reverse, do not matter here: all names.
-    #[must_use]
-    pub fn agent_ids(&self) -> Vec<AgentId> {
-        self.agent_names().iter().filter_map(|name| AgentId::new(name).ok()).collect()
     }
 
     /// The ends of all logs, for people.
@@ -349,6 +363,20 @@ impl Fleet {
     pub fn keep_broker_log(&self) {
         let _ = fs::write(self.folder.join("logs/nats-server.log"), self.nats.log_tail(100_000));
     }
+}
+
+/// The term of a service's last commit.
+pub async fn term(client: &Client, service: Service) -> anyhow::Result<u64> {
+    let mut context = async_nats::jetstream::new(client.nats().clone());
+    context.set_timeout(Duration::from_millis(500));
+    let shard = Shard::default();
+    let stream = context.get_stream_no_info(subject::log_stream(shard)).await?;
+    let message = stream.get_last_raw_message_by_subject(&subject::log(shard, service)).await?;
+    Ok(match AnyCommit::decode(service, &message.payload)? {
+        AnyCommit::Workflow(commit) => commit.term,
+        AnyCommit::Resource(commit) => commit.term,
+        AnyCommit::Optimizer(commit) => commit.term,
+    })
 }
 
 /// The names of a service's processes.

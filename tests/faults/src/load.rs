@@ -173,7 +173,7 @@ impl Clients {
 
     /// One run from its start to its end, as a client sees it.
     async fn drive(&self, random: &mut Random) -> anyhow::Result<()> {
-        let request = self.request(random.pick(&WORKFLOWS))?;
+        let request = self.request(random.pick::<&str>(&WORKFLOWS))?;
         let key = request.key.clone().unwrap_or_default();
         self.note(ClientNote::Submitted { at: now(), key: key.clone(), workflow: request.workflow.clone() });
         let over_http = random.one_in(4);
