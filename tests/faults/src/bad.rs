@@ -97,7 +97,8 @@ fn family(subject: &str) -> String {
 
 /// Every subject that a service answers on; agents' subjects for that agent.
 fn subjects(agent: &str) -> Vec<String> {
-    let of = |service: Service, endpoints: &'static [Endpoint]| endpoints.iter().map(move |endpoint| (service, endpoint));
+    let of =
+        |service: Service, endpoints: &'static [Endpoint]| endpoints.iter().map(move |endpoint| (service, endpoint));
     let all = of(Service::WorkflowManager, WorkflowRequest::ENDPOINTS)
         .chain(of(Service::ResourceManager, ResourceRequest::ENDPOINTS))
         .chain(of(Service::Optimizer, OptimizerRequest::ENDPOINTS));
@@ -183,9 +184,7 @@ pub async fn messages(
 fn garbage(open: Option<RunId>, random: &mut Random) -> Vec<Bytes> {
     let noise: Vec<u8> = (0..random.within(1..400)).map(|_| random.number() as u8).collect();
     let run = open.unwrap_or_else(|| RunId::derive(1, 1));
-    let lie = |lease: u64| {
-        json!({ "lease": lease, "task": format!("{run}/a/1"), "status": "succeeded", "result": { "token": "a lie" } })
-    };
+    let lie = |lease: u64| json!({ "lease": lease, "task": format!("{run}/a/1"), "status": "succeeded", "result": { "token": "a lie" } });
     let assign = json!({ "seen": u64::MAX, "placements": [{ "task": format!("{run}/a/1"), "agent": "agent-01" }] });
     let texts = [
         "".to_owned(),
@@ -237,7 +236,8 @@ pub async fn send(client: &Client, messages: Vec<Message>) -> (usize, usize) {
         let request = Request::new().headers(headers).payload(payload).timeout(Some(ANSWER));
         Some(client.send_request(subject, request).await.is_ok())
     };
-    let answers: Vec<_> = futures::stream::iter(messages.into_iter().enumerate()).map(ask).buffer_unordered(64).collect().await;
+    let answers: Vec<_> =
+        futures::stream::iter(messages.into_iter().enumerate()).map(ask).buffer_unordered(64).collect().await;
     let wanted: Vec<bool> = answers.into_iter().flatten().collect();
     (wanted.len(), wanted.iter().filter(|got| **got).count())
 }

@@ -5,9 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use baton_protocol::record::{
-    AnyCommit, Commit, Outcome, Record, ResourceRecord, Stamp, StageEnded, WorkflowRecord,
-};
+use baton_protocol::record::{AnyCommit, Commit, Outcome, Record, ResourceRecord, StageEnded, Stamp, WorkflowRecord};
 use baton_protocol::run::RunStatus;
 use baton_protocol::{AgentId, Code, LeaseId, Millis, Number, RunId, Service, StageName, TaskId};
 
@@ -466,7 +464,11 @@ impl Checker {
 
     fn accepted(&mut self, at: Millis, key: &str, run: RunId) {
         let Some(facts) = self.runs.get_mut(&run).filter(|facts| facts.starts > 0) else {
-            self.find(Rule::AcceptedRunStarted, at, format!("run {run} (key {key:?}) was accepted, and is not in the log"));
+            self.find(
+                Rule::AcceptedRunStarted,
+                at,
+                format!("run {run} (key {key:?}) was accepted, and is not in the log"),
+            );
             return;
         };
         // A repeated start is noted again; its run is looked at once.
@@ -477,7 +479,9 @@ impl Checker {
         self.require(logged.as_deref() == Some(key), Rule::ToldWhatIsLogged, at, || {
             format!("run {run} was accepted for key {key:?}, the log says {logged:?}")
         });
-        self.require(!open, Rule::AcceptedRunEnded, at, || format!("run {run} (key {key:?}) was accepted, and never ended"));
+        self.require(!open, Rule::AcceptedRunEnded, at, || {
+            format!("run {run} (key {key:?}) was accepted, and never ended")
+        });
     }
 
     fn told_end(&mut self, at: Millis, run: RunId, status: RunStatus, results: &BTreeMap<StageName, String>) {
@@ -526,9 +530,7 @@ impl Checker {
 /// Whether the end of an attempt is the one that was reported with that token.
 fn bears(end: &End, token: &str) -> bool {
     match end.outcome {
-        Outcome::Succeeded => {
-            serde_json::from_str::<TaskResult>(&end.text).is_ok_and(|result| result.token == token)
-        }
+        Outcome::Succeeded => serde_json::from_str::<TaskResult>(&end.text).is_ok_and(|result| result.token == token),
         _ => end.text.contains(token),
     }
 }

@@ -242,7 +242,8 @@ impl Session {
             }
             // Faults meet the load at any moment.
             sleep(Duration::from_millis(self.random.within(100..600))).await;
-            let injected = self.one(kind, fleet).await.with_context(|| format!("fault {}, {}", number + 1, kind.name()))?;
+            let injected =
+                self.one(kind, fleet).await.with_context(|| format!("fault {}, {}", number + 1, kind.name()))?;
             eprintln!("{:>4}  {}", number + 1, table::line(&injected));
             let survived = injected.survived;
             self.injected.push(injected);
@@ -330,7 +331,8 @@ async fn successor(client: &Client, gateways: &Gateways, led: Option<(Service, u
 async fn answers(gateways: &Gateways) -> bool {
     let urls: Vec<_> = gateways.lock().unwrap_or_else(std::sync::PoisonError::into_inner).values().cloned().collect();
     for url in urls {
-        let asked = timeout(Duration::from_millis(250), reqwest::get(format!("{url}/readyz"))).await;
+        // What a gateway can answer only when it is connected and a service leads.
+        let asked = timeout(Duration::from_secs(1), reqwest::get(format!("{url}/v1/runs?limit=1"))).await;
         if matches!(asked, Ok(Ok(answer)) if answer.status().is_success()) {
             return true;
         }
@@ -383,7 +385,8 @@ async fn read_log(client: &Client) -> (Vec<(u64, baton_protocol::record::AnyComm
         }
     }
     let short = commits.last().is_none_or(|(seq, _)| *seq != ends.last);
-    let trouble = short.then(|| format!("the log ends at {}, and was read up to {:?}", ends.last, commits.last().map(|c| c.0)));
+    let trouble =
+        short.then(|| format!("the log ends at {}, and was read up to {:?}", ends.last, commits.last().map(|c| c.0)));
     (commits, trouble)
 }
 

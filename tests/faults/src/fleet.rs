@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use baton_client::{Client, ConnectSettings};
+use baton_protocol::Service;
 use baton_protocol::record::AnyCommit;
 use baton_protocol::request::{AgentStatus, InstanceStatus, ListAgents, Role};
 use baton_protocol::subject::{self, Shard};
-use baton_protocol::Service;
 use baton_testkit::{NatsOptions, NatsServer, Process, ProcessBuilder, Proxy, baton_binary};
 use tokio::time::{Instant, sleep};
 
@@ -291,7 +291,10 @@ impl Fleet {
             .filter(|agent| agent.status != AgentStatus::Gone)
             .map(|agent| agent.agent.as_str())
             .collect();
-        self.agent_names().into_iter().find(|name| !here.contains(name.as_str())).map(|name| format!("{name} is not here"))
+        self.agent_names()
+            .into_iter()
+            .find(|name| !here.contains(name.as_str()))
+            .map(|name| format!("{name} is not here"))
     }
 
     /// How the instances of a service stand.

@@ -83,7 +83,9 @@ impl Injector {
     ) -> anyhow::Result<Strike> {
         let writer = *random.pick(&Service::WRITERS);
         match kind {
-            Kind::Nothing => Ok(Strike { at: Instant::now(), led: None, what: "nothing".to_owned(), heal: Heal::Nothing }),
+            Kind::Nothing => {
+                Ok(Strike { at: Instant::now(), led: None, what: "nothing".to_owned(), heal: Heal::Nothing })
+            }
             Kind::KillWorkflowManager | Kind::KillResourceManager | Kind::KillOptimizer | Kind::KillGateway => {
                 let service = kind.service().context("it is named after one")?;
                 let led = led(fleet, service).await?;
@@ -134,6 +136,8 @@ impl Injector {
                 Ok(Strike { at, led: None, what: "the broker".to_owned(), heal: Heal::ResumeBroker })
             }
             Kind::LinkCut | Kind::LinkDelay | Kind::LinkHalfClose | Kind::LinkStall => {
+                let loses = matches!(kind, Kind::LinkCut | Kind::LinkStall);
+                let led = if loses { led(fleet, writer).await? } else { None };
                 let (leader, _) = fleet.roles(writer).await?;
                 let link = fleet.link(&leader)?;
                 let at = Instant::now();
@@ -159,7 +163,7 @@ impl Injector {
                         (Heal::Nothing, "closed to the service")
                     }
                 };
-                Ok(Strike { at, led: None, what: format!("link of {leader}: {how}"), heal })
+                Ok(Strike { at, led, what: format!("link of {leader}: {how}"), heal })
             }
             Kind::FullStore => {
                 self.fill().await?;

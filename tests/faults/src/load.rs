@@ -39,7 +39,8 @@ const PROBE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Registers what is run: a chain of four, a fan-out with a join, and one with stages that fail at first or for good.
 pub async fn register(client: &Client) -> anyhow::Result<()> {
-    let stage = |name: &str, depends_on: &[&str]| json!({ "name": name, "agent_type": AGENT_TYPE, "depends_on": depends_on });
+    let stage =
+        |name: &str, depends_on: &[&str]| json!({ "name": name, "agent_type": AGENT_TYPE, "depends_on": depends_on });
     let retry = |attempts: u32| json!({ "max_attempts": attempts, "initial_ms": 50, "max_ms": 1000 });
     // Enough attempts that no number of lost agents makes a run fail.
     let patient = |mut stage: serde_json::Value| {

@@ -15,7 +15,8 @@ const SHOWN: usize = 40;
 /// A fault in a line.
 #[must_use]
 pub fn line(injected: &Injected) -> String {
-    let mut text = format!("{:<22} {:<34} recovered in {}", injected.kind.name(), injected.what, shown(injected.recovery_ms));
+    let mut text =
+        format!("{:<22} {:<34} recovered in {}", injected.kind.name(), injected.what, shown(injected.recovery_ms));
     if injected.leader_ms.is_some() {
         let _ = write!(text, ", successor after {}", shown(injected.leader_ms));
     }
@@ -32,14 +33,25 @@ pub fn of(outcome: &Outcome) -> String {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
     table.set_header([
-        "fault", "injected", "survived", "recovery p50", "max", "successor p50", "max", "under way p50", "max", "lost", "duplicated",
+        "fault",
+        "injected",
+        "survived",
+        "recovery p50",
+        "max",
+        "successor p50",
+        "max",
+        "under way p50",
+        "max",
+        "lost",
+        "duplicated",
         "violated",
     ]);
     let mut kinds: BTreeMap<Kind, Vec<&Injected>> = BTreeMap::new();
     for injected in &outcome.injected {
         kinds.entry(injected.kind).or_default().push(injected);
     }
-    let [lost, duplicated, violated] = [Class::Lost, Class::Duplicated, Class::Violated].map(|class| blamed(outcome, class));
+    let [lost, duplicated, violated] =
+        [Class::Lost, Class::Duplicated, Class::Violated].map(|class| blamed(outcome, class));
     for (kind, faults) in &kinds {
         let survived = faults.iter().filter(|fault| fault.survived).count();
         let of = |pick: fn(&Injected) -> Option<u64>| spread(faults.iter().map(|fault| pick(fault)));
@@ -50,7 +62,9 @@ pub fn of(outcome: &Outcome) -> String {
             let (p50, max) = spread.map_or_else(Default::default, |(p50, max)| (shown(Some(p50)), shown(Some(max))));
             row.extend([p50, max]);
         }
-        row.extend([&lost, &duplicated, &violated].map(|blamed| blamed.get(kind).copied().unwrap_or_default().to_string()));
+        row.extend(
+            [&lost, &duplicated, &violated].map(|blamed| blamed.get(kind).copied().unwrap_or_default().to_string()),
+        );
         table.add_row(row);
     }
     table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
