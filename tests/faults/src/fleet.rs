@@ -99,7 +99,9 @@ impl Fleet {
         for name in fleet.service_names().into_iter().chain(fleet.agent_names()) {
             fleet.launch(&name).await?;
         }
-        fleet.whole().await?;
+        if let Err(error) = fleet.whole().await {
+            bail!("{error:#}\n{}", fleet.log_tails());
+        }
         Ok(fleet)
     }
 
