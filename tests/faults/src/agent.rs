@@ -80,7 +80,7 @@ async fn work(task: Task, agent: AgentId, takes: Duration) -> baton_sdk::TaskRes
         return Err(TaskError::failed(format!("as it was told to, {token}")));
     }
     let result = TaskResult { task: task.id().clone(), agent, lease: task.lease, token };
-    Ok(Output::json(&result)?)
+    Output::json(&result)
 }
 
 /// Notes what became of each report.

@@ -6,22 +6,19 @@ use std::time::Duration;
 
 use anyhow::Context;
 use baton_client::{Client, now};
-use baton_protocol::request::{ListAgents, ListRuns};
-use baton_protocol::run::RunStatus;
 use baton_protocol::{Millis, Service};
 use clap::Args;
-use futures::StreamExt;
 use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::check::{Class, History, Verdict, check};
-use crate::fleet::{self, Fleet, FleetOptions, Gateways, PATIENCE};
+use crate::check::{Class, Verdict};
+use crate::fleet::{self, FleetOptions, Gateways, PATIENCE};
 use crate::inject::Injector;
 use crate::kind::{Kind, Schedule};
-use crate::load::{self, Clients, Load};
-use crate::notes::{Notebook, read_reports};
+use crate::load::{Clients, Load};
 use crate::random::Random;
 use crate::table;
+use crate::world::{Ended, World, runner};
 
 /// How long the load goes on undisturbed at first, in runs.
 const WARM_UP: u64 = 20;
@@ -120,81 +117,39 @@ impl Outcome {
 pub async fn run(options: Options) -> anyhow::Result<Outcome> {
     let seed = options.seed.unwrap_or_else(|| baton_protocol::id::mix(now()) >> 32);
     let kinds = kinds(&options)?;
-    let folder = tempfile::Builder::new().prefix("baton-faults-").tempdir()?.keep();
-    let runner = match &options.runner {
-        Some(runner) => runner.clone(),
-        None => std::env::current_exe()?,
-    };
-    eprintln!("seed {seed}; files in {}", folder.display());
     if let Some(count) = options.count {
         let schedule: Vec<_> = Schedule::new(kinds.clone(), seed).take(count).map(Kind::name).collect();
         eprintln!("schedule: {}", schedule.join(" "));
     }
-    let fleet = FleetOptions {
+    let mut world = World::start(FleetOptions {
         agents: options.agents,
         slots: 1,
         task_ms: (10, 80),
-        runner,
+        runner: runner(options.runner.as_ref())?,
         max_file_store: options.store_mib * 1024 * 1024,
         environment: Vec::new(),
         seed,
-    };
-    let mut fleet = Fleet::start(fleet, &folder).await?;
-    let notes = Notebook::create(&folder.join("clients.notes.jsonl"))?;
-    load::register(&fleet.client).await?;
-    let clients = Clients::new(&fleet.client, &fleet.gateways, &notes, seed).await?;
+    })
+    .await?;
     let random = Random::new(seed);
     let mut session = Session {
-        injector: Injector::new(&fleet).await?,
+        injector: Injector::new(&world.fleet).await?,
         random: random.fork(u64::MAX),
-        gateways: fleet.gateways.clone(),
+        gateways: world.fleet.gateways.clone(),
         injected: Vec::new(),
-        troubles: Vec::new(),
-        clients,
+        clients: world.clients.clone(),
     };
     let began = Instant::now();
     let load = Load::start(&session.clients, options.in_flight, &random);
-    session.inject(&options, kinds, &mut fleet, seed).await?;
+    session.inject(&options, kinds, &mut world, seed).await?;
     session.until_accepted(options.runs).await;
-
-    // Calm: everything comes to rest, and must be as if nothing had happened.
-    if !load.stop(PATIENCE + PATIENCE).await? {
-        session.troubles.push(format!("runs that never end: {:?}", session.clients.open()));
-    }
+    world.calm(load).await?;
     let load_ms = ms(began.elapsed());
-    if let Err(error) = fleet.whole().await {
-        session.troubles.push(format!("{error:#}"));
-    }
-    if let Err(open) = at_rest(&fleet.client).await {
-        session.troubles.push(format!("something is open when all is over: {open}"));
-    }
-    session.troubles.extend(fleet.ended().iter().cloned());
-    // Their last notes are written when they have ended.
-    let client = fleet.client.clone();
-    let (commits, trouble) = read_log(&client).await;
-    session.troubles.extend(trouble);
-    let tails = fleet.log_tails();
-    fleet.keep_broker_log();
-    fleet.stop().await;
-    let history = History { commits, clients: notes.notes(), agents: read_reports(&folder)? };
-    let mut outcome = Outcome {
-        seed,
-        verdict: check(&history),
-        injected: session.injected,
-        troubles: session.troubles,
-        load_ms,
-        by_http: session.clients.by_http(),
-        bad: session.injector.asked,
-        folder: None,
-    };
-    if outcome.is_good() {
-        let _ = std::fs::remove_dir_all(&folder);
-    } else {
-        eprintln!("{tails}\n");
-        keep_log(&history, &folder)?;
-        outcome.folder = Some(folder);
-    }
-    Ok(outcome)
+    let by_http = session.clients.by_http();
+    let Ended { verdict, troubles, folder } =
+        world.end(session.injected.iter().all(|injected| injected.survived)).await?;
+    let Session { injected, injector, .. } = session;
+    Ok(Outcome { seed, injected, verdict, troubles, load_ms, by_http, bad: injector.asked, folder })
 }
 
 /// Runs the faults and prints what came of it. Whether all is well.
@@ -222,7 +177,6 @@ struct Session {
     gateways: Gateways,
     clients: Clients,
     injected: Vec<Injected>,
-    troubles: Vec<String>,
 }
 
 impl Session {
@@ -230,7 +184,7 @@ impl Session {
         &mut self,
         options: &Options,
         kinds: Vec<Kind>,
-        fleet: &mut Fleet,
+        world: &mut World,
         seed: u64,
     ) -> anyhow::Result<()> {
         self.until_accepted(WARM_UP).await;
@@ -243,7 +197,7 @@ impl Session {
             // Faults meet the load at any moment.
             sleep(Duration::from_millis(self.random.within(100..600))).await;
             let injected =
-                self.one(kind, fleet).await.with_context(|| format!("fault {}, {}", number + 1, kind.name()))?;
+                self.one(kind, world).await.with_context(|| format!("fault {}, {}", number + 1, kind.name()))?;
             eprintln!("{:>4}  {}", number + 1, table::line(&injected));
             let survived = injected.survived;
             self.injected.push(injected);
@@ -255,7 +209,8 @@ impl Session {
     }
 
     /// Injects a fault, watches until the system is back, takes the fault away, and waits until all is in order.
-    async fn one(&mut self, kind: Kind, fleet: &mut Fleet) -> anyhow::Result<Injected> {
+    async fn one(&mut self, kind: Kind, world: &mut World) -> anyhow::Result<Injected> {
+        let fleet = &mut world.fleet;
         let open = self.clients.open();
         let from = now();
         let strike = self.injector.strike(kind, fleet, open.first().copied(), &mut self.random).await?;
@@ -289,11 +244,11 @@ impl Session {
             survived: recovered.is_some() && led.is_ok() && ended.is_ok(),
         };
         if !fleet.replaced_have_stopped().await {
-            self.troubles.push(format!("{} goes on though another process has its id", injected.what));
+            world.troubles.push(format!("{} goes on though another process has its id", injected.what));
             injected.survived = false;
         }
         if let Err(error) = fleet.whole().await {
-            self.troubles.push(format!("after {}: {error:#}", kind.name()));
+            world.troubles.push(format!("after {}: {error:#}", kind.name()));
             injected.survived = false;
         }
         injected.to = now();
@@ -338,70 +293,6 @@ async fn answers(gateways: &Gateways) -> bool {
         }
     }
     false
-}
-
-/// Waits until no run is under way, nothing waits for an agent, and no agent holds anything.
-async fn at_rest(client: &Client) -> Result<(), String> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let open = open(client).await;
-        match open {
-            None => return Ok(()),
-            Some(open) if Instant::now() > end => return Err(open),
-            Some(_) => sleep(Duration::from_millis(100)).await,
-        }
-    }
-}
-
-async fn open(client: &Client) -> Option<String> {
-    let runs = match client.list_runs(&ListRuns { limit: Some(1), ..ListRuns::default() }).await {
-        Ok(runs) => runs.counts.get(&RunStatus::Running).copied().unwrap_or_default(),
-        Err(error) => return Some(error.to_string()),
-    };
-    let queued = match client.get_placement().await {
-        Ok(placement) => placement.queued,
-        Err(error) => return Some(error.to_string()),
-    };
-    let held: BTreeMap<_, _> = match client.list_agents(&ListAgents { gone: true, ..ListAgents::default() }).await {
-        Ok(list) => list.agents.into_iter().filter(|a| !a.leases.is_empty()).map(|a| (a.agent, a.leases)).collect(),
-        Err(error) => return Some(error.to_string()),
-    };
-    let nothing = runs == 0 && queued == 0 && held.is_empty();
-    (!nothing).then(|| format!("{runs} runs, {queued} tasks in the queue, leases {held:?}"))
-}
-
-/// The whole log, and what can not be read of it.
-async fn read_log(client: &Client) -> (Vec<(u64, baton_protocol::record::AnyCommit)>, Option<String>) {
-    let ends = match client.log_ends().await {
-        Ok(ends) => ends,
-        Err(error) => return (Vec::new(), Some(error.to_string())),
-    };
-    let mut commits = Vec::new();
-    let mut log = client.log(1, Some(ends.last));
-    while let Some(read) = log.next().await {
-        match read {
-            Ok(read) => commits.push(read),
-            Err(error) => return (commits, Some(error.to_string())),
-        }
-    }
-    let short = commits.last().is_none_or(|(seq, _)| *seq != ends.last);
-    let trouble =
-        short.then(|| format!("the log ends at {}, and was read up to {:?}", ends.last, commits.last().map(|c| c.0)));
-    (commits, trouble)
-}
-
-/// The log as text, for people.
-fn keep_log(history: &History, folder: &std::path::Path) -> anyhow::Result<()> {
-    use std::io::Write;
-    let mut file = std::io::BufWriter::new(std::fs::File::create(folder.join("log.jsonl"))?);
-    for (seq, commit) in &history.commits {
-        for event in commit.events(*seq)? {
-            serde_json::to_writer(&mut file, &event)?;
-            file.write_all(b"\n")?;
-        }
-    }
-    file.flush()?;
-    Ok(())
 }
 
 fn ms(duration: Duration) -> u64 {

@@ -25,6 +25,9 @@ pub const LEASE: Duration = Duration::from_millis(2000);
 /// After this long without a word a leader is replaced.
 pub const LEADER_TTL: Duration = Duration::from_millis(1500);
 
+/// The broker's name among the processes.
+pub const BROKER: &str = "nats-server";
+
 /// How many instances each service has.
 pub const INSTANCES: usize = 2;
 
@@ -329,18 +332,19 @@ impl Fleet {
         }
     }
 
-    /// An agent that works on something, if there is one.
-    pub async fn busy_agent(&self) -> Option<String> {
+    /// The agents that work on something.
+    pub async fn busy_agents(&self) -> Vec<String> {
         let client = self.client.clone().with_deadline(Duration::from_secs(2));
-        let list = client.list_agents(&ListAgents::default()).await.ok()?;
-        let busy = list.agents.into_iter().find(|agent| agent.status == AgentStatus::Busy)?;
-        Some(busy.agent.to_string()).filter(|agent| self.processes.contains_key(agent))
+        let agents = client.list_agents(&ListAgents::default()).await.map(|list| list.agents).unwrap_or_default();
+        let busy = agents.into_iter().filter(|agent| agent.status == AgentStatus::Busy);
+        busy.map(|agent| agent.agent.to_string()).filter(|agent| self.processes.contains_key(agent)).collect()
     }
 
     /// The resident memory, in bytes, and the open files of a process; none where the system does not tell.
     #[must_use]
     pub fn usage(&self, name: &str) -> Option<(u64, usize)> {
-        let pid = self.processes.get(name)?.pid()?;
+        let process = self.processes.get(name).and_then(Process::pid);
+        let pid = if name == BROKER { self.nats.pid()? } else { process? };
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
         let kib: u64 = line.split_whitespace().next()?.parse().ok()?;

@@ -295,8 +295,7 @@ async fn pause(fleet: &mut Fleet, name: String, led: Option<(Service, u64)>) -> 
 
 /// An agent with a task in hand, or any.
 async fn victim(fleet: &Fleet, random: &mut Random) -> String {
-    match fleet.busy_agent().await {
-        Some(agent) => agent,
-        None => random.pick(&fleet.agent_names()).clone(),
-    }
+    let busy = fleet.busy_agents().await;
+    let agents = if busy.is_empty() { fleet.agent_names() } else { busy };
+    random.pick(&agents).clone()
 }

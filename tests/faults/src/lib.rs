@@ -15,5 +15,8 @@ mod inject;
 pub mod kind;
 pub mod load;
 pub mod notes;
+pub mod overload;
 pub mod random;
+pub mod soak;
 pub mod table;
+mod world;

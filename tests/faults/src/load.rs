@@ -29,6 +29,9 @@ const WORKFLOWS: [&str; 3] = ["chain", "fan", "wobbly"];
 /// The workflow that recovery is measured with.
 const PROBE: &str = "chain";
 
+/// How long a submission that is not repeated waits for its answer.
+const SUBMIT: Duration = Duration::from_secs(5);
+
 /// How often a client looks at its run when nothing is said about it.
 const LOOK: Duration = Duration::from_millis(700);
 
@@ -238,6 +241,31 @@ impl Clients {
         None
     }
 
+    /// Asks for a run once, notes what is told, and does not wait for the run.
+    pub async fn submit(&self, random: &mut Random) -> Submitted {
+        let Ok(request) = self.request(random.pick::<&str>(&WORKFLOWS)) else { return Submitted::Unanswered };
+        let key = request.key.clone().unwrap_or_default();
+        self.note(ClientNote::Submitted { at: now(), key: key.clone(), workflow: request.workflow.clone() });
+        let topic = subject::request(Service::WorkflowManager, "run.start");
+        let headers = Headers::of(MessageType::CoordinationRequest);
+        let client = &self.inner.client;
+        let answer = client.request_once(Service::WorkflowManager, &topic, &request, headers, SUBMIT).await;
+        match answer {
+            Ok(RunAccepted { run, .. }) => {
+                self.inner.accepted.fetch_add(1, Ordering::Relaxed);
+                self.note(ClientNote::Accepted { at: now(), key, run });
+                Submitted::Accepted
+            }
+            Err(ClientError::Rejected(rejection)) => {
+                let retry_after = rejection.retry_after_ms.is_some();
+                let (code, message) = (rejection.code, rejection.message);
+                self.note(ClientNote::Refused { at: now(), key, code, message });
+                Submitted::Refused { retry_after }
+            }
+            Err(_) => Submitted::Unanswered,
+        }
+    }
+
     async fn cancel(&self, run: RunId) {
         let request = CancelRun { run, reason: Some("the client has changed its mind".to_owned()) };
         loop {
@@ -321,6 +349,20 @@ impl Clients {
             }
         }
     }
+}
+
+/// How a submission was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Submitted {
+    /// The run is accepted.
+    Accepted,
+    /// It is refused.
+    Refused {
+        /// Whether it was said when to ask again.
+        retry_after: bool,
+    },
+    /// There was no answer.
+    Unanswered,
 }
 
 /// Whether asking again may help.

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use baton_faults::{agent, faults};
+use baton_faults::{agent, faults, overload, soak};
 use clap::{Parser, Subcommand};
 
 /// Injects faults into a running Baton, and checks that nothing is lost and nothing counts twice
@@ -16,6 +16,10 @@ struct Cli {
 enum Command {
     /// Injects faults under load, then checks the history
     Faults(faults::Options),
+    /// Keeps a steady load up and shows that memory and open files stay bounded
+    Soak(soak::Options),
+    /// Submits ten times what agents can do, and shows what becomes of it
+    Overload(overload::Options),
     /// An agent of the runner
     #[command(hide = true)]
     Agent(agent::Options),
@@ -26,6 +30,8 @@ async fn main() -> ExitCode {
     let work = async {
         match Cli::parse().command {
             Command::Faults(options) => faults::command(options).await,
+            Command::Soak(options) => soak::command(options).await,
+            Command::Overload(options) => overload::command(options).await,
             Command::Agent(options) => agent::run(options).await.map(|()| true),
         }
     };
