@@ -1,15 +1,16 @@
 //! The client against a real nats-server; the services' side is played by a few lines each.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::header::HeaderMap;
 use async_nats::jetstream::{self, stream};
 use async_nats::{Message, Subscriber};
 use baton_client::{Client, ClientError, ConnectSettings, Connection, RunEvent};
 use baton_protocol::record::{AnyCommit, Cause, FORMAT, RunFinished, RunStarted, StageReady, Topic, Turn};
-use baton_protocol::request::{InstanceStatus, ListRuns, ProgressEvent, Role, RunAccepted, StartRun};
+use baton_protocol::request::{InstanceStatus, ListRuns, ProgressEvent, Role, RunAccepted, RunList, StartRun};
 use baton_protocol::run::{RunStatus, RunView};
 use baton_protocol::subject::{self, Shard};
 use baton_protocol::{
@@ -98,6 +99,32 @@ async fn a_request_is_repeated_until_the_service_answers() {
     };
     answer(&nats, &second, &accepted).await;
     assert_eq!(started.await.unwrap().unwrap(), accepted);
+}
+
+#[tokio::test]
+async fn an_overload_is_waited_out_unless_the_caller_would_rather_know() {
+    let server = NatsServer::start().await;
+    let client = Client::connect(&ConnectSettings::server(server.client_url())).await.unwrap();
+    let nats = server.connect().await;
+    let mut requests = listen(&nats, "run.list").await;
+    let ask = |client: Client| tokio::spawn(async move { client.list_runs(&ListRuns::default()).await });
+    let crowded = Rejection::new(Code::Overloaded, "too much").retry_after(300);
+
+    let waits = ask(client.clone());
+    let first = requests.next().await.unwrap();
+    reject(&nats, &first, &crowded).await;
+    let since = Instant::now();
+    let second = requests.next().await.unwrap();
+    // Not before it was told to; how much later is for chance to say.
+    assert!(since.elapsed() >= Duration::from_millis(290), "asked again after {:?}", since.elapsed());
+    answer(&nats, &second, &RunList { runs: Vec::new(), counts: BTreeMap::new(), more: false }).await;
+    assert!(waits.await.unwrap().is_ok());
+
+    let knows = ask(client.waits_out_overload(false));
+    let only = requests.next().await.unwrap();
+    reject(&nats, &only, &crowded).await;
+    let error = knows.await.unwrap().unwrap_err();
+    assert_eq!(error.code(), Some(Code::Overloaded));
 }
 
 #[tokio::test]

@@ -368,6 +368,40 @@ async fn an_answer_goes_to_inboxes_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_is_answered_also_when_there_is_no_room_to_wait() {
+    const ASKED: usize = 20_000;
+    let nats = NatsServer::start().await;
+    let running = Running::start(&nats.client_url(), &Settings::default());
+    running.is(Role::Leading).await;
+    let asker = nats.connect().await;
+    let inbox = asker.new_inbox();
+    let mut answers = asker.subscribe(inbox.clone()).await.unwrap();
+    let subject = subject::request(Service::Optimizer, "strategy.set");
+    let body = serde_json::to_vec(&SetStrategy { strategy: Strategy::RoundRobin }).unwrap();
+    for _ in 0..ASKED {
+        asker.publish_with_reply(subject.clone(), inbox.clone(), body.clone().into()).await.unwrap();
+    }
+    let (mut done, mut refused) = (0, 0);
+    for _ in 0..ASKED {
+        let answer = tokio::time::timeout(Duration::from_secs(20), answers.next()).await.unwrap().unwrap();
+        match serde_json::from_slice::<baton_protocol::Rejection>(&answer.payload) {
+            Ok(rejection) => {
+                assert_eq!(rejection.code, baton_protocol::Code::Overloaded);
+                assert!(rejection.retry_after_ms.is_some());
+                refused += 1;
+            }
+            Err(_) => done += 1,
+        }
+    }
+    assert_eq!(done + refused, ASKED);
+    // What was refused did nothing, what was answered is in the log.
+    let client = Client::connect(&ConnectSettings::server(nats.client_url())).await.unwrap();
+    assert_eq!(count(&client).await, done as u64);
+    assert_eq!(replay(&client).await.count, done as u64);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_of_a_log_that_lost_its_end_is_not_used() {
     let nats = NatsServer::start().await;
     let settings = Settings::default();
