@@ -7,10 +7,15 @@ use tokio::sync::watch;
 
 use crate::settings::{Auth, ConnectSettings, Resolved, SettingsError, without_secrets};
 
-/// How long the broker may be silent before it is pinged.
-const PING: Duration = Duration::from_secs(10);
-/// How long the first connection may take.
+/// How often the broker is pinged. When the third ping has to be sent and none has been answered, the connection is given up:
+/// a server that stands still, or whose host is gone, closes nothing.
+const PING: Duration = Duration::from_secs(2);
+/// How long it may take to connect to a server.
 const CONNECT: Duration = Duration::from_secs(5);
+/// The same where there are others to try.
+const CONNECT_TO_ONE_OF_MANY: Duration = Duration::from_secs(2);
+/// How long the broker may take to answer a request that says nothing else.
+const REQUEST: Duration = Duration::from_secs(5);
 /// The longest wait between two attempts to reconnect.
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(1);
 
@@ -103,7 +108,9 @@ impl Connection {
         let servers = addresses(&resolved)?;
         let (sender, link) = watch::channel(Link::default());
         let server = without_secrets(&resolved.server);
-        let options = authenticate(options(&resolved, sender), &resolved).await?;
+        let options = options(&resolved, sender);
+        let options = if servers.len() > 1 { options.connection_timeout(CONNECT_TO_ONE_OF_MANY) } else { options };
+        let options = authenticate(options, &resolved).await?;
         tracing::debug!(%server, from = resolved.server_from, auth = resolved.auth_from, "connecting to NATS");
         let nats = options.connect(servers).await.map_err(|error| refused(&resolved, &error))?;
         Ok(Self { nats, link })
@@ -134,7 +141,7 @@ fn options(resolved: &Resolved, link: watch::Sender<Link>) -> ConnectOptions {
         .name(resolved.name.as_deref().unwrap_or("baton"))
         .ping_interval(PING)
         .connection_timeout(CONNECT)
-        .request_timeout(Some(CONNECT))
+        .request_timeout(Some(REQUEST))
         .reconnect_delay_callback(reconnect_delay)
         .event_callback(move |event| {
             note(&link, &event);

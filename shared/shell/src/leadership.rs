@@ -18,12 +18,16 @@ use crate::config::Settings;
 use crate::instance::Instance;
 use crate::log::{LogError, other};
 
+/// How long the entry may be out of reach before another connection is tried: the server may be cut off from the others of
+/// its cluster, and then it answers, but not with what is so.
+const OUT_OF_REACH: Duration = Duration::from_secs(6);
+
 /// What changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Leadership {
     /// This instance may try to lead.
     Won,
-    /// Another one may: this one should stop.
+    /// Another one may, or nobody can tell: this one should stop.
     Lost,
 }
 
@@ -95,14 +99,20 @@ impl Campaign {
     pub(crate) async fn run(self, changes: mpsc::Sender<Leadership>, cancel: CancellationToken) {
         let mut held = None;
         let campaign = async {
+            let mut reached = Instant::now();
             loop {
-                match self.campaign().await {
+                let outcome = self.campaign().await;
+                if outcome.is_ok() {
+                    reached = Instant::now();
+                }
+                match outcome {
                     Ok(Some(revision)) => {
                         held = Some(revision);
                         if changes.send(Leadership::Won).await.is_err() {
                             return;
                         }
                         self.hold(&mut held).await;
+                        reached = Instant::now();
                         if changes.send(Leadership::Lost).await.is_err() {
                             return;
                         }
@@ -110,6 +120,9 @@ impl Campaign {
                     Ok(None) => tokio::time::sleep(Duration::from_millis(200)).await,
                     Err(error) => {
                         tracing::debug!(%error, "campaign");
+                        if reached.elapsed() > OUT_OF_REACH && changes.send(Leadership::Lost).await.is_err() {
+                            return;
+                        }
                         tokio::time::sleep(Duration::from_millis(200)).await;
                     }
                 }

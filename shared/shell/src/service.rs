@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Settings;
 use crate::instance::Instance;
+use crate::log::LogError;
 use crate::session::{End, Session};
 
 /// Why a service stopped that nobody had asked to.
@@ -18,7 +19,7 @@ use crate::session::{End, Session};
 pub enum ShellError {
     /// The log can not be used as it is.
     #[error(transparent)]
-    Log(#[from] crate::log::LogError),
+    Log(#[from] LogError),
     /// The log can not be read: going on would fold it wrongly.
     #[error("the log can not be read, so the {service} stops: {error}")]
     Unreadable {
@@ -81,6 +82,10 @@ pub async fn run<M: Machine>(
             End::Broken(why) => tracing::info!(%service, %why, "the session ended: starting again"),
             End::Unreachable(error) if !ever_connected => return Err(error.into()),
             End::Unreachable(error) => tracing::info!(%service, %error, "the broker can not be reached: trying again"),
+            // It was there before: in a cluster, a server that is just starting or stopping may say so.
+            End::Fatal(ShellError::Log(error @ LogError::NoJetStream(_))) if known_log.is_some() => {
+                tracing::warn!(%service, %error, "trying again");
+            }
             End::Fatal(error) => return Err(error),
         }
         tokio::select! {

@@ -11,8 +11,10 @@
 //! Deliberately absent: fake servers, and anything that knows Baton's records. Checkers belong to `shared/sim`.
 
 mod binary;
+mod cluster;
 mod nats;
 mod otlp;
+mod port;
 mod process;
 mod proxy;
 mod python;
@@ -20,6 +22,7 @@ mod wait;
 
 pub use baton_broker::{Durability, Options as NatsOptions, Stopped};
 pub use binary::baton_binary;
+pub use cluster::{Isolation, NatsCluster};
 pub use nats::NatsServer;
 pub use otlp::{OtlpReceiver, Span};
 pub use process::{Process, ProcessBuilder};

@@ -1,25 +1,23 @@
 //! A TCP proxy that can be made as bad as a network.
 
 use std::collections::BTreeSet;
-use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::port::Port;
 
 /// The largest piece that is forwarded at once, in bytes.
 const PIECE: usize = 64 * 1024;
 
 /// How many pieces a direction of a connection holds back, before its sender feels it.
 const HELD: usize = 256;
-
-/// How many connections may wait to be accepted.
-const BACKLOG: u32 = 1024;
 
 /// How long nothing is accepted after that has failed.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -110,7 +108,7 @@ impl Proxy {
     /// When no port of the loopback interface can be had.
     pub async fn start(target: SocketAddr) -> Self {
         let port = Port::reserve().unwrap_or_else(|error| panic!("no port for a proxy: {error}"));
-        let address = port.address;
+        let address = port.address();
         let (state, _) = watch::channel(State::default());
         let (seen, _) = watch::channel(Seen::default());
         let acceptor = tokio::spawn(accept(port, target, state.subscribe(), seen.clone()));
@@ -225,40 +223,12 @@ impl Drop for Proxy {
     }
 }
 
-/// A port that stays ours while nobody listens there: then who connects is refused, and the system gives it to nobody
-/// who asks for any.
-#[derive(Debug)]
-struct Port {
-    address: SocketAddr,
-    /// Bound, and never listening.
-    _holder: TcpSocket,
-}
-
-impl Port {
-    fn reserve() -> io::Result<Self> {
-        let holder = Self::bind(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0).into())?;
-        Ok(Self { address: holder.local_addr()?, _holder: holder })
-    }
-
-    /// The system lets two sockets that both say so have one port, unless both listen.
-    fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
-        let socket = TcpSocket::new_v4()?;
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        Ok(socket)
-    }
-
-    fn listen(&self) -> io::Result<TcpListener> {
-        Self::bind(self.address)?.listen(BACKLOG)
-    }
-}
-
 /// Accepts connections, except while they are refused.
 async fn accept(port: Port, target: SocketAddr, mut state: watch::Receiver<State>, seen: watch::Sender<Seen>) {
     let mut connections = JoinSet::new();
     // The proxy is gone when its state is.
     while state.wait_for(|state| !state.refusing).await.is_ok() {
-        let listener = port.listen().unwrap_or_else(|error| panic!("cannot listen at {}: {error}", port.address));
+        let listener = port.listen().unwrap_or_else(|error| panic!("cannot listen at {}: {error}", port.address()));
         seen.send_modify(|seen| seen.listening = true);
         loop {
             tokio::select! {
