@@ -410,7 +410,7 @@ fn act(world: &mut World, model: &mut Model, act: Act) {
                 let report = report(lease, &task, outcome);
                 let outcome = if report.error.is_none() { Outcome::Succeeded } else { Outcome::Failed };
                 let stored = model.reported.get(&lease) == Some(&(outcome, report.error.clone()));
-                let holds = model.held().contains(&(task.clone(), lease)) || stored;
+                let holds = model.held().contains(&(task, lease)) || stored;
                 let reply = world.try_ask(WorkflowRequest::Report(speaker.clone(), report), None);
                 match reply {
                     None => {}
