@@ -53,6 +53,9 @@ pub struct Options {
     /// The most that the broker stores, in MiB
     #[arg(long, default_value_t = 1024)]
     pub store_mib: u64,
+    /// Keeps notes and logs also if all is well
+    #[arg(long)]
+    pub keep: bool,
     /// Prints the outcome as JSON
     #[arg(long)]
     pub json: bool,
@@ -141,13 +144,15 @@ pub async fn run(options: Options) -> anyhow::Result<Outcome> {
     };
     let began = Instant::now();
     let load = Load::start(&session.clients, options.in_flight, &random);
-    session.inject(&options, kinds, &mut world, seed).await?;
+    if let Err(error) = session.inject(&options, kinds, &mut world, seed).await {
+        world.troubles.push(format!("{error:#}"));
+    }
     session.until_accepted(options.runs).await;
     world.calm(load).await?;
     let load_ms = ms(began.elapsed());
     let by_http = session.clients.by_http();
-    let Ended { verdict, troubles, folder } =
-        world.end(session.injected.iter().all(|injected| injected.survived)).await?;
+    let survived = session.injected.iter().all(|injected| injected.survived);
+    let Ended { verdict, troubles, folder } = world.end(survived && !options.keep).await?;
     let Session { injected, injector, .. } = session;
     Ok(Outcome { seed, injected, verdict, troubles, load_ms, by_http, bad: injector.asked, folder })
 }
@@ -213,11 +218,12 @@ impl Session {
         let fleet = &mut world.fleet;
         let open = self.clients.open();
         let from = now();
-        let strike = self.injector.strike(kind, fleet, open.first().copied(), &mut self.random).await?;
+        let strike = self.injector.strike(kind, fleet, open.first().copied(), &mut self.random);
+        let strike = timeout(PATIENCE, strike).await.context("striking takes for ever")??;
         let under_way = self.clients.open();
         let at = strike.at;
         let client = fleet.client.clone();
-        let healing = self.injector.heal(strike.heal, fleet);
+        let healing = timeout(PATIENCE + PATIENCE, self.injector.heal(strike.heal, fleet));
         let recovery = timeout(PATIENCE, self.clients.probe());
         let leader = timeout(PATIENCE, successor(&client, &self.gateways, strike.led));
         let ended = timeout(PATIENCE, async {
@@ -227,7 +233,7 @@ impl Session {
             Instant::now()
         });
         let (healed, recovered, led, ended) = tokio::join!(healing, recovery, leader, ended);
-        healed.context("the fault can not be taken away")?;
+        healed.context("taking the fault away takes for ever")?.context("the fault can not be taken away")?;
         let recovered = match recovered {
             Ok(recovered) => Some(recovered?),
             Err(_) => None,

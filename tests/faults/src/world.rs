@@ -65,8 +65,8 @@ impl World {
         Ok(())
     }
 
-    /// Ends everything, and checks what happened. What there is to look at is kept, unless all is well.
-    pub(crate) async fn end(mut self, well: bool) -> anyhow::Result<Ended> {
+    /// Ends everything, and checks what happened. Notes and logs are kept, unless they are not wanted and all is well.
+    pub(crate) async fn end(mut self, unwanted: bool) -> anyhow::Result<Ended> {
         let client = self.fleet.client.clone();
         if let Err(open) = at_rest(&client).await {
             self.troubles.push(format!("something is open when all is over: {open}"));
@@ -79,11 +79,13 @@ impl World {
         self.fleet.stop().await;
         let history = History { commits, clients: self.notes.notes(), agents: read_reports(&self.folder)? };
         let verdict = check(&history);
-        if well && verdict.findings.is_empty() && self.troubles.is_empty() {
+        if unwanted && verdict.findings.is_empty() && self.troubles.is_empty() {
             let _ = std::fs::remove_dir_all(&self.folder);
             return Ok(Ended { verdict, troubles: self.troubles, folder: None });
         }
-        eprintln!("{tails}\n");
+        if !verdict.findings.is_empty() || !self.troubles.is_empty() {
+            eprintln!("{tails}\n");
+        }
         keep_log(&history, &self.folder)?;
         Ok(Ended { verdict, troubles: self.troubles, folder: Some(self.folder) })
     }

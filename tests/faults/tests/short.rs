@@ -30,6 +30,7 @@ async fn nothing_is_lost_and_nothing_counts_twice() {
         except: Vec::new(),
         // The least is what services reserve for what they set aside, 64 MiB.
         store_mib: 192,
+        keep: false,
         json: false,
         runner: Some(env!("CARGO_BIN_EXE_baton-faults").into()),
     };
