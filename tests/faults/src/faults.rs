@@ -218,6 +218,7 @@ impl Session {
         let fleet = &mut world.fleet;
         let open = self.clients.open();
         let from = now();
+        let before = self.injector.asked;
         let strike = self.injector.strike(kind, fleet, open.first().copied(), &mut self.random);
         let strike = timeout(PATIENCE, strike).await.context("striking takes for ever")??;
         let under_way = self.clients.open();
@@ -238,10 +239,12 @@ impl Session {
             Ok(recovered) => Some(recovered?),
             Err(_) => None,
         };
+        let (asked, answered) = (self.injector.asked.0 - before.0, self.injector.asked.1 - before.1);
+        let answers = if asked > 0 { format!(", {answered} of {asked} answered") } else { String::new() };
         let since = |moment: Instant| ms(moment.saturating_duration_since(at));
         let mut injected = Injected {
             kind,
-            what: strike.what,
+            what: strike.what + &answers,
             from,
             to: now(),
             recovery_ms: recovered.map(since),

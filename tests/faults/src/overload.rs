@@ -144,7 +144,8 @@ pub async fn run(options: &Options) -> anyhow::Result<Outcome> {
     let fleet = FleetOptions {
         agents: options.agents,
         slots: 1,
-        task_ms: (10, 80),
+        // So long that it is the agents who are the limit.
+        task_ms: (50, 150),
         runner: runner(None)?,
         max_file_store: options.store_mib * 1024 * 1024,
         environment: vec![("BATON_WORKFLOWS__MAX_LIVE_RUNS".to_owned(), LIVE.to_string())],
