@@ -9,6 +9,7 @@ use baton_sdk::AgentError;
 use baton_shell::ShellError;
 
 use crate::style::Style;
+use crate::text::span;
 
 /// The exit codes; `--help` says the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,14 +148,19 @@ fn hint_of(error: &(dyn std::error::Error + 'static)) -> Option<String> {
         return failure.hint.clone();
     }
     let ClientError::Rejected(rejection) = error.downcast_ref()? else { return None };
+    let wait = rejection.retry_after_ms.map(|ms| format!("ask again in {}", span(ms)));
     Some(match rejection.code {
+        Code::Overloaded => {
+            let wait = wait.as_deref().unwrap_or("ask again later");
+            format!("{wait}, or let the command wait for room: --patience SECONDS")
+        }
         Code::UnknownWorkflow => "`baton workflow list` shows the workflows".to_owned(),
         Code::UnknownRun => "`baton runs` shows the runs".to_owned(),
         Code::InvalidWorkflow => "`baton workflow validate FILE` checks a definition without a server".to_owned(),
         Code::RunEnded => "`baton show RUN` tells how it ended".to_owned(),
         Code::KeyConflict => "give another --key, or the input that the key was first used with".to_owned(),
         Code::Internal => "this is a defect in Baton; `baton doctor` may show more".to_owned(),
-        _ => return None,
+        _ => return wait,
     })
 }
 
@@ -175,6 +181,7 @@ mod tests {
             (anyhow!(Failure::usage("what?")).context("outer"), Exit::Usage),
             (rejected(Code::UnknownRun), Exit::Rejected),
             (rejected(Code::Unavailable), Exit::Unavailable),
+            (rejected(Code::Overloaded), Exit::Rejected),
             (anyhow!(ClientError::NoService(Service::Optimizer)).context("outer"), Exit::Unavailable),
         ] {
             assert_eq!(exit_of(&error), exit, "{error:#}");
@@ -191,5 +198,20 @@ mod tests {
               hint: `baton runs` shows the runs
         "#]]
         .assert_eq(&report(&error, Style::plain()));
+    }
+
+    #[test]
+    fn a_refusal_says_when_to_ask_again() {
+        let says = |code| {
+            let rejection = Rejection::new(code, "not now").retry_after(1500);
+            report(&anyhow::Error::from(ClientError::Rejected(rejection)), Style::plain())
+        };
+        expect![[r#"
+            error: not now (overloaded)
+              hint: ask again in 1500 ms, or let the command wait for room: --patience SECONDS
+            error: not now (unavailable)
+              hint: ask again in 1500 ms
+        "#]]
+        .assert_eq(&(says(Code::Overloaded) + &says(Code::Unavailable)));
     }
 }

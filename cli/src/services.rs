@@ -45,7 +45,8 @@ pub(crate) async fn run(
     let ended = match service {
         Service::WorkflowManager => {
             let run = baton_shell::run::<baton_workflow_manager::WorkflowManager>;
-            run(instance, connect, settings, (), telemetry, shutdown).await.map_err(anyhow::Error::from)
+            let config = baton_workflow_manager::Config { max_live_runs: settings.workflows.max_live_runs };
+            run(instance, connect, settings, config, telemetry, shutdown).await.map_err(anyhow::Error::from)
         }
         Service::ResourceManager => {
             let (lease_ms, heartbeat_ms) = (settings.agents.lease_ms, settings.agents.heartbeat_ms);

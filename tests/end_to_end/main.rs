@@ -7,6 +7,7 @@ mod command_line;
 mod faults;
 mod fleet;
 mod http;
+mod overload;
 mod rules;
 mod traces;
 mod workflows;

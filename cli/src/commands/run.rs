@@ -1,7 +1,9 @@
 //! `baton run`
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use baton_client::DEADLINE;
 use baton_protocol::WorkflowName;
 use baton_protocol::request::StartRun;
 use baton_protocol::run::RunStatus;
@@ -32,6 +34,9 @@ pub(crate) struct Run {
     /// The workflow's version; the latest one unless given
     #[arg(long, value_name = "N")]
     version: Option<u32>,
+    /// When as many runs are live as may be, ask again for that long instead of giving up at once
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    patience: u64,
     /// Watch the run until it ends; the exit code says whether it succeeded
     #[arg(long, short)]
     watch: bool,
@@ -52,7 +57,10 @@ impl Run {
             trace: None,
         };
         let client = context.client().await?;
-        let accepted = client.start_run(request).await?;
+        // Waiting for room is for those who asked to: a script may have something better to do.
+        let patience = Duration::from_secs(self.patience);
+        let starter = client.clone().waits_out_overload(!patience.is_zero()).with_deadline(patience.max(DEADLINE));
+        let accepted = starter.start_run(request).await?;
         let run = accepted.run;
         if !self.watch {
             if self.json {

@@ -103,7 +103,9 @@ pub async fn run(
     if !address.ip().is_loopback() {
         tracing::warn!(%address, "anyone who reaches this address may use Baton: the gateway does not authenticate yet");
     }
-    let client = Client::new(nats.clone()).with_source(format!("gateway/{}", instance.name()));
+    // Whoever asks over HTTP is told of an overload at once, with `Retry-After`, instead of being one more who waits here.
+    let client =
+        Client::new(nats.clone()).with_source(format!("gateway/{}", instance.name())).waits_out_overload(false);
     let door = Door::new(client, telemetry, shutdown.clone());
     let router = routes::router(door, policy);
     let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));

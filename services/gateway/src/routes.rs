@@ -207,7 +207,8 @@ pub(crate) const ROUTES: &[Route] = &[
         path: "/v1/runs",
         id: "startRun",
         tag: "runs",
-        about: "Starts a run of a workflow.",
+        about: "Starts a run of a workflow. While as many runs are live as may be, a new one is refused at once with 503 and \
+                the code `overloaded`; `Retry-After` says when to ask again.",
         parameters: &[
             header(
                 "Idempotency-Key",

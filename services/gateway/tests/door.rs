@@ -324,6 +324,10 @@ async fn g1_every_error_is_a_problem() {
     let busy = house.post("/v1/runs", &json!({ "workflow": "busy" })).await;
     assert_eq!(busy.code(), (503, "unavailable"));
     assert_eq!((busy.header("retry-after"), &busy.json["retry_after_ms"]), ("9", &json!(9000)));
+    // An overload is passed on, though waiting might help: who waits here is one more who waits.
+    let crowded = house.post("/v1/runs", &json!({ "workflow": "crowded" })).await;
+    assert_eq!(crowded.code(), (503, "overloaded"));
+    assert_eq!((crowded.header("retry-after"), &crowded.json["retry_after_ms"]), ("2", &json!(1200)));
 }
 
 #[tokio::test]

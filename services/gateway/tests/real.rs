@@ -59,7 +59,8 @@ async fn g1_a_run_goes_from_http_through_the_services_and_back() {
         (instance, connect.clone(), settings.clone(), Telemetry { spans: Spans::none(), metrics })
     };
     let (i, c, s, t) = start(Service::WorkflowManager);
-    tokio::spawn(baton_shell::run::<baton_workflow_manager::WorkflowManager>(i, c, s, (), t, shutdown.clone()));
+    let config = baton_workflow_manager::Config::default();
+    tokio::spawn(baton_shell::run::<baton_workflow_manager::WorkflowManager>(i, c, s, config, t, shutdown.clone()));
     let (i, c, s, t) = start(Service::ResourceManager);
     // The agent sends no heartbeats.
     let config = baton_resource_manager::Config { lease_ms: 120_000, ..Default::default() };

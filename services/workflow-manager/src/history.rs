@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use baton_protocol::RunId;
 use baton_protocol::run::RunSummary;
 use baton_protocol::trace::TraceContext;
+use baton_protocol::{Millis, RunId};
 use serde::{Deserialize, Serialize};
 
 use crate::run::Run;
@@ -22,6 +22,9 @@ const MAX_WHOLE: usize = 256;
 
 /// How many bytes those may take together; the last one is kept in any case.
 const MAX_WHOLE_BYTES: usize = 32 * 1024 * 1024;
+
+/// How many ends it takes to tell how fast runs end.
+const RECENT: usize = 32;
 
 /// The runs that have ended lately.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -88,6 +91,14 @@ impl History {
     /// A run with all its stages, if it is kept so.
     pub(crate) fn run(&self, run: RunId) -> Option<&Run> {
         self.known.get(&run)?.run.as_deref()
+    }
+
+    /// How long it took lately from the end of one run to that of the next, in milliseconds.
+    pub(crate) fn between_ends(&self, now: Millis) -> Option<Millis> {
+        let ends = self.order.len().min(RECENT);
+        let first = self.order.get(self.order.len() - ends)?;
+        let since = self.known.get(first)?.summary.ended_at?;
+        Some(now.saturating_sub(since) / ends as Millis)
     }
 
     /// The runs that are kept with all their stages, in the order of their ends.

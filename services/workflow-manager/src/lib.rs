@@ -52,6 +52,19 @@ pub use fold::WorkflowManager;
 
 type Turn<'a> = baton_machine::Turn<'a, WorkflowManager>;
 
+/// What it is told beside the log. Decisions may depend on it, the fold does not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// How many runs may be live at a time. One more is refused, until one of them ends.
+    pub max_live_runs: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { max_live_runs: 10_000 }
+    }
+}
+
 /// What only the leader knows.
 #[derive(Debug, Default)]
 pub struct Soft {
@@ -63,7 +76,7 @@ impl Machine for WorkflowManager {
     type Record = WorkflowRecord;
     type Request = WorkflowRequest;
     type Soft = Soft;
-    type Config = ();
+    type Config = Config;
 
     fn apply(&mut self, stamp: Stamp, record: &WorkflowRecord) {
         match record {
@@ -116,7 +129,7 @@ impl Machine for WorkflowManager {
         advance::tick(turn);
     }
 
-    fn deadline(&self, _: &Soft, (): &()) -> Option<Millis> {
+    fn deadline(&self, _: &Soft, _: &Config) -> Option<Millis> {
         self.timers.next()
     }
 }

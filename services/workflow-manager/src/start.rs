@@ -5,10 +5,13 @@ use baton_protocol::record::{RunStarted, WorkflowRecord};
 use baton_protocol::request::{CancelRun, MAX_JSON_BYTES, MAX_KEY_BYTES, RunAccepted, StartRun};
 use baton_protocol::run::RunStatus;
 use baton_protocol::trace::TraceContext;
-use baton_protocol::{Code, Json, Rejection, RunId, WorkflowName};
+use baton_protocol::{Code, Json, Millis, Rejection, RunId, WorkflowName};
 
 use crate::run::{self, fingerprint};
 use crate::{Turn, WorkflowManager, advance, telemetry, text};
+
+/// When to ask again after a refusal for too many live runs: at the least, at the most, and where no run has ended yet.
+const RETRY_MS: (Millis, Millis, Millis) = (100, 5000, 1000);
 
 /// Starts a run, or gives the one that the same request started before.
 pub(crate) fn start(
@@ -30,6 +33,7 @@ pub(crate) fn start(
         return started.repeat(&request, &input);
     }
     let (version, _) = turn.state().workflows.find(&request.workflow, request.version)?;
+    admit(turn)?;
     let run = match request.run {
         Some(run) => run,
         None => unused(turn),
@@ -43,6 +47,25 @@ pub(crate) fn start(
     // A run without stages that can begin has ended by now.
     let known = Known::of(turn.state(), run);
     known.map(|known| known.accepted(false)).ok_or_else(|| Rejection::new(Code::Internal, "the run was not started"))
+}
+
+/// Refuses a new run while as many are live as may be. A limit that was lowered ends none of them.
+///
+/// When there will be room again follows from how fast runs have been ending lately. Everybody who is refused is told the
+/// same; clients spread their next attempts themselves.
+fn admit(turn: &Turn<'_>) -> Result<(), Rejection> {
+    let (live, most) = (turn.state().runs.len(), turn.config().max_live_runs);
+    if live < most {
+        return Ok(());
+    }
+    let (least, longest, unknown) = RETRY_MS;
+    let too_many = (live - most + 1) as Millis;
+    let each = turn.state().history.between_ends(turn.now());
+    let wait = each.map_or(unknown, |each| each.saturating_mul(too_many)).clamp(least, longest);
+    let message = format!(
+        "no run can start now: the limit of {most} live runs is reached (workflows.max_live_runs; {live} are live)"
+    );
+    Err(Rejection::new(Code::Overloaded, message).retry_after(wait))
 }
 
 /// Cancels a run.

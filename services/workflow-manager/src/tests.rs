@@ -513,9 +513,13 @@ fn w8_a_failed_attempt_is_followed_by_another_after_a_growing_wait() {
     let old = world.assign(&first, "ann");
     world.wait(100);
     world.report("ann", failed(old, &first, "the model is overloaded", true)).unwrap();
-    // Its report again changes nothing, nor does a second thought.
+    // Its report again changes nothing. Nor does a second thought, which is not said to be stored.
     world.report("ann", failed(old, &first, "the model is overloaded", true)).unwrap();
-    world.report("ann", succeeded(old, &first, "1")).unwrap();
+    for other in [succeeded(old, &first, "1"), failed(old, &first, "the model is gone", true)] {
+        let rejection = world.report("ann", other).unwrap_err();
+        assert_eq!(rejection.code, Code::StaleLease);
+        assert!(rejection.message.contains("another report was stored"), "{rejection}");
+    }
     world.wait(1000);
     let second = task(run, "a", 2);
     let lease = world.assign(&second, "bob");
@@ -937,6 +941,61 @@ fn w19_the_same_key_gives_the_same_run() {
         7.1       +10ms  run_finished succeeded  (request agent.report)
     "#]],
     );
+}
+
+#[test]
+fn g7_as_many_runs_are_live_as_may_be() {
+    let mut world = World::new();
+    world.config.max_live_runs = 2;
+    world.lead();
+    world.register(&workflow(&[("a", &[])]));
+    world.agent("ann", "s1", "x");
+    let mut said = String::new();
+    let mut ask = |world: &mut World, what: &str, key: Option<&str>| {
+        let request = StartRun { key: key.map(str::to_owned), ..start("w") };
+        let line = match world.ask::<RunAccepted>(WorkflowRequest::StartRun(request)) {
+            Ok(accepted) if accepted.existing => "it was there".to_owned(),
+            Ok(_) => "started".to_owned(),
+            Err(rejection) => format!("{rejection}; again after {:?} ms", rejection.retry_after_ms),
+        };
+        said += &format!("{what}: {line}\n");
+    };
+    let first = world.start("w");
+    ask(&mut world, "the second", Some("k"));
+    ask(&mut world, "no run has ended yet", None);
+    ask(&mut world, "a start that is repeated", Some("k"));
+    // Runs have ended 400 ms apart.
+    world.work(first, "a", "ann", 400);
+    for _ in 0..3 {
+        let run = world.start("w");
+        world.work(run, "a", "ann", 400);
+    }
+    ask(&mut world, "there is room", None);
+    ask(&mut world, "they end every 300 ms, the first at once", None);
+    world.wait(10_000);
+    ask(&mut world, "none has ended for a while", None);
+    // A limit that is lowered ends none, and more of them have to end.
+    world.config.max_live_runs = 1;
+    world.lead();
+    ask(&mut world, "the limit is lower", None);
+    let (run, _) = world.processor.machine().runs.last_key_value().map(|(id, run)| (*id, run)).unwrap();
+    world.cancel(run, None).unwrap();
+    ask(&mut world, "one is live", None);
+    world.config.max_live_runs = 3;
+    world.lead();
+    ask(&mut world, "the limit is higher", None);
+    expect![[r#"
+        the second: started
+        no run has ended yet: no run can start now: the limit of 2 live runs is reached (workflows.max_live_runs; 2 are live) (overloaded); again after Some(1000) ms
+        a start that is repeated: it was there
+        there is room: started
+        they end every 300 ms, the first at once: no run can start now: the limit of 2 live runs is reached (workflows.max_live_runs; 2 are live) (overloaded); again after Some(300) ms
+        none has ended for a while: no run can start now: the limit of 2 live runs is reached (workflows.max_live_runs; 2 are live) (overloaded); again after Some(2800) ms
+        the limit is lower: no run can start now: the limit of 1 live runs is reached (workflows.max_live_runs; 2 are live) (overloaded); again after Some(5000) ms
+        one is live: no run can start now: the limit of 1 live runs is reached (workflows.max_live_runs; 1 are live) (overloaded); again after Some(2240) ms
+        the limit is higher: started
+    "#]]
+    .assert_eq(&said);
 }
 
 #[test]

@@ -44,6 +44,7 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 pub struct Client {
     nats: async_nats::Client,
     deadline: Duration,
+    waits_out_overload: bool,
     source: Option<String>,
     doubt: Arc<Mutex<Doubt>>,
 }
@@ -83,13 +84,23 @@ impl Client {
     /// Uses a connection that is there.
     #[must_use]
     pub fn new(nats: async_nats::Client) -> Self {
-        Self { nats, deadline: DEADLINE, source: None, doubt: Arc::new(Mutex::new(Doubt::new())) }
+        let doubt = Arc::new(Mutex::new(Doubt::new()));
+        Self { nats, deadline: DEADLINE, waits_out_overload: true, source: None, doubt }
     }
 
     /// Repeats requests for that long; zero asks once.
     #[must_use]
     pub fn with_deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
+        self
+    }
+
+    /// Whether a request that is refused because too much is under way ([`Code::Overloaded`]) is repeated until the
+    /// deadline, as it is unless told otherwise, or given back at once: to somebody who has a better use for the time, or
+    /// who passes the refusal on.
+    #[must_use]
+    pub fn waits_out_overload(mut self, waits: bool) -> Self {
+        self.waits_out_overload = waits;
         self
     }
 
@@ -141,8 +152,9 @@ impl Client {
                 ClientError::Rejected(rejection) => rejection.retry_after_ms.map(Duration::from_millis),
                 _ => None,
             };
-            let pause = advised.unwrap_or(wait);
-            if !error.is_transient() || Instant::now() + pause >= end {
+            let pause = spread(advised.unwrap_or(wait));
+            let passed_on = !self.waits_out_overload && error.code() == Some(Code::Overloaded);
+            if passed_on || !error.is_transient() || Instant::now() + pause >= end {
                 return Err(error);
             }
             tracing::debug!(%service, subject, %error, "asking again");
@@ -246,6 +258,9 @@ impl Client {
     }
 
     /// Starts a run. A request without a run id gets one here, so that repeating it starts nothing twice.
+    ///
+    /// While as many runs are live as may be, a new one is refused ([`Code::Overloaded`]) and asked for again when the
+    /// refusal says, until the deadline; see [`Client::waits_out_overload`].
     pub async fn start_run(&self, mut request: StartRun) -> Result<RunAccepted, ClientError> {
         let run = *request.run.get_or_insert_with(|| RunId::from_uuid(Uuid::now_v7()));
         let mut headers = Headers::of(MessageType::CoordinationRequest).of_run(run);
@@ -292,6 +307,13 @@ impl Client {
         let headers = Headers::of(MessageType::CoordinationRequest);
         self.request(Service::WorkflowManager, endpoint, request, headers).await
     }
+}
+
+/// A wait that is up to a half longer than that, never shorter: those who were told the same shall not come back as one.
+fn spread(wait: Duration) -> Duration {
+    let (low, _) = Uuid::new_v4().as_u64_pair();
+    let part = f64::from(u32::try_from(low >> 32).unwrap_or_default()) / f64::from(u32::MAX);
+    wait + wait.mul_f64(part / 2.0)
 }
 
 /// The refusal that a message is, if it is one: it has the header of a service error.

@@ -49,11 +49,12 @@ impl ClientError {
         }
     }
 
-    /// Whether the same request may be answered later: the service or the broker is away for a moment.
+    /// Whether the same request may be answered later: the service or the broker is away for a moment, or there is too
+    /// much to do.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Rejected(rejection) => rejection.code == Code::Unavailable,
+            Self::Rejected(rejection) => rejection.code.is_retryable(),
             Self::NoService(_) | Self::Timeout { .. } => true,
             Self::Connection(_) | Self::Unreadable { .. } | Self::Log(_) => false,
         }

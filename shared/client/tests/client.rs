@@ -1,8 +1,9 @@
 //! The client against a real nats-server; the services' side is played by a few lines each.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::header::HeaderMap;
 use async_nats::jetstream::{self, stream};
@@ -10,7 +11,7 @@ use async_nats::{Message, Subscriber};
 use baton_client::{Client, ClientError, ConnectSettings, Connection, RunEvent};
 use baton_protocol::record::{AnyCommit, Cause, FORMAT, RunFinished, RunStarted, StageReady, Topic, Turn};
 use baton_protocol::request::{InstanceStatus, ListRuns, ProgressEvent, Role, RunAccepted, RunList, StartRun};
-use baton_protocol::run::{RunCounts, RunStatus, RunView};
+use baton_protocol::run::{RunStatus, RunView};
 use baton_protocol::subject::{self, Shard};
 use baton_protocol::{
     AgentId, Capability, Code, Commit, Json, Money, Position, Rejection, Resources, RunId, Service, StageName, TaskId,
@@ -113,8 +114,7 @@ async fn a_client_of_a_server_that_is_cut_off_moves_to_another_one() {
     let answering = service.clone();
     tokio::spawn(async move {
         while let Some(request) = requests.next().await {
-            answer(&answering, &request, &RunList { runs: Vec::new(), counts: RunCounts::default(), more: false })
-                .await;
+            answer(&answering, &request, &RunList { runs: Vec::new(), counts: BTreeMap::new(), more: false }).await;
         }
     });
     client.list_runs(&ListRuns::default()).await.unwrap();
@@ -122,6 +122,32 @@ async fn a_client_of_a_server_that_is_cut_off_moves_to_another_one() {
     cluster.isolate(lost).await;
     client.list_runs(&ListRuns::default()).await.unwrap();
     assert_ne!(client.nats().server_info().server_name, ours);
+}
+
+#[tokio::test]
+async fn an_overload_is_waited_out_unless_the_caller_would_rather_know() {
+    let server = NatsServer::start().await;
+    let client = Client::connect(&ConnectSettings::server(server.client_url())).await.unwrap();
+    let nats = server.connect().await;
+    let mut requests = listen(&nats, "run.list").await;
+    let ask = |client: Client| tokio::spawn(async move { client.list_runs(&ListRuns::default()).await });
+    let crowded = Rejection::new(Code::Overloaded, "too much").retry_after(300);
+
+    let waits = ask(client.clone());
+    let first = requests.next().await.unwrap();
+    reject(&nats, &first, &crowded).await;
+    let since = Instant::now();
+    let second = requests.next().await.unwrap();
+    // Not before it was told to; how much later is for chance to say.
+    assert!(since.elapsed() >= Duration::from_millis(290), "asked again after {:?}", since.elapsed());
+    answer(&nats, &second, &RunList { runs: Vec::new(), counts: BTreeMap::new(), more: false }).await;
+    assert!(waits.await.unwrap().is_ok());
+
+    let knows = ask(client.waits_out_overload(false));
+    let only = requests.next().await.unwrap();
+    reject(&nats, &only, &crowded).await;
+    let error = knows.await.unwrap().unwrap_err();
+    assert_eq!(error.code(), Some(Code::Overloaded));
 }
 
 #[tokio::test]

@@ -47,6 +47,9 @@ pub enum Code {
     NoCapacity,
     /// The task is not waiting for an agent: a placement's refusal.
     NotReady,
+    /// Too much is under way: as many runs are live as are allowed, or too many requests wait. Nothing was stored; ask
+    /// again after `retry_after_ms`.
+    Overloaded,
     /// The service can not answer now; ask again.
     Unavailable,
     /// A defect in Baton.
@@ -58,7 +61,7 @@ pub enum Code {
 
 impl Code {
     /// Every code, for the documentation.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::InvalidRequest,
         Self::InvalidWorkflow,
         Self::UnknownWorkflow,
@@ -71,6 +74,7 @@ impl Code {
         Self::TooLarge,
         Self::NoCapacity,
         Self::NotReady,
+        Self::Overloaded,
         Self::Unavailable,
         Self::Internal,
     ];
@@ -91,6 +95,7 @@ impl Code {
             Self::TooLarge => "too_large",
             Self::NoCapacity => "no_capacity",
             Self::NotReady => "not_ready",
+            Self::Overloaded => "overloaded",
             Self::Unavailable => "unavailable",
             Self::Internal => "internal",
             Self::Unknown => "unknown",
@@ -113,6 +118,7 @@ impl Code {
             Self::TooLarge => "Something is too large",
             Self::NoCapacity => "No capacity now",
             Self::NotReady => "The task is not waiting for an agent",
+            Self::Overloaded => "Too much is under way",
             Self::Unavailable => "The service can not answer now",
             Self::Internal => "A defect in Baton",
             Self::Unknown => "Unknown",
@@ -128,7 +134,9 @@ impl Code {
             Self::UnknownWorkflow | Self::UnknownRun | Self::UnknownAgent => 404,
             Self::AgentReplaced | Self::StaleLease | Self::KeyConflict | Self::RunEnded | Self::NotReady => 409,
             Self::TooLarge => 413,
-            Self::NoCapacity | Self::Unavailable => 503,
+            // Not 429: that is for an asker who asks too often. The limit counts everybody's runs, and whoever meets it
+            // has done nothing wrong; "a temporary overload" with `Retry-After` is what 503 is for (RFC 9110, 15.6.4).
+            Self::NoCapacity | Self::Overloaded | Self::Unavailable => 503,
             Self::Internal | Self::Unknown => 500,
         }
     }
@@ -136,7 +144,7 @@ impl Code {
     /// Whether asking again, unchanged, may succeed.
     #[must_use]
     pub fn is_retryable(self) -> bool {
-        matches!(self, Self::NoCapacity | Self::Unavailable)
+        matches!(self, Self::NoCapacity | Self::Overloaded | Self::Unavailable)
     }
 }
 

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
+    /// Workflows and their runs.
+    pub workflows: WorkflowSettings,
     /// The log.
     pub log: LogSettings,
     /// Leadership.
@@ -21,6 +23,20 @@ pub struct Settings {
     pub http: HttpSettings,
     /// Logs, traces.
     pub telemetry: TelemetrySettings,
+}
+
+/// Settings of workflows and their runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WorkflowSettings {
+    /// How many runs may be live at a time. Whoever wants to start one more is refused, and told when to ask again.
+    pub max_live_runs: usize,
+}
+
+impl Default for WorkflowSettings {
+    fn default() -> Self {
+        Self { max_live_runs: 10_000 }
+    }
 }
 
 /// Settings of the log.
@@ -174,6 +190,9 @@ impl Settings {
 
     fn check(&self) -> Result<(), SettingsError> {
         let wrong = |text: String| Err(SettingsError::Wrong(text));
+        if self.workflows.max_live_runs == 0 {
+            return wrong("workflows.max_live_runs is 0, so that no run could start; it must be at least 1".to_owned());
+        }
         if self.agents.heartbeat_ms == 0 || self.agents.lease_ms < 2 * self.agents.heartbeat_ms {
             return wrong(format!(
                 "agents.lease_ms is {}, agents.heartbeat_ms is {}: a lease must last at least two heartbeats",
@@ -213,9 +232,10 @@ mod tests {
     #[test]
     fn g7_the_environment_is_over_the_file_is_over_the_defaults() {
         let settings = load(
-            "[agents]\nlease_ms = 7000\n[log]\nreplicas = 3\n",
+            "[agents]\nlease_ms = 7000\n[log]\nreplicas = 3\n[workflows]\nmax_live_runs = 20\n",
             &[
                 ("BATON_AGENTS__LEASE_MS", "9000"),
+                ("BATON_WORKFLOWS__MAX_LIVE_RUNS", "10"),
                 ("BATON_HTTP__ALLOWED_HOSTS", "a,b"),
                 ("BATON_SERVER", "nats://x"),
                 ("OTHER__X", "1"),
@@ -223,6 +243,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!((settings.agents.lease_ms, settings.log.replicas), (9000, 3));
+        assert_eq!(settings.workflows.max_live_runs, 10);
         assert_eq!(settings.http.listen, HttpSettings::default().listen);
         assert_eq!(settings.http.allowed_hosts, ["a", "b"]);
     }
@@ -233,6 +254,7 @@ mod tests {
             ("[agents]\nlease = 1\n", "lease"),
             ("[agents]\nlease_ms = 100\n", "two heartbeats"),
             ("[log]\nreplicas = 0\n", "log.replicas is 0"),
+            ("[workflows]\nmax_live_runs = 0\n", "workflows.max_live_runs is 0"),
             ("[log\n", "baton.toml"),
         ] {
             let error = load(text, &[]).unwrap_err().to_string();

@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 
 use crate::instance::{Instance, is_inbox};
 use crate::log::{LogError, other};
+use crate::room::{self, Place, Room};
 
 /// A request that was read, on its way to the machine.
 pub(crate) struct Incoming<M: Machine> {
@@ -39,6 +40,8 @@ pub(crate) struct Asked {
     metrics: Metrics,
     /// The largest message that the broker allows, in bytes.
     max_payload: usize,
+    /// Given back when this is answered, or dropped with its session. There is none for a refusal on the spot.
+    _place: Option<Place>,
 }
 
 #[derive(Default)]
@@ -102,6 +105,7 @@ impl Endpoints {
                 metrics: metrics.clone(),
                 counters: Arc::clone(&counters),
                 out: out.clone(),
+                room: Room::new(),
             };
             tasks.spawn(reader.run(requests));
         }
@@ -137,6 +141,7 @@ struct Reader<M: Machine> {
     metrics: Metrics,
     counters: Arc<Counters>,
     out: mpsc::Sender<Incoming<M>>,
+    room: Room,
 }
 
 impl<M: Machine> Reader<M> {
@@ -149,17 +154,15 @@ impl<M: Machine> Reader<M> {
                 self.instance.update(|status| status.set_aside += 1);
                 continue;
             }
+            let place = self.room.place(message.payload.len());
+            if place.is_none() {
+                self.asked(request, None).answer(Err(room::full(self.endpoint.name))).await;
+                continue;
+            }
             let decoded = M::Request::decode(self.endpoint.name, &message.subject, &message.payload);
             let trace = message.headers.as_ref().and_then(|headers| headers.get(header::TRACEPARENT));
             let context = RequestContext { trace: trace.and_then(|value| value.as_str().parse().ok()) };
-            let asked = Asked {
-                endpoint: self.endpoint,
-                since: Instant::now(),
-                request,
-                counters: Arc::clone(&self.counters),
-                metrics: self.metrics.clone(),
-                max_payload: self.client.max_payload(),
-            };
+            let asked = self.asked(request, place);
             match decoded {
                 Ok(request) => {
                     if self.out.send(Incoming { asked, request, context }).await.is_err() {
@@ -171,6 +174,18 @@ impl<M: Machine> Reader<M> {
                     asked.answer(Err(rejection)).await;
                 }
             }
+        }
+    }
+
+    fn asked(&self, request: service::Request, place: Option<Place>) -> Asked {
+        Asked {
+            endpoint: self.endpoint,
+            since: Instant::now(),
+            request,
+            counters: Arc::clone(&self.counters),
+            metrics: self.metrics.clone(),
+            max_payload: self.client.max_payload(),
+            _place: place,
         }
     }
 
@@ -240,7 +255,7 @@ impl Asked {
     }
 }
 
-fn error_headers(rejection: &Rejection) -> HeaderMap {
+pub(crate) fn error_headers(rejection: &Rejection) -> HeaderMap {
     let mut headers = HeaderMap::new();
     if let Ok(value) = one_line(&rejection.message).parse::<async_nats::HeaderValue>() {
         headers.insert(service::NATS_SERVICE_ERROR, value);

@@ -152,8 +152,9 @@ impl Campaign {
         let holder = String::from_utf8_lossy(&entry.value);
         let ping = subject::ping(self.instance.service(), &holder);
         if holder != self.instance.name() {
-            match self.client.request(ping, "".into()).await {
-                Err(error) if error.kind() == RequestErrorKind::NoResponders => {
+            // Not long: while it is waited for a silent holder, its entry may expire.
+            match tokio::time::timeout(self.ttl / 4, self.client.request(ping, "".into())).await {
+                Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
                     tracing::info!(%holder, "the leading instance is gone: taking over");
                 }
                 _ => return Ok(None),

@@ -18,6 +18,7 @@ mod endpoints;
 mod instance;
 mod leadership;
 mod log;
+mod room;
 mod service;
 mod session;
 mod snapshots;

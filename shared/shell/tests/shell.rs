@@ -11,7 +11,7 @@ use baton_protocol::subject::{self, Shard};
 use baton_protocol::{Millis, Service};
 use baton_shell::{Instance, Settings, ShellError, Telemetry};
 use baton_telemetry::{Metrics, Spans};
-use baton_testkit::{NatsServer, wait_for};
+use baton_testkit::{NatsServer, Proxy, wait_for};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
@@ -142,6 +142,28 @@ async fn a_leader_that_dies_is_replaced_and_nothing_is_lost_or_repeated() {
     set(&client).await;
     assert_eq!(count(&client).await, 22);
     third.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_only_stays_silent_is_replaced_when_its_entry_has_expired() {
+    let nats = NatsServer::start().await;
+    let link = Proxy::start(([127, 0, 0, 1], nats.port()).into()).await;
+    let mut settings = Settings::default();
+    settings.leader.ttl_ms = 1000;
+    let first = Running::start(&link.url(), &settings);
+    first.is(Role::Leading).await;
+    let second = Running::start(&nats.client_url(), &settings);
+    second.is(Role::Following).await;
+    // Its connection stands, and nothing comes over it any more: a ping to it is answered by nobody, not even the broker.
+    link.stall();
+    wait_for("the second instance leads", Duration::from_millis(4500), || async {
+        second.instance.status().role == Role::Leading
+    })
+    .await;
+    link.heal().await;
+    first.is(Role::Following).await;
+    first.stop().await;
+    second.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -342,6 +364,40 @@ async fn an_answer_goes_to_inboxes_only() {
     let client = Client::connect(&ConnectSettings::server(nats.client_url())).await.unwrap();
     set(&client).await;
     assert_eq!(replay(&client).await.count, 1);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_is_answered_also_when_there_is_no_room_to_wait() {
+    const ASKED: usize = 20_000;
+    let nats = NatsServer::start().await;
+    let running = Running::start(&nats.client_url(), &Settings::default());
+    running.is(Role::Leading).await;
+    let asker = nats.connect().await;
+    let inbox = asker.new_inbox();
+    let mut answers = asker.subscribe(inbox.clone()).await.unwrap();
+    let subject = subject::request(Service::Optimizer, "strategy.set");
+    let body = serde_json::to_vec(&SetStrategy { strategy: Strategy::RoundRobin }).unwrap();
+    for _ in 0..ASKED {
+        asker.publish_with_reply(subject.clone(), inbox.clone(), body.clone().into()).await.unwrap();
+    }
+    let (mut done, mut refused) = (0, 0);
+    for _ in 0..ASKED {
+        let answer = tokio::time::timeout(Duration::from_secs(20), answers.next()).await.unwrap().unwrap();
+        match serde_json::from_slice::<baton_protocol::Rejection>(&answer.payload) {
+            Ok(rejection) => {
+                assert_eq!(rejection.code, baton_protocol::Code::Overloaded);
+                assert!(rejection.retry_after_ms.is_some());
+                refused += 1;
+            }
+            Err(_) => done += 1,
+        }
+    }
+    assert_eq!(done + refused, ASKED);
+    // What was refused did nothing, what was answered is in the log.
+    let client = Client::connect(&ConnectSettings::server(nats.client_url())).await.unwrap();
+    assert_eq!(count(&client).await, done as u64);
+    assert_eq!(replay(&client).await.count, done as u64);
     running.stop().await;
 }
 

@@ -43,10 +43,11 @@ struct Place {
 }
 
 impl Place {
-    /// Reads the place off a test's executable, which lies in the directory `deps` of the profile.
+    /// Reads the place off a test's executable, which lies in the directory `deps` of the profile; an example lies in
+    /// `examples`.
     fn of_test(executable: &Path) -> Option<Self> {
         let deps = executable.parent()?;
-        let directory = if deps.ends_with("deps") { deps.parent()? } else { deps };
+        let directory = if deps.ends_with("deps") || deps.ends_with("examples") { deps.parent()? } else { deps };
         let profile = directory.file_name()?.to_str()?.to_owned();
         let above = directory.parent()?;
         // A target triple has at least two hyphens, as in `x86_64-unknown-linux-gnu`; Cargo marks the target directory.

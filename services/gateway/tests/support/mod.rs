@@ -407,6 +407,7 @@ impl Script {
             "silent" => return None,
             "garbled" => return Some(Ok(json!({ "run": 7 }))),
             "busy" => return Some(Err(Rejection::new(Code::Unavailable, "busy").retry_after(9000))),
+            "crowded" => return Some(Err(Rejection::new(Code::Overloaded, "crowded").retry_after(1200))),
             "absent" => return Some(Err(Rejection::new(Code::UnknownWorkflow, "there is no workflow absent"))),
             _ => {}
         }

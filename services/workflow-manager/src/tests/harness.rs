@@ -22,7 +22,7 @@ use baton_protocol::{
 };
 use serde::de::DeserializeOwned;
 
-use crate::WorkflowManager;
+use crate::{Config, WorkflowManager};
 
 /// When every world begins.
 pub(crate) const START: Millis = 1_763_665_200_000;
@@ -31,6 +31,8 @@ pub(crate) struct World {
     pub(crate) log: Vec<(Service, Vec<u8>)>,
     pub(crate) processor: Processor<WorkflowManager>,
     pub(crate) now: Millis,
+    /// What leaders are told from the next one on.
+    pub(crate) config: Config,
     /// The largest commit.
     pub(crate) max_bytes: usize,
     /// How many commits are still stored before the leader dies.
@@ -60,8 +62,9 @@ impl World {
     pub(crate) fn empty() -> Self {
         Self {
             log: Vec::new(),
-            processor: Processor::new(()),
+            processor: Processor::new(Config::default()),
             now: START,
+            config: Config::default(),
             max_bytes: 1_000_000,
             stores: usize::MAX,
             documents: BTreeMap::new(),
@@ -86,7 +89,7 @@ impl World {
     }
 
     pub(crate) fn replay(&self) -> Processor<WorkflowManager> {
-        let mut processor = Processor::new(());
+        let mut processor = Processor::new(self.config.clone());
         for (index, (service, payload)) in self.log.iter().enumerate() {
             processor.read(index as u64 + 1, *service, payload, 0).unwrap();
         }
