@@ -44,6 +44,9 @@ pub struct Options {
     /// How many agents there are, each a process
     #[arg(long, default_value_t = 12)]
     pub agents: usize,
+    /// Uses a cluster of three servers with three replicas of everything; without --only, its servers are what is struck
+    #[arg(long)]
+    pub cluster: bool,
     /// Only faults of these kinds
     #[arg(long, value_delimiter = ',')]
     pub only: Vec<Kind>,
@@ -125,6 +128,7 @@ pub async fn run(options: Options) -> anyhow::Result<Outcome> {
         eprintln!("schedule: {}", schedule.join(" "));
     }
     let mut world = World::start(FleetOptions {
+        cluster: options.cluster,
         agents: options.agents,
         slots: 1,
         task_ms: (10, 80),
@@ -170,7 +174,12 @@ pub async fn command(options: Options) -> anyhow::Result<bool> {
 }
 
 fn kinds(options: &Options) -> anyhow::Result<Vec<Kind>> {
-    let mut kinds = if options.only.is_empty() { Kind::all() } else { options.only.clone() };
+    let all = if options.cluster { Kind::all_of_clusters() } else { Kind::all() };
+    let mut kinds = if options.only.is_empty() { all } else { options.only.clone() };
+    let impossible = |kind: &&Kind| if options.cluster { kind.is_of_links() } else { kind.is_of_clusters() };
+    if let Some(kind) = kinds.iter().find(impossible) {
+        anyhow::bail!("{} can not happen {} --cluster", kind.name(), if options.cluster { "with" } else { "without" });
+    }
     kinds.retain(|kind| !options.except.contains(kind));
     anyhow::ensure!(!kinds.is_empty(), "no kind of fault is left");
     Ok(kinds)

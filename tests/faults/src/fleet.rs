@@ -13,8 +13,10 @@ use baton_protocol::Service;
 use baton_protocol::record::AnyCommit;
 use baton_protocol::request::{AgentStatus, InstanceStatus, ListAgents, Role};
 use baton_protocol::subject::{self, Shard};
-use baton_testkit::{NatsOptions, NatsServer, Process, ProcessBuilder, Proxy, baton_binary};
+use baton_testkit::{NatsOptions, Process, ProcessBuilder, Proxy, baton_binary};
 use tokio::time::{Instant, sleep};
+
+use crate::broker::Broker;
 
 /// How long anything may take to be in order again.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -34,6 +36,8 @@ pub const INSTANCES: usize = 2;
 /// How a fleet is started.
 #[derive(Debug, Clone)]
 pub struct FleetOptions {
+    /// Whether the broker is a cluster of three servers, to which everything connects directly.
+    pub cluster: bool,
     /// How many agents there are.
     pub agents: usize,
     /// How many tasks each does at a time.
@@ -56,7 +60,7 @@ pub type Gateways = Arc<Mutex<BTreeMap<String, String>>>;
 /// The processes.
 pub struct Fleet {
     /// The broker.
-    pub nats: NatsServer,
+    pub nats: Broker,
     /// Asks the services; repeats a question for as long as [`PATIENCE`].
     pub client: Client,
     /// Where the gateways are.
@@ -80,8 +84,8 @@ impl Fleet {
         fs::create_dir_all(folder.join("logs"))?;
         fs::create_dir_all(folder.join("home"))?;
         let max_file_store = Some(options.max_file_store);
-        let nats = NatsServer::start_with(NatsOptions { max_file_store, ..NatsOptions::default() }).await;
-        let settings = ConnectSettings::server(nats.client_url()).named("baton-faults");
+        let nats = Broker::start(options.cluster, NatsOptions { max_file_store, ..NatsOptions::default() }).await;
+        let settings = ConnectSettings::server(nats.urls()).named("baton-faults");
         let client = Client::connect(&settings).await?.with_deadline(PATIENCE);
         let mut fleet = Self {
             nats,
@@ -95,9 +99,11 @@ impl Fleet {
             down: BTreeSet::new(),
             ended: Vec::new(),
         };
-        for name in fleet.service_names() {
-            let broker = (std::net::Ipv4Addr::LOCALHOST, fleet.nats.port());
-            fleet.links.insert(name, Proxy::start(broker.into()).await);
+        if let Broker::One(server) = &fleet.nats {
+            let broker = (std::net::Ipv4Addr::LOCALHOST, server.port());
+            for name in fleet.service_names() {
+                fleet.links.insert(name, Proxy::start(broker.into()).await);
+            }
         }
         for name in fleet.service_names().into_iter().chain(fleet.agent_names()) {
             fleet.launch(&name).await?;
@@ -130,7 +136,7 @@ impl Fleet {
     pub async fn launch(&mut self, name: &str) -> anyhow::Result<()> {
         self.down.remove(name);
         let process = match service_of(name) {
-            Some(service) => self.service(name, service)?,
+            Some(service) => self.service(name, service),
             None => self.agent(name),
         };
         self.processes.insert(name.to_owned(), process.start());
@@ -142,8 +148,9 @@ impl Fleet {
         Ok(())
     }
 
-    fn service(&self, name: &str, service: Service) -> anyhow::Result<ProcessBuilder> {
-        let link = self.link(name)?.url();
+    fn service(&self, name: &str, service: Service) -> ProcessBuilder {
+        let server = self.links.get(name).map_or_else(|| self.nats.urls(), Proxy::url);
+        let replicas = if self.options.cluster { "3" } else { "1" };
         let ms = |duration: Duration| duration.as_millis().to_string();
         let settings = [
             ("BATON_AGENTS__LEASE_MS", ms(LEASE)),
@@ -152,22 +159,23 @@ impl Fleet {
             // Often, so that services start from snapshots and not from the log's beginning.
             ("BATON_LOG__SNAPSHOT_RECORDS", "2000".to_owned()),
             ("BATON_HTTP__LISTEN", "127.0.0.1:0".to_owned()),
+            ("BATON_LOG__REPLICAS", replicas.to_owned()),
         ];
-        Ok(Process::command(baton_binary())
-            .args(["service", service.as_str(), "--server", &link])
+        Process::command(baton_binary())
+            .args(["service", service.as_str(), "--server", &server])
             .envs(settings)
             .envs(self.options.environment.iter().map(|(name, value)| (name, value)))
             .env("HOME", self.folder.join("home"))
             .env_remove("NATS_URL")
             .env_remove("NATS_CONTEXT")
-            .current_dir(self.folder.join("home")))
+            .current_dir(self.folder.join("home"))
     }
 
     fn agent(&self, id: &str) -> ProcessBuilder {
         let (from, to) = self.options.task_ms;
         let number: u64 = id.rsplit('-').next().and_then(|number| number.parse().ok()).unwrap_or_default();
         Process::command(&self.options.runner)
-            .args(["agent", "--id", id, "--server", &self.nats.client_url()])
+            .args(["agent", "--id", id, "--server", &self.nats.urls()])
             .args(["--slots", &self.options.slots.to_string()])
             .args(["--from-ms", &from.to_string(), "--to-ms", &to.to_string()])
             .args(["--seed", &self.options.seed.wrapping_add(number).to_string()])

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use async_nats::jetstream;
+use baton_protocol::subject::{self, Shard};
 use baton_protocol::{RunId, Service};
-use baton_testkit::Direction;
+use baton_testkit::{Direction, Isolation, NatsCluster};
 use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 
@@ -25,6 +26,9 @@ const SILENT: Duration = Duration::from_secs(4);
 
 /// How late everything is on a link that is.
 const LATE: Duration = Duration::from_millis(400);
+
+/// How long a server of a cluster is lost: longer than everybody needs to do without it.
+const LOST: Duration = Duration::from_secs(15);
 
 /// How long the broker is down.
 const DOWN: Duration = Duration::from_millis(500);
@@ -51,10 +55,39 @@ pub(crate) enum Heal {
     Start(Vec<String>),
     Resume(String, Duration),
     RestartBroker,
+    Node(usize, Loss),
+    /// The same, and then the next one is cut off.
+    NodeAndNext(usize, Loss),
     ResumeBroker,
     Link(String, Duration),
     Purge,
     Send(Vec<Message>),
+}
+
+/// How a server of a cluster is lost.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Loss {
+    Killed,
+    Paused,
+    Isolated(Isolation),
+}
+
+impl Loss {
+    async fn strike(self, cluster: &mut NatsCluster, node: usize) {
+        match self {
+            Self::Killed => cluster.kill(node).await,
+            Self::Paused => cluster.pause(node).await,
+            Self::Isolated(how) => cluster.isolate_with(node, how).await,
+        }
+    }
+
+    async fn heal(self, cluster: &mut NatsCluster, node: usize) {
+        match self {
+            Self::Killed => cluster.restart(node).await,
+            Self::Paused => cluster.resume(node),
+            Self::Isolated(_) => cluster.rejoin(node).await,
+        }
+    }
 }
 
 /// What injects.
@@ -135,6 +168,19 @@ impl Injector {
                 fleet.nats.pause().await;
                 Ok(Strike { at, led: None, what: "the broker".to_owned(), heal: Heal::ResumeBroker })
             }
+            Kind::KillAllNodes => {
+                let at = Instant::now();
+                fleet.nats.kill().await;
+                Ok(Strike { at, led: None, what: "all servers".to_owned(), heal: Heal::RestartBroker })
+            }
+            Kind::KillLeadingNode | Kind::KillDuringRecovery => lose(fleet, kind, true, Loss::Killed).await,
+            Kind::PauseLeadingNode => lose(fleet, kind, true, Loss::Paused).await,
+            Kind::IsolateLeadingNode => lose(fleet, kind, true, Loss::Isolated(Isolation::Refused)).await,
+            Kind::SilenceLeadingNode => lose(fleet, kind, true, Loss::Isolated(Isolation::Silent)).await,
+            Kind::KillNode => lose(fleet, kind, false, Loss::Killed).await,
+            Kind::PauseNode => lose(fleet, kind, false, Loss::Paused).await,
+            Kind::IsolateNode => lose(fleet, kind, false, Loss::Isolated(Isolation::Refused)).await,
+            Kind::SilenceNode => lose(fleet, kind, false, Loss::Isolated(Isolation::Silent)).await,
             Kind::LinkCut | Kind::LinkDelay | Kind::LinkHalfClose | Kind::LinkStall => {
                 let loses = matches!(kind, Kind::LinkCut | Kind::LinkStall);
                 let led = if loses { led(fleet, writer).await? } else { None };
@@ -194,6 +240,19 @@ impl Injector {
             Heal::RestartBroker => {
                 sleep(DOWN).await;
                 fleet.nats.restart().await;
+            }
+            Heal::Node(node, loss) => {
+                sleep(LOST).await;
+                loss.heal(cluster(fleet)?, node).await;
+            }
+            Heal::NodeAndNext(node, loss) => {
+                sleep(LOST).await;
+                let cluster = cluster(fleet)?;
+                loss.heal(cluster, node).await;
+                let next = (node + 1) % cluster.size();
+                cluster.isolate(next).await;
+                sleep(LOST).await;
+                cluster.rejoin(next).await;
             }
             Heal::ResumeBroker => {
                 sleep(SHORT).await;
@@ -265,6 +324,24 @@ impl Injector {
         }
         anyhow::bail!("the ballast can not be thrown off")
     }
+}
+
+fn cluster(fleet: &mut Fleet) -> anyhow::Result<&mut NatsCluster> {
+    fleet.nats.cluster().context("there is no cluster")
+}
+
+/// Loses a server, when all replicas of the log are up to date: what a majority has is on two servers only otherwise.
+async fn lose(fleet: &mut Fleet, kind: Kind, leading: bool, loss: Loss) -> anyhow::Result<Strike> {
+    let cluster = cluster(fleet)?;
+    let leader = cluster.wait_for_stream(&subject::log_stream(Shard::default())).await;
+    let node = if leading { leader } else { (leader + 1) % cluster.size() };
+    let at = Instant::now();
+    loss.strike(cluster, node).await;
+    let heal = match kind {
+        Kind::KillDuringRecovery => Heal::NodeAndNext(node, loss),
+        _ => Heal::Node(node, loss),
+    };
+    Ok(Strike { at, led: None, what: format!("n{node}"), heal })
 }
 
 async fn led(fleet: &Fleet, service: Service) -> anyhow::Result<Option<(Service, u64)>> {

@@ -62,13 +62,63 @@ pub enum Kind {
     BadReplayed,
     /// Messages of another version.
     BadVersioned,
+    /// SIGKILL of the server of a cluster that leads the log.
+    KillLeadingNode,
+    /// SIGSTOP of the server that leads the log, then SIGCONT.
+    PauseLeadingNode,
+    /// The server that leads the log is cut off from the others, and all of them know; its clients still reach it.
+    IsolateLeadingNode,
+    /// Nothing gets through between the server that leads the log and the others; its clients still reach it.
+    SilenceLeadingNode,
+    /// SIGKILL of a server that does not lead the log.
+    KillNode,
+    /// SIGSTOP of a server that does not lead the log, then SIGCONT.
+    PauseNode,
+    /// A server that does not lead the log is cut off.
+    IsolateNode,
+    /// Nothing gets through between a server that does not lead the log and the others.
+    SilenceNode,
+    /// SIGKILL of the server that leads the log; when it has just come back, another one is cut off.
+    KillDuringRecovery,
+    /// SIGKILL of all three servers, which are started again on their data.
+    KillAllNodes,
 }
 
 impl Kind {
-    /// All of them.
+    /// All that can happen with one server.
     #[must_use]
     pub fn all() -> Vec<Self> {
-        Self::value_variants().to_vec()
+        Self::value_variants().iter().copied().filter(|kind| !kind.is_of_clusters()).collect()
+    }
+
+    /// All that can happen to the servers of a cluster.
+    #[must_use]
+    pub fn all_of_clusters() -> Vec<Self> {
+        Self::value_variants().iter().copied().filter(|kind| kind.is_of_clusters()).collect()
+    }
+
+    /// Whether it needs a cluster.
+    #[must_use]
+    pub fn is_of_clusters(self) -> bool {
+        matches!(
+            self,
+            Self::KillLeadingNode
+                | Self::PauseLeadingNode
+                | Self::IsolateLeadingNode
+                | Self::SilenceLeadingNode
+                | Self::KillNode
+                | Self::PauseNode
+                | Self::IsolateNode
+                | Self::SilenceNode
+                | Self::KillDuringRecovery
+                | Self::KillAllNodes
+        )
+    }
+
+    /// Whether it needs the links between services and the broker, which there are with one server only.
+    #[must_use]
+    pub fn is_of_links(self) -> bool {
+        matches!(self, Self::LinkCut | Self::LinkDelay | Self::LinkHalfClose | Self::LinkStall)
     }
 
     /// The name, as on the command line and in the table.

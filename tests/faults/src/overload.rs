@@ -143,6 +143,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Outcome> {
     let seed = options.seed.unwrap_or_else(|| baton_protocol::id::mix(now()) >> 32);
     let fleet = FleetOptions {
         agents: options.agents,
+        cluster: false,
         slots: 1,
         // So long that it is the agents who are the limit.
         task_ms: (50, 150),

@@ -124,6 +124,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Outcome> {
     let seed = options.seed.unwrap_or_else(|| baton_protocol::id::mix(now()) >> 32);
     let fleet = FleetOptions {
         agents: options.agents,
+        cluster: false,
         slots: options.slots,
         task_ms: (1, 10),
         runner: runner(None)?,

@@ -26,6 +26,7 @@ async fn nothing_is_lost_and_nothing_counts_twice() {
         runs: 60,
         in_flight: 6,
         agents: 4,
+        cluster: false,
         only,
         except: Vec::new(),
         // The least is what services reserve for what they set aside, 64 MiB.
