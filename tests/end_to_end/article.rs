@@ -10,10 +10,10 @@ use baton_testkit::{Process, baton_binary};
 use futures::StreamExt;
 use serde_json::Value;
 
-use crate::fleet::{Fleet, PATIENCE, TOPIC, write_sources};
+use crate::fleet::{Broker, Fleet, PATIENCE, TOPIC, write_sources};
 
 /// Every record of a run, commit by commit.
-pub(crate) async fn commits_of(fleet: &Fleet, run: RunId) -> Vec<(u64, Service, Vec<Event>)> {
+pub(crate) async fn commits_of(fleet: &Fleet<impl Broker>, run: RunId) -> Vec<(u64, Service, Vec<Event>)> {
     let last = fleet.client.log_ends().await.unwrap().last;
     let mut log = fleet.client.log(1, Some(last));
     let mut commits = Vec::new();
@@ -28,7 +28,7 @@ pub(crate) async fn commits_of(fleet: &Fleet, run: RunId) -> Vec<(u64, Service, 
 }
 
 /// Counts how often each stage succeeded: each result must count once.
-pub(crate) async fn successes(fleet: &Fleet, run: RunId) -> BTreeMap<String, usize> {
+pub(crate) async fn successes(fleet: &Fleet<impl Broker>, run: RunId) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for (_, _, events) in commits_of(fleet, run).await {
         for event in events.iter().filter(|e| e.kind == "stage_ended") {

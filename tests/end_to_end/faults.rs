@@ -9,7 +9,7 @@ use baton_protocol::{RunId, Service};
 use serde_json::Value;
 
 use crate::article::successes;
-use crate::fleet::{Fleet, STOCK};
+use crate::fleet::{Broker, Fleet, STOCK};
 
 fn document(view: &RunView) -> String {
     assert_eq!(view.status, RunStatus::Succeeded, "{view:?}");
@@ -18,14 +18,14 @@ fn document(view: &RunView) -> String {
 }
 
 /// The run has ended as the undisturbed one did, and every result counted once.
-async fn check(fleet: &Fleet, run: RunId, undisturbed: &str) {
+pub(crate) async fn check(fleet: &Fleet<impl Broker>, run: RunId, undisturbed: &str) {
     let view = fleet.wait_for_end(run).await;
     assert_eq!(document(&view), undisturbed);
     let once: BTreeMap<String, usize> = STOCK.iter().map(|stage| ((*stage).to_owned(), 1)).collect();
     assert_eq!(successes(fleet, run).await, once);
 }
 
-async fn undisturbed(fleet: &Fleet) -> String {
+pub(crate) async fn undisturbed(fleet: &Fleet<impl Broker>) -> String {
     let run = fleet.start_article().await;
     document(&fleet.wait_for_end(run).await)
 }

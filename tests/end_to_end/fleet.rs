@@ -8,15 +8,33 @@ use baton_client::{Client, ConnectSettings};
 use baton_protocol::request::{AgentStatus, ListAgents, Role, StartRun};
 use baton_protocol::run::RunView;
 use baton_protocol::{AgentId, Json, RunId, Service, StageName, WorkflowName};
-use baton_testkit::{NatsServer, Process, baton_binary, wait_for};
+use baton_testkit::{NatsCluster, NatsServer, Process, baton_binary, wait_for};
 use tempfile::TempDir;
 
 /// How long anything may take before a test gives up on it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What a fleet talks through.
+pub(crate) trait Broker {
+    /// What `--server` is given.
+    fn urls(&self) -> String;
+}
+
+impl Broker for NatsServer {
+    fn urls(&self) -> String {
+        self.client_url()
+    }
+}
+
+impl Broker for NatsCluster {
+    fn urls(&self) -> String {
+        self.client_urls()
+    }
+}
+
 /// A broker, services, agents, and a client.
-pub(crate) struct Fleet {
-    pub(crate) nats: NatsServer,
+pub(crate) struct Fleet<B = NatsServer> {
+    pub(crate) nats: B,
     pub(crate) client: Client,
     processes: BTreeMap<String, Process>,
     pub(crate) folder: TempDir,
@@ -29,17 +47,7 @@ pub(crate) const STOCK: [&str; 4] = ["research", "writing", "editing", "verifica
 impl Fleet {
     /// A broker and a client, nothing else.
     pub(crate) async fn bare() -> Self {
-        let nats = NatsServer::start().await;
-        let settings = ConnectSettings::server(nats.client_url());
-        let client = Client::connect(&settings).await.unwrap().with_deadline(PATIENCE);
-        let folder = tempfile::tempdir().unwrap();
-        let environment = vec![
-            // Short leases, so that a dead agent is seen soon.
-            ("BATON_AGENTS__LEASE_MS".to_owned(), "2000".to_owned()),
-            ("BATON_AGENTS__HEARTBEAT_MS".to_owned(), "300".to_owned()),
-            ("BATON_LEADER__TTL_MS".to_owned(), "1500".to_owned()),
-        ];
-        Self { nats, client, processes: BTreeMap::new(), folder, environment }
+        Self::on(NatsServer::start().await).await
     }
 
     /// A broker and the three services of the log.
@@ -52,12 +60,33 @@ impl Fleet {
     /// With a stock agent of each kind, over `sources()`.
     pub(crate) async fn stocked() -> Self {
         let mut fleet = Self::services().await;
-        fleet.write_sources();
-        for role in STOCK {
-            fleet.start_stock(role);
-        }
-        fleet.wait_for_agents(STOCK.len()).await;
+        fleet.stock().await;
         fleet
+    }
+}
+
+impl<B: Broker> Fleet<B> {
+    /// A client of a broker, nothing else.
+    pub(crate) async fn on(nats: B) -> Self {
+        let settings = ConnectSettings::server(nats.urls());
+        let client = Client::connect(&settings).await.unwrap().with_deadline(PATIENCE);
+        let folder = tempfile::tempdir().unwrap();
+        let environment = vec![
+            // Short leases, so that a dead agent is seen soon.
+            ("BATON_AGENTS__LEASE_MS".to_owned(), "2000".to_owned()),
+            ("BATON_AGENTS__HEARTBEAT_MS".to_owned(), "300".to_owned()),
+            ("BATON_LEADER__TTL_MS".to_owned(), "1500".to_owned()),
+        ];
+        Self { nats, client, processes: BTreeMap::new(), folder, environment }
+    }
+
+    /// Starts a stock agent of each kind, over `sources()`.
+    pub(crate) async fn stock(&mut self) {
+        self.write_sources();
+        for role in STOCK {
+            self.start_stock(role);
+        }
+        self.wait_for_agents(STOCK.len()).await;
     }
 
     pub(crate) fn set(&mut self, name: &str, value: &str) {
@@ -77,7 +106,7 @@ impl Fleet {
     pub(crate) fn start(&mut self, name: &str, arguments: &[&str]) {
         let mut process = Process::command(baton_binary())
             .args(arguments)
-            .args(["--server", &self.nats.client_url()])
+            .args(["--server", &self.nats.urls()])
             .env("HOME", self.folder.path())
             .env_remove("NATS_URL")
             .env_remove("NATS_CONTEXT")
@@ -209,7 +238,7 @@ impl Fleet {
     pub(crate) async fn try_baton(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
         let mut process = Process::command(baton_binary())
             .args(arguments)
-            .args(["--server", &self.nats.client_url()])
+            .args(["--server", &self.nats.urls()])
             .env("HOME", self.folder.path())
             .current_dir(self.folder.path())
             .start();

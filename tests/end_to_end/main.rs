@@ -2,6 +2,7 @@
 
 mod agents;
 mod article;
+mod cluster;
 mod command_line;
 mod faults;
 mod fleet;

@@ -33,6 +33,7 @@ fn dependencies_point_one_way() {
         ("baton-stock", &["baton-protocol", "baton-client", "baton-sdk"]),
         ("baton", &["*"]),
         ("baton-tests", &[]),
+        ("baton-faults", &["baton-protocol", "baton-client", "baton-sdk", "baton-testkit"]),
     ]);
     let metadata = cargo_metadata::MetadataCommand::new()
         .manifest_path(root().join("Cargo.toml"))

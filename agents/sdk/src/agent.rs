@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use baton_client::{Client, ConnectError, ConnectSettings, Connection};
-use baton_protocol::request::RegisterAgent;
+use baton_protocol::request::{RegisterAgent, Report};
 use baton_protocol::trace::Span;
 use baton_protocol::{AgentId, Amount, Capability, NameError, Rejection, ResourceName, Resources};
 use futures::FutureExt;
@@ -21,6 +21,9 @@ use crate::task::Task;
 
 /// Takes the spans of an agent's work, to be exported.
 pub type Spans = Arc<dyn Fn(Span) + Send + Sync>;
+
+/// Is told what became of each report: that it is stored, or why it was refused.
+pub type Told = Arc<dyn Fn(&Report, Result<(), &Rejection>) + Send + Sync>;
 
 /// What does a task.
 pub(crate) type Handler = Arc<dyn Fn(Task) -> Pin<Box<dyn Future<Output = TaskResult> + Send>> + Send + Sync>;
@@ -80,6 +83,7 @@ pub struct Builder {
     grace: Duration,
     patience: Duration,
     spans: Option<Spans>,
+    told: Option<Told>,
     settings: ConnectSettings,
     connection: Option<Connection>,
 }
@@ -127,6 +131,13 @@ impl Builder {
         self
     }
 
+    /// Who is told what became of each report, for an agent that keeps books of its own. A report that is never answered
+    /// because the lease has ended meanwhile is not told of.
+    pub fn told(mut self, told: Told) -> Self {
+        self.told = Some(told);
+        self
+    }
+
     /// How to connect; what is left out there is found in the surroundings.
     pub fn settings(mut self, settings: ConnectSettings) -> Self {
         self.settings = settings;
@@ -153,7 +164,7 @@ impl Builder {
         };
         let client = Client::new(connection.nats.clone()).with_source(id.as_str());
         let limits = Limits { grace: self.grace, patience: self.patience };
-        Ok(Agent { id, registration, connection, client, limits, spans: self.spans })
+        Ok(Agent { id, registration, connection, client, limits, spans: self.spans, told: self.told })
     }
 
     fn registration(&self) -> Result<RegisterAgent, AgentError> {
@@ -192,6 +203,7 @@ pub struct Agent {
     client: Client,
     limits: Limits,
     spans: Option<Spans>,
+    told: Option<Told>,
 }
 
 impl Agent {
@@ -207,6 +219,7 @@ impl Agent {
             grace: Duration::from_secs(30),
             patience: Duration::from_secs(10),
             spans: None,
+            told: None,
             settings: ConnectSettings::default(),
             connection: None,
         }
@@ -275,7 +288,7 @@ impl Agent {
     {
         let handler: Handler = Arc::new(move |task| handler(task).boxed());
         let voice = Voice { agent: self.id, client: self.client, link: self.connection.link };
-        let keeper = Keeper::new(voice, self.registration, handler, self.spans, self.limits);
+        let keeper = Keeper::new(voice, self.registration, handler, self.spans, self.told, self.limits);
         keeper.run(shutdown, hurry).await
     }
 }

@@ -23,7 +23,7 @@ use tokio::task::{AbortHandle, JoinError, JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::Instrument;
 
-use crate::agent::{AgentError, Handler, Spans};
+use crate::agent::{AgentError, Handler, Spans, Told};
 use crate::output::{Output, TaskError, TaskResult};
 use crate::speech::{Voice, backoff, headers};
 use crate::task::Task;
@@ -83,6 +83,7 @@ pub(crate) struct Keeper {
     registration: RegisterAgent,
     handler: Handler,
     spans: Option<Spans>,
+    told: Option<Told>,
     limits: Limits,
     held: BTreeMap<LeaseId, Held>,
     /// Leases that must not be started again: reported, dropped or given back.
@@ -106,6 +107,7 @@ impl Keeper {
         registration: RegisterAgent,
         handler: Handler,
         spans: Option<Spans>,
+        told: Option<Told>,
         limits: Limits,
     ) -> Self {
         Self {
@@ -113,6 +115,7 @@ impl Keeper {
             registration,
             handler,
             spans,
+            told,
             limits,
             held: BTreeMap::new(),
             over: BTreeSet::new(),
@@ -384,7 +387,7 @@ impl Keeper {
             return;
         };
         let report = report_of(&held.task, result.and_then(Output::checked));
-        let job = store(self.voice.clone(), held.task.clone(), report);
+        let job = store(self.voice.clone(), held.task.clone(), report, self.told.clone());
         held.doing = Doing::Reporting(self.jobs.spawn(job));
     }
 
@@ -539,12 +542,11 @@ fn report_of(task: &Task, result: TaskResult) -> Report {
 }
 
 /// Reports until the report is stored, or the lease has ended.
-async fn store(voice: Voice, task: Task, report: Report) -> Ended {
+async fn store(voice: Voice, task: Task, report: Report, told: Option<Told>) -> Ended {
     let lease = report.lease;
     let span = tracing::info_span!("report", run = %task.run, trace = %trace_id(&task), task = %task.id(), %lease);
     async {
-        let headers = report_headers(&voice, &task, &report);
-        let Err(rejection) = voice.until_answered::<_, ReportStored>(AgentVerb::Report, &report, headers).await else {
+        let Err(rejection) = say(&voice, &task, &report, told.as_ref()).await else {
             tracing::debug!("report stored");
             return;
         };
@@ -555,14 +557,23 @@ async fn store(voice: Voice, task: Task, report: Report) -> Ended {
         tracing::error!(%rejection, "the report is refused, reporting a failure instead");
         let error = TaskError::failed(format!("the agent's report was refused: {rejection}")).permanent();
         let failure = Report { cost: report.cost, usage: report.usage, ..report_of(&task, Err(error)) };
-        let headers = report_headers(&voice, &task, &failure);
-        if let Err(rejection) = voice.until_answered::<_, ReportStored>(AgentVerb::Report, &failure, headers).await {
+        if let Err(rejection) = say(&voice, &task, &failure, told.as_ref()).await {
             tracing::error!(%rejection, "that is refused too, the task is dropped");
         }
     }
     .instrument(span)
     .await;
     Ended::Report(lease)
+}
+
+/// Reports until there is an answer, and passes on what it was.
+async fn say(voice: &Voice, task: &Task, report: &Report, told: Option<&Told>) -> Result<(), Rejection> {
+    let headers = report_headers(voice, task, report);
+    let answer = voice.until_answered::<_, ReportStored>(AgentVerb::Report, report, headers).await.map(drop);
+    if let Some(told) = told {
+        told(report, answer.as_ref().copied());
+    }
+    answer
 }
 
 /// The trace that a task is in, as it is written elsewhere.

@@ -55,7 +55,7 @@ mod output;
 mod speech;
 mod task;
 
-pub use agent::{Agent, AgentError, Builder, Spans};
+pub use agent::{Agent, AgentError, Builder, Spans, Told};
 pub use output::{Output, TaskError, TaskResult};
 pub use task::Task;
 

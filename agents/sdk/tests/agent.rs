@@ -421,7 +421,12 @@ async fn what_goes_wrong_in_a_handler_is_reported_as_a_failure() {
 async fn a_refused_report_is_dropped_if_stale_and_becomes_a_failure_otherwise() {
     let server = NatsServer::start().await;
     let mut side = Side::listen(&server).await;
-    let (_agent, _stop) = run(builder(&server), |_| async { Ok(Output::json("done")?.cost("2").usage(1, 1)) }).await;
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let noted = told.clone();
+    let agent = builder(&server).told(Arc::new(move |report: &Report, answer: Result<(), &Rejection>| {
+        noted.lock().unwrap().push((report.lease, report.status, answer.err().map(|rejection| rejection.code)));
+    }));
+    let (_agent, _stop) = run(agent, |_| async { Ok(Output::json("done")?.cost("2").usage(1, 1)) }).await;
     side.register().await;
     side.heartbeats().await;
     side.assign(&assignment(5)).await;
@@ -442,6 +447,16 @@ async fn a_refused_report_is_dropped_if_stale_and_becomes_a_failure_otherwise() 
     assert_eq!(text(&message, header::TYPE), "task_failed");
     reply(&side.nats, &message, &ReportStored { lease: LeaseId(6) }).await;
     side.until_held(&[]).await;
+    // An agent that keeps books hears of all answers but those after which it is asked again.
+    wait_for("the last answer", SOON, || async { told.lock().unwrap().len() == 3 }).await;
+    assert_eq!(
+        *told.lock().unwrap(),
+        [
+            (LeaseId(5), ReportStatus::Succeeded, Some(Code::StaleLease)),
+            (LeaseId(6), ReportStatus::Succeeded, Some(Code::TooLarge)),
+            (LeaseId(6), ReportStatus::Failed, None),
+        ]
+    );
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use baton_protocol::request::{MAX_JSON_BYTES, Report, ReportStatus, ReportStored
 use baton_protocol::{AgentId, Code, Json, Rejection};
 
 use crate::advance::{self, Again, Ending};
+use crate::run::{Attempt, Stage};
 use crate::{Turn, WorkflowManager, telemetry, text};
 
 /// What a report finds.
@@ -16,8 +17,8 @@ enum Found {
     Stored,
 }
 
-/// Ends a task as its agent says. A report that was stored before is answered the same again; one without a lease
-/// changes nothing.
+/// Ends a task as its agent says. A report that was stored before is answered the same again; another one, or one without
+/// a lease, changes nothing and is refused.
 pub(crate) fn report(turn: &mut Turn<'_>, agent: &AgentId, report: Report) -> Result<ReportStored, Rejection> {
     let found = find(turn.state(), agent, &report).map_err(|why| Rejection::new(Code::StaleLease, why))?;
     let stored = ReportStored { lease: report.lease };
@@ -105,10 +106,23 @@ fn find(state: &WorkflowManager, agent: &AgentId, report: &Report) -> Result<Fou
     }
     match attempt.outcome {
         None => Ok(Found::Open(place)),
-        Some(Outcome::Succeeded | Outcome::Failed) => Ok(Found::Stored),
+        Some(Outcome::Succeeded | Outcome::Failed) if is_stored(&run.stages[place], attempt, report) => {
+            Ok(Found::Stored)
+        }
+        // Two processes of one agent may have done the task. Whoever is told that a report is stored may rely on it.
+        Some(Outcome::Succeeded | Outcome::Failed) => {
+            Err(format!("lease {held} of task {task} has ended: another report was stored under it"))
+        }
         Some(outcome @ (Outcome::Lost | Outcome::TimedOut | Outcome::Cancelled)) => {
             let why = attempt.error.as_deref().unwrap_or("no reason was given");
             Err(format!("lease {held} of task {task} has ended, {outcome}: {why}"))
         }
     }
+}
+
+/// Whether what ended the attempt is what the report says.
+fn is_stored(stage: &Stage, attempt: &Attempt, report: &Report) -> bool {
+    let Ending { outcome, result, error, .. } = ending(report.clone());
+    let same_result = outcome != Outcome::Succeeded || stage.result == result;
+    attempt.outcome == Some(outcome) && attempt.error == error && same_result
 }

@@ -513,9 +513,13 @@ fn w8_a_failed_attempt_is_followed_by_another_after_a_growing_wait() {
     let old = world.assign(&first, "ann");
     world.wait(100);
     world.report("ann", failed(old, &first, "the model is overloaded", true)).unwrap();
-    // Its report again changes nothing, nor does a second thought.
+    // Its report again changes nothing. Nor does a second thought, which is not said to be stored.
     world.report("ann", failed(old, &first, "the model is overloaded", true)).unwrap();
-    world.report("ann", succeeded(old, &first, "1")).unwrap();
+    for other in [succeeded(old, &first, "1"), failed(old, &first, "the model is gone", true)] {
+        let rejection = world.report("ann", other).unwrap_err();
+        assert_eq!(rejection.code, Code::StaleLease);
+        assert!(rejection.message.contains("another report was stored"), "{rejection}");
+    }
     world.wait(1000);
     let second = task(run, "a", 2);
     let lease = world.assign(&second, "bob");

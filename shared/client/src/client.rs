@@ -1,7 +1,9 @@
 //! Asking the services.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use async_nats::connection::State;
 use async_nats::header::HeaderMap;
 use async_nats::{Message, Request, RequestErrorKind};
 use baton_protocol::message::MessageType;
@@ -26,6 +28,8 @@ use crate::settings::ConnectSettings;
 pub const DEADLINE: Duration = Duration::from_secs(5);
 /// How long an attempt waits for its answer.
 pub const ATTEMPT: Duration = Duration::from_secs(2);
+/// How long all requests may stay without an answer before the server is doubted: the first time, and at the most.
+const DOUBT: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(30));
 /// The waits between attempts: the first, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 
@@ -33,12 +37,42 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 ///
 /// While a service has no leader (a standby takes over, a broker restarts) nobody answers for it: a request is repeated
 /// until the deadline. Repeating is safe, every request of the protocol means the same the second time.
+///
+/// A server that is cut off from the others of its cluster keeps its clients, and nobody there answers them. So when
+/// nothing has been answered for some seconds and other servers are known, the connection moves to one of them.
 #[derive(Debug, Clone)]
 pub struct Client {
     nats: async_nats::Client,
     deadline: Duration,
     waits_when_refused: bool,
     source: Option<String>,
+    doubt: Arc<Mutex<Doubt>>,
+}
+
+/// Whether the server that we are connected to reaches anybody.
+#[derive(Debug)]
+struct Doubt {
+    /// When the first request since the last answer was seen to be without one.
+    since: Option<Instant>,
+    /// How long that may last: longer each time that another server has not helped.
+    bearable: Duration,
+}
+
+impl Doubt {
+    fn new() -> Self {
+        Self { since: None, bearable: DOUBT.0 }
+    }
+
+    /// Notes that a request was not answered; says whether another server is to be tried.
+    fn unanswered(&mut self, now: Instant) -> bool {
+        let since = *self.since.get_or_insert(now);
+        if now.duration_since(since) < self.bearable {
+            return false;
+        }
+        self.since = None;
+        self.bearable = (self.bearable * 2).min(DOUBT.1);
+        true
+    }
 }
 
 impl Client {
@@ -50,7 +84,8 @@ impl Client {
     /// Uses a connection that is there.
     #[must_use]
     pub fn new(nats: async_nats::Client) -> Self {
-        Self { nats, deadline: DEADLINE, waits_when_refused: true, source: None }
+        let doubt = Arc::new(Mutex::new(Doubt::new()));
+        Self { nats, deadline: DEADLINE, waits_when_refused: true, source: None, doubt }
     }
 
     /// Repeats requests for that long; zero asks once.
@@ -155,22 +190,50 @@ impl Client {
         timeout: Duration,
     ) -> Result<Message, ClientError> {
         let request = Request::new().payload(body).headers(headers).timeout(Some(timeout));
-        match self.nats.send_request(subject.to_owned(), request).await {
-            Ok(answer) => match rejection(&answer) {
-                Some(rejection) => Err(ClientError::Rejected(rejection)),
-                None => Ok(answer),
-            },
-            Err(error) => Err(match error.kind() {
-                RequestErrorKind::NoResponders => ClientError::NoService(service),
-                RequestErrorKind::TimedOut => ClientError::Timeout { service, after: timeout },
-                RequestErrorKind::MaxPayloadExceeded => ClientError::Rejected(Rejection::new(
-                    Code::TooLarge,
-                    format!("the request is larger than the {} bytes that the broker takes", self.nats.max_payload()),
-                )),
-                RequestErrorKind::InvalidSubject | RequestErrorKind::Other => {
-                    ClientError::Connection(format!("the request could not be sent to {subject}: {error}"))
-                }
-            }),
+        let error = match self.nats.send_request(subject.to_owned(), request).await {
+            Ok(answer) => {
+                *self.doubt() = Doubt::new();
+                return match rejection(&answer) {
+                    Some(rejection) => Err(ClientError::Rejected(rejection)),
+                    None => Ok(answer),
+                };
+            }
+            Err(error) => error,
+        };
+        if matches!(error.kind(), RequestErrorKind::NoResponders | RequestErrorKind::TimedOut) {
+            let hopeless = self.doubt().unanswered(Instant::now());
+            if hopeless {
+                self.try_another_server().await;
+            }
+        }
+        Err(match error.kind() {
+            RequestErrorKind::NoResponders => ClientError::NoService(service),
+            RequestErrorKind::TimedOut => ClientError::Timeout { service, after: timeout },
+            RequestErrorKind::MaxPayloadExceeded => ClientError::Rejected(Rejection::new(
+                Code::TooLarge,
+                format!("the request is larger than the {} bytes that the broker takes", self.nats.max_payload()),
+            )),
+            RequestErrorKind::InvalidSubject | RequestErrorKind::Other => {
+                ClientError::Connection(format!("the request could not be sent to {subject}: {error}"))
+            }
+        })
+    }
+
+    fn doubt(&self) -> MutexGuard<'_, Doubt> {
+        self.doubt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Connects anew, if there is more than one server to connect to: most likely to another one.
+    async fn try_another_server(&self) {
+        // Without a connection one is being looked for already.
+        if self.nats.connection_state() != State::Connected {
+            return;
+        }
+        let pool = tokio::time::timeout(ATTEMPT, self.nats.server_pool()).await;
+        if matches!(pool, Ok(Ok(servers)) if servers.len() > 1) {
+            tracing::info!("nobody answers on this server: connecting anew");
+            // An error means that the connection is closed, which the next request meets.
+            let _ = self.nats.force_reconnect().await;
         }
     }
 
@@ -287,4 +350,18 @@ fn decode<A: DeserializeOwned>(subject: &str, answer: &Message) -> Result<A, Cli
         what: format!("the answer to {subject}"),
         why: format!("{error} (is the service of another version?)"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_doubted_after_a_while_and_less_readily_each_time() {
+        let begin = Instant::now();
+        let mut doubt = Doubt::new();
+        let tries: Vec<u64> =
+            (0..120).filter(|&second| doubt.unanswered(begin + Duration::from_secs(second))).collect();
+        assert_eq!(tries, [3, 10, 23, 48, 79, 110]);
+    }
 }

@@ -1,16 +1,23 @@
 //! The connection to the broker.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use async_nats::{ConnectErrorKind, ConnectOptions, Event, ServerAddr};
+use async_nats::{ConnectErrorKind, ConnectOptions, Event, ReconnectToServer, Server, ServerAddr};
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use crate::settings::{Auth, ConnectSettings, Resolved, SettingsError, without_secrets};
 
-/// How long the broker may be silent before it is pinged.
-const PING: Duration = Duration::from_secs(10);
-/// How long the first connection may take.
+/// How often the broker is pinged. When the third ping has to be sent and none has been answered, the connection is given up:
+/// a server that stands still, or whose host is gone, closes nothing.
+const PING: Duration = Duration::from_secs(2);
+/// How long it may take to connect to a server.
 const CONNECT: Duration = Duration::from_secs(5);
+/// The same where there are others to try.
+const CONNECT_TO_ONE_OF_MANY: Duration = Duration::from_secs(2);
+/// How long the broker may take to answer a request that says nothing else.
+const REQUEST: Duration = Duration::from_secs(5);
 /// The longest wait between two attempts to reconnect.
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(1);
 
@@ -106,7 +113,9 @@ impl Connection {
         let servers = addresses(&resolved)?;
         let (sender, link) = watch::channel(Link::default());
         let server = without_secrets(&resolved.server);
-        let options = authenticate(options(&resolved, sender), &resolved).await?;
+        let options = options(&resolved, sender);
+        let options = if servers.len() > 1 { options.connection_timeout(CONNECT_TO_ONE_OF_MANY) } else { options };
+        let options = authenticate(options, &resolved).await?;
         tracing::debug!(%server, from = resolved.server_from, auth = resolved.auth_from, "connecting to NATS");
         let nats = options.connect(servers).await.map_err(|error| refused(&resolved, &error))?;
         Ok(Self { nats, link })
@@ -137,8 +146,12 @@ fn options(resolved: &Resolved, link: watch::Sender<Link>) -> ConnectOptions {
         .name(resolved.name.as_deref().unwrap_or("baton"))
         .ping_interval(PING)
         .connection_timeout(CONNECT)
-        .request_timeout(Some(CONNECT))
+        .request_timeout(Some(REQUEST))
         .reconnect_delay_callback(reconnect_delay)
+        .reconnect_to_server_callback({
+            let elsewhere = Elsewhere::default();
+            move |servers, _| std::future::ready(elsewhere.choose(&servers))
+        })
         .event_callback(move |event| {
             note(&link, &event);
             std::future::ready(())
@@ -205,6 +218,31 @@ fn reconnect_delay(attempts: usize) -> Duration {
     match attempts {
         0 | 1 => Duration::ZERO,
         n => Duration::from_millis(10 << (n - 2).min(7)).min(MAX_RECONNECT_DELAY),
+    }
+}
+
+/// Where to go when a connection is lost or given up: to another server, as the last one may stand still, or be cut off from
+/// the others of its cluster, and would take us all the same.
+#[derive(Debug, Default)]
+struct Elsewhere {
+    /// Where we went last.
+    last: Mutex<Option<ServerAddr>>,
+}
+
+impl Elsewhere {
+    /// One of the servers that failed least, but not the last one.
+    fn choose(&self, servers: &[Server]) -> Option<ReconnectToServer> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        // The first connection is made without us. Then the one server that was connected to is the last one.
+        let current = last.clone().or_else(|| Some(servers.iter().find(|server| server.did_connect)?.addr.clone()))?;
+        let others = || servers.iter().filter(|server| server.addr != current);
+        let failed = others().map(|server| server.failed_attempts).min()?;
+        let best: Vec<&Server> = others().filter(|server| server.failed_attempts == failed).collect();
+        // A version 4 id is random.
+        let chance = Uuid::new_v4().as_u128() % u128::try_from(best.len()).ok()?;
+        let addr = best.get(usize::try_from(chance).ok()?)?.addr.clone();
+        *last = Some(addr.clone());
+        Some(ReconnectToServer { addr, delay: None })
     }
 }
 

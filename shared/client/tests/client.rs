@@ -17,7 +17,7 @@ use baton_protocol::{
     AgentId, Capability, Code, Commit, Json, Money, Position, Rejection, Resources, RunId, Service, StageName, TaskId,
     WorkflowName, WorkflowRecord, header,
 };
-use baton_testkit::{NatsOptions, NatsServer, wait_for};
+use baton_testkit::{NatsCluster, NatsOptions, NatsServer, wait_for};
 use futures::StreamExt;
 use serde::Serialize;
 
@@ -99,6 +99,29 @@ async fn a_request_is_repeated_until_the_service_answers() {
     };
     answer(&nats, &second, &accepted).await;
     assert_eq!(started.await.unwrap().unwrap(), accepted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_of_a_server_that_is_cut_off_moves_to_another_one() {
+    let mut cluster = NatsCluster::start().await;
+    let client = Client::connect(&ConnectSettings::server(cluster.client_urls())).await.unwrap();
+    let client = client.with_deadline(Duration::from_secs(60));
+    // Whichever server the client went to, the service is at another one.
+    let ours = client.nats().server_info().server_name;
+    let lost: usize = ours.strip_prefix('n').unwrap().parse().unwrap();
+    let service = cluster.connect_to((lost + 1) % cluster.size()).await;
+    let mut requests = listen(&service, "run.list").await;
+    let answering = service.clone();
+    tokio::spawn(async move {
+        while let Some(request) = requests.next().await {
+            answer(&answering, &request, &RunList { runs: Vec::new(), counts: BTreeMap::new(), more: false }).await;
+        }
+    });
+    client.list_runs(&ListRuns::default()).await.unwrap();
+
+    cluster.isolate(lost).await;
+    client.list_runs(&ListRuns::default()).await.unwrap();
+    assert_ne!(client.nats().server_info().server_name, ours);
 }
 
 #[tokio::test]

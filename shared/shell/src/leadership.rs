@@ -20,12 +20,16 @@ use crate::full;
 use crate::instance::Instance;
 use crate::log::{LogError, other};
 
+/// How long the entry may be out of reach before another connection is tried: the server may be cut off from the others of
+/// its cluster, and then it answers, but not with what is so.
+const OUT_OF_REACH: Duration = Duration::from_secs(6);
+
 /// What changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Leadership {
     /// This instance may try to lead.
     Won,
-    /// Another one may: this one should stop.
+    /// Another one may, or nobody can tell: this one should stop.
     Lost,
     /// Another one does.
     Elsewhere,
@@ -112,14 +116,20 @@ impl Campaign {
     pub(crate) async fn run(self, changes: mpsc::Sender<Leadership>, cancel: CancellationToken) {
         let mut held = None;
         let campaign = async {
+            let mut reached = Instant::now();
             loop {
-                match self.campaign().await {
+                let outcome = self.campaign().await;
+                if outcome.is_ok() {
+                    reached = Instant::now();
+                }
+                match outcome {
                     Ok(Some(revision)) => {
                         held = Some(revision);
                         if changes.send(Leadership::Won).await.is_err() {
                             return;
                         }
                         self.hold(&mut held).await;
+                        reached = Instant::now();
                         if changes.send(Leadership::Lost).await.is_err() {
                             return;
                         }
@@ -132,6 +142,9 @@ impl Campaign {
                         tracing::debug!(error, "campaign");
                         if let Some(why) = full {
                             let _ = changes.send(Leadership::Full(why)).await;
+                        }
+                        if reached.elapsed() > OUT_OF_REACH && changes.send(Leadership::Lost).await.is_err() {
+                            return;
                         }
                         tokio::time::sleep(Duration::from_millis(200)).await;
                     }
@@ -162,8 +175,9 @@ impl Campaign {
         let holder = String::from_utf8_lossy(&entry.value);
         let ping = subject::ping(self.instance.service(), &holder);
         if holder != self.instance.name() {
-            match self.client.request(ping, "".into()).await {
-                Err(error) if error.kind() == RequestErrorKind::NoResponders => {
+            // Not long: while it is waited for a silent holder, its entry may expire.
+            match tokio::time::timeout(self.ttl / 4, self.client.request(ping, "".into())).await {
+                Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
                     tracing::info!(%holder, "the leading instance is gone: taking over");
                 }
                 _ => return Ok(None),

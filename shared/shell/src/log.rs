@@ -1,10 +1,12 @@
 //! The log stream: created or verified at start, appended behind the fence.
 
+use std::pin::Pin;
+use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::consumer::DeliverPolicy;
-use async_nats::jetstream::consumer::push::{Ordered, OrderedConfig};
+use async_nats::jetstream::consumer::push::{self, Messages, MessagesError};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy};
 use async_nats::jetstream::context::{GetStreamErrorKind, PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream};
@@ -16,6 +18,13 @@ use crate::full;
 
 /// How long a commit's acknowledgement is waited for. After that its outcome is unknown.
 const ACK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a question to JetStream may take. While a cluster has no leader nobody answers: asking again soon finds the next.
+const API_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The log says that it is there when it has been silent for this long; when nothing has come for twice as long, the server
+/// that was to send it is gone.
+const HEARTBEAT: Duration = Duration::from_millis(1500);
 
 /// Why the log can not be used.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +70,7 @@ pub(crate) fn other(what: &'static str, error: impl std::fmt::Display) -> LogErr
 
 /// A JetStream context with our timeouts.
 pub(crate) fn context(client: &async_nats::Client) -> Context {
-    jetstream::ContextBuilder::new().timeout(Duration::from_secs(4)).ack_timeout(ACK_TIMEOUT).build(client.clone())
+    jetstream::ContextBuilder::new().timeout(API_TIMEOUT).ack_timeout(ACK_TIMEOUT).build(client.clone())
 }
 
 fn wanted(shard: Shard, settings: &LogSettings) -> Config {
@@ -152,15 +161,57 @@ fn difference(wanted: &Config, found: &Config) -> Option<String> {
     (!list.is_empty()).then(|| list.join("; "))
 }
 
-/// The messages of the log from a sequence on. A push consumer: it is back within milliseconds after the server was.
-pub(crate) async fn tail(client: &async_nats::Client, stream: &Stream, from: u64) -> Result<Ordered, LogError> {
-    let config = OrderedConfig {
+/// The messages of the log from a sequence on.
+///
+/// It does not repair itself, as a session does not either: it ends with an error when a message is missing, or when the
+/// server that sends it is gone, which in a cluster need not be the one that this connection goes to.
+pub(crate) struct Tail {
+    messages: Messages,
+    /// How many messages have come.
+    count: u64,
+}
+
+/// Why there is no more of the log.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TailError {
+    #[error(transparent)]
+    Messages(#[from] MessagesError),
+    #[error("a message can not be placed: {0}")]
+    Info(String),
+    #[error("messages were lost on the way: number {found} came after {before}")]
+    Lost { before: u64, found: u64 },
+}
+
+impl futures::Stream for Tail {
+    type Item = Result<jetstream::Message, TailError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<Option<Self::Item>> {
+        let Some(message) = ready!(Pin::new(&mut self.messages).poll_next(context)) else { return Poll::Ready(None) };
+        Poll::Ready(Some(message.map_err(TailError::from).and_then(|message| {
+            let found = message.info().map_err(|error| TailError::Info(error.to_string()))?.consumer_sequence;
+            let before = std::mem::replace(&mut self.count, found);
+            if found == before + 1 { Ok(message) } else { Err(TailError::Lost { before, found }) }
+        })))
+    }
+}
+
+/// Follows the log. A push consumer: the first message comes as soon as there is one.
+pub(crate) async fn tail(client: &async_nats::Client, stream: &Stream, from: u64) -> Result<Tail, LogError> {
+    let config = push::Config {
         deliver_subject: client.new_inbox(),
         deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from.max(1) },
-        ..OrderedConfig::default()
+        ack_policy: AckPolicy::None,
+        flow_control: true,
+        idle_heartbeat: HEARTBEAT,
+        // It need not outlive anything: a session that loses it makes another one.
+        num_replicas: 1,
+        memory_storage: true,
+        inactive_threshold: Duration::from_secs(30),
+        ..push::Config::default()
     };
     let consumer = stream.create_consumer(config).await.map_err(|error| other("following the log", error))?;
-    consumer.messages().await.map_err(|error| other("following the log", error))
+    let messages = consumer.messages().await.map_err(|error| other("following the log", error))?;
+    Ok(Tail { messages, count: 0 })
 }
 
 /// How a commit ended, other than well.

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Settings;
 use crate::full::Gate;
 use crate::instance::Instance;
+use crate::log::LogError;
 use crate::session::{End, Session};
 
 /// How long a full log is left alone, at the least. To try costs a load of the log.
@@ -22,7 +23,7 @@ const FULL_PAUSE: Duration = Duration::from_millis(500);
 pub enum ShellError {
     /// The log can not be used as it is.
     #[error(transparent)]
-    Log(#[from] crate::log::LogError),
+    Log(#[from] LogError),
     /// The log can not be read: going on would fold it wrongly.
     #[error("the log can not be read, so the {service} stops: {error}")]
     Unreadable {
@@ -90,6 +91,10 @@ pub async fn run<M: Machine>(
             End::Broken(why) => tracing::info!(%service, %why, "the session ended: starting again"),
             End::Unreachable(error) if !ever_connected => return Err(error.into()),
             End::Unreachable(error) => tracing::info!(%service, %error, "the broker can not be reached: trying again"),
+            // It was there before: in a cluster, a server that is just starting or stopping may say so.
+            End::Fatal(ShellError::Log(error @ LogError::NoJetStream(_))) if known_log.is_some() => {
+                tracing::warn!(%service, %error, "trying again");
+            }
             End::Fatal(error) => return Err(error),
         }
         tokio::select! {

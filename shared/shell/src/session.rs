@@ -6,7 +6,6 @@ use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::consumer::push::Ordered;
 use async_nats::jetstream::stream::{DiscardPolicy, Stream};
 use async_nats::jetstream::{Context, kv, stream};
 use baton_client::{ConnectError, Connection};
@@ -26,7 +25,7 @@ use crate::endpoints::{Endpoints, Incoming};
 use crate::full::Gate;
 use crate::instance::{Instance, serve_status};
 use crate::leadership::{Campaign, Leadership, Pulse, bucket};
-use crate::log::{self, CommitFailure, LogError, other};
+use crate::log::{self, CommitFailure, LogError, Tail, TailError, other};
 use crate::service::{ShellError, Telemetry};
 use crate::snapshots::Snapshots;
 
@@ -82,7 +81,7 @@ pub(crate) struct Session<M: Machine> {
     stream: Stream,
     stream_name: String,
     subject: String,
-    tail: Ordered,
+    tail: Tail,
     pub(crate) processor: Processor<M>,
     pub(crate) hands: Hands,
     snapshots: Snapshots,
@@ -235,10 +234,7 @@ impl<M: Machine> Session<M> {
         self.clock.now(self.processor.time())
     }
 
-    fn read(
-        &mut self,
-        message: Result<async_nats::jetstream::Message, async_nats::jetstream::consumer::push::OrderedError>,
-    ) -> Result<(), End> {
+    fn read(&mut self, message: Result<async_nats::jetstream::Message, TailError>) -> Result<(), End> {
         let message = message.map_err(|error| End::Broken(format!("the log's tail: {error}")))?;
         let seq = message.info().map_err(|error| End::Broken(format!("the log's tail: {error}")))?.stream_sequence;
         let unreadable = |error: String| {

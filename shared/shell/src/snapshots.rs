@@ -3,6 +3,8 @@
 //! A snapshot is a convenience, never a truth: one that is missing, torn, of another format or of another log is passed
 //! over, and the log is read from its beginning.
 
+use std::time::Duration;
+
 use async_nats::jetstream::Context;
 use async_nats::jetstream::object_store::{self, ObjectStore};
 use async_nats::jetstream::stream::Stream;
@@ -21,6 +23,9 @@ async fn fits<M: Machine>(snapshot: &Snapshot<M>, stream: &Stream, last: u64) ->
     let own = message.as_ref().and_then(|message| Some((subject::parse_log(&message.subject)?.1, &*message.payload)));
     snapshot.fits(last, own)
 }
+
+/// How long it may take to get a snapshot.
+const LOAD: Duration = Duration::from_secs(15);
 
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "M: Machine")]
@@ -64,10 +69,16 @@ impl Snapshots {
 
     /// The last snapshot, if it can be used for a log that ends at `last`.
     pub(crate) async fn load<M: Machine>(&self, stream: &Stream, last: u64) -> Option<Snapshot<M>> {
-        let mut object = self.store.get(Self::name::<M>()).await.ok()?;
-        let mut text = Vec::new();
-        let read = object.read_to_end(&mut text).await.map_err(|error| error.to_string());
-        let stored = read.and_then(|_| serde_json::from_slice::<Stored<M>>(&text).map_err(|error| error.to_string()));
+        let read = async {
+            let mut object = self.store.get(Self::name::<M>()).await.ok()?;
+            let mut text = Vec::new();
+            Some(object.read_to_end(&mut text).await.map(|_| text).map_err(|error| error.to_string()))
+        };
+        // The server that sends its parts may be gone in the middle.
+        let read =
+            tokio::time::timeout(LOAD, read).await.unwrap_or_else(|_| Some(Err(format!("not within {LOAD:?}"))))?;
+        let stored =
+            read.and_then(|text| serde_json::from_slice::<Stored<M>>(&text).map_err(|error| error.to_string()));
         match stored {
             Ok(Stored { log, .. }) if log != self.log => tracing::info!("the snapshot is of another log: not used"),
             Ok(Stored { snapshot, .. }) if !fits(&snapshot, stream, last).await => {

@@ -13,7 +13,7 @@ use baton_protocol::subject::{self, Shard};
 use baton_protocol::{Millis, Service};
 use baton_shell::{Instance, Settings, ShellError, Telemetry};
 use baton_telemetry::{Metrics, Spans};
-use baton_testkit::{NatsServer, wait_for};
+use baton_testkit::{NatsServer, Proxy, wait_for};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
@@ -146,6 +146,28 @@ async fn a_leader_that_dies_is_replaced_and_nothing_is_lost_or_repeated() {
     set(&client).await;
     assert_eq!(count(&client).await, 22);
     third.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_only_stays_silent_is_replaced_when_its_entry_has_expired() {
+    let nats = NatsServer::start().await;
+    let link = Proxy::start(([127, 0, 0, 1], nats.port()).into()).await;
+    let mut settings = Settings::default();
+    settings.leader.ttl_ms = 1000;
+    let first = Running::start(&link.url(), &settings);
+    first.is(Role::Leading).await;
+    let second = Running::start(&nats.client_url(), &settings);
+    second.is(Role::Following).await;
+    // Its connection stands, and nothing comes over it any more: a ping to it is answered by nobody, not even the broker.
+    link.stall();
+    wait_for("the second instance leads", Duration::from_millis(4500), || async {
+        second.instance.status().role == Role::Leading
+    })
+    .await;
+    link.heal().await;
+    first.is(Role::Following).await;
+    first.stop().await;
+    second.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

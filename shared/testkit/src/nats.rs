@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 /// The number of lines of the server's log that a failed test shows.
-const TAIL_LINES: usize = 30;
+pub(crate) const TAIL_LINES: usize = 30;
 
 /// A nats-server on a free port with a data directory of its own, which goes when this is dropped.
 ///
@@ -138,14 +138,14 @@ impl Drop for NatsServer {
 }
 
 /// Finds the server once a process.
-async fn found() -> &'static Found {
+pub(crate) async fn found() -> &'static Found {
     static FOUND: OnceCell<Found> = OnceCell::const_new();
     let find = async || Finder::from_env().find().await.unwrap_or_else(|error| panic!("{error}"));
     FOUND.get_or_init(find).await
 }
 
 /// An error with all its causes, on one line each.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}\n  caused by: {cause}"))
 }

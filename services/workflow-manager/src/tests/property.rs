@@ -23,8 +23,8 @@ struct Model {
     leases: BTreeMap<LeaseId, (TaskId, AgentId)>,
     /// Those whose agents are gone.
     lost: BTreeSet<LeaseId>,
-    /// Those that a report ended.
-    reported: BTreeSet<LeaseId>,
+    /// Those that a report ended: as what, and with what error.
+    reported: BTreeMap<LeaseId, (Outcome, Option<String>)>,
     /// Runs that somebody wanted cancelled.
     cancelled: BTreeSet<RunId>,
 }
@@ -133,7 +133,9 @@ impl Model {
                 match record.outcome {
                     Outcome::Succeeded | Outcome::Failed => {
                         assert!(!lost);
-                        assert!(self.reported.insert(record.lease.expect("only a report succeeds or fails")));
+                        let lease = record.lease.expect("only a report succeeds or fails");
+                        let reported = self.reported.insert(lease, (record.outcome, record.error.clone()));
+                        assert_eq!(reported, None);
                     }
                     Outcome::Lost => assert!(lost),
                     Outcome::TimedOut => {
@@ -405,9 +407,11 @@ fn act(world: &mut World, model: &mut Model, act: Act) {
             let leases: Vec<_> = model.leases.iter().map(|(lease, of)| (*lease, of.clone())).collect();
             if let Some((lease, (task, holder))) = picked(&leases, lease) {
                 let speaker = number.map_or(holder.clone(), |number| id(&agent(number)));
-                let holds = model.held().contains(&(task.clone(), lease)) || model.reported.contains(&lease);
-                let reply =
-                    world.try_ask(WorkflowRequest::Report(speaker.clone(), report(lease, &task, outcome)), None);
+                let report = report(lease, &task, outcome);
+                let outcome = if report.error.is_none() { Outcome::Succeeded } else { Outcome::Failed };
+                let stored = model.reported.get(&lease) == Some(&(outcome, report.error.clone()));
+                let holds = model.held().contains(&(task, lease)) || stored;
+                let reply = world.try_ask(WorkflowRequest::Report(speaker.clone(), report), None);
                 match reply {
                     None => {}
                     Some(Ok(_)) => assert!(holds && speaker == holder, "who holds no lease changes nothing"),
