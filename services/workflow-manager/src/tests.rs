@@ -205,7 +205,7 @@ fn w2_article_and_paper_are_there_on_first_start() {
         results (writing) after ["methodology"] {"focus": String("result measured finding performance"), "section": String("Results")}
         editing (editing) after ["results"]
         peer_review (verification) after ["editing"]
-    "#]].assert_eq(&predefined::all().map(|definition| shape(&definition)).collect::<String>());
+    "#]].assert_eq(&predefined::all().map(shape).collect::<String>());
 }
 
 #[test]

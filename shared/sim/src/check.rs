@@ -16,7 +16,7 @@ use baton_protocol::record::{AgentRegistered, Outcome};
 use baton_protocol::request::Report;
 use baton_protocol::run::RunStatus;
 use baton_protocol::{
-    AgentId, Capability, Definition, LeaseId, Millis, Number, Resources, RunId, Service, TaskId, WorkflowName,
+    AgentId, Capability, Definition, Json, LeaseId, Millis, Number, Resources, RunId, Service, TaskId, WorkflowName,
 };
 
 pub(crate) use answers::Asked;
@@ -155,6 +155,7 @@ pub(crate) struct Lease {
     ended: Option<u64>,
     /// What counted under it.
     outcome: Option<Outcome>,
+    result: Option<Json>,
 }
 
 impl Lease {

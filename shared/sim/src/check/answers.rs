@@ -8,8 +8,8 @@
 use baton_machine::{Publication, Reply};
 use baton_protocol::record::{Event, Outcome};
 use baton_protocol::request::{
-    AssignAnswer, AssignTasks, Assignment, CancelTask, HeartbeatAnswer, OptimizerRequest, ResourceRequest, RunAccepted,
-    RunList, StartRun, WorkflowRequest, WorkflowView,
+    AssignAnswer, AssignTasks, Assignment, CancelTask, HeartbeatAnswer, OptimizerRequest, ReportStatus, ResourceRequest,
+    RunAccepted, RunList, StartRun, WorkflowRequest, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
 use baton_protocol::{AgentId, Code, Json, LeaseId, Rejection, RunId};
@@ -68,7 +68,12 @@ impl Facts {
                 let Some(lease) = self.leases.get(&report.lease) else {
                     return Err(broken(APPLIED, format!("a report was stored under lease {}", report.lease)));
                 };
-                let counted = matches!(lease.outcome, Some(Outcome::Succeeded | Outcome::Failed));
+                let counted = match report.status {
+                    ReportStatus::Succeeded => {
+                        lease.outcome == Some(Outcome::Succeeded) && lease.result == report.result
+                    }
+                    ReportStatus::Failed => lease.outcome == Some(Outcome::Failed),
+                };
                 let right = counted && lease.agent == *agent && lease.task == report.task;
                 hold!(right, APPLIED, "the report under lease {} of {agent} was acknowledged: {lease:?}", report.lease);
                 Ok(())

@@ -229,6 +229,7 @@ impl Facts {
             if lease.granted <= stamp.seen {
                 hold!(record.agent.as_ref() == Some(&lease.agent), UNDER_LEASE, "{task} was not {:?}'s", record.agent);
                 lease.outcome = Some(record.outcome);
+                lease.result.clone_from(&record.result);
             } else {
                 self.seen.push(Branch::DeadOnArrival);
             }
@@ -413,6 +414,7 @@ impl Facts {
             lost: None,
             ended,
             outcome: None,
+            result: None,
         };
         self.leases.insert(lease, held);
         let agent = &self.agents[id];
