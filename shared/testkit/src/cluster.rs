@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use async_nats::{Client, ConnectOptions};
+use async_nats::{Client, ConnectOptions, ServerAddr};
 use baton_broker::{Broker, Options};
 use serde::Deserialize;
 use tempfile::TempDir;
@@ -154,7 +154,7 @@ impl NatsCluster {
     /// # Panics
     /// When none takes it.
     pub async fn connect(&self) -> Client {
-        connect(&self.client_urls(), ConnectOptions::new()).await
+        connect(&self.client_urls()).await
     }
 
     /// Connects a new client that knows one server only.
@@ -162,7 +162,7 @@ impl NatsCluster {
     /// # Panics
     /// When that does not take it.
     pub async fn connect_to(&self, node: usize) -> Client {
-        connect(&self.client_url(node), ConnectOptions::new()).await
+        connect(&self.client_url(node)).await
     }
 
     /// Kills a server (SIGKILL) and waits until it is gone.
@@ -368,8 +368,11 @@ fn cluster_config(node: usize, ports: &Ports, routes: &[Route]) -> String {
     )
 }
 
-async fn connect(urls: &str, options: ConnectOptions) -> Client {
-    options.connect(urls).await.unwrap_or_else(|error| panic!("cannot connect to {urls}: {}", chain(&error)))
+async fn connect(urls: &str) -> Client {
+    let addresses: Result<Vec<ServerAddr>, _> = urls.split(',').map(str::parse).collect();
+    let addresses = addresses.unwrap_or_else(|error| panic!("{urls}: {}", chain(&error)));
+    let connected = ConnectOptions::new().connect(addresses).await;
+    connected.unwrap_or_else(|error| panic!("cannot connect to {urls}: {}", chain(&error)))
 }
 
 /// What a server's monitoring says of JetStream.

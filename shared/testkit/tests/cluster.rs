@@ -87,6 +87,8 @@ async fn a_stream_outlives_a_killed_leader_and_the_death_of_all() {
     assert_eq!(cluster.meta_leader().await, None);
     cluster.restart_all().await;
     cluster.wait_for_stream("log").await;
+    let anywhere = cluster.connect().await;
+    assert!(anywhere.server_info().server_name.starts_with('n'));
     publish(&context, "at last").await;
     assert_eq!(words(&context).await, ["before", "during", "after", "at last"]);
 }
