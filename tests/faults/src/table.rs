@@ -129,11 +129,11 @@ fn list(texts: impl Iterator<Item = String>) -> String {
     texts.collect::<Vec<_>>().join(", ")
 }
 
-/// The middle and the largest; what never came is left out (it did not survive).
+/// The middle (of two, the smaller) and the largest; what never came is left out (it did not survive).
 pub(crate) fn spread(times: impl Iterator<Item = Option<u64>>) -> Option<(u64, u64)> {
     let mut times: Vec<_> = times.flatten().collect();
     times.sort_unstable();
-    Some((times.get(times.len() / 2).copied()?, times.last().copied()?))
+    Some((times.get(times.len().saturating_sub(1) / 2).copied()?, times.last().copied()?))
 }
 
 fn shown(ms: Option<u64>) -> String {
