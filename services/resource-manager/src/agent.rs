@@ -18,6 +18,8 @@ use crate::{ResourceManager, lease};
 
 /// How many agents that are gone are kept, to be shown.
 const MAX_GONE: usize = 1000;
+/// How many sessions that were replaced are remembered of each agent.
+const MAX_REPLACED: usize = 8;
 /// The longest session, in bytes.
 const MAX_SESSION_BYTES: usize = 128;
 /// The most slots of an agent.
@@ -43,6 +45,9 @@ pub(crate) struct Agent {
     registered_at: Millis,
     /// The record that said it is gone.
     gone: Option<Number>,
+    /// Sessions that another one has replaced, the latest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    replaced: Vec<String>,
 }
 
 impl Agent {
@@ -81,7 +86,11 @@ impl Agents {
         let kept = before.filter(|agent| agent.gone.is_none() && agent.record.session == record.session);
         let registered_at = kept.map_or(stamp.at, |agent| agent.registered_at);
         let another = kept.is_none();
-        self.agents.insert(record.agent.clone(), Agent { record: record.clone(), registered_at, gone: None });
+        let mut replaced = before.map(|agent| agent.replaced.clone()).unwrap_or_default();
+        replaced.extend(before.map(|agent| agent.record.session.clone()).filter(|session| *session != record.session));
+        let forgotten = replaced.len().saturating_sub(MAX_REPLACED);
+        replaced.drain(..forgotten);
+        self.agents.insert(record.agent.clone(), Agent { record: record.clone(), registered_at, gone: None, replaced });
         another
     }
 
@@ -110,18 +119,30 @@ impl Agents {
         self.agents.iter().filter(|(_, agent)| agent.gone.is_none()).map(|(id, _)| id)
     }
 
+    /// A session that another one has replaced is over, also where its registration comes late or once more: the process
+    /// that the agent has now must not be replaced by one that is gone.
+    fn may_register(&self, agent: &AgentId, session: &str) -> Result<(), Rejection> {
+        match self.agents.get(agent).filter(|entry| entry.replaced.iter().any(|replaced| replaced == session)) {
+            Some(entry) if !is_planted(Bug::ReplacedComesBack) => Err(replaced(agent, &entry.record.session, session)),
+            _ => Ok(()),
+        }
+    }
+
     /// The agent, if it is there in this session.
     fn in_session(&self, agent: &AgentId, session: &str) -> Result<&Agent, Rejection> {
         let entry = self.present(agent).ok_or_else(|| unknown(agent))?;
         if entry.record.session == session {
             return Ok(entry);
         }
-        let message = format!(
-            "agent {agent} has registered again with session {:?}; session {session:?} is over: this process should stop",
-            entry.record.session
-        );
-        Err(Rejection::new(Code::AgentReplaced, message))
+        Err(replaced(agent, &entry.record.session, session))
     }
+}
+
+fn replaced(agent: &AgentId, by: &str, session: &str) -> Rejection {
+    let message = format!(
+        "agent {agent} has registered again with session {by:?}; session {session:?} is over: this process should stop"
+    );
+    Rejection::new(Code::AgentReplaced, message)
 }
 
 /// The agent is not there.
@@ -195,6 +216,7 @@ impl Heard {
 pub(crate) fn register(turn: &mut Turn<'_, ResourceManager>, agent: AgentId, request: RegisterAgent) -> Reply {
     lease::received(turn, "register");
     check(&request)?;
+    turn.state().agents.may_register(&agent, &request.session)?;
     let RegisterAgent { session, agent_type, capabilities, resources, slots, priority } = request;
     let record = AgentRegistered { agent, session, agent_type, capabilities, resources, slots, priority };
     let state = turn.state();

@@ -424,6 +424,39 @@ fn r1_a_clock_that_is_put_forward_makes_nobody_silent() {
 }
 
 #[test]
+fn r1_a_session_that_was_replaced_does_not_come_back() {
+    let mut world = World::new();
+    world.register("ann", "s1", 1);
+    world.register("ann", "s2", 1);
+    world.agent("ann", "leave", &json!({ "session": "s2" }));
+    world.register("ann", "s3", 1);
+    world.transcript.clear();
+    // Registrations that were held up, or are sent once more by somebody. The same session again is no other one.
+    for session in ["s1", "s2", "s3"] {
+        world.register("ann", session, 1);
+    }
+    world.heartbeat("ann", "s3", &[]);
+    world.check(&expect![[r#"
+        refused 5 agent ann has registered again with session "s3"; session "s1" is over: this process should stop (agent_replaced)
+        refused 6 agent ann has registered again with session "s3"; session "s2" is over: this process should stop (agent_replaced)
+        answer 7 {"heartbeat_ms":2000,"lease_ms":10000}
+        answer 8 {"start":[],"drop":[],"heartbeat_ms":2000,"lease_ms":10000}
+    "#]]);
+    // One that was lost may come back in its session, and so may one whose replacement is long forgotten.
+    world.wait(10_001);
+    world.register("ann", "s3", 1);
+    for number in 4..=12 {
+        world.register("ann", &format!("s{number}"), 1);
+    }
+    world.transcript.clear();
+    world.register("ann", "s1", 1);
+    world.check(&expect![[r#"
+        18.0 +10001 {"agent_registered":{"agent":"ann","session":"s1","agent_type":"research","resources":{"cpu":4},"slots":1}} (request agent.register)
+        answer 19 {"heartbeat_ms":2000,"lease_ms":10000}
+    "#]]);
+}
+
+#[test]
 fn r1_only_the_latest_that_are_gone_are_kept() {
     let mut world = World::new();
     for n in 0..1010 {

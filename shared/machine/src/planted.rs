@@ -52,6 +52,8 @@ pub enum Bug {
     GrantForgotten,
     /// What an agent held stays leased when it comes back in another session.
     OldSessionKeepsLeases,
+    /// A registration of a session that was replaced is taken like any other.
+    ReplacedComesBack,
     /// The answer to a heartbeat never says what to start.
     HeartbeatDoesNotHeal,
     /// A silent agent is never given up.
@@ -64,7 +66,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -88,6 +90,7 @@ impl Bug {
         Self::LeasedTwice,
         Self::GrantForgotten,
         Self::OldSessionKeepsLeases,
+        Self::ReplacedComesBack,
         Self::HeartbeatDoesNotHeal,
         Self::SilenceTolerated,
         Self::QuestionNeverExpires,

@@ -8,8 +8,8 @@
 use baton_machine::{Publication, Reply};
 use baton_protocol::record::{Event, Outcome};
 use baton_protocol::request::{
-    AssignAnswer, AssignTasks, Assignment, CancelTask, HeartbeatAnswer, OptimizerRequest, ReportStatus, ResourceRequest,
-    RunAccepted, RunList, StartRun, WorkflowRequest, WorkflowView,
+    AssignAnswer, AssignTasks, Assignment, CancelTask, HeartbeatAnswer, OptimizerRequest, ReportStatus,
+    ResourceRequest, RunAccepted, RunList, StartRun, WorkflowRequest, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
 use baton_protocol::{AgentId, Code, Json, LeaseId, Rejection, RunId};
@@ -208,6 +208,9 @@ impl Facts {
                 let (id, session) = match request {
                     ResourceRequest::Heartbeat(id, request) => (id, &request.session),
                     ResourceRequest::Leave(id, request) => (id, &request.session),
+                    ResourceRequest::Register(id, request) => {
+                        return lie(self.agents.get(id).is_none_or(|agent| !agent.sessions.contains(&request.session)));
+                    }
                     _ => return lie(true),
                 };
                 let replaced = self.agents.get(id).is_some_and(|agent| {

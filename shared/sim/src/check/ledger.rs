@@ -25,6 +25,7 @@ const NO_GAP: &str = "a service's records are numbered without a gap";
 const READING: &str = "what a writer had read only grows";
 const TIME: &str = "time does not go backwards";
 const WAITS: &str = "every wait lasts as long as it should";
+const REPLACED: &str = "a session that was replaced does not come back";
 const CALM: &str = "nothing is lost in the calm";
 
 impl Facts {
@@ -342,18 +343,21 @@ impl Facts {
         let (seq, now) = (self.seq, self.now);
         let before = self.agents.remove(&record.agent);
         let kept = before.as_ref().is_some_and(|a| a.gone.is_none() && a.record.session == record.session);
-        let (mut sessions, since) = match before {
+        let (sessions, since) = match before {
             Some(before) => {
                 let mut sessions = before.sessions;
                 if before.gone.is_some() {
                     self.seen.push(Branch::Reregistered);
                 }
-                sessions.insert(before.record.session);
+                if before.record.session != record.session {
+                    sessions.insert(before.record.session);
+                }
                 (sessions, if kept { before.since } else { seq })
             }
             None => (std::collections::BTreeSet::new(), seq),
         };
-        sessions.remove(&record.session);
+        let (agent, session) = (&record.agent, &record.session);
+        hold!(!sessions.contains(session), REPLACED, "{agent} is back in session {session}, which was replaced");
         if !kept {
             self.lose(&record.agent);
         }
