@@ -14,8 +14,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 const BYTES: usize = 16 * 1024 * 1024;
 
 /// How many requests may. More would not be answered more quickly, only later; commits and proofs take milliseconds, so
-/// these are some ten thousand requests a second.
-const REQUESTS: usize = 256;
+/// these are tens of thousands of requests a second.
+const REQUESTS: usize = 1024;
 
 /// When to ask again. The requests that wait are answered within that, or something is wrong.
 const RETRY_MS: Millis = 250;
