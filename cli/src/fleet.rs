@@ -396,11 +396,12 @@ async fn check_http(address: &str) -> Result<(), Failure> {
     }
 }
 
-/// Ctrl-C, SIGTERM, and the end of the terminal (the broker is in a process group of its own and would stay).
+/// Ctrl-C, SIGTERM, and the end of the terminal (the broker is in a process group of its own and would stay), unless whoever
+/// started this wants it to outlive the terminal: under `nohup`.
 pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
-    hang_up: Signal,
+    hang_up: Option<Signal>,
 }
 
 impl Signals {
@@ -408,7 +409,7 @@ impl Signals {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
-            hang_up: signal(SignalKind::hangup())?,
+            hang_up: if outlives_terminal() { None } else { Some(signal(SignalKind::hangup())?) },
         })
     }
 
@@ -417,8 +418,38 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
-            _ = self.hang_up.recv() => {}
+            () = async {
+                match &mut self.hang_up {
+                    Some(hang_up) => {
+                        hang_up.recv().await;
+                    }
+                    None => std::future::pending().await,
+                }
+            } => {}
         }
+    }
+}
+
+/// Whether this process was started with SIGHUP ignored. Only Linux says so.
+fn outlives_terminal() -> bool {
+    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores_hang_up(&status))
+}
+
+/// Reads the mask of ignored signals in what `/proc/PID/status` says. SIGHUP is signal 1, the lowest bit.
+fn ignores_hang_up(status: &str) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nohup_is_respected() {
+        let status = |mask: &str| format!("Name:\tbaton\nSigBlk:\t0000000000000001\nSigIgn:\t{mask}\nSigCgt:\t0\n");
+        assert!(ignores_hang_up(&status("0000000000001001")));
+        assert!(!ignores_hang_up(&status("0000000000001000")) && !ignores_hang_up("Name:\tbaton\n"));
     }
 }
 

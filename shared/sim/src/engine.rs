@@ -6,11 +6,12 @@ use std::sync::Arc;
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Effect, Machine, Outgoing, Processor, ReadError, Reply, RequestContext, Snapshot, Token};
 use baton_optimizer::Optimizer;
-use baton_protocol::record::{AnyCommit, Event, Record};
+use baton_protocol::record::{AnyCommit, Event};
 use baton_protocol::{Millis, Service};
 use baton_resource_manager::ResourceManager;
 use baton_workflow_manager::WorkflowManager;
 
+use crate::log::Log;
 use crate::request::AnyRequest;
 
 /// A machine that the simulation runs.
@@ -178,29 +179,27 @@ fn first_difference(one: &str, other: &str) -> String {
     format!("one:\n{}\nthe other:\n{}", around(one), around(other))
 }
 
+/// A snapshot to start from, and the log that it should be of.
+pub(crate) struct Start<'a> {
+    pub(crate) text: &'a [u8],
+    pub(crate) log: &'a Log,
+}
+
+impl Start<'_> {
+    fn restore<M: Machine>(&self, config: M::Config) -> Option<Processor<M>> {
+        let snapshot: Snapshot<M> = serde_json::from_slice(self.text).ok()?;
+        let own = self.log.get(snapshot.own).map(|message| (message.service, message.payload.as_slice()));
+        snapshot.fits(self.log.end(), own).then(|| Processor::restore(snapshot, config))
+    }
+}
+
 /// A fresh processor of a service, or one from a snapshot. None: the snapshot can not be read, or does not fit.
-pub(crate) fn engine(
-    service: Service,
-    configs: &Configs,
-    start: Option<(&[u8], u64, &dyn Fn(u64) -> Option<(Service, Arc<Vec<u8>>)>)>,
-) -> Option<Box<dyn Engine>> {
-    fn of<M: Simulated>(
-        config: &M::Config,
-        start: Option<(&[u8], u64, &dyn Fn(u64) -> Option<(Service, Arc<Vec<u8>>)>)>,
-        configs: &Configs,
-    ) -> Option<Box<dyn Engine>> {
-        let mut processor = match start {
-            None => Processor::<M>::new(config.clone()),
-            Some((text, last, message)) => {
-                let snapshot: Snapshot<M> = serde_json::from_slice(text).ok()?;
-                let own = message(snapshot.own);
-                if !snapshot.fits(last, own.as_ref().map(|(service, payload)| (*service, payload.as_slice()))) {
-                    return None;
-                }
-                Processor::restore(snapshot, config.clone())
-            }
+pub(crate) fn engine(service: Service, configs: &Configs, start: Option<&Start<'_>>) -> Option<Box<dyn Engine>> {
+    fn of<M: Simulated>(config: &M::Config, start: Option<&Start<'_>>, configs: &Configs) -> Option<Box<dyn Engine>> {
+        let mut processor: Processor<M> = match start {
+            None => Processor::new(config.clone()),
+            Some(start) => start.restore(config.clone())?,
         };
-        debug_assert_ne!(M::Record::SERVICE, Service::Gateway);
         processor.keep_snapshots(configs.snapshot_every);
         if configs.prove_by_commit {
             processor.prove_by_commit();

@@ -11,7 +11,7 @@ use baton_protocol::record::AnyCommit;
 #[derive(Debug)]
 pub(crate) struct Message {
     pub(crate) service: Service,
-    pub(crate) payload: Arc<Vec<u8>>,
+    pub(crate) payload: Vec<u8>,
     pub(crate) commit: Arc<AnyCommit>,
     /// When it was stored, in virtual microseconds.
     pub(crate) on: u64,

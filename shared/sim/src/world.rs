@@ -374,7 +374,7 @@ impl World {
                 self.deliver(id, &asked);
                 Ok(())
             }
-            Event::DeliverTo(node, session, id, asked) => self.deliver_to(node, session, id, asked),
+            Event::DeliverTo(node, session, id, asked) => self.deliver_to(node, session, id, &asked),
             Event::Answer(id, attempt, reply) => self.answer(id, attempt, reply),
             Event::Keep(node, session, key, body) => self.keep(node, session, &key, &body),
             Event::ToAgent(who, told) => {

@@ -200,10 +200,10 @@ impl Facts {
                 .leases
                 .get(&request.lease)
                 .is_some_and(|l| l.is_alive() && l.agent == *id && l.granted <= sent)),
-            (Code::UnknownAgent, AnyRequest::Resource(request)) => match request {
-                ResourceRequest::Heartbeat(id, _) | ResourceRequest::Leave(id, _) => lie(agent_there(id)),
-                _ => lie(true),
-            },
+            (
+                Code::UnknownAgent,
+                AnyRequest::Resource(ResourceRequest::Heartbeat(id, _) | ResourceRequest::Leave(id, _)),
+            ) => lie(agent_there(id)),
             (Code::AgentReplaced, AnyRequest::Resource(request)) => {
                 let (id, session) = match request {
                     ResourceRequest::Heartbeat(id, request) => (id, &request.session),

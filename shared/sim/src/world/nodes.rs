@@ -14,7 +14,7 @@ use baton_protocol::{Code, Json, Millis, RunId, Service};
 use super::{Asker, EPOCH, Event, Micros, Opaque, SERVICES, Store, Told, World};
 use crate::check::{Asked, Checked, broken};
 use crate::coverage::{Branch, Fault};
-use crate::engine::{Engine, Left, Sent, engine};
+use crate::engine::{Engine, Left, Sent, Start, engine};
 use crate::log::{Entry, Message};
 use crate::request::AnyRequest;
 
@@ -160,9 +160,7 @@ impl World {
                 _ => {}
             }
         }
-        let log = &self.log;
-        let message = |seq| log.get(seq).map(|message| (message.service, Arc::clone(&message.payload)));
-        let engine = engine(service, &self.configs, Some((&text, log.end(), &message)));
+        let engine = engine(service, &self.configs, Some(&Start { text: &text, log: &self.log }));
         self.coverage.branch(if engine.is_some() { Branch::FromSnapshot } else { Branch::SnapshotUnreadable });
         engine
     }
@@ -429,7 +427,7 @@ impl World {
             word[..chunk.len()].copy_from_slice(chunk);
             self.digest = baton_protocol::id::mix(self.digest ^ u64::from_le_bytes(word));
         }
-        let message = Message { service, payload: Arc::new(payload), commit: Arc::clone(&commit), on: self.now };
+        let message = Message { service, payload, commit: Arc::clone(&commit), on: self.now };
         let seq = self.log.append(message);
         self.count_records(&commit);
         self.facts.take(seq, &commit, self.now)?;
@@ -595,8 +593,8 @@ impl World {
 
     // What comes in.
 
-    pub(super) fn deliver_to(&mut self, node: usize, session: u64, id: u64, asked: Rc<Asked>) -> Checked {
-        let again = Rc::clone(&asked);
+    pub(super) fn deliver_to(&mut self, node: usize, session: u64, id: u64, asked: &Rc<Asked>) -> Checked {
+        let again = Rc::clone(asked);
         if !self.is_for(node, session, || Event::DeliverTo(node, session, id, again)) {
             return Ok(());
         }
@@ -604,7 +602,7 @@ impl World {
         let it = &mut self.nodes[node];
         it.tokens += 1;
         let token = it.tokens;
-        it.asked.insert(token, (id, Rc::clone(&asked)));
+        it.asked.insert(token, (id, Rc::clone(asked)));
         if let Some(engine) = &mut it.engine {
             engine.request(token, &asked.request, now);
         }
