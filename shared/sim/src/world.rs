@@ -539,7 +539,7 @@ impl World {
                 Ok(())
             }
             Asker::Client(wanted) => {
-                self.told_client(wanted, &asked, reply.as_deref());
+                self.told_client(wanted, reply.as_deref());
                 Ok(())
             }
         }

@@ -65,6 +65,9 @@ fn seeds_that_found_something_hold() {
         476, 1000, 1001,
         // A registration that was held up brought back an agent that had left: it is lost after a lease.
         1013,
+        // Two processes of one agent each failed the same task, and differed in whether it may be tried again: a rule was
+        // too strict.
+        1_346_330, 1_922_580,
     ] {
         let outcome = run(seed);
         if let Some(violation) = outcome.violation {

@@ -239,7 +239,7 @@ impl Facts {
                 agent.changed_on = self.now;
             }
         }
-        let mut may_retry = true;
+        let (mut may_retry, mut may_not) = (true, false);
         match record.outcome {
             Outcome::Succeeded | Outcome::Failed => {
                 let Some(id) = lease else {
@@ -254,17 +254,17 @@ impl Facts {
                     Outcome::Succeeded => ReportStatus::Succeeded,
                     _ => ReportStatus::Failed,
                 };
-                let mut sent = self.reports.get(&id).into_iter().flatten();
-                let report = sent.find(|(agent, report)| {
+                // Two processes of one agent may have done it, and each has reported: either may have counted.
+                let sent = self.reports.get(&id).into_iter().flatten().filter(|(agent, report)| {
                     *agent == lease.agent
                         && report.task == *task
                         && report.status == wanted
                         && (wanted == ReportStatus::Failed || report.result == record.result)
                 });
-                let Some((_, report)) = report else {
-                    return Err(super::broken(UNDER_LEASE, format!("nobody reported what {task} ended with")));
-                };
-                may_retry = wanted == ReportStatus::Failed && report.retryable;
+                let sent: Vec<_> = sent.map(|(_, report)| report.retryable).collect();
+                hold!(!sent.is_empty(), UNDER_LEASE, "nobody reported what {task} ended with");
+                may_retry = wanted == ReportStatus::Failed && sent.contains(&true);
+                may_not = wanted == ReportStatus::Succeeded || sent.contains(&false);
             }
             Outcome::Lost => {
                 hold!(known_lost, UNDER_LEASE, "{task} is lost, and its lease {lease:?} had not ended");
@@ -302,7 +302,7 @@ impl Facts {
             }
             (Outcome::Succeeded | Outcome::Cancelled, None) => stage.over = Some(record.outcome),
             (_, None) => {
-                hold!(last || !may_retry, WAITS, "{task} is not tried again, and should be");
+                hold!(last || may_not, WAITS, "{task} is not tried again, and should be");
                 stage.over = Some(record.outcome);
                 if definition.optional {
                     self.seen.push(Branch::OptionalFailed);

@@ -10,7 +10,6 @@ use baton_protocol::request::{
 use baton_protocol::{Json, RunId, Service, WorkflowName};
 
 use super::{Asker, EPOCH, World};
-use crate::check::Asked;
 use crate::coverage::Branch;
 use crate::request::AnyRequest;
 use crate::workload::Wish;
@@ -113,7 +112,7 @@ impl World {
         }
     }
 
-    pub(super) fn told_client(&mut self, wanted: Wanted, _asked: &Asked, reply: Option<&Reply>) {
+    pub(super) fn told_client(&mut self, wanted: Wanted, reply: Option<&Reply>) {
         let Some(Ok(answer)) = reply else { return };
         if wanted == Wanted::Start
             && let Ok(accepted) = answer.read::<RunAccepted>()
