@@ -441,6 +441,11 @@ fn ignores_hang_up(status: &str) -> bool {
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }
 
+/// How long something took that began then.
+pub(crate) fn since(begin: Instant) -> u128 {
+    begin.elapsed().as_millis()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -451,9 +456,4 @@ mod tests {
         assert!(ignores_hang_up(&status("0000000000001001")));
         assert!(!ignores_hang_up(&status("0000000000001000")) && !ignores_hang_up("Name:\tbaton\n"));
     }
-}
-
-/// How long something took that began then.
-pub(crate) fn since(begin: Instant) -> u128 {
-    begin.elapsed().as_millis()
 }
