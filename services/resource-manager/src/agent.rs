@@ -185,9 +185,9 @@ impl Heard {
 
     /// Everybody was silent for less by that, and was last heard of at `least` or later.
     fn forgive(&mut self, by: Millis, least: Millis) {
-        for (agent, (at, _)) in &mut self.at {
+        for (agent, (at, known)) in &mut self.at {
             self.order.remove(&(*at, agent.clone()));
-            *at = at.saturating_add(by).max(least);
+            (*at, *known) = (at.saturating_add(by).max(least), Known::Assumed);
             self.order.insert((*at, agent.clone()));
         }
     }
