@@ -44,6 +44,10 @@ use crate::failure::Exit;
 use crate::output::Output;
 use crate::style::{ColorChoice, Style};
 
+/// Services make and drop small values on several threads all the time; `docs/performance.md` tells what it brings.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// How long a command may take to end once it is done; a task that blocks is not waited for.
 const LEAVE: Duration = Duration::from_millis(500);
 
@@ -144,6 +148,13 @@ enum Command {
     /// Look for what is wrong, and say what to do
     #[command(visible_alias = "status")]
     Doctor(c::doctor::Doctor),
+    /// Measure how fast Baton is on this machine
+    Bench(c::bench::Bench),
+    #[command(hide = true)]
+    BenchAgents(c::bench::BenchAgents),
+    /// The collector of traces that `baton bench` starts
+    #[command(hide = true)]
+    BenchSink,
     /// Write a completion script for a shell
     Completions(c::completions::Completions),
 }
@@ -210,7 +221,14 @@ fn run(cli: Cli, err: Style) -> anyhow::Result<Exit> {
     init_logs(&cli, &settings)?;
     let out = Output::new(cli.global.color.style(&stdout()));
     let context = Context { global: cli.global, settings, out, err };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // What is measured is Baton, and not how two threads of whoever measures it wake each other up.
+    let measures = matches!(cli.command, Command::Bench(_) | Command::BenchAgents(_) | Command::BenchSink);
+    let mut runtime = if measures {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        tokio::runtime::Builder::new_multi_thread()
+    };
+    let runtime = runtime.enable_all().build()?;
     let exit = runtime.block_on(dispatch(cli.command, context));
     runtime.shutdown_timeout(LEAVE);
     exit
@@ -232,6 +250,12 @@ async fn dispatch(command: Command, context: Context) -> anyhow::Result<Exit> {
         Command::Agent(command) => command.run(context).await,
         Command::Healthcheck(command) => command.run(&context).await,
         Command::Doctor(command) => command.run(&context).await,
+        Command::Bench(command) => command.run(&context).await,
+        Command::BenchAgents(command) => command.run(&context).await,
+        Command::BenchSink => {
+            baton_bench::run_sink().await?;
+            Ok(Exit::Done)
+        }
         Command::Completions(_) => unreachable!("handled before the runtime starts"),
     }
 }

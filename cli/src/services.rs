@@ -32,8 +32,40 @@ pub(crate) fn telemetry(instance: &Instance, config: &TraceConfig) -> anyhow::Re
 
 /// Runs an instance of a service until `shutdown`, and drains it.
 ///
-/// The gateway tells through `bound` where it listens.
+/// A service that keeps the log has a thread of its own for all that it does: it is one loop, and what passes between
+/// threads waits for one of them to wake up. The gateway serves many at a time, on the threads that there are, and tells
+/// through `bound` where it listens.
 pub(crate) async fn run(
+    instance: Instance,
+    connect: ConnectSettings,
+    settings: Settings,
+    telemetry: Telemetry,
+    shutdown: CancellationToken,
+    bound: Option<oneshot::Sender<SocketAddr>>,
+) -> anyhow::Result<()> {
+    let service = instance.service();
+    if service == Service::Gateway {
+        return run_here(instance, connect, settings, telemetry, shutdown, bound).await;
+    }
+    // Ends the service as well when this future is dropped.
+    let shutdown = shutdown.child_token();
+    let _guard = shutdown.clone().drop_guard();
+    let (tell, ended) = oneshot::channel();
+    let run = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let ended = runtime.context("a runtime").and_then(|runtime| {
+            let ended = runtime.block_on(run_here(instance, connect, settings, telemetry, shutdown, bound));
+            // What still sends something away must not hold anybody up.
+            runtime.shutdown_background();
+            ended
+        });
+        let _ = tell.send(ended);
+    };
+    std::thread::Builder::new().name(service.to_string()).spawn(run).context("a thread")?;
+    ended.await.unwrap_or_else(|_| Err(anyhow::anyhow!("the {service} panicked")))
+}
+
+async fn run_here(
     instance: Instance,
     connect: ConnectSettings,
     settings: Settings,

@@ -250,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_run_is_told_line_by_line() {
-        let request = |endpoint: &str| Cause::Request(endpoint.to_owned());
+        let request = |endpoint: &str| Cause::Request(endpoint.to_owned().into());
         let lease_ended = ResourceRecord::LeaseEnded(LeaseEnded {
             lease: LeaseId(7),
             task: task("research", 2),

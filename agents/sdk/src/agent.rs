@@ -191,6 +191,7 @@ impl Builder {
             resources,
             slots: self.slots,
             priority: self.priority,
+            batches: true,
         })
     }
 }

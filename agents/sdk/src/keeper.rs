@@ -7,18 +7,20 @@ use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::Message;
 use baton_client::{ClientError, Headers, now};
 use baton_protocol::message::MessageType;
 use baton_protocol::request::{
-    Assignment, CancelTask, Decline, Done, Heartbeat, HeartbeatAnswer, Leave, RegisterAgent, Registered, Report,
-    ReportStatus, ReportStored,
+    Assignment, Assignments, CancelTask, Decline, Done, Heartbeat, HeartbeatAnswer, Leave, RegisterAgent, Registered,
+    Report, ReportAnswer, ReportStatus, ReportStored, Reports, ReportsAnswered,
 };
 use baton_protocol::subject::{self, AgentVerb};
-use baton_protocol::{Code, LeaseId, Millis, Rejection};
+use baton_protocol::{Code, Json, LeaseId, Millis, Rejection};
 use futures::StreamExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{AbortHandle, JoinError, JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::Instrument;
@@ -39,6 +41,11 @@ const DECLINE: Duration = Duration::from_secs(10);
 const LEAVE: Duration = Duration::from_secs(3);
 /// How many leases that are over are remembered. Ids only grow, and only recent ones are heard of again.
 const REMEMBERED: usize = 10_000;
+/// How many messages with reports may be under way at a time.
+const UNDER_WAY: usize = 4;
+/// The most reports that one message holds, and about the most bytes: the services take a message of that size in one piece.
+const MAX_REPORTS: usize = 512;
+const MAX_REPORTS_BYTES: usize = 256 * 1024;
 /// The longest text of an error that is reported, in bytes.
 const MAX_ERROR_BYTES: usize = 8 * 1024;
 
@@ -65,7 +72,7 @@ enum Doing {
     /// The handler works.
     Working,
     /// The report is being stored.
-    Reporting(AbortHandle),
+    Reporting(Option<AbortHandle>),
 }
 
 /// A job that has ended.
@@ -73,7 +80,7 @@ enum Ended {
     Register(Result<Registered, Rejection>),
     Beat(Result<HeartbeatAnswer, ClientError>),
     Work(LeaseId, TaskResult),
-    Report(LeaseId),
+    Reports(Vec<LeaseId>),
     Decline,
 }
 
@@ -89,6 +96,10 @@ pub(crate) struct Keeper {
     /// Leases that must not be started again: reported, dropped or given back.
     over: BTreeSet<LeaseId>,
     jobs: JoinSet<Ended>,
+    /// What is done and not reported yet.
+    unsaid: Vec<(Task, Report)>,
+    /// How many messages with reports may be under way.
+    places: Arc<Semaphore>,
     /// Handlers that have not ended, also those whose lease is forgotten.
     working: u32,
     declining: u32,
@@ -120,6 +131,8 @@ impl Keeper {
             held: BTreeMap::new(),
             over: BTreeSet::new(),
             jobs: JoinSet::new(),
+            unsaid: Vec::new(),
+            places: Arc::new(Semaphore::new(UNDER_WAY)),
             working: 0,
             declining: 0,
             registered: false,
@@ -177,6 +190,8 @@ impl Keeper {
                     Ok(ended) => self.ended(ended)?,
                     Err(error) => pass_on_panic(error),
                 },
+                // After all that has ended: it goes together.
+                Ok(place) = Arc::clone(&self.places).acquire_owned(), if !self.unsaid.is_empty() => self.say(place),
                 () = sleep_until(self.beat_at.unwrap_or_else(Instant::now)), if self.beat_at.is_some() => self.beat(),
                 changed = link.changed(), if !link_gone => {
                     link_gone = changed.is_err();
@@ -212,6 +227,12 @@ impl Keeper {
                 }
                 Ok(assignment) => self.take(assignment),
                 Err(error) => tracing::error!(%agent, %error, "an assignment that can not be read"),
+            }
+        } else if message.subject.as_str() == subject::assignments(agent) {
+            match serde_json::from_slice::<Assignments>(&message.payload) {
+                Ok(_) if !self.registered => tracing::debug!(%agent, "not taken: not registered yet"),
+                Ok(Assignments { assignments }) => assignments.into_iter().for_each(|assignment| self.take(assignment)),
+                Err(error) => tracing::error!(%agent, %error, "assignments that can not be read"),
             }
         } else if message.subject.as_str() == subject::cancel(agent) {
             match serde_json::from_slice::<CancelTask>(&message.payload) {
@@ -259,7 +280,8 @@ impl Keeper {
         tracing::info!(agent = %self.voice.agent, task = %held.task.id(), %lease, reason, "task dropped");
         held.task.cancelled().cancel();
         if let Doing::Reporting(report) = held.doing {
-            report.abort();
+            self.unsaid.retain(|(_, report)| report.lease != lease);
+            report.inspect(AbortHandle::abort);
         }
     }
 
@@ -282,9 +304,11 @@ impl Keeper {
                 self.start_waiting();
                 Ok(())
             }
-            Ended::Report(lease) => {
-                self.held.remove(&lease);
-                self.remember(lease);
+            Ended::Reports(leases) => {
+                for lease in leases {
+                    self.held.remove(&lease);
+                    self.remember(lease);
+                }
                 Ok(())
             }
             Ended::Decline => {
@@ -387,8 +411,35 @@ impl Keeper {
             return;
         };
         let report = report_of(&held.task, result.and_then(Output::checked));
-        let job = store(self.voice.clone(), held.task.clone(), report, self.told.clone());
-        held.doing = Doing::Reporting(self.jobs.spawn(job));
+        held.doing = Doing::Reporting(None);
+        self.unsaid.push((held.task.clone(), report));
+    }
+
+    /// Reports what is done: all of it in one message, or as much as one holds.
+    ///
+    /// A few messages are under way at a time, so that one report is on its way at once, and many make larger messages
+    /// instead of more of them.
+    fn say(&mut self, place: OwnedSemaphorePermit) {
+        let mut bytes = 0;
+        let mut fits = |(_, report): &(Task, Report)| {
+            bytes += 512 + report.result.as_ref().map_or(0, Json::size) + report.error.as_ref().map_or(0, String::len);
+            bytes <= MAX_REPORTS_BYTES
+        };
+        let count = self.unsaid.iter().take(MAX_REPORTS).take_while(|said| fits(said)).count().max(1);
+        let mut said: Vec<_> = self.unsaid.drain(..count.min(self.unsaid.len())).collect();
+        let (voice, told) = (self.voice.clone(), self.told.clone());
+        if said.len() > 1 {
+            self.jobs.spawn(store_all(voice, said, told, place));
+        } else if let Some((task, report)) = said.pop() {
+            let lease = report.lease;
+            let job = self.jobs.spawn(async move {
+                store(voice, task, report, told, Some(place)).await;
+                Ended::Reports(vec![lease])
+            });
+            if let Some(held) = self.held.get_mut(&lease) {
+                held.doing = Doing::Reporting(Some(job));
+            }
+        }
     }
 
     // How it goes.
@@ -541,12 +592,50 @@ fn report_of(task: &Task, result: TaskResult) -> Report {
     }
 }
 
+/// Reports until each report is stored, or its lease has ended.
+async fn store_all(voice: Voice, said: Vec<(Task, Report)>, told: Option<Told>, place: OwnedSemaphorePermit) -> Ended {
+    let leases = said.iter().map(|(_, report)| report.lease).collect();
+    let (tasks, reports): (Vec<_>, Vec<_>) = said.into_iter().unzip();
+    let request = Reports { reports };
+    let headers = headers(AgentVerb::Reports, &voice.agent);
+    let answered: Result<ReportsAnswered, _> = voice.insist(AgentVerb::Reports, &request, headers, Some(place)).await;
+    let mut answers = match answered {
+        Ok(ReportsAnswered { answers }) => answers.into_iter(),
+        Err(rejection) => {
+            tracing::debug!(agent = %voice.agent, %rejection, "several reports are refused at once: each goes alone");
+            Vec::new().into_iter()
+        }
+    };
+    let mut alone = Vec::new();
+    for (task, report) in tasks.into_iter().zip(request.reports) {
+        let answer = answers.next();
+        let stored = matches!(answer, Some(ReportAnswer::Stored(_)));
+        let over = matches!(&answer, Some(ReportAnswer::Refused(rejection)) if is_over(rejection));
+        if !stored && !over {
+            // Refused for a time, or for good, which is then reported instead.
+            alone.push(store(voice.clone(), task, report, told.clone(), None));
+            continue;
+        }
+        if let Some(told) = &told {
+            match &answer {
+                Some(ReportAnswer::Refused(rejection)) => told(&report, Err(rejection)),
+                _ => told(&report, Ok(())),
+            }
+        }
+        if over {
+            tracing::info!(task = %task.id(), lease = %report.lease, "the lease has ended, the report is dropped");
+        }
+    }
+    futures::future::join_all(alone).await;
+    Ended::Reports(leases)
+}
+
 /// Reports until the report is stored, or the lease has ended.
-async fn store(voice: Voice, task: Task, report: Report, told: Option<Told>) -> Ended {
+async fn store(voice: Voice, task: Task, report: Report, told: Option<Told>, place: Option<OwnedSemaphorePermit>) {
     let lease = report.lease;
     let span = tracing::info_span!("report", run = %task.run, trace = %trace_id(&task), task = %task.id(), %lease);
     async {
-        let Err(rejection) = say(&voice, &task, &report, told.as_ref()).await else {
+        let Err(rejection) = say(&voice, &task, &report, told.as_ref(), place).await else {
             tracing::debug!("report stored");
             return;
         };
@@ -557,19 +646,24 @@ async fn store(voice: Voice, task: Task, report: Report, told: Option<Told>) -> 
         tracing::error!(%rejection, "the report is refused, reporting a failure instead");
         let error = TaskError::failed(format!("the agent's report was refused: {rejection}")).permanent();
         let failure = Report { cost: report.cost, usage: report.usage, ..report_of(&task, Err(error)) };
-        if let Err(rejection) = say(&voice, &task, &failure, told.as_ref()).await {
+        if let Err(rejection) = say(&voice, &task, &failure, told.as_ref(), None).await {
             tracing::error!(%rejection, "that is refused too, the task is dropped");
         }
     }
     .instrument(span)
     .await;
-    Ended::Report(lease)
 }
 
 /// Reports until there is an answer, and passes on what it was.
-async fn say(voice: &Voice, task: &Task, report: &Report, told: Option<&Told>) -> Result<(), Rejection> {
+async fn say(
+    voice: &Voice,
+    task: &Task,
+    report: &Report,
+    told: Option<&Told>,
+    place: Option<OwnedSemaphorePermit>,
+) -> Result<(), Rejection> {
     let headers = report_headers(voice, task, report);
-    let answer = voice.until_answered::<_, ReportStored>(AgentVerb::Report, report, headers).await.map(drop);
+    let answer = voice.insist::<_, ReportStored>(AgentVerb::Report, report, headers, place).await.map(drop);
     if let Some(told) = told {
         told(report, answer.as_ref().copied());
     }

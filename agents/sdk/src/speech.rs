@@ -9,7 +9,7 @@ use baton_protocol::subject::{self, AgentVerb};
 use baton_protocol::{AgentId, Code, Rejection, Service};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
@@ -54,7 +54,18 @@ impl Voice {
         &self,
         verb: AgentVerb,
         request: &Q,
+        headers: Headers,
+    ) -> Result<A, Rejection> {
+        self.insist(verb, request, headers, None).await
+    }
+
+    /// The same, giving a place back after the first attempt: what is refused again and again must not hold up others.
+    pub(crate) async fn insist<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        verb: AgentVerb,
+        request: &Q,
         mut headers: Headers,
+        mut place: Option<OwnedSemaphorePermit>,
     ) -> Result<A, Rejection> {
         headers.id.get_or_insert_with(Uuid::now_v7);
         let mut waits = backoff(BACKOFF.1);
@@ -72,6 +83,7 @@ impl Voice {
                 Err(error) => error,
             };
             attempt += 1;
+            drop(place.take());
             if attempt == 1 {
                 tracing::warn!(agent = %self.agent, verb = verb.as_str(), %error, "no answer; asking until there is one");
             } else {
@@ -109,7 +121,7 @@ impl Voice {
 /// Who listens to that.
 fn listener(verb: AgentVerb) -> Service {
     match verb {
-        AgentVerb::Report => Service::WorkflowManager,
+        AgentVerb::Report | AgentVerb::Reports => Service::WorkflowManager,
         AgentVerb::Register | AgentVerb::Heartbeat | AgentVerb::Decline | AgentVerb::Leave | AgentVerb::Progress => {
             Service::ResourceManager
         }
@@ -117,7 +129,7 @@ fn listener(verb: AgentVerb) -> Service {
 }
 
 /// Whether asking again may help. A defect of a service may be healed by its restart.
-fn may_pass(rejection: &Rejection) -> bool {
+pub(crate) fn may_pass(rejection: &Rejection) -> bool {
     rejection.code.is_retryable() || rejection.code == Code::Internal
 }
 
@@ -126,7 +138,7 @@ pub(crate) fn headers(verb: AgentVerb, agent: &AgentId) -> Headers {
     let message_type = match verb {
         AgentVerb::Register | AgentVerb::Leave => MessageType::AgentStatus,
         AgentVerb::Heartbeat => MessageType::Heartbeat,
-        AgentVerb::Report => MessageType::TaskComplete,
+        AgentVerb::Report | AgentVerb::Reports => MessageType::TaskComplete,
         AgentVerb::Decline => MessageType::TaskResponse,
         AgentVerb::Progress => MessageType::StatusUpdate,
     };

@@ -177,6 +177,7 @@ fn assignment(lease: u64) -> Assignment {
         params: BTreeMap::new(),
         metadata: BTreeMap::new(),
         resources: Resources::new(),
+        ready_at: 0,
         timeout_ms: 60_000,
         trace: TraceContext::of_run(run),
     }

@@ -224,8 +224,12 @@ fn settle_resource(turn: &mut Turn<'_, Optimizer>, record: &ResourceRecord) -> b
 /// From when the task could be placed to when it was.
 fn show_placement(turn: &mut Turn<'_, Optimizer>, task: &TaskId, asked: &Asked) {
     let state = turn.state();
+    let context = state.runs.trace(task, "place");
+    if !turn.shows(context) {
+        return;
+    }
     let span = Span {
-        context: state.runs.trace(task, "place"),
+        context,
         parent: Some(task_span(task)),
         name: format!("place {}", asked.agent_type),
         kind: SpanKind::Internal,

@@ -149,6 +149,7 @@ fn registered(id: &str, session: &str, agent_type: &str, slots: u32, cpu: u32, p
         resources: resources(cpu),
         slots,
         priority,
+        batches: false,
     })
 }
 

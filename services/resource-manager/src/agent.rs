@@ -217,8 +217,8 @@ pub(crate) fn register(turn: &mut Turn<'_, ResourceManager>, agent: AgentId, req
     lease::received(turn, "register");
     check(&request)?;
     turn.state().agents.may_register(&agent, &request.session)?;
-    let RegisterAgent { session, agent_type, capabilities, resources, slots, priority } = request;
-    let record = AgentRegistered { agent, session, agent_type, capabilities, resources, slots, priority };
+    let RegisterAgent { session, agent_type, capabilities, resources, slots, priority, batches } = request;
+    let record = AgentRegistered { agent, session, agent_type, capabilities, resources, slots, priority, batches };
     let state = turn.state();
     let before = state.agents.present(&record.agent);
     let same_session = before.filter(|before| before.record.session == record.session);
@@ -367,7 +367,8 @@ fn view(state: &ResourceManager, heard: &Heard, id: &AgentId, agent: &Agent) -> 
         None if leases.is_empty() => AgentStatus::Idle,
         None => AgentStatus::Busy,
     };
-    let AgentRegistered { agent: _, session: _, agent_type, capabilities, resources, slots, priority } = &agent.record;
+    let AgentRegistered { agent: _, session: _, agent_type, capabilities, resources, slots, priority, batches: _ } =
+        &agent.record;
     AgentView {
         agent: id.clone(),
         status,

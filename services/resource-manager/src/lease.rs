@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Effect, Publication, Reply, Turn, answer};
 use baton_protocol::amount::covers;
+use baton_protocol::message::MessageType;
 use baton_protocol::record::{
     Assigned, Commit, LeaseEnded, Outcome, ResourceRecord, StageEnded, Topic, WorkflowRecord,
 };
@@ -13,7 +14,7 @@ use baton_protocol::request::{
 };
 use baton_protocol::trace::{Span, SpanKind, TraceContext, part_span, task_span};
 use baton_protocol::{
-    AgentId, Amount, Code, Json, LeaseId, Millis, Rejection, ResourceName, Resources, TaskId, subject,
+    AgentId, Amount, Code, Json, LeaseId, Millis, Rejection, ResourceName, Resources, RunId, TaskId, subject,
 };
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,8 @@ use crate::agent::unknown;
 const PUSH_MS: Millis = 500;
 /// About the most that the answer to one heartbeat carries. The next one carries on.
 const MAX_START_BYTES: usize = 512 * 1024;
+/// About the most that one message with several assignments carries.
+const MAX_PUSH_BYTES: usize = 256 * 1024;
 /// The longest message of a progress, in bytes.
 const MAX_MESSAGE_BYTES: usize = 500;
 /// The longest reason for declining, in bytes.
@@ -129,13 +132,14 @@ pub(crate) fn assign(turn: &mut Turn<'_, ResourceManager>, request: AssignTasks)
     let mut refused = Vec::new();
     let mut granted = 0;
     let mut tally = Tally::default();
+    let mut pushes = Pushes::default();
     for Placement { task, agent } in request.placements {
         match may_hold(turn.state(), &task, &agent) {
             Ok(resources) => {
                 granted += 1;
                 tally.granted(&resources);
                 let lease = turn.grant(ResourceRecord::Assigned(Assigned { task, agent: agent.clone(), resources }));
-                push(turn, lease, &agent);
+                push(turn, &mut pushes, lease, &agent);
                 show_utilization(turn, &agent);
             }
             Err(Refused { lacking, rejection }) => {
@@ -144,6 +148,7 @@ pub(crate) fn assign(turn: &mut Turn<'_, ResourceManager>, request: AssignTasks)
             }
         }
     }
+    pushes.send(turn);
     tally.show(turn, granted);
     answer(&AssignAnswer { granted, refused })
 }
@@ -244,15 +249,64 @@ impl Tally {
     }
 }
 
+/// Assignments for agents that take several in one message.
+#[derive(Default)]
+struct Pushes(BTreeMap<AgentId, Batch>);
+
+#[derive(Default)]
+struct Batch {
+    assignments: Vec<Json>,
+    bytes: usize,
+    /// Of the only one: with two it is of no run.
+    run: Option<RunId>,
+    trace: Option<TraceContext>,
+}
+
+impl Pushes {
+    fn add(&mut self, turn: &mut Turn<'_, ResourceManager>, agent: &AgentId, assignment: &Assignment) {
+        let body = json(assignment);
+        let batch = self.0.entry(agent.clone()).or_default();
+        if batch.bytes + body.size() > MAX_PUSH_BYTES && !batch.assignments.is_empty() {
+            std::mem::take(batch).send(turn, agent);
+        }
+        batch.bytes += body.size();
+        batch.assignments.push(body);
+        (batch.run, batch.trace) = (Some(assignment.run), Some(assignment.trace));
+    }
+
+    fn send(self, turn: &mut Turn<'_, ResourceManager>) {
+        for (agent, batch) in self.0 {
+            batch.send(turn, &agent);
+        }
+    }
+}
+
+impl Batch {
+    fn send(mut self, turn: &mut Turn<'_, ResourceManager>, agent: &AgentId) {
+        let kind = MessageType::TaskAssignment;
+        if self.assignments.len() == 1
+            && let Some(body) = self.assignments.pop()
+        {
+            let (run, trace) = (self.run, self.trace);
+            return turn.publish(Publication { subject: subject::assign(agent), body, kind, run, trace });
+        }
+        #[derive(Serialize)]
+        struct Body {
+            assignments: Vec<Json>,
+        }
+        let body = json(&Body { assignments: self.assignments });
+        turn.publish(Publication { subject: subject::assignments(agent), body, kind, run: None, trace: None });
+    }
+}
+
 /// Tells the agent, once the lease is committed.
-fn push(turn: &mut Turn<'_, ResourceManager>, lease: LeaseId, agent: &AgentId) {
+fn push(turn: &mut Turn<'_, ResourceManager>, pushes: &mut Pushes, lease: LeaseId, agent: &AgentId) {
     let now = turn.now();
     let state = turn.state();
     let Some(held) = state.leases.leases.get(&lease) else { return };
     let Some(assignment) = state.tasks.assignment(lease, held, now) else { return };
     let ready_at = state.tasks.open(&assignment.task).map_or(now, |open| open.ready_at);
-    let name = subject::assign(agent);
-    let span = Span {
+    let span = turn.shows(assignment.trace).then(|| Span {
         context: assignment.trace.at(part_span(&assignment.task, "assign")),
         parent: Some(task_span(&assignment.task)),
         name: "publish baton.to.{agent}.assign".to_owned(),
@@ -262,7 +316,7 @@ fn push(turn: &mut Turn<'_, ResourceManager>, lease: LeaseId, agent: &AgentId) {
         attributes: vec![
             ("messaging.system", "nats".to_owned()),
             ("messaging.operation.type", "send".to_owned()),
-            ("messaging.destination.name", name.clone()),
+            ("messaging.destination.name", subject::assign(agent)),
             ("messaging.destination.template", "baton.to.{agent}.assign".to_owned()),
             ("messaging.message.conversation_id", assignment.run.to_string()),
             ("baton.run.id", assignment.run.to_string()),
@@ -270,15 +324,21 @@ fn push(turn: &mut Turn<'_, ResourceManager>, lease: LeaseId, agent: &AgentId) {
             ("baton.agent.id", agent.to_string()),
         ],
         error: None,
-    };
-    turn.publish(Publication {
-        subject: name,
-        body: json(&assignment),
-        kind: "task_assignment",
-        run: Some(assignment.run),
-        trace: Some(assignment.trace),
     });
-    turn.effect(Effect::Span(span));
+    if turn.state().agents.present(agent).is_some_and(|agent| agent.record.batches) {
+        pushes.add(turn, agent, &assignment);
+    } else {
+        turn.publish(Publication {
+            subject: subject::assign(agent),
+            body: json(&assignment),
+            kind: MessageType::TaskAssignment,
+            run: Some(assignment.run),
+            trace: Some(assignment.trace),
+        });
+    }
+    if let Some(span) = span {
+        turn.effect(Effect::Span(span));
+    }
     sent(turn, "task_assignment");
     turn.measure_value("agent_message_latency_seconds", &["task_assignment"], seconds(now.saturating_sub(ready_at)));
     turn.soft.pushed.insert(assignment.task, Push { lease, agent: agent.clone(), at: now, trace: assignment.trace });
@@ -357,7 +417,7 @@ pub(crate) fn progress(turn: &mut Turn<'_, ResourceManager>, agent: AgentId, req
     let run = task.run;
     let subject = subject::event(Topic::Run(&run), "progress");
     let body = json(&ProgressEvent { task, agent, fraction, message, at });
-    turn.publish(Publication { subject, body, kind: "status_update", run: Some(run), trace });
+    turn.publish(Publication { subject, body, kind: MessageType::StatusUpdate, run: Some(run), trace });
     turn.count("messages_sent_total", &[], 1.0);
     answer(&Done {})
 }
@@ -419,7 +479,7 @@ fn cancel(
     }
     let run = Some(task.run);
     let body = json(&CancelTask { lease, task, reason });
-    turn.publish(Publication { subject: subject::cancel(agent), body, kind: "status_update", run, trace });
+    turn.publish(Publication { subject: subject::cancel(agent), body, kind: MessageType::StatusUpdate, run, trace });
     sent(turn, "task_cancel");
 }
 

@@ -137,6 +137,7 @@ impl Tasks {
             params: stage.params.clone(),
             metadata: definition.metadata.clone(),
             resources: lease.resources.clone(),
+            ready_at: open.ready_at,
             timeout_ms: stage.timeout_ms.saturating_sub(now.saturating_sub(lease.since)),
             trace: self.trace(&lease.task),
             task: lease.task.clone(),

@@ -113,6 +113,7 @@ impl Machine for WorkflowManager {
             WorkflowRequest::ListRuns(request) => answer(&view::list(turn.state(), &request)),
             WorkflowRequest::CancelRun(request) => reply(start::cancel(turn, request)),
             WorkflowRequest::Report(agent, request) => reply(report::report(turn, &agent, request)),
+            WorkflowRequest::Reports(agent, request) => answer(&report::reports(turn, &agent, request)),
         }
     }
 

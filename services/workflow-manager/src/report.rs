@@ -2,7 +2,9 @@
 
 use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::record::{Outcome, StageEnded, WorkflowRecord};
-use baton_protocol::request::{MAX_JSON_BYTES, Report, ReportStatus, ReportStored};
+use baton_protocol::request::{
+    MAX_JSON_BYTES, Report, ReportAnswer, ReportStatus, ReportStored, Reports, ReportsAnswered,
+};
 use baton_protocol::{AgentId, Code, Json, Rejection};
 
 use crate::advance::{self, Again, Ending};
@@ -44,6 +46,15 @@ pub(crate) fn report(turn: &mut Turn<'_>, agent: &AgentId, report: Report) -> Re
     advance::end(turn, run, place, ending(report));
     advance::advance(turn, run);
     Ok(stored)
+}
+
+/// Takes each report for itself.
+pub(crate) fn reports(turn: &mut Turn<'_>, agent: &AgentId, request: Reports) -> ReportsAnswered {
+    let answers = request.reports.into_iter().map(|one| match report(turn, agent, one) {
+        Ok(stored) => ReportAnswer::Stored(stored),
+        Err(rejection) => ReportAnswer::Refused(rejection),
+    });
+    ReportsAnswered { answers: answers.collect() }
 }
 
 /// Stores a report that was stored before: what [`Bug::ReportAppliedTwice`] does.

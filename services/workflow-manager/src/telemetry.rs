@@ -20,6 +20,9 @@ pub(crate) fn run_started(turn: &mut Turn<'_>, id: RunId) {
     let now = turn.now();
     let Some((run, _)) = turn.state().run(id) else { return };
     let own = run.span();
+    if !turn.shows(own) {
+        return live_runs(turn);
+    }
     let span = Span {
         context: own.at(mix(own.span).max(1)),
         parent: Some(run.trace.map_or(own.span, |brought| brought.span)),
@@ -43,10 +46,13 @@ pub(crate) fn run_started(turn: &mut Turn<'_>, id: RunId) {
 pub(crate) fn run_finished(turn: &mut Turn<'_>, id: RunId) {
     show_again(turn, id);
     let Some((run, _)) = turn.state().run(id) else { return };
-    let span = run_span(run);
+    let failed = matches!(run.status, RunStatus::Failed | RunStatus::TimedOut);
+    let span = (failed || turn.shows(run.span())).then(|| run_span(run));
     let duration = run.ended_at.unwrap_or(run.started_at).saturating_sub(run.started_at);
     let (workflow, status, busy) = (run.workflow.clone(), run.status, run.busy_ms);
-    turn.effect(Effect::Span(span));
+    if let Some(span) = span {
+        turn.effect(Effect::Span(span));
+    }
     turn.count("workflows_executed_total", &[workflow.as_str(), status.as_str()], 1.0);
     // The first source's measure: what a run took beyond the work itself. Stages that overlap can hide all of it.
     turn.count("coordination_overhead_seconds_total", &[], seconds(duration.saturating_sub(busy)));
@@ -58,10 +64,17 @@ pub(crate) fn run_finished(turn: &mut Turn<'_>, id: RunId) {
 pub(crate) fn attempt_ended(turn: &mut Turn<'_>, id: RunId, place: usize) {
     let Some((run, version)) = turn.state().run(id) else { return };
     let Some(attempt) = run.stages[place].attempts.last() else { return };
-    let Some(span) = attempt_span(run, version, place, run.stages[place].attempts.len() - 1) else { return };
+    let well = matches!(attempt.outcome, Some(Outcome::Succeeded | Outcome::Cancelled));
+    let span = if well && !turn.shows(run.span()) {
+        None
+    } else {
+        attempt_span(run, version, place, run.stages[place].attempts.len() - 1)
+    };
     let assigned_after = attempt.assigned_at.map(|at| at.saturating_sub(attempt.ready_at));
     let outcome = attempt.outcome.map_or("", Outcome::as_str);
-    turn.effect(Effect::Span(span));
+    if let Some(span) = span {
+        turn.effect(Effect::Span(span));
+    }
     turn.count("stages_executed_total", &[outcome], 1.0);
     if let Some(after) = assigned_after {
         turn.measure_value("coordination_efficiency_seconds", &["assign"], seconds(after));
@@ -136,6 +149,9 @@ pub(crate) fn reported(turn: &mut Turn<'_>, report: &Report, agent: &AgentId) {
     let task = &report.task;
     let Some((run, _)) = turn.state().run(task.run) else { return };
     let own = run::span(task.run, run.trace);
+    if !turn.shows(own) {
+        return;
+    }
     let mut attributes = of_task(task, Some(agent));
     attributes.push(("messaging.system", "nats".to_owned()));
     let span = Span {

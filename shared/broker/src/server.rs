@@ -27,6 +27,9 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a process may take to die of SIGKILL, or to stop at SIGSTOP.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The variable that tells the server how many threads may run at a time: half of the cores, unless it is set already.
+const GO_THREADS: &str = "GOMAXPROCS";
+
 /// The number of lines of the log that an error shows.
 const TAIL_LINES: usize = 20;
 
@@ -237,6 +240,11 @@ impl Broker {
             command.stdout(log.try_clone()?).stderr(log.try_clone()?);
             if self.options.own_process_group {
                 command.process_group(0);
+            }
+            // As many threads as there are cores make each message wait for one of them to wake up; others want to run, too.
+            if std::env::var_os(GO_THREADS).is_none() {
+                let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+                command.env(GO_THREADS, cores.div_ceil(2).to_string());
             }
             command.spawn()
         };

@@ -2,11 +2,21 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use async_nats::header::{HeaderMap, HeaderValue};
+use async_nats::header::{HeaderMap, HeaderName, HeaderValue};
 use baton_protocol::message::MessageType;
 use baton_protocol::trace::TraceContext;
 use baton_protocol::{Millis, RunId, header};
 use uuid::Uuid;
+
+// A name that is known is not parsed again for each message.
+const ID: HeaderName = HeaderName::from_static(header::ID);
+const TIME: HeaderName = HeaderName::from_static(header::TIME);
+const VERSION: HeaderName = HeaderName::from_static(header::VERSION);
+const TYPE: HeaderName = HeaderName::from_static(header::TYPE);
+const SOURCE: HeaderName = HeaderName::from_static(header::SOURCE);
+const CORRELATION_ID: HeaderName = HeaderName::from_static(header::CORRELATION_ID);
+const TRACEPARENT: HeaderName = HeaderName::from_static(header::TRACEPARENT);
+const TRACESTATE: HeaderName = HeaderName::from_static(header::TRACESTATE);
 
 /// Everything about a message that is not its body.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -51,21 +61,29 @@ impl Headers {
     #[must_use]
     pub fn to_map(&self) -> HeaderMap {
         let mut map = HeaderMap::new();
-        let mut put = |name: &'static str, value: Option<String>| {
-            let Some(value) = value else { return };
-            match value.parse::<HeaderValue>() {
-                Ok(value) => map.insert(name, value),
-                Err(_) => tracing::warn!(header = name, "a header value with a line break in it is left out"),
-            }
+        let mut put = |name: HeaderName, value: &str| match value.parse::<HeaderValue>() {
+            Ok(value) => map.insert(name, value),
+            Err(_) => tracing::warn!(header = %name, "a header value with a line break in it is left out"),
         };
-        put(header::ID, Some(self.id.unwrap_or_else(Uuid::now_v7).to_string()));
-        put(header::TIME, Some(now().to_string()));
-        put(header::VERSION, Some(header::CURRENT_VERSION.to_owned()));
-        put(header::TYPE, self.message_type.as_ref().map(ToString::to_string));
-        put(header::SOURCE, self.source.clone());
-        put(header::CORRELATION_ID, self.correlation.clone());
-        put(header::TRACEPARENT, self.trace.map(|trace| trace.to_string()));
-        put(header::TRACESTATE, self.tracestate.clone());
+        let id = self.id.unwrap_or_else(Uuid::now_v7);
+        put(ID, id.as_hyphenated().encode_lower(&mut Uuid::encode_buffer()));
+        put(TIME, &now().to_string());
+        put(VERSION, header::CURRENT_VERSION);
+        if let Some(message_type) = &self.message_type {
+            put(TYPE, &message_type.name());
+        }
+        if let Some(source) = &self.source {
+            put(SOURCE, source);
+        }
+        if let Some(correlation) = &self.correlation {
+            put(CORRELATION_ID, correlation);
+        }
+        if let Some(trace) = self.trace {
+            put(TRACEPARENT, &trace.to_string());
+        }
+        if let Some(tracestate) = &self.tracestate {
+            put(TRACESTATE, tracestate);
+        }
         map
     }
 }

@@ -25,6 +25,7 @@ mod turn;
 
 use std::fmt;
 
+use baton_protocol::message::MessageType;
 use baton_protocol::record::{AnyCommit, OptimizerRecord, Record, ResourceRecord, Stamp, WorkflowRecord};
 use baton_protocol::request::Requests;
 use baton_protocol::trace::{Span, TraceContext};
@@ -164,7 +165,7 @@ pub struct Publication {
     /// The body.
     pub body: Json,
     /// Its type, for the header.
-    pub kind: &'static str,
+    pub kind: MessageType,
     /// The run that it belongs to.
     pub run: Option<RunId>,
     /// The trace that it belongs to.

@@ -47,10 +47,16 @@ pub struct Processor<M: Machine> {
     won_at: Option<u64>,
     /// A snapshot is made after this many records of its own, or after as many messages of the log; 0 for never.
     snapshot_every: u64,
+    /// But not so soon after the last one.
+    snapshot_pause: Millis,
+    /// When the last one was made.
+    snapshot_at: Millis,
     /// How many of its own records it has committed since the last snapshot.
     records_since_snapshot: u64,
     /// How far it had read at the last snapshot.
     snapshot_position: u64,
+    /// Which share of all traces is shown.
+    shown_traces: f64,
     lead: Option<Lead<M>>,
 }
 
@@ -207,8 +213,11 @@ impl<M: Machine> Processor<M> {
             backlog: VecDeque::new(),
             won_at: None,
             snapshot_every: 0,
+            snapshot_pause: 0,
+            snapshot_at: 0,
             records_since_snapshot: 0,
             snapshot_position: own.min(handled),
+            shown_traces: 1.0,
             lead: None,
         }
     }
@@ -220,9 +229,16 @@ impl<M: Machine> Processor<M> {
     }
 
     /// Makes a snapshot after every so many records of its own, or messages of the log: a service that writes little still
-    /// reads everything. It comes out with what its commit releases ([`Released::snapshot`]).
-    pub fn keep_snapshots(&mut self, every: u64) {
+    /// reads everything. It comes out with what its commit releases ([`Released::snapshot`]). One costs as much as there is
+    /// state, whatever has happened since the last one: so there is a pause between two, in milliseconds.
+    pub fn keep_snapshots(&mut self, every: u64, pause: Millis) {
         self.snapshot_every = every;
+        self.snapshot_pause = pause;
+    }
+
+    /// Shows only that share of all traces, from 0 to 1, and those of what fails: spans that nobody wants are not even made.
+    pub fn show_traces(&mut self, share: f64) {
+        self.shown_traces = share;
     }
 
     /// The state as it is, to start from later. There is one only where nothing is pending but what is under way; `own` is
@@ -255,6 +271,12 @@ impl<M: Machine> Processor<M> {
     #[must_use]
     pub fn position(&self) -> u64 {
         self.read
+    }
+
+    /// How far it is in the log, for those who look at it: a leader is not sent its own commits, and is as far as its last.
+    #[must_use]
+    pub fn reached(&self) -> u64 {
+        self.read.max(self.own)
     }
 
     /// The number of the last own record.
@@ -471,7 +493,7 @@ impl<M: Machine> Processor<M> {
         context: &RequestContext,
         now: Millis,
     ) {
-        self.turn(Cause::Request(endpoint.to_owned()), Some(token), now, |turn| {
+        self.turn(Cause::Request(endpoint.into()), Some(token), now, |turn| {
             let reply = M::request(turn, request, context);
             if !turn.answered {
                 turn.effect(Effect::Answer { token, reply });
@@ -549,14 +571,18 @@ impl<M: Machine> Processor<M> {
             token,
             workflow_number: self.marks.get(&Service::WorkflowManager).copied().unwrap_or(0),
             next: &mut self.next,
+            shown_traces: self.shown_traces,
             emitted: Vec::new(),
             effects: Vec::new(),
             answered: false,
         };
         act(&mut turn);
         let Turn { emitted, effects, .. } = turn;
+        // What is only shown promises nothing: without a record it needs no proof.
+        let nothing_decided = emitted.is_empty();
         let leaves_at_once = |effect: &Effect| {
             matches!(effect, Effect::Ask { .. })
+                || (nothing_decided && matches!(effect, Effect::Span(_) | Effect::Measure(_)))
                 || (is_planted(Bug::AnsweredTooEarly) && matches!(effect, Effect::Answer { .. }))
                 || (is_planted(Bug::PushedTooEarly) && matches!(effect, Effect::Publish(_)))
         };
@@ -638,7 +664,11 @@ impl<M: Machine> Processor<M> {
         if self.snapshot_every == 0 || self.records_since_snapshot.max(read) < self.snapshot_every {
             return None;
         }
+        if self.clock < self.snapshot_at.saturating_add(self.snapshot_pause) {
+            return None;
+        }
         let snapshot = self.snapshot()?;
+        self.snapshot_at = self.clock;
         self.records_since_snapshot = 0;
         self.snapshot_position = self.read;
         Some(snapshot)
@@ -664,7 +694,7 @@ impl<M: Machine> Processor<M> {
                 number: first + index as u64,
                 at,
                 cause,
-                kind: emitted.kind.to_owned(),
+                kind: emitted.kind.into(),
                 run: emitted.run,
                 record: emitted.json,
             };

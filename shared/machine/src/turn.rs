@@ -1,6 +1,7 @@
 //! One turn: one input, and what the machine emits for it.
 
 use baton_protocol::record::{Record, Stamp, Topic};
+use baton_protocol::trace::{TraceContext, sampled};
 use baton_protocol::{Json, LeaseId, Millis, Number, RunId, Service, subject};
 
 use crate::{Effect, Machine, Measure, Publication, Value};
@@ -17,6 +18,7 @@ pub struct Turn<'a, M: Machine> {
     pub(crate) token: Option<u64>,
     pub(crate) workflow_number: Number,
     pub(crate) next: &'a mut Number,
+    pub(crate) shown_traces: f64,
     pub(crate) emitted: Vec<Emitted>,
     pub(crate) effects: Vec<Effect>,
     pub(crate) answered: bool,
@@ -60,6 +62,12 @@ impl<M: Machine> Turn<'_, M> {
     #[must_use]
     pub fn workflow_number(&self) -> Number {
         self.workflow_number
+    }
+
+    /// Whether spans of that trace are shown, so that nobody need make one in vain. What has failed is shown in any case.
+    #[must_use]
+    pub fn shows(&self, trace: TraceContext) -> bool {
+        trace.sampled && sampled(trace.trace, self.shown_traces)
     }
 
     /// Appends a record, and applies it. Gives its number.

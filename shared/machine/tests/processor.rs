@@ -351,7 +351,7 @@ fn what_follows_from_a_record_is_not_before_it() {
 fn a_snapshot_comes_with_the_commit_that_it_is_of() {
     let mut log = Log::default();
     let mut processor: Processor<Chain> = Processor::new(());
-    processor.keep_snapshots(2);
+    processor.keep_snapshots(2, 0);
     processor.lead("a", 1);
     let mut kept = Vec::new();
     for token in 0..4 {

@@ -5,12 +5,13 @@ use std::fmt;
 use std::str::FromStr;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{Deserializer, Error as _};
+use serde::de::Deserializer;
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::name::{NameError, StageName};
+use crate::text::{self, Short};
 
 /// Milliseconds since 1970-01-01T00:00:00Z, or a span of them where the name says so.
 pub type Millis = u64;
@@ -229,17 +230,41 @@ impl FromStr for Position {
     }
 }
 
+// Ids are in every record, several times: they are written without the machinery of `fmt`.
+
+impl Serialize for RunId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0.as_hyphenated().encode_lower(&mut Uuid::encode_buffer()))
+    }
+}
+
+impl Serialize for TaskId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut text = Short::<112>::new();
+        text.push(self.run.0.as_hyphenated().encode_lower(&mut Uuid::encode_buffer()));
+        text.push("/");
+        text.push(self.stage.as_str());
+        text.push("/");
+        text.push_number(self.attempt.into());
+        serializer.serialize_str(text.as_str())
+    }
+}
+
+impl Serialize for Position {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut text = Short::<32>::new();
+        text.push_number(self.seq);
+        text.push(".");
+        text.push_number(self.index.into());
+        serializer.serialize_str(text.as_str())
+    }
+}
+
 macro_rules! as_text {
     ($type:ident, $doc:literal, $pattern:literal) => {
-        impl Serialize for $type {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
-            }
-        }
-
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                Cow::<'de, str>::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+                text::parse(deserializer)
             }
         }
 
@@ -267,6 +292,11 @@ mod tests {
         let run = RunId::derive(1_763_665_200_000, 7);
         let task = TaskId { run, stage: StageName::new("writing").unwrap(), attempt: 2 };
         assert_eq!(task.to_string().parse::<TaskId>().unwrap(), task);
+        let longest = TaskId { run, stage: StageName::new(&"x".repeat(63)).unwrap(), attempt: u32::MAX };
+        for task in [task, longest] {
+            assert_eq!(serde_json::to_string(&task).unwrap(), format!("\"{task}\""));
+        }
+        assert_eq!(serde_json::to_string(&run).unwrap(), format!("\"{run}\""));
         for bad in ["", "a/b", "a/b/1", &format!("{run}/writing/0"), &format!("{run}/Writing/1")] {
             let error = bad.parse::<TaskId>().unwrap_err().to_string();
             assert!(error.contains("RUN/STAGE/ATTEMPT") && error.contains(&format!("{bad:?}")), "{error}");

@@ -53,6 +53,7 @@ pub mod request;
 pub mod run;
 pub mod schema;
 pub mod subject;
+mod text;
 pub mod trace;
 
 pub use amount::{Amount, Money, Resources};

@@ -4,6 +4,7 @@
 //! is the lease) and *ended* ([`WorkflowRecord::StageEnded`]); a run two more: *started* and *finished*. Facts are not
 //! written twice.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -81,7 +82,7 @@ impl<R> Commit<R> {
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
     /// A request to this endpoint.
-    Request(String),
+    Request(Cow<'static, str>),
     /// A message of another service, by its sequence in the log.
     Log(u64),
     /// A deadline passed.
@@ -300,6 +301,9 @@ pub struct AgentRegistered {
     /// Larger is preferred.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub priority: i32,
+    /// Whether it takes several assignments in one message.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub batches: bool,
 }
 
 /// See [`ResourceRecord::AgentLeft`].
@@ -596,7 +600,7 @@ impl<R: Record> Commit<R> {
                     number: stamp.number,
                     at: stamp.at,
                     cause: cause.clone(),
-                    kind: record.kind().to_owned(),
+                    kind: record.kind().into(),
                     run: match record.topic() {
                         Topic::Run(run) => Some(*run),
                         _ => None,

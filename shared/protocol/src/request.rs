@@ -161,6 +161,8 @@ pub enum WorkflowRequest {
     CancelRun(CancelRun),
     /// See [`Report`].
     Report(AgentId, Report),
+    /// See [`Reports`].
+    Reports(AgentId, Reports),
 }
 
 impl Requests for WorkflowRequest {
@@ -192,6 +194,13 @@ impl Requests for WorkflowRequest {
             schema::<Report>,
             schema::<ReportStored>,
         ),
+        endpoint(
+            "agent.reports",
+            Some(AgentVerb::Reports),
+            "Ends several tasks: what came of each.",
+            schema::<Reports>,
+            schema::<ReportsAnswered>,
+        ),
     ];
 
     fn decode(endpoint: &str, subject: &str, payload: &[u8]) -> Result<Self, Rejection> {
@@ -205,6 +214,7 @@ impl Requests for WorkflowRequest {
             "run.list" => Self::ListRuns(body(endpoint, payload)?),
             "run.cancel" => Self::CancelRun(body(endpoint, payload)?),
             "agent.report" => Self::Report(speaker(subject)?, body(endpoint, payload)?),
+            "agent.reports" => Self::Reports(speaker(subject)?, body(endpoint, payload)?),
             _ => return Err(unknown_endpoint(endpoint)),
         })
     }
@@ -212,6 +222,10 @@ impl Requests for WorkflowRequest {
     fn waits_for(&self) -> Option<Mark> {
         match self {
             Self::Report(_, report) => Some(Mark { service: Service::ResourceManager, number: report.lease.0 }),
+            Self::Reports(_, Reports { reports }) => {
+                let number = reports.iter().map(|report| report.lease.0).max()?;
+                Some(Mark { service: Service::ResourceManager, number })
+            }
             _ => None,
         }
     }
@@ -394,6 +408,31 @@ fn yes() -> bool {
     true
 }
 
+/// How several tasks of an agent ended, for an agent that has many in hand. Sent on `baton.agent.AGENT.reports` until it is
+/// answered; each report in it is stored or refused for itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Reports {
+    /// The reports.
+    pub reports: Vec<Report>,
+}
+
+/// What became of several reports.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ReportsAnswered {
+    /// An answer for each report, in their order.
+    pub answers: Vec<ReportAnswer>,
+}
+
+/// What became of a report.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReportAnswer {
+    /// It is stored.
+    Stored(ReportStored),
+    /// It is refused.
+    Refused(Rejection),
+}
+
 /// Whether a task succeeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -544,6 +583,9 @@ pub struct RegisterAgent {
     /// Larger is preferred.
     #[serde(default)]
     pub priority: i32,
+    /// Whether it takes several assignments in one message ([`Assignments`]). One that does not gets a message for each.
+    #[serde(default)]
+    pub batches: bool,
 }
 
 fn one() -> u32 {
@@ -615,10 +657,20 @@ pub struct Assignment {
     /// What the agent holds for it, beside one slot.
     #[serde(default)]
     pub resources: Resources,
+    /// When the stage could run, in milliseconds since 1970 by the workflow-manager's clock.
+    #[serde(default)]
+    pub ready_at: Millis,
     /// How long it may take, in milliseconds from now.
     pub timeout_ms: Millis,
     /// The trace to go on with; also in the header `traceparent`.
     pub trace: TraceContext,
+}
+
+/// Several tasks for an agent that said that it takes them so: on `baton.to.AGENT.assignments`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Assignments {
+    /// The tasks.
+    pub assignments: Vec<Assignment>,
 }
 
 /// A lease that the agent should drop: on `baton.to.AGENT.cancel`.
@@ -1013,6 +1065,14 @@ mod tests {
     fn a_report_waits_for_its_lease() {
         let text = br#"{"lease": 17, "task": "0199a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b/a/1", "status": "succeeded", "result": {"x": 1}}"#;
         let request = WorkflowRequest::decode("agent.report", "baton.agent.ann.report", text).unwrap();
+        assert_eq!(request.waits_for(), Some(Mark { service: Service::ResourceManager, number: 17 }));
+    }
+
+    #[test]
+    fn several_reports_wait_for_the_last_of_their_leases() {
+        let report = |lease| format!(r#"{{"lease": {lease}, "task": "0199a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b/a/1", "status": "succeeded"}}"#);
+        let text = format!(r#"{{"reports": [{}, {}, {}]}}"#, report(3), report(17), report(5));
+        let request = WorkflowRequest::decode("agent.reports", "baton.agent.ann.reports", text.as_bytes()).unwrap();
         assert_eq!(request.waits_for(), Some(Mark { service: Service::ResourceManager, number: 17 }));
     }
 

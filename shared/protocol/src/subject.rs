@@ -4,8 +4,8 @@
 //! |---|---|---|
 //! | `baton.log.SHARD.SERVICE` | the leading instance of the service | commits ([`crate::record`]), kept in the stream [`log_stream`] |
 //! | `baton.req.SERVICE.ENDPOINT` | anyone | requests ([`crate::request`]), answered |
-//! | `baton.agent.AGENT.VERB` | the agent | `register`, `heartbeat`, `report`, `decline`, `leave` (requests) and `progress` (a publication) |
-//! | `baton.to.AGENT.VERB` | the resource-manager | `assign`, `cancel` |
+//! | `baton.agent.AGENT.VERB` | the agent | `register`, `heartbeat`, `report`, `reports`, `decline`, `leave` (requests) and `progress` (a publication) |
+//! | `baton.to.AGENT.VERB` | the resource-manager | `assign`, `assignments`, `cancel` |
 //! | `baton.event.run.RUN.KIND` | the service that owns the record | what happened to a run, also `progress` |
 //! | `baton.event.agent.AGENT.KIND` | the resource-manager | what happened to an agent |
 //! | `baton.event.workflow.WORKFLOW.KIND` | the workflow-manager | `workflow_registered` |
@@ -42,6 +42,12 @@ pub const LEADERS_BUCKET: &str = "baton-leaders";
 
 /// The key-value bucket of finished runs, one document each.
 pub const RUNS_BUCKET: &str = "baton-runs";
+
+/// The stream that keeps [`RUNS_BUCKET`].
+#[must_use]
+pub fn runs_stream() -> (String, String) {
+    (format!("KV_{RUNS_BUCKET}"), format!("$KV.{RUNS_BUCKET}.>"))
+}
 
 /// The object store of snapshots.
 pub const SNAPSHOTS_BUCKET: &str = "baton-snapshots";
@@ -89,6 +95,8 @@ pub enum AgentVerb {
     Heartbeat,
     /// "It ended so": a request to the workflow-manager.
     Report,
+    /// "They ended so": a request to the workflow-manager.
+    Reports,
     /// "I can not take that": a request to the resource-manager.
     Decline,
     /// "I am going": a request to the resource-manager.
@@ -105,6 +113,7 @@ impl AgentVerb {
             Self::Register => "register",
             Self::Heartbeat => "heartbeat",
             Self::Report => "report",
+            Self::Reports => "reports",
             Self::Decline => "decline",
             Self::Leave => "leave",
             Self::Progress => "progress",
@@ -133,6 +142,12 @@ pub fn parse_agent(subject: &str) -> Result<AgentId, crate::name::NameError> {
 #[must_use]
 pub fn assign(agent: &AgentId) -> String {
     format!("baton.to.{agent}.assign")
+}
+
+/// The subject on which an agent that takes several at a time is given work.
+#[must_use]
+pub fn assignments(agent: &AgentId) -> String {
+    format!("baton.to.{agent}.assignments")
 }
 
 /// The subject on which an agent is told to drop a lease.
@@ -219,7 +234,7 @@ mod tests {
     #[test]
     fn an_agent_s_id_is_a_token_of_every_subject_it_may_use() {
         let ann = AgentId::new("ann").unwrap();
-        for subject in [assign(&ann), cancel(&ann), to_agent(&ann), agent(&ann, AgentVerb::Report)] {
+        for subject in [assign(&ann), assignments(&ann), cancel(&ann), to_agent(&ann), agent(&ann, AgentVerb::Report)] {
             assert!(subject.split('.').any(|token| token == "ann"), "{subject}");
         }
     }

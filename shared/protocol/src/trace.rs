@@ -9,7 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{Deserialize, Deserializer, Error as _};
+use serde::de::{Deserialize, Deserializer};
 use serde::ser::{Serialize, Serializer};
 
 use crate::id::{RunId, TaskId, mix};
@@ -37,6 +37,18 @@ impl TraceContext {
     pub fn at(self, span: u64) -> Self {
         Self { span, ..self }
     }
+}
+
+/// Whether a trace is recorded, at that share of all traces.
+///
+/// All services answer the same, and what is recorded at a smaller share is also recorded at a larger one. The whole
+/// id is hashed: UUIDv7 ids begin with the time and carry fixed bits, and a sampler that compares some bits of them
+/// with a threshold, as OpenTelemetry's does, is only fair where those bits happen to be random.
+#[must_use]
+#[expect(clippy::cast_precision_loss, reason = "53 bits are exact")]
+pub fn sampled(trace: u128, ratio: f64) -> bool {
+    let hash = mix(mix((trace >> 64) as u64) ^ trace as u64);
+    ((hash >> 11) as f64) < ratio * (1u64 << 53) as f64
 }
 
 /// The span of a run.
@@ -136,7 +148,7 @@ impl Serialize for TraceContext {
 
 impl<'de> Deserialize<'de> for TraceContext {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Cow::<'de, str>::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+        crate::text::parse(deserializer)
     }
 }
 

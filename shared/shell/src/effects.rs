@@ -6,10 +6,12 @@ use std::time::Duration;
 use async_nats::jetstream::kv::Store;
 use async_nats::{Client, HeaderMap};
 use backon::{ExponentialBuilder, Retryable};
+use baton_client::Headers;
 use baton_machine::{Effect, Publication, Released, Reply, Token, Value};
 use baton_protocol::record::Event;
 use baton_protocol::trace::Span;
-use baton_protocol::{Code, Json, Rejection, header, subject};
+use baton_protocol::message::MessageType;
+use baton_protocol::{Code, Json, Rejection, subject};
 use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::mpsc;
@@ -18,7 +20,6 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::endpoints::Asked;
 use crate::instance::Instance;
-use crate::now_ms;
 use crate::service::Telemetry;
 
 /// How long a question to another service may take.
@@ -45,6 +46,8 @@ pub(crate) struct Hands {
     /// The session's loop must not wait for documents, so another task keeps them.
     keep: Option<mpsc::Sender<(String, Json)>>,
     keeper: JoinSet<()>,
+    /// How many documents were not kept.
+    left_out: u64,
 }
 
 impl Hands {
@@ -63,7 +66,7 @@ impl Hands {
             async move { put(&store, &key, &body).await }
         }));
         let (asked, next_token, keep) = (HashMap::new(), 0, Some(keep));
-        Self { client, instance, telemetry, runs, answers, asked, next_token, keep, keeper }
+        Self { client, instance, telemetry, runs, answers, asked, next_token, keep, keeper, left_out: 0 }
     }
 
     /// Waits a while until all documents are kept.
@@ -94,23 +97,14 @@ impl Hands {
         }
     }
 
+    /// Without headers: all that they would say is in the body, and there are more events than anything else.
     async fn announce(&self, subject: String, event: &Event) {
-        let mut headers = self.headers("status_update");
-        if let Some(run) = event.run {
-            headers.insert(header::CORRELATION_ID, run.to_string().as_str());
-        }
         let Ok(body) = serde_json::to_vec(event) else { return };
-        let _ = self.client.publish_with_headers(subject, headers, body.into()).await;
+        let _ = self.client.publish(subject, body.into()).await;
     }
 
-    fn headers(&self, kind: &str) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::ID, uuid::Uuid::new_v4().to_string().as_str());
-        headers.insert(header::TIME, now_ms().to_string().as_str());
-        headers.insert(header::TYPE, kind);
-        headers.insert(header::SOURCE, self.instance.service().as_str());
-        headers.insert(header::VERSION, header::CURRENT_VERSION);
-        headers
+    fn headers(&self, message_type: MessageType) -> Headers {
+        Headers { source: Some(self.instance.service().to_string()), ..Headers::of(message_type) }
     }
 
     pub(crate) async fn carry_out(&mut self, effect: Effect) {
@@ -137,7 +131,7 @@ impl Hands {
             Effect::Publish(publication) => self.publish(publication).await,
             Effect::Ask { service, endpoint, body, tag } => {
                 let (client, answers) = (self.client.clone(), self.answers.clone());
-                let headers = self.headers("coordination_request");
+                let headers = self.headers(MessageType::CoordinationRequest).to_map();
                 tokio::spawn(async move {
                     let subject = subject::request(service, endpoint);
                     let reply = ask(&client, subject, headers, &body).await;
@@ -163,24 +157,25 @@ impl Hands {
 
     async fn publish(&self, publication: Publication) {
         let Publication { subject, body, kind, run, trace } = publication;
-        let mut headers = self.headers(kind);
-        if let Some(run) = run {
-            headers.insert(header::CORRELATION_ID, run.to_string().as_str());
-        }
-        if let Some(trace) = trace {
-            headers.insert(header::TRACEPARENT, trace.to_string().as_str());
-        }
+        let correlation = run.map(|run| run.to_string());
+        let headers = Headers { correlation, trace, ..self.headers(kind) }.to_map();
         let body = Bytes::from_owner(body);
         if let Err(error) = self.client.publish_with_headers(subject, headers, body).await {
             tracing::debug!(%error, "a message could not be published");
         }
     }
 
-    fn keep(&self, key: String, body: Json) {
+    fn keep(&mut self, key: String, body: Json) {
         if let Some(keep) = &self.keep
-            && let Err(error) = keep.try_send((key, body))
+            && keep.try_send((key, body)).is_err()
         {
-            tracing::warn!(%error, "a finished run is not kept as a document: too many wait; the log has it");
+            self.telemetry.metrics.count("baton_documents_dropped_total", &[]);
+            self.left_out += 1;
+            // The first, and then ever fewer: where one is left out there are many.
+            if self.left_out.is_power_of_two() {
+                let count = self.left_out;
+                tracing::warn!(count, "finished runs are not kept as documents: too many wait; the log has them");
+            }
         }
     }
 }
@@ -195,6 +190,9 @@ async fn put(store: &Store, key: &str, body: &Json) {
 
 /// What is shown as a span is told in the log as well, with the run's and the trace's ids; what failed, louder.
 fn log(span: &Span) {
+    if span.error.is_none() && !tracing::enabled!(tracing::Level::DEBUG) {
+        return;
+    }
     let attribute = |name| span.attributes.iter().find(|(key, _)| *key == name).map(|(_, value)| value.as_str());
     let (run, stage, agent) = (attribute("baton.run.id"), attribute("baton.stage.name"), attribute("baton.agent.id"));
     let (trace, ms) = (format_args!("{:032x}", span.context.trace), span.end.saturating_sub(span.start));

@@ -11,6 +11,7 @@ use async_nats::jetstream::context::{GetStreamErrorKind, PublishError, PublishEr
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream};
 use async_nats::jetstream::{self, Context, ErrorCode};
+use baton_protocol::Service;
 use baton_protocol::subject::{self, Shard};
 
 use crate::config::LogSettings;
@@ -196,8 +197,20 @@ impl futures::Stream for Tail {
 }
 
 /// Follows the log. A push consumer: the first message comes as soon as there is one.
-pub(crate) async fn tail(client: &async_nats::Client, stream: &Stream, from: u64) -> Result<Tail, LogError> {
+///
+/// A leader need not be sent its own commits, which are most of what it would read: `without` leaves out those of a service.
+/// That another instance has committed shows at its next commit, or proof, which the fence refuses.
+pub(crate) async fn tail(
+    client: &async_nats::Client,
+    stream: &Stream,
+    from: u64,
+    without: Option<(Shard, Service)>,
+) -> Result<Tail, LogError> {
+    let filter_subjects = without.map_or_else(Vec::new, |(shard, own)| {
+        Service::WRITERS.iter().filter(|service| **service != own).map(|service| subject::log(shard, *service)).collect()
+    });
     let config = push::Config {
+        filter_subjects,
         deliver_subject: client.new_inbox(),
         deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from.max(1) },
         ack_policy: AckPolicy::None,

@@ -10,6 +10,7 @@ use async_nats::jetstream::stream::{DiscardPolicy, Stream};
 use async_nats::jetstream::{Context, kv, stream};
 use baton_client::{ConnectError, Connection};
 use baton_machine::{Machine, Outgoing, Processor, ReadError, Reply, Snapshot};
+use baton_protocol::{Millis, Service};
 use baton_protocol::record::Record;
 use baton_protocol::request::Role;
 use baton_protocol::subject::{self, Shard};
@@ -24,13 +25,16 @@ use crate::effects::Hands;
 use crate::endpoints::{Endpoints, Incoming};
 use crate::full::Gate;
 use crate::instance::{Instance, serve_status};
-use crate::leadership::{Campaign, Leadership, Pulse, bucket};
+use crate::leadership::{Campaign, Leadership, Pulse};
 use crate::log::{self, CommitFailure, LogError, Tail, TailError, other};
 use crate::service::{ShellError, Telemetry};
 use crate::snapshots::Snapshots;
 
 /// How many messages or requests are taken before decisions are sent, so that neither starves the other.
 const BATCH: usize = 512;
+
+/// The least time between two snapshots, in milliseconds: what is to be read after one is read in about a second.
+const SNAPSHOT_PAUSE: Millis = 10_000;
 
 /// The least that a broker must allow for a message: what nats-server allows unless it is told otherwise.
 const MIN_PAYLOAD: usize = 1024 * 1024;
@@ -138,17 +142,7 @@ impl<M: Machine> Session<M> {
             let js = log::context(&client);
             let mut stream = log::ensure(&js, shard, &settings.log).await?;
             ensure_aside(&js, settings).await?;
-            let runs = bucket(
-                &js,
-                kv::Config {
-                    bucket: subject::RUNS_BUCKET.to_owned(),
-                    description: "Baton: finished runs, a document each".to_owned(),
-                    history: 1,
-                    num_replicas: settings.log.replicas,
-                    ..kv::Config::default()
-                },
-            )
-            .await?;
+            let runs = runs_bucket(&js, settings.log.replicas).await?;
             let log_id = stream.cached_info().created.to_string();
             if known_log.get_or_insert_with(|| log_id.clone()) != &log_id {
                 // Going on in an empty log would forget every run as if it had never been.
@@ -160,11 +154,14 @@ impl<M: Machine> Session<M> {
                 Some(snapshot) => Processor::restore(snapshot, config),
                 None => Processor::new(config),
             };
-            processor.keep_snapshots(settings.log.snapshot_records);
+            processor.keep_snapshots(settings.log.snapshot_records, SNAPSHOT_PAUSE);
+            // Who reads what happens in the log of this process reads it of all runs.
+            let all = tracing::enabled!(target: "baton_shell::effects", tracing::Level::DEBUG);
+            processor.show_traces(if all { 1.0 } else { telemetry.spans.share() });
             if settings.log.replicas > 1 {
                 processor.prove_by_commit();
             }
-            let tail = log::tail(&client, &stream, processor.position() + 1).await?;
+            let tail = log::tail(&client, &stream, processor.position() + 1, None).await?;
             let (answers_in, answers) = mpsc::channel(1024);
             let hands = Hands::new(client.clone(), instance.clone(), telemetry.clone(), runs, answers_in);
             let (changes_in, changes) = mpsc::channel(4);
@@ -382,6 +379,11 @@ impl<M: Machine> Session<M> {
         if !self.processor.begin_term(self.instance.name(), now) {
             return Ok(());
         }
+        if M::Record::SERVICE != Service::Optimizer {
+            let from = self.processor.position() + 1;
+            let without = Some((Shard::default(), M::Record::SERVICE));
+            self.tail = log::tail(&self.connection.nats, &self.stream, from, without).await?;
+        }
         if self.gate.why().is_none() {
             self.serve().await?;
         }
@@ -470,10 +472,10 @@ impl<M: Machine> Session<M> {
         self.instance.update(|status| {
             status.role = role;
             status.term = processor.term();
-            status.read = processor.position();
+            status.read = processor.reached();
             status.number = processor.number();
         });
-        self.telemetry.metrics.set("baton_log_position", &[], processor.position() as f64);
+        self.telemetry.metrics.set("baton_log_position", &[], processor.reached() as f64);
         self.telemetry.metrics.set("baton_term", &[], processor.term() as f64);
     }
 
@@ -488,7 +490,7 @@ impl<M: Machine> Session<M> {
 
     /// Shows how this instance stands: at once when its role changes, otherwise a few times a second.
     fn report(&mut self) {
-        let (leading, position) = (self.processor.is_leading(), self.processor.position());
+        let (leading, position) = (self.processor.is_leading(), self.processor.reached());
         if self.shown.is_some_and(|(was, _, at)| was == leading && at.elapsed() < SHOW) {
             return;
         }
@@ -499,7 +501,7 @@ impl<M: Machine> Session<M> {
 
     /// Whether something has changed that is not shown yet.
     fn is_behind(&self) -> bool {
-        self.shown.is_none_or(|(_, position, _)| position != self.processor.position())
+        self.shown.is_none_or(|(_, position, _)| position != self.processor.reached())
     }
 }
 
@@ -509,6 +511,36 @@ async fn fly(flight: &mut Option<Flight>) -> Result<u64, CommitFailure> {
         Some(flight) => flight.await,
         None => std::future::pending().await,
     }
+}
+
+/// The bucket of finished runs: created if there is none.
+///
+/// A document is no truth, the log is: so the broker need not sync each before it says that it has it, which at `power`
+/// durability would allow no more than some hundred runs a second. What is lost with a killed broker is kept again by the
+/// next leader, which keeps the last ends anew; what is lost with the power may be missed, up to what the broker syncs in
+/// the background. In a cluster there are other copies.
+async fn runs_bucket(js: &Context, replicas: usize) -> Result<kv::Store, LogError> {
+    if let Ok(store) = js.get_key_value(subject::RUNS_BUCKET).await {
+        return Ok(store);
+    }
+    let (name, subjects) = subject::runs_stream();
+    let config = stream::Config {
+        name,
+        description: Some("Baton: finished runs, a document each".to_owned()),
+        subjects: vec![subjects],
+        max_messages_per_subject: 1,
+        discard: DiscardPolicy::New,
+        allow_rollup: true,
+        deny_delete: true,
+        allow_direct: true,
+        num_replicas: replicas,
+        persist_mode: (replicas == 1).then_some(stream::PersistenceMode::Async),
+        ..stream::Config::default()
+    };
+    // Another instance may create it at the same moment.
+    let created = js.create_stream(config).await.err().map(|error| error.to_string());
+    let found = js.get_key_value(subject::RUNS_BUCKET).await;
+    found.map_err(|error| other("opening the bucket of finished runs", created.unwrap_or_else(|| error.to_string())))
 }
 
 /// The stream of requests that could not be read: small, and the oldest go first.

@@ -120,6 +120,10 @@ counted! {
         HealedDrop = "a heartbeat takes work",
         /// An agent was recalled.
         Recalled = "a task is recalled",
+        /// Several tasks went to an agent in one message.
+        AssignedTogether = "several tasks are assigned in one message",
+        /// Several reports went in one message.
+        ReportedTogether = "several reports are sent in one message",
         /// An agent that was thought dead registered again.
         Reregistered = "an agent registers again",
         /// An agent was told that it was replaced.

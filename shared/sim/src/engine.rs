@@ -200,7 +200,7 @@ pub(crate) fn engine(service: Service, configs: &Configs, start: Option<&Start<'
             None => Processor::new(config.clone()),
             Some(start) => start.restore(config.clone())?,
         };
-        processor.keep_snapshots(configs.snapshot_every);
+        processor.keep_snapshots(configs.snapshot_every, 0);
         if configs.prove_by_commit {
             processor.prove_by_commit();
         }

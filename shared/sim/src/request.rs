@@ -34,6 +34,7 @@ impl AnyRequest {
                 WorkflowRequest::ListRuns(_) => "run.list",
                 WorkflowRequest::CancelRun(_) => "run.cancel",
                 WorkflowRequest::Report(..) => "agent.report",
+                WorkflowRequest::Reports(..) => "agent.reports",
             },
             Self::Resource(request) => match request {
                 ResourceRequest::Register(..) => "agent.register",

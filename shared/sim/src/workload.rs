@@ -98,8 +98,9 @@ fn agent(draws: &mut Draws, number: u32, kinds: usize) -> (AgentId, RegisterAgen
         agent_type: capability(main),
         capabilities: also.into_iter().collect(),
         resources: cpu(4 - draws.below(4)),
-        slots: 1 + draws.below(2),
+        slots: 1 + draws.below(4),
         priority: 0,
+        batches: draws.chance(500),
     };
     (id, registration)
 }

@@ -120,7 +120,7 @@ impl std::fmt::Debug for Opaque {
 /// What an agent is told.
 #[derive(Debug)]
 pub(crate) enum Told {
-    Assign(Box<Assignment>),
+    Assign(Vec<Assignment>),
     Cancel(CancelTask),
 }
 
@@ -133,6 +133,8 @@ pub(crate) enum Doing {
     Beat,
     /// It has done what it holds a lease for.
     Done(LeaseId),
+    /// It reports all that it has done lately.
+    Report,
     /// It says something again, or something that makes no sense.
     Stray(Box<baton_protocol::request::Report>),
     /// It goes.
@@ -181,11 +183,12 @@ pub(crate) enum Asker {
 }
 
 /// What an agent asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Purpose {
     Register,
     Heartbeat,
     Report(LeaseId),
+    Reports(Vec<LeaseId>),
     Other,
 }
 

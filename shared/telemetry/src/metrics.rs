@@ -80,6 +80,7 @@ pub const DEFINITIONS: &[Definition] = &[
         "Messages dropped unread, for too many came at once; at least so many.",
         &[],
     ),
+    counter("baton_documents_dropped_total", "Finished runs that were not kept as documents.", &[]),
     counter("baton_requests_set_aside_total", "Requests that could not be read.", &[]),
     counter("baton_spans_dropped_total", "Spans that did not reach the collector.", &[]),
     gauge("baton_run_queue", "Tasks that wait for an agent.", &[]),

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use baton_protocol::id::{Millis, mix};
-use baton_protocol::trace::{Span, SpanKind};
+use baton_protocol::id::Millis;
+use baton_protocol::trace::{Span, SpanKind, sampled};
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind as OtelKind, Status, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_otlp::{SpanExporter as OtlpExporter, WithTonicConfig};
@@ -101,18 +101,6 @@ pub enum TraceError {
     /// The exporter refuses its settings.
     #[error("the OTLP exporter can not be set up: {0}")]
     Exporter(String),
-}
-
-/// Whether a trace is recorded, at that share of all traces.
-///
-/// All services answer the same, and what is recorded at a smaller share is also recorded at a larger one. The whole
-/// id is hashed: UUIDv7 ids begin with the time and carry fixed bits, and a sampler that compares some bits of them
-/// with a threshold, as OpenTelemetry's does, is only fair where those bits happen to be random.
-#[must_use]
-#[expect(clippy::cast_precision_loss, reason = "53 bits are exact")]
-pub fn sampled(trace: u128, ratio: f64) -> bool {
-    let hash = mix(mix((trace >> 64) as u64) ^ trace as u64);
-    ((hash >> 11) as f64) < ratio * (1u64 << 53) as f64
 }
 
 /// Exports the spans of one service. A clone exports to the same place.
@@ -217,6 +205,12 @@ impl Spans {
     #[must_use]
     pub fn samples(&self, trace: u128) -> bool {
         self.inner.as_ref().is_some_and(|inner| sampled(trace, inner.ratio))
+    }
+
+    /// The share of traces that are exported, from 0 to 1.
+    #[must_use]
+    pub fn share(&self) -> f64 {
+        self.inner.as_ref().map_or(0.0, |inner| inner.ratio)
     }
 
     /// Exports a finished span, unless its trace is not sampled. Never blocks.

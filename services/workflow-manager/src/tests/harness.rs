@@ -215,6 +215,7 @@ impl World {
             WorkflowRequest::ListRuns(_) => "run.list",
             WorkflowRequest::CancelRun(_) => "run.cancel",
             WorkflowRequest::Report(..) => "agent.report",
+            WorkflowRequest::Reports(..) => "agent.reports",
         };
         self.token += 1;
         self.processor.request(self.token, endpoint, request, RequestContext { trace }, self.now);
@@ -251,7 +252,7 @@ impl World {
         let first = self.resource_next;
         self.resource_next += records.len() as u64;
         let (at, seen) = (self.now, self.log.len() as u64);
-        let turns = vec![Turn { at, seen, cause: Cause::Request(cause.into()), records }];
+        let turns = vec![Turn { at, seen, cause: Cause::Request(cause.to_owned().into()), records }];
         let commit = Commit { format: FORMAT, instance: "r".into(), term: 1, first, handled: seen, turns };
         let seq = self.append(Service::ResourceManager, serde_json::to_vec(&commit).unwrap());
         let payload = &self.log[seq as usize - 1].1;
@@ -269,6 +270,7 @@ impl World {
             resources: BTreeMap::new(),
             slots: 4,
             priority: 0,
+            batches: false,
         };
         self.resource("agent.register", vec![ResourceRecord::AgentRegistered(record)]);
     }

@@ -8,8 +8,8 @@
 use baton_machine::{Publication, Reply};
 use baton_protocol::record::{Event, Outcome};
 use baton_protocol::request::{
-    AssignAnswer, AssignTasks, Assignment, CancelTask, HeartbeatAnswer, OptimizerRequest, ReportStatus,
-    ResourceRequest, RunAccepted, RunList, StartRun, WorkflowRequest, WorkflowView,
+    AssignAnswer, AssignTasks, Assignment, Assignments, CancelTask, HeartbeatAnswer, OptimizerRequest, Report,
+    ReportAnswer, ReportStatus, Reports, ReportsAnswered, ResourceRequest, RunAccepted, RunList, StartRun, WorkflowRequest, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
 use baton_protocol::{AgentId, Code, Json, LeaseId, Rejection, RunId};
@@ -64,19 +64,17 @@ impl Facts {
                 hold!(cancelled, APPLIED, "run {} was said to be cancelled, and is {finished:?}", request.run);
                 Ok(())
             }
-            WorkflowRequest::Report(agent, report) => {
-                let Some(lease) = self.leases.get(&report.lease) else {
-                    return Err(broken(APPLIED, format!("a report was stored under lease {}", report.lease)));
-                };
-                let counted = match report.status {
-                    ReportStatus::Succeeded => {
-                        lease.outcome == Some(Outcome::Succeeded) && lease.result == report.result
+            WorkflowRequest::Report(agent, report) => self.report_stored(agent, report),
+            WorkflowRequest::Reports(agent, Reports { reports }) => {
+                let answers = read::<ReportsAnswered>(answer)?.answers;
+                hold!(answers.len() == reports.len(), APPLIED, "{} reports have {} answers", reports.len(), answers.len());
+                reports.iter().zip(answers).try_for_each(|(report, answer)| match answer {
+                    ReportAnswer::Stored(_) => self.report_stored(agent, report),
+                    ReportAnswer::Refused(rejection) => {
+                        let alone = AnyRequest::Workflow(WorkflowRequest::Report(agent.clone(), report.clone()));
+                        self.refused(&alone, &rejection, sent)
                     }
-                    ReportStatus::Failed => lease.outcome == Some(Outcome::Failed),
-                };
-                let right = counted && lease.agent == *agent && lease.task == report.task;
-                hold!(right, APPLIED, "the report under lease {} of {agent} was acknowledged: {lease:?}", report.lease);
-                Ok(())
+                })
             }
             WorkflowRequest::GetRun(_) => {
                 let view: RunView = read(answer)?;
@@ -90,6 +88,21 @@ impl Facts {
             | WorkflowRequest::ListWorkflows(_)
             | WorkflowRequest::GetWorkflow(_) => Ok(()),
         }
+    }
+
+    fn report_stored(&self, agent: &AgentId, report: &Report) -> Checked {
+        let Some(lease) = self.leases.get(&report.lease) else {
+            return Err(broken(APPLIED, format!("a report was stored under lease {}", report.lease)));
+        };
+        let counted = match report.status {
+            ReportStatus::Succeeded => {
+                lease.outcome == Some(Outcome::Succeeded) && lease.result == report.result
+            }
+            ReportStatus::Failed => lease.outcome == Some(Outcome::Failed),
+        };
+        let right = counted && lease.agent == *agent && lease.task == report.task;
+        hold!(right, APPLIED, "the report under lease {} of {agent} was acknowledged: {lease:?}", report.lease);
+        Ok(())
     }
 
     fn accepted(&self, request: &StartRun, answer: &RunAccepted) -> Checked {
@@ -257,6 +270,10 @@ impl Facts {
         let agent = |id: &str| AgentId::new(id).map_err(|error| broken(COMMITTED, error.to_string()));
         match target {
             Some((id, "assign")) => self.given(&agent(id)?, &read(&publication.body)?),
+            Some((id, "assignments")) => {
+                let (agent, several) = (agent(id)?, read::<Assignments>(&publication.body)?.assignments);
+                several.iter().try_for_each(|assignment| self.given(&agent, assignment))
+            }
             Some((id, "cancel")) => {
                 let cancel: CancelTask = read(&publication.body)?;
                 self.dropped(&agent(id)?, cancel.lease)

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use baton_machine::Reply;
 use baton_protocol::request::{
-    Assignment, Decline, Heartbeat, HeartbeatAnswer, Leave, Registered, Report, ReportStatus, ResourceRequest, Usage,
+    Assignment, Decline, Heartbeat, HeartbeatAnswer, Leave, Registered, Report, ReportStatus, Reports, ResourceRequest, Usage,
     WorkflowRequest,
 };
 use baton_protocol::{AgentId, Code, Json, LeaseId, Money, TaskId};
@@ -35,6 +35,8 @@ pub(super) struct Process {
     held: BTreeMap<LeaseId, (Assignment, bool)>,
     /// Leases that must not be begun again.
     over: BTreeSet<LeaseId>,
+    /// What it has done and not reported yet.
+    unreported: Vec<Report>,
     /// What it reported last.
     last: Option<Report>,
     every: Micros,
@@ -54,6 +56,7 @@ impl World {
             stalled_until: 0,
             held: BTreeMap::new(),
             over: BTreeSet::new(),
+            unreported: Vec::new(),
             last: None,
             every: 600_000,
         });
@@ -91,6 +94,7 @@ impl World {
             }
             Doing::Beat => self.beat(process),
             Doing::Done(lease) => self.done(process, lease),
+            Doing::Report => self.report_all(process),
             Doing::Stray(report) => self.report(process, *report, Purpose::Other, false),
             Doing::Leave => {
                 if self.processes[process].held.is_empty() {
@@ -122,7 +126,11 @@ impl World {
             return;
         }
         match &**told {
-            Told::Assign(assignment) => self.begin_work(process, assignment),
+            Told::Assign(assignments) => {
+                for assignment in assignments {
+                    self.begin_work(process, assignment);
+                }
+            }
             Told::Cancel(cancel) => self.forget(process, cancel.lease),
         }
     }
@@ -181,7 +189,33 @@ impl World {
             self.after(late, Event::Process(process, Doing::Stray(Box::new(report.clone()))));
         }
         self.processes[process].last = Some(report.clone());
-        self.report(process, report, Purpose::Report(lease), true);
+        if self.workload.agents[self.processes[process].who].1.batches {
+            if self.processes[process].unreported.is_empty() {
+                self.after(10_000, Event::Process(process, Doing::Report));
+            }
+            self.processes[process].unreported.push(report);
+        } else {
+            self.report(process, report, Purpose::Report(lease), true);
+        }
+    }
+
+    /// Reports what has been done since the last time.
+    fn report_all(&mut self, process: usize) {
+        let mut reports = std::mem::take(&mut self.processes[process].unreported);
+        if reports.len() == 1
+            && let Some(report) = reports.pop()
+        {
+            let lease = report.lease;
+            return self.report(process, report, Purpose::Report(lease), true);
+        }
+        let id = self.id(process);
+        for report in &reports {
+            self.facts.reported(&id, report);
+        }
+        self.coverage.branch(Branch::ReportedTogether);
+        let purpose = Purpose::Reports(reports.iter().map(|report| report.lease).collect());
+        let request = AnyRequest::Workflow(WorkflowRequest::Reports(id, Reports { reports }));
+        self.ask(Asker::Process(process, purpose), request, true);
     }
 
     /// Says things that a well-made agent would not say.
@@ -275,6 +309,11 @@ impl World {
                     self.coverage.branch(Branch::ReportRepeated);
                 }
                 self.forget(process, lease);
+            }
+            (Purpose::Reports(leases), _) => {
+                for lease in leases {
+                    self.forget(process, lease);
+                }
             }
             (Purpose::Other, _) => {
                 if let (AnyRequest::Workflow(WorkflowRequest::Report(..)), Some(Ok(_))) = (&asked.request, reply) {

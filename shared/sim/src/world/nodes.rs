@@ -7,7 +7,7 @@ use std::sync::Arc;
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Clock, Effect, Outgoing, ReadError, Reply, Token};
 use baton_protocol::record::AnyCommit;
-use baton_protocol::request::{Requests, ResourceRequest};
+use baton_protocol::request::{Assignments, Requests, ResourceRequest};
 use baton_protocol::run::RunView;
 use baton_protocol::{Code, Json, Millis, RunId, Service};
 
@@ -529,7 +529,11 @@ impl World {
                 };
                 let unreadable = |error: serde_json::Error| broken("every message can be read", error.to_string());
                 let told = match verb {
-                    "assign" => Told::Assign(Box::new(publication.body.read().map_err(unreadable)?)),
+                    "assign" => Told::Assign(vec![publication.body.read().map_err(unreadable)?]),
+                    "assignments" => {
+                        self.coverage.branch(Branch::AssignedTogether);
+                        Told::Assign(publication.body.read::<Assignments>().map_err(unreadable)?.assignments)
+                    }
                     _ => {
                         self.coverage.branch(Branch::Recalled);
                         Told::Cancel(publication.body.read().map_err(unreadable)?)

@@ -125,6 +125,7 @@ impl Writing {
             resources: Resources::new(),
             slots: 1,
             priority: 0,
+            batches: false,
         })])
     }
 

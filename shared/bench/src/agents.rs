@@ -1,0 +1,110 @@
+//! The process of agents that do nothing, as fast as they can.
+
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use baton_client::{ConnectSettings, Connection};
+use baton_protocol::Json;
+use baton_sdk::{Agent, Output, Task};
+use futures::StreamExt;
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+use crate::measurement::{Latency, histogram};
+
+/// Where the process is asked what it has measured.
+pub(crate) const SUBJECT: &str = "baton-bench.agents";
+
+/// How many agents share a connection. Each has subscriptions of its own.
+const PER_CONNECTION: usize = 250;
+
+/// Which agents to run.
+#[derive(Debug, Clone)]
+pub struct AgentsPlan {
+    /// The broker.
+    pub server: String,
+    /// How many.
+    pub agents: usize,
+    /// How many tasks each does at a time.
+    pub slots: u32,
+    /// What they are called for: one after the other.
+    pub types: Vec<String>,
+}
+
+/// What the process has measured since it was asked last.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Seen {
+    /// How many tasks came.
+    pub(crate) tasks: u64,
+    /// From a stage's being ready until it was here.
+    pub(crate) coordination: Latency,
+}
+
+/// Runs agents until standard input ends, which it does with whoever started this process.
+///
+/// # Errors
+/// Says which agent could not connect or register.
+pub async fn run_agents(plan: AgentsPlan) -> anyhow::Result<()> {
+    let waits = Arc::new(Mutex::new(histogram()));
+    let settings = ConnectSettings::alone(plan.server.clone());
+    let mut agents = JoinSet::new();
+    let mut connection = None;
+    for index in 0..plan.agents {
+        if index % PER_CONNECTION == 0 {
+            connection = Some(Connection::open(&settings.clone().named(format!("baton-bench-agents-{index}"))).await?);
+        }
+        let Some(connection) = connection.clone() else { continue };
+        let agent_type = plan.types[index % plan.types.len()].clone();
+        let waits = Arc::clone(&waits);
+        let agent = Agent::builder(format!("{agent_type}-{index}"), agent_type)
+            .slots(plan.slots)
+            .connection(connection)
+            .connect()
+            .await?;
+        let handler = move |task: Task| {
+            note(&waits, &task);
+            async { Ok(Output::raw(Json::null())) }
+        };
+        agents.spawn(agent.run_until(handler, std::future::pending()));
+    }
+    let nats = connection.context("no agents are to be run")?.nats;
+    let mut questions = nats.subscribe(SUBJECT).await?;
+    let mut parent_gone = pin!(parent_gone());
+    loop {
+        tokio::select! {
+            Some(question) = questions.next() => {
+                let Some(reply) = question.reply else { continue };
+                let seen = {
+                    let mut waits = waits.lock().unwrap_or_else(PoisonError::into_inner);
+                    let seen = Seen { tasks: waits.len(), coordination: Latency::of(&waits) };
+                    waits.reset();
+                    seen
+                };
+                nats.publish(reply, serde_json::to_vec(&seen)?.into()).await?;
+            }
+            Some(ended) = agents.join_next() => ended??,
+            () = &mut parent_gone => return Ok(()),
+        }
+    }
+}
+
+fn note(waits: &Mutex<Histogram<u64>>, task: &Task) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let waited = now.saturating_sub(Duration::from_millis(task.ready_at)).as_micros();
+    let waited = u64::try_from(waited).unwrap_or(u64::MAX);
+    waits.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(waited.max(1));
+}
+
+/// Waits until standard input ends. A thread of its own does, for as long as the process lives.
+pub(crate) async fn parent_gone() {
+    let (tell, gone) = oneshot::channel::<()>();
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        drop(tell);
+    });
+    let _ = gone.await;
+}
