@@ -43,7 +43,8 @@ fn machine<M: Machine>(criterion: &mut Criterion, processor: &Processor<M>, conf
 fn under_snapshot(world: &mut World) {
     world.turn(2000);
     for kept in [false, true] {
-        let snapshots = kept.then(|| (world.workflow.snapshot(), world.resource.snapshot(), world.optimizer.snapshot()));
+        let snapshots =
+            kept.then(|| (world.workflow.snapshot(), world.resource.snapshot(), world.optimizer.snapshot()));
         let (spent, ended) = world.turn(10_000);
         let each = |spent: Duration| format!("{:.2} µs", spent.as_secs_f64() * 1e6 / ended as f64);
         println!(

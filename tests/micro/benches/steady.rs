@@ -59,20 +59,16 @@ fn steady(criterion: &mut Criterion) {
         Scale { agents: 1000, slots: 1, runs: 10_000, ..base },
     );
     stage(&mut group, "chain, 100000 runs, 1000 agents", Scale { agents: 1000, slots: 512, runs: 100_000, ..base });
-    stage(&mut group, "fan 1-100-1, 8 runs, 16 agents", Scale {
-        work: Work::Fan(100),
-        agents: 16,
-        slots: 64,
-        runs: 8,
-        ..base
-    });
-    stage(&mut group, "fan 1-1000-1, 8 runs, 16 agents", Scale {
-        work: Work::Fan(1000),
-        agents: 16,
-        slots: 64,
-        runs: 8,
-        ..base
-    });
+    stage(
+        &mut group,
+        "fan 1-100-1, 8 runs, 16 agents",
+        Scale { work: Work::Fan(100), agents: 16, slots: 64, runs: 8, ..base },
+    );
+    stage(
+        &mut group,
+        "fan 1-1000-1, 8 runs, 16 agents",
+        Scale { work: Work::Fan(1000), agents: 16, slots: 64, runs: 8, ..base },
+    );
     group.finish();
 }
 
