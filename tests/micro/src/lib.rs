@@ -26,6 +26,9 @@ const START: Millis = 1_763_665_200_000;
 /// The largest commit, in bytes: what the shell takes unless it is told otherwise.
 const COMMIT_BYTES: usize = 128 * 1024;
 
+/// How often all agents are heard of.
+const HEARTBEAT_MS: Millis = 1000;
+
 /// What is run.
 #[derive(Debug, Clone, Copy)]
 pub enum Work {
@@ -141,6 +144,8 @@ pub struct World {
     /// The sequence before the first of them.
     dropped: u64,
     now: Millis,
+    /// When all agents were last heard of.
+    heard: Millis,
     token: u64,
     /// What agents hold, the oldest first.
     held: VecDeque<(LeaseId, TaskId, AgentId)>,
@@ -200,6 +205,7 @@ impl World {
             log: VecDeque::new(),
             dropped: 0,
             now: START,
+            heard: START,
             token: 0,
             held: VecDeque::new(),
             to_start: scale.runs,
@@ -395,14 +401,12 @@ impl World {
             self.dropped = self.last;
             self.log.clear();
         }
-        if self.resource.deadline().is_some_and(|deadline| deadline <= now) {
-            self.resource.tick(now);
-            // Nobody is silent: the agents of this world are heard of with what they report.
-            for number in 0..self.scale.agents {
-                self.register(number);
-            }
-            self.settle();
+        if now >= self.heard + HEARTBEAT_MS {
+            // Not counted: it would be the same whatever goes on.
+            self.heard = now;
+            self.join();
         }
+        assert!(self.resource.deadline().is_none_or(|deadline| deadline > now), "nobody is silent");
         if self.optimizer.deadline().is_some_and(|deadline| deadline <= now) {
             timed(&mut self.spent.optimizer, || self.optimizer.tick(now));
         }
