@@ -28,6 +28,10 @@ fn dependencies_point_one_way() {
             "baton-sim",
             &["baton-protocol", "baton-machine", "baton-workflow-manager", "baton-resource-manager", "baton-optimizer"],
         ),
+        (
+            "baton-micro",
+            &["baton-protocol", "baton-machine", "baton-workflow-manager", "baton-resource-manager", "baton-optimizer"],
+        ),
         ("baton-gateway", &["baton-protocol", "baton-client", "baton-telemetry", "baton-shell"]),
         ("baton-sdk", &["baton-protocol", "baton-client"]),
         ("baton-stock", &["baton-protocol", "baton-client", "baton-sdk"]),

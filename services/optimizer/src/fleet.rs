@@ -5,35 +5,31 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use baton_machine::Shelves;
 use baton_protocol::amount::covers;
-use baton_protocol::record::{AgentRegistered, Assigned};
-use baton_protocol::{AgentId, Amount, Capability, Millis, Resources, TaskId};
+use baton_protocol::record::{AgentRegistered, Stamp};
+use baton_protocol::{AgentId, Amount, Capability, Millis, Number, ResourceName, Resources};
 use serde::{Deserialize, Serialize};
 
 use crate::queue::Shape;
 
 /// The agents that are there.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(from = "BTreeMap<AgentId, Agent>", into = "BTreeMap<AgentId, Agent>")]
+#[serde(transparent)]
 pub(crate) struct Fleet {
-    agents: BTreeMap<AgentId, Agent>,
-    // The rest follows from `agents`.
-    holders: BTreeMap<TaskId, AgentId>,
-    /// All that can do something.
-    able: BTreeMap<Capability, BTreeSet<AgentId>>,
-    /// Those of them that have a free slot, the one to be preferred first.
-    free: BTreeMap<Capability, BTreeSet<Rank>>,
-    /// The same by id.
-    free_by_id: BTreeMap<Capability, BTreeSet<AgentId>>,
+    agents: Shelves<AgentId, Arc<Agent>>,
 }
 
 /// An agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Agent {
     session: String,
+    /// The record that began the session: what was held before it is held no more.
+    life: Number,
     /// What it can do, its type included.
-    capabilities: BTreeSet<Capability>,
+    pub(crate) capabilities: BTreeSet<Capability>,
     resources: Resources,
     slots: u32,
     priority: i32,
@@ -42,7 +38,23 @@ pub(crate) struct Agent {
     /// When a lease of it last ended, or it came.
     idle_since: Millis,
     /// What it holds.
-    leases: BTreeMap<TaskId, Resources>,
+    holds: Load,
+}
+
+/// What somebody holds: so many tasks, and what they need.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Load {
+    tasks: usize,
+    /// With how many of the tasks need any.
+    resources: BTreeMap<ResourceName, (Amount, usize)>,
+}
+
+/// Who holds a task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Holder {
+    pub(crate) agent: AgentId,
+    life: Number,
+    resources: Resources,
 }
 
 /// What makes an agent preferable: less of its slots in use, then higher priority, a better score, longer idleness. Less
@@ -56,12 +68,45 @@ pub(crate) struct Rank {
     pub(crate) agent: AgentId,
 }
 
+impl Load {
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.tasks == 0
+    }
+
+    pub(crate) fn add(&mut self, resources: &Resources) {
+        self.tasks += 1;
+        for (name, amount) in resources {
+            if !self.resources.contains_key(name) {
+                self.resources.insert(name.clone(), Default::default());
+            }
+            if let Some((sum, tasks)) = self.resources.get_mut(name) {
+                (*sum, *tasks) = (*sum + *amount, *tasks + 1);
+            }
+        }
+    }
+
+    pub(crate) fn take(&mut self, resources: &Resources) {
+        self.tasks = self.tasks.saturating_sub(1);
+        for (name, amount) in resources {
+            if let Some((sum, tasks)) = self.resources.get_mut(name) {
+                (*sum, *tasks) = (*sum - *amount, tasks.saturating_sub(1));
+                if *tasks == 0 {
+                    self.resources.remove(name);
+                }
+            }
+        }
+    }
+
+    fn of(&self, name: &ResourceName) -> Amount {
+        self.resources.get(name).map(|(sum, _)| *sum).unwrap_or_default()
+    }
+}
+
 impl Agent {
-    /// Its rank if it held this many more than it does.
-    pub(crate) fn rank(&self, id: &AgentId, more: usize) -> Rank {
-        let held = (self.leases.len() + more) as u64;
+    /// Its rank if it held this besides what it does.
+    pub(crate) fn rank(&self, id: &AgentId, aside: Option<&Load>) -> Rank {
         // In units small enough to tell any two fractions of up to 1024 slots apart.
-        let load = held.saturating_mul(1 << 32) / u64::from(self.slots.max(1));
+        let load = (self.held(aside) as u64).saturating_mul(1 << 32) / u64::from(self.slots.max(1));
         Rank {
             load,
             priority: Reverse(self.priority),
@@ -71,78 +116,74 @@ impl Agent {
         }
     }
 
-    /// How many it holds.
-    pub(crate) fn held(&self) -> usize {
-        self.leases.len()
+    /// How many it holds, with what is set aside.
+    pub(crate) fn held(&self, aside: Option<&Load>) -> usize {
+        self.holds.tasks + aside.map_or(0, |aside| aside.tasks)
     }
 
-    fn has_free_slot(&self) -> bool {
-        self.leases.len() < self.slots as usize
-    }
-
-    /// Whether there is room for a task of this shape beside what it holds and what is set aside.
-    pub(crate) fn has_room(&self, shape: &Shape, set_aside: Option<&BTreeMap<TaskId, Resources>>) -> bool {
-        let count = set_aside.map_or(0, BTreeMap::len);
-        if self.leases.len() + count >= self.slots as usize || !self.capabilities.contains(&shape.agent_type) {
+    /// Whether there is room for a task that it can do and that needs this, beside what it holds and what is set aside.
+    pub(crate) fn has_room(&self, resources: &Resources, aside: Option<&Load>) -> bool {
+        if self.held(aside) >= self.slots as usize {
             return false;
         }
-        shape.resources.iter().all(|(name, need)| {
-            let all = self.leases.values().chain(set_aside.into_iter().flat_map(BTreeMap::values));
-            let used: Amount = all.filter_map(|resources| resources.get(name)).copied().sum();
+        resources.iter().all(|(name, need)| {
+            let used = self.holds.of(name) + aside.map(|aside| aside.of(name)).unwrap_or_default();
             used + *need <= self.resources.get(name).copied().unwrap_or_default()
         })
     }
 
     /// Whether there would be room if it held nothing.
     pub(crate) fn could_hold(&self, shape: &Shape) -> bool {
-        covers(&self.resources, &shape.resources).is_ok()
+        self.capabilities.contains(&shape.agent_type) && covers(&self.resources, &shape.resources).is_ok()
     }
 }
 
 impl Fleet {
-    pub(crate) fn registered(&mut self, at: Millis, record: &AgentRegistered, score: u32) {
-        let before = self.remove(&record.agent);
+    pub(crate) fn registered(&mut self, stamp: Stamp, record: &AgentRegistered, score: u32) {
+        let before = self.agents.remove(&record.agent);
         let kept = before.filter(|before| before.session == record.session);
-        let (leases, idle_since) = kept.map_or_else(|| (BTreeMap::new(), at), |agent| (agent.leases, agent.idle_since));
-        let capabilities = record.capabilities.keys().chain([&record.agent_type]).cloned().collect();
+        let (life, holds, idle_since) = kept.map_or_else(
+            || (stamp.number, Load::default(), stamp.at),
+            |agent| (agent.life, agent.holds.clone(), agent.idle_since),
+        );
         let agent = Agent {
             session: record.session.clone(),
-            capabilities,
+            life,
+            capabilities: record.capabilities.keys().chain([&record.agent_type]).cloned().collect(),
             resources: record.resources.clone(),
             slots: record.slots,
             priority: record.priority,
             score,
             idle_since,
-            leases,
+            holds,
         };
-        self.insert(record.agent.clone(), agent);
+        self.agents.insert(record.agent.clone(), Arc::new(agent));
     }
 
     pub(crate) fn left(&mut self, agent: &AgentId) {
-        self.remove(agent);
+        self.agents.remove(agent);
     }
 
-    pub(crate) fn leased(&mut self, record: &Assigned) {
-        let (task, resources) = (record.task.clone(), record.resources.clone());
-        self.change(&record.agent, |agent| {
-            agent.leases.insert(task, resources);
-        });
-        if self.agents.contains_key(&record.agent) {
-            self.holders.insert(record.task.clone(), record.agent.clone());
-        }
+    /// An agent has a task that needs this, if it is there.
+    pub(crate) fn leased(&mut self, id: &AgentId, resources: &Resources) -> Option<Holder> {
+        let agent = self.agents.change(id)?;
+        agent.holds.add(resources);
+        Some(Holder { agent: id.clone(), life: agent.life, resources: resources.clone() })
     }
 
-    /// A task is held by nobody any more.
-    pub(crate) fn freed(&mut self, at: Millis, task: &TaskId) {
-        let Some(holder) = self.holders.remove(task) else { return };
-        self.change(&holder, |agent| {
-            agent.leases.remove(task);
-            agent.idle_since = at;
-        });
+    /// A task is held no more. Whether it was, by an agent that is still there.
+    pub(crate) fn freed(&mut self, at: Millis, holder: &Holder) -> bool {
+        let agent = self.agents.change(&holder.agent).filter(|agent| agent.life == holder.life);
+        let Some(agent) = agent else { return false };
+        agent.holds.take(&holder.resources);
+        agent.idle_since = at;
+        true
     }
 
     pub(crate) fn scored(&mut self, agent: &AgentId, score: u32) {
-        self.change(agent, |agent| agent.score = score);
+        if let Some(agent) = self.agents.change(agent) {
+            agent.score = score;
+        }
     }
 
     pub(crate) fn is_present(&self, agent: &AgentId) -> bool {
@@ -150,102 +191,14 @@ impl Fleet {
     }
 
     pub(crate) fn get(&self, agent: &AgentId) -> Option<&Agent> {
-        self.agents.get(agent)
+        self.agents.get(agent).map(Arc::as_ref)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&AgentId, &Agent)> {
+        self.agents.iter().map(|(id, agent)| (id, agent.as_ref()))
     }
 
     pub(crate) fn ids(&self) -> impl Iterator<Item = &AgentId> {
         self.agents.keys()
-    }
-
-    /// All that can do this.
-    pub(crate) fn able(&self, what: &Capability) -> Option<&BTreeSet<AgentId>> {
-        self.able.get(what)
-    }
-
-    /// Those that can do this and have a free slot, the one to be preferred first.
-    pub(crate) fn free(&self, what: &Capability) -> Option<&BTreeSet<Rank>> {
-        self.free.get(what)
-    }
-
-    /// Those that can do this and have a free slot, by id.
-    pub(crate) fn free_by_id(&self, what: &Capability) -> Option<&BTreeSet<AgentId>> {
-        self.free_by_id.get(what)
-    }
-
-    fn insert(&mut self, id: AgentId, agent: Agent) {
-        for task in agent.leases.keys() {
-            self.holders.insert(task.clone(), id.clone());
-        }
-        for capability in &agent.capabilities {
-            add(&mut self.able, capability, id.clone());
-        }
-        self.rank(&id, &agent);
-        self.agents.insert(id, agent);
-    }
-
-    fn remove(&mut self, id: &AgentId) -> Option<Agent> {
-        let agent = self.agents.remove(id)?;
-        self.unrank(id, &agent);
-        for capability in &agent.capabilities {
-            take(&mut self.able, capability, id);
-        }
-        for task in agent.leases.keys() {
-            self.holders.remove(task);
-        }
-        Some(agent)
-    }
-
-    fn change(&mut self, id: &AgentId, change: impl FnOnce(&mut Agent)) {
-        let Some(mut agent) = self.agents.remove(id) else { return };
-        self.unrank(id, &agent);
-        change(&mut agent);
-        self.rank(id, &agent);
-        self.agents.insert(id.clone(), agent);
-    }
-
-    fn rank(&mut self, id: &AgentId, agent: &Agent) {
-        if agent.has_free_slot() {
-            for capability in &agent.capabilities {
-                add(&mut self.free, capability, agent.rank(id, 0));
-                add(&mut self.free_by_id, capability, id.clone());
-            }
-        }
-    }
-
-    fn unrank(&mut self, id: &AgentId, agent: &Agent) {
-        let rank = agent.rank(id, 0);
-        for capability in &agent.capabilities {
-            take(&mut self.free, capability, &rank);
-            take(&mut self.free_by_id, capability, id);
-        }
-    }
-}
-
-fn add<T: Ord>(index: &mut BTreeMap<Capability, BTreeSet<T>>, capability: &Capability, entry: T) {
-    index.entry(capability.clone()).or_default().insert(entry);
-}
-
-fn take<T: Ord>(index: &mut BTreeMap<Capability, BTreeSet<T>>, capability: &Capability, entry: &T) {
-    if let Some(entries) = index.get_mut(capability) {
-        entries.remove(entry);
-        if entries.is_empty() {
-            index.remove(capability);
-        }
-    }
-}
-
-impl From<BTreeMap<AgentId, Agent>> for Fleet {
-    fn from(agents: BTreeMap<AgentId, Agent>) -> Self {
-        let mut fleet = Self::default();
-        for (id, agent) in agents {
-            fleet.insert(id, agent);
-        }
-        fleet
-    }
-}
-
-impl From<Fleet> for BTreeMap<AgentId, Agent> {
-    fn from(fleet: Fleet) -> Self {
-        fleet.agents
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use baton_machine::Shelves;
 use baton_protocol::record::{Outcome, StageEnded};
 use baton_protocol::{AgentId, Millis, StageName, WorkflowName};
 use serde::{Deserialize, Serialize};
@@ -24,7 +25,7 @@ const MAX_GONE: usize = 1000;
 /// What was learned.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Learning {
-    agents: BTreeMap<AgentId, Performance>,
+    agents: Shelves<AgentId, Performance>,
     /// Agents that are gone, by when that was.
     gone: BTreeSet<(Millis, AgentId)>,
     stages: BTreeMap<WorkflowName, BTreeMap<StageName, Estimate>>,
@@ -74,7 +75,7 @@ impl Learning {
             // It says nothing of the agent.
             Outcome::Cancelled => return None,
         };
-        let performance = self.agents.entry(agent?.clone()).or_default();
+        let performance = self.agents.get_or_insert_with(agent?, Performance::default);
         match record.outcome {
             Outcome::Succeeded => performance.succeeded += 1,
             _ => performance.failed += 1,
@@ -84,9 +85,15 @@ impl Learning {
     }
 
     fn learn_duration(&mut self, workflow: &WorkflowName, stage: &StageName, duration_ms: Millis) {
-        let stages = self.stages.entry(workflow.clone()).or_default();
         let sample = micros(duration_ms);
-        let estimate = stages.entry(stage.clone()).or_insert(Estimate { micros: sample, samples: 0 });
+        let known = self.stages.get_mut(workflow).and_then(|stages| stages.get_mut(stage));
+        let estimate = match known {
+            Some(estimate) => estimate,
+            None => {
+                let stages = self.stages.entry(workflow.clone()).or_default();
+                stages.entry(stage.clone()).or_insert(Estimate { micros: sample, samples: 0 })
+            }
+        };
         estimate.micros = moved(estimate.micros, sample);
         estimate.samples += 1;
     }

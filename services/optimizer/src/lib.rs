@@ -33,10 +33,10 @@ use baton_protocol::record::{
     AnyCommit, OptimizerRecord, ResourceRecord, StageEnded, StageReady, Stamp, StrategyChanged, WorkflowRecord,
 };
 use baton_protocol::request::{Done, OptimizerRequest, Strategy};
-use baton_protocol::{Millis, RunId};
+use baton_protocol::{AgentId, Millis, RunId};
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Holder};
 use crate::learning::Learning;
 use crate::queue::{Queue, Shape};
 use crate::runs::Runs;
@@ -51,6 +51,8 @@ pub struct Optimizer {
     fleet: Fleet,
     runs: Runs,
     learning: Learning,
+    /// How often an agent got free by a record that does not name it.
+    unnamed: u64,
 }
 
 /// Settings. How fast is learned is not among them: instances with different settings would fold the log differently.
@@ -115,6 +117,7 @@ impl Machine for Optimizer {
     }
 
     fn lead(turn: &mut Turn<'_, Self>) {
+        ask::begin(turn);
         ask::place(turn);
         ask::show_queue(turn);
     }
@@ -145,7 +148,7 @@ impl Optimizer {
             ResourceRecord::AgentRegistered(record) => {
                 self.learning.returned(&record.agent);
                 let score = self.learning.score(&record.agent);
-                self.fleet.registered(stamp.at, record, score);
+                self.fleet.registered(stamp, record, score);
             }
             ResourceRecord::AgentLeft(record) => {
                 self.fleet.left(&record.agent);
@@ -153,12 +156,17 @@ impl Optimizer {
             }
             // A task that has ended as it was leased is not in the queue any more, and its lease is none.
             ResourceRecord::Assigned(record) => {
-                if self.queue.remove(&record.task).is_some() {
-                    self.fleet.leased(record);
+                if self.queue.remove(&record.task).is_some()
+                    && let Some(holder) = self.fleet.leased(&record.agent, &record.resources)
+                {
+                    self.runs.held(&record.task, holder);
                 }
             }
             // The workflow-manager ends the attempt; the next one is another task.
-            ResourceRecord::LeaseEnded(record) => self.fleet.freed(stamp.at, &record.task),
+            ResourceRecord::LeaseEnded(record) => {
+                let holder = self.runs.freed(&record.task);
+                self.freed(stamp, holder.as_deref(), Some(&record.agent));
+            }
         }
     }
 
@@ -170,10 +178,12 @@ impl Optimizer {
     }
 
     fn stage_ended(&mut self, stamp: Stamp, record: &StageEnded) {
-        let Some(workflow) = self.runs.stage_ended(record) else { return };
-        self.queue.remove(&record.task);
-        self.fleet.freed(stamp.at, &record.task);
-        if let Some(agent) = self.learning.stage_ended(workflow, record) {
+        let Some(ended) = self.runs.stage_ended(record) else { return };
+        self.freed(stamp, ended.holder.as_deref(), record.agent.as_ref());
+        if ended.holder.is_none() {
+            self.queue.remove(&record.task);
+        }
+        if let Some(agent) = self.learning.stage_ended(&ended.workflow, record) {
             self.fleet.scored(agent, self.learning.score(agent));
             if !self.fleet.is_present(agent) {
                 self.learning.left(stamp.at, agent);
@@ -182,9 +192,18 @@ impl Optimizer {
     }
 
     fn run_finished(&mut self, stamp: Stamp, run: RunId) {
-        for task in self.runs.finished(run) {
+        for (task, holder) in self.runs.finished(run) {
             self.queue.remove(&task);
-            self.fleet.freed(stamp.at, &task);
+            self.freed(stamp, holder.as_deref(), None);
+        }
+    }
+
+    fn freed(&mut self, stamp: Stamp, holder: Option<&Holder>, named: Option<&AgentId>) {
+        if let Some(holder) = holder
+            && self.fleet.freed(stamp.at, holder)
+            && named != Some(&holder.agent)
+        {
+            self.unnamed += 1;
         }
     }
 }

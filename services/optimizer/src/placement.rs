@@ -2,7 +2,7 @@
 //!
 //! Tasks are taken in the order of the queue. A strategy is asked for an agent with room for each; where there is none,
 //! all tasks of that shape are left out. So a long queue or a large fleet costs little where nothing can be placed:
-//! shapes are few, and agents without a free slot are not looked at.
+//! shapes are few, and the agents that have room for one are kept in a [pool](Pools), the one to be preferred first.
 //!
 //! A task whose last attempt failed goes to another agent if one has room: what an agent declined, or can not do, must
 //! not use up its attempts there.
@@ -12,27 +12,29 @@
 //! agent runs empty. It is the one that holds least; being kept it holds less and less, so that the choice settles.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::iter::Peekable;
 use std::ops::Bound;
+use std::sync::Arc;
 
 use baton_protocol::request::Strategy;
 use baton_protocol::{AgentId, Capability, Millis, Resources, TaskId};
 
-use crate::fleet::{Fleet, Rank};
-use crate::queue::{Queue, Shape};
+use crate::fleet::{Agent, Fleet, Load, Rank};
+use crate::queue::{Lines, Shape};
 
-/// What was asked for and is not in the log yet, by agent. Nobody is in here with nothing.
-pub(crate) type SetAside = BTreeMap<AgentId, BTreeMap<TaskId, Resources>>;
+/// How many pools are kept. Beyond that those are forgotten that were not asked for longest.
+const MAX_POOLS: usize = 64;
+/// How long an agent stays the one that is kept for a shape, at the most.
+const KEEP_MS: Millis = 1000;
 
 /// Whose turn it was, by capability.
-pub(crate) type Turns = BTreeMap<Capability, AgentId>;
+type Turns = BTreeMap<Capability, AgentId>;
 
 /// What was chosen for a task.
 #[derive(Debug)]
 pub(crate) struct Chosen {
     pub(crate) task: TaskId,
     pub(crate) agent: AgentId,
-    pub(crate) agent_type: Capability,
+    pub(crate) shape: Arc<Shape>,
     pub(crate) since: Millis,
 }
 
@@ -41,186 +43,249 @@ pub(crate) enum Standing<'a> {
     /// Yes.
     Free {
         /// But not with these agents.
-        not: &'a BTreeSet<AgentId>,
+        not: Option<&'a BTreeSet<AgentId>>,
         /// Nor with this one, if another has room: the attempt before failed under it.
         rather_not: Option<&'a AgentId>,
     },
-    /// Not now.
-    Held,
+    /// It does not wait any more.
+    Gone,
 }
 
-/// Chooses among the agents that have room.
-trait Choose<'a> {
-    /// The agent that should have a task of this shape. It has room, and is none of these.
-    fn choose(&mut self, room: &Room<'a>, shape: &'a Shape, not: &BTreeSet<AgentId>) -> Option<AgentId>;
-
-    /// There is less room than there was when the agent had this rank.
-    fn changed(&mut self, room: &Room<'a>, before: &Rank);
+/// The agents as the leader sees them: what is set aside counts as held.
+#[derive(Debug, Default)]
+pub(crate) struct Room {
+    /// What was asked for and is not in the log yet, by agent. Nobody is in here with nothing.
+    aside: BTreeMap<AgentId, Load>,
+    pools: Pools,
+    turns: Turns,
+    kept: BTreeMap<Arc<Shape>, Kept>,
 }
 
-/// Chooses an agent for as many tasks as possible. What is chosen is set aside.
-pub(crate) fn plan<'a>(
-    queue: &'a Queue,
-    room: &mut Room<'a>,
-    strategy: Strategy,
-    turns: &mut Turns,
-    (now, ageing_ms): (Millis, Millis),
-    standing: impl Fn(&TaskId) -> Standing<'a>,
-) -> Vec<Chosen> {
-    let mut choose: Box<dyn Choose<'a> + '_> = match strategy {
-        Strategy::RoundRobin => Box::new(RoundRobin { turns }),
-        Strategy::LoadBalanced => Box::new(LeastLoaded { pools: BTreeMap::new() }),
-    };
-    let mut plan = Vec::new();
-    let mut walk = queue.walk(now, ageing_ms);
-    while let Some((task, shape, since)) = walk.next() {
-        let Standing::Free { not, rather_not } = standing(task) else { continue };
-        let elsewhere = rather_not.and_then(|failed| {
-            let not = not.iter().chain([failed]).cloned().collect();
-            choose.choose(room, shape, &not)
-        });
-        if let Some(agent) = elsewhere.or_else(|| choose.choose(room, shape, not)) {
-            let before = room.rank(&agent);
-            room.set_aside(&agent, task, shape);
-            changed(&mut *choose, room, before);
-            plan.push(Chosen { task: task.clone(), agent, agent_type: shape.agent_type.clone(), since });
-        } else if not.is_empty() {
-            walk.close(shape);
-            if now.saturating_sub(since) >= ageing_ms
-                && let Some(agent) = room.keep_one(shape)
-            {
-                changed(&mut *choose, room, room.rank(&agent));
+/// Who is kept for a shape.
+#[derive(Debug)]
+struct Kept {
+    agent: AgentId,
+    /// When it was chosen.
+    since: Millis,
+}
+
+/// The agents that have room, by what for.
+#[derive(Debug, Default)]
+struct Pools {
+    pools: BTreeMap<Capability, Vec<Pool>>,
+    len: usize,
+    /// Counts what was asked for.
+    asked: u64,
+}
+
+/// The agents that have room for one shape.
+#[derive(Debug)]
+struct Pool {
+    resources: Resources,
+    by_id: BTreeMap<AgentId, Rank>,
+    ranked: BTreeSet<Rank>,
+    asked: u64,
+}
+
+impl Pool {
+    fn set(&mut self, id: &AgentId, rank: Option<Rank>) {
+        let before = self.by_id.get_mut(id);
+        match (before, rank) {
+            (None, None) => {}
+            (Some(before), Some(rank)) => {
+                if *before != rank {
+                    self.ranked.remove(before);
+                    self.ranked.insert(rank.clone());
+                    *before = rank;
+                }
             }
-        } else {
-            // Another task of this shape may go where this one may not.
+            (Some(_), None) => {
+                if let Some(before) = self.by_id.remove(id) {
+                    self.ranked.remove(&before);
+                }
+            }
+            (None, Some(rank)) => {
+                self.by_id.insert(id.clone(), rank.clone());
+                self.ranked.insert(rank);
+            }
         }
     }
-    plan
 }
 
-fn changed<'a>(choose: &mut (dyn Choose<'a> + '_), room: &Room<'a>, before: Option<Rank>) {
-    if let Some(before) = before {
-        choose.changed(room, &before);
+impl Pools {
+    /// The pool of a shape.
+    fn of(&mut self, shape: &Shape, fleet: &Fleet, aside: &BTreeMap<AgentId, Load>) -> &Pool {
+        self.asked += 1;
+        let asked = self.asked;
+        let known = self.pools.get(&shape.agent_type);
+        let known = known.and_then(|pools| pools.iter().position(|pool| pool.resources == shape.resources));
+        if known.is_none() {
+            self.make_room();
+        }
+        let pools = self.pools.entry(shape.agent_type.clone()).or_default();
+        let at = known.unwrap_or_else(|| {
+            let (by_id, ranked) = (BTreeMap::new(), BTreeSet::new());
+            let mut pool = Pool { resources: shape.resources.clone(), by_id, ranked, asked };
+            for (id, agent) in fleet.iter().filter(|(_, agent)| agent.capabilities.contains(&shape.agent_type)) {
+                pool.set(id, rank(id, agent, &pool.resources, aside.get(id)));
+            }
+            pools.push(pool);
+            self.len += 1;
+            pools.len() - 1
+        });
+        pools[at].asked = asked;
+        &pools[at]
+    }
+
+    /// Forgets half of the pools if there are too many.
+    fn make_room(&mut self) {
+        if self.len < MAX_POOLS {
+            return;
+        }
+        let mut asked: Vec<_> = self.pools.values().flatten().map(|pool| pool.asked).collect();
+        asked.sort_unstable();
+        let least = asked[asked.len() / 2];
+        for pools in self.pools.values_mut() {
+            pools.retain(|pool| pool.asked >= least);
+        }
+        self.pools.retain(|_, pools| !pools.is_empty());
+        self.len = self.pools.values().map(Vec::len).sum();
     }
 }
 
-/// The agents, with what is set aside and who is kept.
-pub(crate) struct Room<'a> {
-    fleet: &'a Fleet,
-    set_aside: SetAside,
-    kept: BTreeSet<AgentId>,
+/// The rank of an agent if it has room for this.
+fn rank(id: &AgentId, agent: &Agent, resources: &Resources, aside: Option<&Load>) -> Option<Rank> {
+    agent.has_room(resources, aside).then(|| agent.rank(id, aside))
 }
 
-impl<'a> Room<'a> {
-    pub(crate) fn new(fleet: &'a Fleet, set_aside: SetAside) -> Self {
-        Self { fleet, set_aside, kept: BTreeSet::new() }
+impl Room {
+    /// What an agent holds may have changed, but not what it can do.
+    pub(crate) fn changed(&mut self, fleet: &Fleet, id: &AgentId) {
+        let Some(agent) = fleet.get(id) else { return };
+        let aside = self.aside.get(id);
+        for capability in &agent.capabilities {
+            for pool in self.pools.pools.get_mut(capability).into_iter().flatten() {
+                pool.set(id, rank(id, agent, &pool.resources, aside));
+            }
+        }
     }
 
-    /// What is set aside now.
-    pub(crate) fn into_set_aside(self) -> SetAside {
-        self.set_aside
+    /// An agent has come or gone, or can do something else.
+    pub(crate) fn came_or_left(&mut self, fleet: &Fleet, id: &AgentId) {
+        let (agent, aside) = (fleet.get(id), self.aside.get(id));
+        for (capability, pools) in &mut self.pools.pools {
+            let able = agent.filter(|agent| agent.capabilities.contains(capability));
+            for pool in pools {
+                pool.set(id, able.and_then(|agent| rank(id, agent, &pool.resources, aside)));
+            }
+        }
     }
 
-    fn has_room(&self, id: &AgentId, shape: &Shape) -> bool {
-        let Some(agent) = self.fleet.get(id).filter(|_| !self.kept.contains(id)) else { return false };
-        agent.has_room(shape, self.set_aside.get(id))
+    /// Any agent may have changed.
+    pub(crate) fn forget_pools(&mut self) {
+        self.pools = Pools::default();
     }
 
-    /// Whether the fleet's rank of the agent is not the whole truth.
-    fn is_set_aside(&self, id: &AgentId) -> bool {
-        self.set_aside.contains_key(id)
+    pub(crate) fn set_aside(&mut self, fleet: &Fleet, id: &AgentId, shape: &Shape) {
+        match self.aside.get_mut(id) {
+            Some(aside) => aside.add(&shape.resources),
+            None => self.aside.entry(id.clone()).or_default().add(&shape.resources),
+        }
+        self.changed(fleet, id);
     }
 
-    fn count_set_aside(&self, id: &AgentId) -> usize {
-        self.set_aside.get(id).map_or(0, BTreeMap::len)
+    pub(crate) fn release(&mut self, fleet: &Fleet, id: &AgentId, shape: &Shape) {
+        if let Some(aside) = self.aside.get_mut(id) {
+            aside.take(&shape.resources);
+            if aside.is_nothing() {
+                self.aside.remove(id);
+            }
+        }
+        self.changed(fleet, id);
     }
 
-    fn rank(&self, id: &AgentId) -> Option<Rank> {
-        Some(self.fleet.get(id)?.rank(id, self.count_set_aside(id)))
+    /// The agent that should have a task of this shape, if one of those that may has room.
+    fn choose(
+        &mut self,
+        fleet: &Fleet,
+        strategy: Strategy,
+        shape: &Shape,
+        may: impl Fn(&AgentId) -> bool,
+    ) -> Option<AgentId> {
+        let pool = self.pools.of(shape, fleet, &self.aside);
+        match strategy {
+            Strategy::LoadBalanced => pool.ranked.iter().map(|rank| &rank.agent).find(|agent| may(agent)).cloned(),
+            Strategy::RoundRobin => {
+                let from = self.turns.get(&shape.agent_type).map_or(Bound::Unbounded, Bound::Excluded);
+                let after = pool.by_id.range::<AgentId, _>((from, Bound::Unbounded));
+                let agent = after.chain(&pool.by_id).map(|(id, _)| id).find(|agent| may(agent))?.clone();
+                self.turns.insert(shape.agent_type.clone(), agent.clone());
+                Some(agent)
+            }
+        }
     }
 
-    fn set_aside(&mut self, agent: &AgentId, task: &TaskId, shape: &Shape) {
-        self.set_aside.entry(agent.clone()).or_default().insert(task.clone(), shape.resources.clone());
-    }
-
-    /// Keeps an agent for a shape that has no room anywhere, if one could hold it at all.
-    fn keep_one(&mut self, shape: &Shape) -> Option<AgentId> {
+    /// Who is kept for a shape that has no room anywhere, if anybody could hold it at all who is not kept yet.
+    fn keep_one(
+        &mut self,
+        fleet: &Fleet,
+        shape: &Arc<Shape>,
+        kept: &BTreeSet<AgentId>,
+        now: Millis,
+    ) -> Option<AgentId> {
         if shape.resources.is_empty() {
             // The next slot that is free will do.
             return None;
         }
-        let holds = |id: &AgentId| Some(self.fleet.get(id)?.held() + self.count_set_aside(id));
-        let could = |id: &&AgentId| !self.kept.contains(*id) && self.fleet.get(id).is_some_and(|a| a.could_hold(shape));
-        let agent = self.fleet.able(&shape.agent_type)?.iter().filter(could).min_by_key(|id| (holds(id), *id))?.clone();
-        self.kept.insert(agent.clone());
-        Some(agent)
-    }
-}
-
-/// The agent with the smallest part of its slots in use; see [`Rank`] for ties.
-///
-/// The fleet keeps its agents ranked. Those with something set aside rank lower than the fleet knows, and are ranked
-/// here; a plan only ever adds to them, so that the rest is read from the front to the back once.
-struct LeastLoaded<'a> {
-    pools: BTreeMap<&'a Shape, Pool<'a>>,
-}
-
-/// The agents with room for one shape.
-struct Pool<'a> {
-    untouched: Peekable<Ranked<'a>>,
-    set_aside: BTreeSet<Rank>,
-}
-
-type Ranked<'a> = std::iter::Flatten<std::option::IntoIter<&'a BTreeSet<Rank>>>;
-
-impl<'a> Pool<'a> {
-    fn open(room: &Room<'a>, shape: &Shape) -> Self {
-        let untouched = room.fleet.free(&shape.agent_type).into_iter().flatten().peekable();
-        let set_aside = room.set_aside.keys().filter(|agent| room.has_room(agent, shape));
-        let set_aside = set_aside.filter_map(|agent| room.rank(agent)).collect();
-        Self { untouched, set_aside }
-    }
-
-    fn first(&mut self, room: &Room<'a>, shape: &Shape, not: &BTreeSet<AgentId>) -> Option<AgentId> {
-        let fits = |rank: &&&'a Rank| !room.is_set_aside(&rank.agent) && room.has_room(&rank.agent, shape);
-        while self.untouched.peek().is_some_and(|rank| !fits(&rank)) {
-            self.untouched.next();
+        let could = |id: &AgentId, agent: &Agent| !kept.contains(id) && agent.could_hold(shape);
+        let before = self.kept.get(shape).filter(|kept| now < kept.since.saturating_add(KEEP_MS));
+        let before = before.filter(|kept| fleet.get(&kept.agent).is_some_and(|agent| could(&kept.agent, agent)));
+        if let Some(before) = before {
+            return Some(before.agent.clone());
         }
-        let untouched = self.untouched.clone().find(|rank| fits(&rank) && !not.contains(&rank.agent));
-        let set_aside = self.set_aside.iter().find(|rank| !not.contains(&rank.agent));
-        untouched.into_iter().chain(set_aside).min().map(|rank| rank.agent.clone())
-    }
-}
-
-impl<'a> Choose<'a> for LeastLoaded<'a> {
-    fn choose(&mut self, room: &Room<'a>, shape: &'a Shape, not: &BTreeSet<AgentId>) -> Option<AgentId> {
-        self.pools.entry(shape).or_insert_with(|| Pool::open(room, shape)).first(room, shape, not)
+        let able = fleet.iter().filter(|(id, agent)| could(id, agent));
+        let (id, _) = able.min_by_key(|(id, agent)| (agent.held(self.aside.get(*id)), *id))?;
+        self.kept.insert(Arc::clone(shape), Kept { agent: id.clone(), since: now });
+        Some(id.clone())
     }
 
-    fn changed(&mut self, room: &Room<'a>, before: &Rank) {
-        for (shape, pool) in &mut self.pools {
-            pool.set_aside.remove(before);
-            if room.is_set_aside(&before.agent) && room.has_room(&before.agent, shape) {
-                pool.set_aside.extend(room.rank(&before.agent));
+    /// Chooses an agent for as many tasks as possible. What is chosen is set aside, and stands in line no more.
+    pub(crate) fn plan<'a>(
+        &mut self,
+        lines: &mut Lines,
+        fleet: &Fleet,
+        strategy: Strategy,
+        (now, ageing_ms): (Millis, Millis),
+        standing: impl Fn(&crate::queue::Head) -> Standing<'a>,
+    ) -> Vec<Chosen> {
+        let mut plan = Vec::new();
+        let mut kept = BTreeSet::new();
+        let mut walk = lines.walk(now, ageing_ms);
+        while let Some(head) = walk.next() {
+            let Standing::Free { not, rather_not } = standing(&head) else {
+                walk.take(&head);
+                continue;
+            };
+            let shape = &head.shape;
+            let may = |id: &AgentId| !kept.contains(id) && not.is_none_or(|not| !not.contains(id));
+            let elsewhere =
+                rather_not.and_then(|failed| self.choose(fleet, strategy, shape, |id| id != failed && may(id)));
+            if let Some(agent) = elsewhere.or_else(|| self.choose(fleet, strategy, shape, may)) {
+                walk.take(&head);
+                self.set_aside(fleet, &agent, shape);
+                let (task, shape, since) = (head.task().clone(), Arc::clone(shape), head.since());
+                plan.push(Chosen { task, agent, shape, since });
+            } else if not.is_none_or(BTreeSet::is_empty) {
+                if now.saturating_sub(head.since()) >= ageing_ms {
+                    kept.extend(self.keep_one(fleet, shape, &kept, now));
+                }
+                walk.close(head);
+            } else {
+                // Another task of this shape may go where this one may not.
+                walk.keep(&head);
             }
         }
+        self.kept.retain(|_, kept| now < kept.since.saturating_add(KEEP_MS));
+        plan
     }
-}
-
-/// Agents take turns, by id, for each agent type on its own.
-struct RoundRobin<'t> {
-    turns: &'t mut Turns,
-}
-
-impl<'a> Choose<'a> for RoundRobin<'_> {
-    fn choose(&mut self, room: &Room<'a>, shape: &'a Shape, not: &BTreeSet<AgentId>) -> Option<AgentId> {
-        let free = room.fleet.free_by_id(&shape.agent_type)?;
-        let from = self.turns.get(&shape.agent_type).map_or(Bound::Unbounded, Bound::Excluded);
-        let after = free.range::<AgentId, _>((from, Bound::Unbounded));
-        let agent = after.chain(free).find(|agent| room.has_room(agent, shape) && !not.contains(*agent))?.clone();
-        self.turns.insert(shape.agent_type.clone(), agent.clone());
-        Some(agent)
-    }
-
-    fn changed(&mut self, _: &Room<'a>, _: &Rank) {}
 }

@@ -1,28 +1,26 @@
 //! The queue: tasks that are ready and wait for an agent.
 //!
 //! The order is by priority, where waiting for `ageing_ms` counts one step, then by age. The step depends on a setting
-//! and on the time, so the order is not kept: tasks stand in *lines* of one shape and one priority, each in the order of
-//! age, which never changes; a [walk](Queue::walk) merges the heads of the lines. What can not be placed is left out a
-//! whole shape at a time, so that a long queue costs nothing where there is no room.
+//! and on the time, so the order is not kept. The leader keeps those tasks that it may ask an agent for in [`Lines`]:
+//! tasks of one shape and one priority, each line in the order of age, which never changes; a [`Walk`] merges the heads of
+//! the lines. What can not be placed is left out a whole shape at a time, so that a long queue costs nothing where there
+//! is no room.
 
-use std::cmp::Ordering;
-use std::collections::btree_set::Iter;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::ops::Bound;
+use std::sync::Arc;
 
+use baton_machine::Shelves;
 use baton_protocol::{Capability, Millis, Resources, TaskId};
 use serde::{Deserialize, Serialize};
 
 /// The tasks that wait.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(from = "BTreeMap<TaskId, Queued>", into = "BTreeMap<TaskId, Queued>")]
+#[serde(transparent)]
 pub(crate) struct Queue {
-    tasks: BTreeMap<TaskId, Queued>,
-    /// By shape and priority: follows from `tasks`.
-    lines: BTreeMap<Shape, BTreeMap<i32, Line>>,
+    tasks: Shelves<TaskId, Queued>,
 }
-
-/// Tasks of one shape and one priority, the oldest first.
-type Line = BTreeSet<(Millis, TaskId)>;
 
 /// What a task asks of an agent. Tasks of one shape fit the same agents.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -36,36 +34,18 @@ pub(crate) struct Shape {
 /// A task that waits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Queued {
-    pub(crate) shape: Shape,
+    pub(crate) shape: Arc<Shape>,
     pub(crate) priority: i32,
     pub(crate) since: Millis,
 }
 
 impl Queue {
     pub(crate) fn insert(&mut self, task: TaskId, shape: Shape, priority: i32, since: Millis) {
-        self.remove(&task);
-        self.line_up(task.clone(), &shape, priority, since);
-        self.tasks.insert(task, Queued { shape, priority, since });
-    }
-
-    fn line_up(&mut self, task: TaskId, shape: &Shape, priority: i32, since: Millis) {
-        self.lines.entry(shape.clone()).or_default().entry(priority).or_default().insert((since, task));
+        self.tasks.insert(task, Queued { shape: Arc::new(shape), priority, since });
     }
 
     pub(crate) fn remove(&mut self, task: &TaskId) -> Option<Queued> {
-        let queued = self.tasks.remove(task)?;
-        if let Some(lines) = self.lines.get_mut(&queued.shape) {
-            if let Some(line) = lines.get_mut(&queued.priority) {
-                line.remove(&(queued.since, task.clone()));
-                if line.is_empty() {
-                    lines.remove(&queued.priority);
-                }
-            }
-            if lines.is_empty() {
-                self.lines.remove(&queued.shape);
-            }
-        }
-        Some(queued)
+        self.tasks.remove(task)
     }
 
     pub(crate) fn get(&self, task: &TaskId) -> Option<&Queued> {
@@ -76,107 +56,138 @@ impl Queue {
         self.tasks.len()
     }
 
-    /// The tasks in the order in which they should be placed.
-    pub(crate) fn walk(&self, now: Millis, ageing_ms: Millis) -> Walk<'_> {
-        let mut walk = Walk { now, ageing_ms: ageing_ms.max(1), heads: BinaryHeap::new(), closed: BTreeSet::new() };
-        for (shape, lines) in &self.lines {
-            for (priority, line) in lines {
-                walk.advance(shape, *priority, line.iter());
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&TaskId, &Queued)> {
+        self.tasks.iter()
+    }
+}
+
+/// Where a task stands in the queue: higher levels first, then the older, then the smaller id. The level is the priority,
+/// with what the task gained by waiting. What is greater goes first.
+pub(crate) type Order<T> = (i128, Reverse<(Millis, T)>);
+
+pub(crate) fn order<T>(task: T, priority: i32, since: Millis, now: Millis, ageing_ms: Millis) -> Order<T> {
+    let gained = now.saturating_sub(since) / ageing_ms.max(1);
+    (i128::from(priority) + i128::from(gained), Reverse((since, task)))
+}
+
+/// Tasks of one shape and one priority, the oldest first.
+type Line = BTreeSet<(Millis, TaskId)>;
+
+/// The tasks that may be placed, by shape and priority. Tasks that have left the queue are found and taken out when it is
+/// their turn.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    lines: BTreeMap<Arc<Shape>, BTreeMap<i32, Line>>,
+    len: usize,
+}
+
+impl Lines {
+    pub(crate) fn add(&mut self, task: &TaskId, queued: &Queued) {
+        let entry = (queued.since, task.clone());
+        let lines = match self.lines.get_mut(&queued.shape) {
+            Some(lines) => lines,
+            None => self.lines.entry(Arc::clone(&queued.shape)).or_default(),
+        };
+        self.len += usize::from(lines.entry(queued.priority).or_default().insert(entry));
+    }
+
+    fn take(&mut self, head: &Head) {
+        let Some(lines) = self.lines.get_mut(&head.shape) else { return };
+        let Some(line) = lines.get_mut(&head.priority) else { return };
+        let Reverse(entry) = &head.order.1;
+        self.len -= usize::from(line.remove(entry));
+        if line.is_empty() {
+            lines.remove(&head.priority);
+            if lines.is_empty() {
+                self.lines.remove(&head.shape);
             }
         }
-        walk
     }
-}
 
-impl From<BTreeMap<TaskId, Queued>> for Queue {
-    fn from(tasks: BTreeMap<TaskId, Queued>) -> Self {
-        let mut queue = Self::default();
-        for (task, queued) in &tasks {
-            queue.line_up(task.clone(), &queued.shape, queued.priority, queued.since);
+    /// How many there are, those included that have left the queue.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// A walk in the order in which they should be placed.
+    pub(crate) fn walk(&mut self, now: Millis, ageing_ms: Millis) -> Walk<'_> {
+        let mut heads = BinaryHeap::new();
+        for (shape, lines) in &self.lines {
+            for (priority, line) in lines {
+                heads.extend(line.first().map(|first| Head::new(first, shape, *priority, now, ageing_ms)));
+            }
         }
-        queue.tasks = tasks;
-        queue
+        Walk { lines: self, now, ageing_ms, heads, closed: BTreeSet::new() }
     }
 }
 
-impl From<Queue> for BTreeMap<TaskId, Queued> {
-    fn from(queue: Queue) -> Self {
-        queue.tasks
-    }
-}
-
-/// A walk through the queue.
+/// A walk through the lines.
 pub(crate) struct Walk<'a> {
+    lines: &'a mut Lines,
     now: Millis,
     ageing_ms: Millis,
-    heads: BinaryHeap<Head<'a>>,
-    closed: BTreeSet<&'a Shape>,
+    heads: BinaryHeap<Head>,
+    closed: BTreeSet<Arc<Shape>>,
 }
 
 /// The first of a line that is not passed yet.
-struct Head<'a> {
-    /// Its priority, with what it gained by waiting.
-    level: i128,
-    since: Millis,
-    task: &'a TaskId,
-    shape: &'a Shape,
-    priority: i32,
-    rest: Iter<'a, (Millis, TaskId)>,
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Head {
+    order: Order<TaskId>,
+    pub(crate) shape: Arc<Shape>,
+    pub(crate) priority: i32,
 }
 
-impl<'a> Walk<'a> {
-    /// Leaves out what is still to come of this shape.
-    pub(crate) fn close(&mut self, shape: &'a Shape) {
-        self.closed.insert(shape);
+impl Head {
+    fn new(entry: &(Millis, TaskId), shape: &Arc<Shape>, priority: i32, now: Millis, ageing_ms: Millis) -> Self {
+        let (since, task) = entry;
+        Self { order: order(task.clone(), priority, *since, now, ageing_ms), shape: Arc::clone(shape), priority }
     }
 
-    fn advance(&mut self, shape: &'a Shape, priority: i32, mut rest: Iter<'a, (Millis, TaskId)>) {
-        if let Some((since, task)) = rest.next() {
-            let gained = self.now.saturating_sub(*since) / self.ageing_ms;
-            let level = i128::from(priority) + i128::from(gained);
-            self.heads.push(Head { level, since: *since, task, shape, priority, rest });
-        }
+    pub(crate) fn task(&self) -> &TaskId {
+        let Reverse((_, task)) = &self.order.1;
+        task
+    }
+
+    pub(crate) fn since(&self) -> Millis {
+        let Reverse((since, _)) = self.order.1;
+        since
+    }
+
+    /// Whether this is the task that waits, and not one that had its name and has left the queue.
+    pub(crate) fn is(&self, queued: &Queued) -> bool {
+        queued.since == self.since() && queued.priority == self.priority && queued.shape == self.shape
     }
 }
 
-impl<'a> Iterator for Walk<'a> {
-    type Item = (&'a TaskId, &'a Shape, Millis);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        while let Some(Head { since, task, shape, priority, rest, .. }) = self.heads.pop() {
-            if self.closed.contains(shape) {
-                continue;
+impl Walk<'_> {
+    /// The next task, to be given back by [`Walk::keep`], [`Walk::take`] or [`Walk::close`].
+    pub(crate) fn next(&mut self) -> Option<Head> {
+        while let Some(head) = self.heads.pop() {
+            if !self.closed.contains(&head.shape) {
+                return Some(head);
             }
-            self.advance(shape, priority, rest);
-            return Some((task, shape, since));
         }
         None
     }
-}
 
-impl Head<'_> {
-    /// Higher levels, then the older, then the smaller id. A heap gives the greatest first.
-    fn key(&self) -> (i128, std::cmp::Reverse<(Millis, &TaskId)>) {
-        (self.level, std::cmp::Reverse((self.since, self.task)))
+    /// The task goes on waiting.
+    pub(crate) fn keep(&mut self, head: &Head) {
+        let line = self.lines.lines.get(&head.shape).and_then(|lines| lines.get(&head.priority));
+        let Reverse(entry) = &head.order.1;
+        let after = line.and_then(|line| line.range((Bound::Excluded(entry), Bound::Unbounded)).next());
+        let (now, ageing_ms) = (self.now, self.ageing_ms);
+        self.heads.extend(after.map(|entry| Head::new(entry, &head.shape, head.priority, now, ageing_ms)));
+    }
+
+    /// The task waits no more.
+    pub(crate) fn take(&mut self, head: &Head) {
+        self.keep(head);
+        self.lines.take(head);
+    }
+
+    /// The task goes on waiting, and so does all that is still to come of this shape.
+    pub(crate) fn close(&mut self, head: Head) {
+        self.closed.insert(head.shape);
     }
 }
-
-impl Ord for Head<'_> {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.key().cmp(&other.key())
-    }
-}
-
-impl PartialOrd for Head<'_> {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Head<'_> {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Head<'_> {}

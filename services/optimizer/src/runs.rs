@@ -1,16 +1,20 @@
 //! The runs that have not ended: what ties a task to its workflow and its trace.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use baton_machine::Shelves;
 use baton_protocol::record::{Outcome, RunStarted, StageEnded};
 use baton_protocol::trace::{TraceContext, part_span};
 use baton_protocol::{AgentId, RunId, StageName, TaskId, WorkflowName};
 use serde::{Deserialize, Serialize};
 
+use crate::fleet::Holder;
+
 /// The runs that have not ended.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Runs {
-    runs: BTreeMap<RunId, Run>,
+    runs: Shelves<RunId, Arc<Run>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,38 +22,69 @@ struct Run {
     workflow: WorkflowName,
     trace: Option<TraceContext>,
     /// The attempt that is under way, by stage: there is at most one.
-    open: BTreeMap<StageName, u32>,
+    open: BTreeMap<StageName, Open>,
     /// Under whom the last attempt failed, by stage.
     failed: BTreeMap<StageName, AgentId>,
 }
 
+/// An attempt that is under way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Open {
+    attempt: u32,
+    holder: Option<Arc<Holder>>,
+}
+
+/// What becomes free when a task ends.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) workflow: WorkflowName,
+    pub(crate) holder: Option<Arc<Holder>>,
+}
+
 impl Runs {
     pub(crate) fn started(&mut self, record: &RunStarted) {
-        self.runs.entry(record.run).or_insert_with(|| Run {
-            workflow: record.workflow.clone(),
-            trace: record.trace,
-            open: BTreeMap::new(),
-            failed: BTreeMap::new(),
+        self.runs.get_or_insert_with(&record.run, || {
+            Arc::new(Run {
+                workflow: record.workflow.clone(),
+                trace: record.trace,
+                open: BTreeMap::new(),
+                failed: BTreeMap::new(),
+            })
         });
     }
 
     /// Opens a task. False if its run is not live, or the stage has an attempt under way.
     pub(crate) fn stage_ready(&mut self, task: &TaskId) -> bool {
-        let Some(run) = self.runs.get_mut(&task.run).filter(|run| !run.open.contains_key(&task.stage)) else {
+        let Some(run) = self.runs.change(&task.run).filter(|run| !run.open.contains_key(&task.stage)) else {
             return false;
         };
-        run.open.insert(task.stage.clone(), task.attempt);
+        run.open.insert(task.stage.clone(), Open { attempt: task.attempt, holder: None });
         true
     }
 
-    /// Ends a task. Gives its workflow if it was open.
-    pub(crate) fn stage_ended(&mut self, record: &StageEnded) -> Option<&WorkflowName> {
-        let TaskId { run, stage, attempt } = &record.task;
-        let run = self.runs.get_mut(run)?;
-        if run.open.get(stage) != Some(attempt) {
-            return None;
+    /// A task is held by this.
+    pub(crate) fn held(&mut self, task: &TaskId, holder: Holder) {
+        if let Some(open) = self.open(task) {
+            open.holder = Some(Arc::new(holder));
         }
-        run.open.remove(stage);
+    }
+
+    /// A task is held no more. Gives who held it.
+    pub(crate) fn freed(&mut self, task: &TaskId) -> Option<Arc<Holder>> {
+        self.open(task)?.holder.take()
+    }
+
+    fn open(&mut self, task: &TaskId) -> Option<&mut Open> {
+        let open = self.runs.change(&task.run)?.open.get_mut(&task.stage);
+        open.filter(|open| open.attempt == task.attempt)
+    }
+
+    /// Ends a task, if it was open.
+    pub(crate) fn stage_ended(&mut self, record: &StageEnded) -> Option<Ended> {
+        let TaskId { run, stage, attempt } = &record.task;
+        let run = self.runs.change(run)?;
+        run.open.get(stage).filter(|open| open.attempt == *attempt)?;
+        let open = run.open.remove(stage)?;
         match (record.outcome, &record.agent) {
             (Outcome::Failed | Outcome::Lost | Outcome::TimedOut, Some(agent)) => {
                 run.failed.insert(stage.clone(), agent.clone());
@@ -59,13 +94,15 @@ impl Runs {
             }
             (Outcome::Failed | Outcome::Lost | Outcome::TimedOut, None) => {}
         }
-        Some(&run.workflow)
+        Some(Ended { workflow: run.workflow.clone(), holder: open.holder })
     }
 
-    /// Ends a run. Gives the tasks that were open.
-    pub(crate) fn finished(&mut self, run: RunId) -> Vec<TaskId> {
-        let open = self.runs.remove(&run).map(|run| run.open).unwrap_or_default();
-        open.into_iter().map(|(stage, attempt)| TaskId { run, stage, attempt }).collect()
+    /// Ends a run. Gives the tasks that were open, and who held each.
+    pub(crate) fn finished(&mut self, run: RunId) -> Vec<(TaskId, Option<Arc<Holder>>)> {
+        let ended = self.runs.remove(&run);
+        let open = ended.iter().flat_map(|run| &run.open);
+        open.map(|(stage, open)| (TaskId { run, stage: stage.clone(), attempt: open.attempt }, open.holder.clone()))
+            .collect()
     }
 
     /// Under whom the attempt before this one failed.

@@ -1,9 +1,10 @@
 //! What the optimizer shows of itself.
 
-use baton_protocol::Millis;
 use baton_protocol::request::{AgentPerformance, PlacementView, QueuedTask, StageEstimate};
+use baton_protocol::{Millis, TaskId};
 
 use crate::learning::FULL;
+use crate::queue::{self, Queued};
 use crate::{Config, Optimizer};
 
 /// How much of the queue is shown.
@@ -12,17 +13,26 @@ const MAX_QUEUE: usize = 100;
 const MAX_LEARNED: usize = 4000;
 
 pub(crate) fn placement(state: &Optimizer, config: &Config, now: Millis) -> PlacementView {
-    let queued = |(task, _, _): (&baton_protocol::TaskId, _, _)| {
-        let queued = state.queue.get(task)?;
+    let mut queue: Vec<_> = state.queue.iter().collect();
+    let earlier = |(a, first): &(&TaskId, &Queued), (b, second): &(&TaskId, &Queued)| {
+        let first = queue::order(*a, first.priority, first.since, now, config.ageing_ms);
+        queue::order(*b, second.priority, second.since, now, config.ageing_ms).cmp(&first)
+    };
+    if queue.len() > MAX_QUEUE {
+        queue.select_nth_unstable_by(MAX_QUEUE, earlier);
+        queue.truncate(MAX_QUEUE);
+    }
+    queue.sort_unstable_by(earlier);
+    let queued = |(task, queued): (&TaskId, &Queued)| {
         let workflow = state.runs.workflow(task.run);
         let estimate = workflow.and_then(|workflow| state.learning.estimate(workflow, &task.stage));
-        Some(QueuedTask {
+        QueuedTask {
             task: task.clone(),
             agent_type: queued.shape.agent_type.clone(),
             priority: queued.priority,
             since: queued.since,
             estimate_ms: estimate.map(crate::learning::Estimate::ms),
-        })
+        }
     };
     let agents = state.fleet.ids().take(MAX_LEARNED).map(|agent| {
         let performance = state.learning.performance(agent);
@@ -42,7 +52,7 @@ pub(crate) fn placement(state: &Optimizer, config: &Config, now: Millis) -> Plac
     PlacementView {
         strategy: state.strategy,
         queued: state.queue.len() as u64,
-        queue: state.queue.walk(now, config.ageing_ms).filter_map(queued).take(MAX_QUEUE).collect(),
+        queue: queue.into_iter().map(queued).collect(),
         agents: agents.collect(),
         stages: stages.collect(),
     }

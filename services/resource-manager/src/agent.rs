@@ -1,9 +1,10 @@
 //! Agents: who is there, what each can do and has, and when it was last heard of.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use baton_machine::planted::{Bug, is_planted};
-use baton_machine::{Reply, Turn, answer};
+use baton_machine::{Reply, Shelves, Turn, answer};
 use baton_protocol::amount::covers;
 use baton_protocol::record::{AgentLeft, AgentRegistered, LeftReason, ResourceRecord, Stamp};
 use baton_protocol::request::{
@@ -32,7 +33,7 @@ const MAX_RESOURCES: usize = 64;
 /// The registry: agents that are there, and the latest of those that are gone.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Agents {
-    agents: BTreeMap<AgentId, Agent>,
+    agents: Shelves<AgentId, Arc<Agent>>,
     /// Those that are gone, by the number of the record that said so.
     gone: BTreeMap<Number, AgentId>,
 }
@@ -90,13 +91,14 @@ impl Agents {
         replaced.extend(before.map(|agent| agent.record.session.clone()).filter(|session| *session != record.session));
         let forgotten = replaced.len().saturating_sub(MAX_REPLACED);
         replaced.drain(..forgotten);
-        self.agents.insert(record.agent.clone(), Agent { record: record.clone(), registered_at, gone: None, replaced });
+        let agent = Agent { record: record.clone(), registered_at, gone: None, replaced };
+        self.agents.insert(record.agent.clone(), Arc::new(agent));
         another
     }
 
     /// Takes an agent out.
     pub(crate) fn left(&mut self, stamp: Stamp, agent: &AgentId) {
-        let Some(entry) = self.agents.get_mut(agent).filter(|entry| entry.gone.is_none()) else { return };
+        let Some(entry) = self.agents.change(agent).filter(|entry| entry.gone.is_none()) else { return };
         entry.gone = Some(stamp.number);
         self.gone.insert(stamp.number, agent.clone());
         while self.gone.len() > MAX_GONE {
@@ -108,7 +110,7 @@ impl Agents {
 
     /// The agent, if it is there.
     pub(crate) fn present(&self, agent: &AgentId) -> Option<&Agent> {
-        self.agents.get(agent).filter(|agent| agent.gone.is_none())
+        self.agents.get(agent).map(Arc::as_ref).filter(|agent| agent.gone.is_none())
     }
 
     pub(crate) fn is_present(&self, agent: &AgentId) -> bool {

@@ -1,9 +1,10 @@
 //! Leases: granted whole or not at all, pushed, declined, recalled.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use baton_machine::planted::{Bug, is_planted};
-use baton_machine::{Effect, Publication, Reply, Turn, answer};
+use baton_machine::{Effect, Publication, Reply, Shelves, Turn, answer};
 use baton_protocol::amount::covers;
 use baton_protocol::message::MessageType;
 use baton_protocol::record::{
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ResourceManager;
 use crate::agent::unknown;
+use crate::task::{first_task, last_task};
 
 /// A push this young may still be under way: a heartbeat that does not know of it yet is not told again.
 const PUSH_MS: Millis = 500;
@@ -36,9 +38,38 @@ const SLOT: &str = "slot";
 
 /// All leases that have not ended.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Shelves<LeaseId, Arc<Lease>>", into = "Shelves<LeaseId, Arc<Lease>>")]
 pub(crate) struct Leases {
-    leases: BTreeMap<LeaseId, Lease>,
-    by_agent: BTreeMap<AgentId, BTreeSet<LeaseId>>,
+    leases: Shelves<LeaseId, Arc<Lease>>,
+    /// Follows from the leases. Nobody is in here who holds none.
+    by_agent: Shelves<AgentId, Arc<Holder>>,
+}
+
+/// What an agent holds.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Holder {
+    leases: BTreeSet<LeaseId>,
+    in_use: BTreeMap<ResourceName, InUse>,
+}
+
+/// What an agent's leases hold of a resource together.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct InUse {
+    amount: Amount,
+    /// How many leases hold any.
+    leases: usize,
+    /// A sum had more digits than a decimal has. Then it is summed up anew where a lease ends: a running total might
+    /// drift.
+    rounded: bool,
+}
+
+impl InUse {
+    fn add(&mut self, amount: Amount) {
+        let sum = self.amount + amount;
+        self.rounded |= sum - amount != self.amount || sum - self.amount != amount;
+        self.amount = sum;
+        self.leases += 1;
+    }
 }
 
 /// The right of an agent to do a task, and what it holds for it beside one slot.
@@ -53,23 +84,47 @@ pub(crate) struct Lease {
 impl Leases {
     pub(crate) fn begin(&mut self, id: LeaseId, since: Millis, record: &Assigned) {
         let Assigned { task, agent, resources } = record.clone();
-        self.by_agent.entry(agent.clone()).or_default().insert(id);
-        self.leases.insert(id, Lease { task, agent, resources, since });
+        self.hold(id, &agent, &resources);
+        self.leases.insert(id, Arc::new(Lease { task, agent, resources, since }));
+    }
+
+    fn hold(&mut self, id: LeaseId, agent: &AgentId, resources: &Resources) {
+        let holder = Arc::make_mut(self.by_agent.get_or_insert_with(agent, Arc::default));
+        holder.leases.insert(id);
+        for (name, amount) in resources {
+            match holder.in_use.get_mut(name) {
+                Some(in_use) => in_use.add(*amount),
+                None => holder.in_use.entry(name.clone()).or_default().add(*amount),
+            }
+        }
     }
 
     pub(crate) fn end(&mut self, id: LeaseId) {
         let Some(lease) = self.leases.remove(&id) else { return };
-        if let Some(leases) = self.by_agent.get_mut(&lease.agent) {
-            leases.remove(&id);
-            if leases.is_empty() {
-                self.by_agent.remove(&lease.agent);
+        let Some(holder) = self.by_agent.change(&lease.agent) else { return };
+        holder.leases.remove(&id);
+        if holder.leases.is_empty() {
+            self.by_agent.remove(&lease.agent);
+            return;
+        }
+        for (name, amount) in &lease.resources {
+            let Some(in_use) = holder.in_use.get_mut(name) else { continue };
+            if in_use.leases == 1 {
+                holder.in_use.remove(name);
+            } else if in_use.rounded {
+                let left = holder.leases.iter().filter_map(|id| self.leases.get(id)?.resources.get(name));
+                *in_use = InUse::default();
+                left.for_each(|amount| in_use.add(*amount));
+            } else {
+                in_use.leases -= 1;
+                in_use.amount = in_use.amount - *amount;
             }
         }
     }
 
     pub(crate) fn end_all_of(&mut self, agent: &AgentId) {
-        for id in self.by_agent.remove(agent).unwrap_or_default() {
-            self.leases.remove(&id);
+        for id in self.by_agent.remove(agent).iter().flat_map(|holder| &holder.leases) {
+            self.leases.remove(id);
         }
     }
 
@@ -79,29 +134,29 @@ impl Leases {
     }
 
     fn held(&self, id: LeaseId, agent: &AgentId) -> Option<&Lease> {
-        self.leases.get(&id).filter(|lease| lease.agent == *agent)
+        self.leases.get(&id).map(Arc::as_ref).filter(|lease| lease.agent == *agent)
     }
 
     /// The agent's leases, the oldest first.
     pub(crate) fn of(&self, agent: &AgentId) -> impl Iterator<Item = (LeaseId, &Lease)> {
-        let ids = self.by_agent.get(agent).into_iter().flatten();
-        ids.filter_map(|id| Some((*id, self.leases.get(id)?)))
+        let ids = self.by_agent.get(agent).into_iter().flat_map(|holder| &holder.leases);
+        ids.filter_map(|id| Some((*id, self.leases.get(id)?.as_ref())))
     }
 
     pub(crate) fn count_of(&self, agent: &AgentId) -> usize {
-        self.by_agent.get(agent).map_or(0, BTreeSet::len)
+        self.by_agent.get(agent).map_or(0, |holder| holder.leases.len())
     }
 
-    /// What of the agent's resources is leased. Summed up each time: a running total of decimals might drift.
+    /// What of the agent's resources is leased.
     pub(crate) fn in_use(&self, agent: &AgentId) -> Resources {
-        let mut sum = Resources::new();
-        for (_, lease) in self.of(agent) {
-            for (name, amount) in &lease.resources {
-                let entry: &mut Amount = sum.entry(name.clone()).or_default();
-                *entry = *entry + *amount;
-            }
-        }
-        sum
+        let holder = self.by_agent.get(agent);
+        holder.into_iter().flat_map(|holder| &holder.in_use).map(|(name, used)| (name.clone(), used.amount)).collect()
+    }
+
+    /// What of one of the agent's resources is leased.
+    fn in_use_of(&self, agent: &AgentId, name: &ResourceName) -> Amount {
+        let in_use = self.by_agent.get(agent).and_then(|holder| holder.in_use.get(name));
+        in_use.map(|in_use| in_use.amount).unwrap_or_default()
     }
 
     #[cfg(test)]
@@ -112,6 +167,22 @@ impl Leases {
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.leases.len()
+    }
+}
+
+impl From<Shelves<LeaseId, Arc<Lease>>> for Leases {
+    fn from(leases: Shelves<LeaseId, Arc<Lease>>) -> Self {
+        let mut all = Self::default();
+        for (id, lease) in leases.iter() {
+            all.hold(*id, &lease.agent, &lease.resources);
+        }
+        Self { leases, ..all }
+    }
+}
+
+impl From<Leases> for Shelves<LeaseId, Arc<Lease>> {
+    fn from(all: Leases) -> Self {
+        all.leases
     }
 }
 
@@ -193,7 +264,9 @@ fn may_hold(state: &ResourceManager, task: &TaskId, agent: &AgentId) -> Result<R
         let rejection = no_capacity(format!("has no free slot: all {slots} are leased"));
         return Err(Refused { lacking: Some(SLOT.to_owned()), rejection });
     }
-    let needed = with(&state.leases.in_use(agent), &open.resources);
+    // In the resources that it asks for, what is in use once it has them.
+    let in_use = |name: &ResourceName| state.leases.in_use_of(agent, name);
+    let needed = open.resources.iter().map(|(name, amount)| (name.clone(), in_use(name) + *amount)).collect();
     if is_planted(Bug::ResourcesNotCounted) {
         return Ok(open.resources.clone());
     }
@@ -207,14 +280,6 @@ fn may_hold(state: &ResourceManager, task: &TaskId, agent: &AgentId) -> Result<R
         return Err(Refused { lacking: Some(name.to_string()), rejection });
     }
     Ok(open.resources.clone())
-}
-
-/// What is in use once this is, in the resources that this names.
-fn with(in_use: &Resources, need: &Resources) -> Resources {
-    let sum = |(name, amount): (&ResourceName, &Amount)| {
-        (name.clone(), in_use.get(name).copied().unwrap_or_default() + *amount)
-    };
-    need.iter().map(sum).collect()
 }
 
 /// Counts allocations, so that a large request leads to few measurements.
@@ -427,20 +492,20 @@ pub(crate) fn progress(turn: &mut Turn<'_, ResourceManager>, agent: AgentId, req
 /// The state has let go of those leases already. The record names agent and lease; where the task ended just as it was
 /// leased, only what was pushed tells whom to call back.
 pub(crate) fn recall(turn: &mut Turn<'_, ResourceManager>, commit: &Commit<WorkflowRecord>) {
-    let mut finished = BTreeSet::new();
+    let mut finished = Vec::new();
     for (_, record) in commit.stamped() {
         match record {
             WorkflowRecord::StageEnded(record) => stage_ended(turn, record),
             WorkflowRecord::RunFinished(record) => {
-                finished.insert(record.run);
+                finished.push(record.run);
             }
             WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) | WorkflowRecord::StageReady(_) => {}
         }
     }
     // The stages of a run end before it does, so that nothing is found here unless that ever changes.
-    if !finished.is_empty() {
-        let of_finished = turn.soft.pushed.extract_if(.., |task, _| finished.contains(&task.run));
-        for (task, push) in of_finished.collect::<Vec<_>>() {
+    for run in finished {
+        let of_run = turn.soft.pushed.extract_if(first_task(run)..=last_task(run), |_, _| true);
+        for (task, push) in of_run.collect::<Vec<_>>() {
             cancel(turn, &push.agent, push.lease, task, "the run is over".to_owned(), Some(push.trace));
             show_utilization(turn, &push.agent);
         }

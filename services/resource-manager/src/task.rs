@@ -1,8 +1,9 @@
 //! What the workflow-manager says, as far as it takes to lease a task and to tell an agent what to do.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
+use baton_machine::Shelves;
 use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::definition::Definition;
 use baton_protocol::record::{Outcome, RunStarted, StageEnded, StageReady, Stamp, WorkflowRegistered};
@@ -13,13 +14,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::lease::Lease;
 
+/// A name that no stage's is less than.
+static FIRST: LazyLock<StageName> = LazyLock::new(|| StageName::new("0").expect("it is a name"));
+/// A name that no stage's is greater than.
+static LAST: LazyLock<StageName> = LazyLock::new(|| StageName::new(&"z".repeat(63)).expect("it is a name"));
+
+/// A task that none of a run's is before.
+pub(crate) fn first_task(run: RunId) -> TaskId {
+    TaskId { run, stage: FIRST.clone(), attempt: 0 }
+}
+
+/// A task that none of a run's is after.
+pub(crate) fn last_task(run: RunId) -> TaskId {
+    TaskId { run, stage: LAST.clone(), attempt: u32::MAX }
+}
+
 /// Definitions, and the runs that have not ended.
 ///
 /// Every version of a definition is kept: a run may be started on an old one at any time.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Tasks {
     definitions: BTreeMap<WorkflowName, BTreeMap<u32, Arc<Definition>>>,
-    runs: BTreeMap<RunId, Run>,
+    runs: Shelves<RunId, Arc<Run>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,7 +46,7 @@ struct Run {
     trace: Option<TraceContext>,
     results: BTreeMap<StageName, Json>,
     /// The attempt that is under way, by stage: there is at most one.
-    open: BTreeMap<StageName, Open>,
+    open: BTreeMap<StageName, Arc<Open>>,
 }
 
 /// A task that is ready and has not ended.
@@ -55,31 +71,35 @@ impl Tasks {
     }
 
     pub(crate) fn run_started(&mut self, record: &RunStarted) {
-        self.runs.entry(record.run).or_insert_with(|| Run {
-            workflow: record.workflow.clone(),
-            version: record.version,
-            input: record.input.clone(),
-            trace: record.trace,
-            results: BTreeMap::new(),
-            open: BTreeMap::new(),
+        self.runs.get_or_insert_with(&record.run, || {
+            Arc::new(Run {
+                workflow: record.workflow.clone(),
+                version: record.version,
+                input: record.input.clone(),
+                trace: record.trace,
+                results: BTreeMap::new(),
+                open: BTreeMap::new(),
+            })
         });
     }
 
     pub(crate) fn stage_ready(&mut self, stamp: Stamp, record: &StageReady) {
-        let Some(run) = self.runs.get_mut(&record.task.run) else { return };
-        run.open.entry(record.task.stage.clone()).or_insert_with(|| Open {
-            attempt: record.task.attempt,
-            inputs: record.inputs.clone(),
-            agent_type: record.agent_type.clone(),
-            resources: record.resources.clone(),
-            ready_at: stamp.at,
-            lease: None,
+        let Some(run) = self.runs.change(&record.task.run) else { return };
+        run.open.entry(record.task.stage.clone()).or_insert_with(|| {
+            Arc::new(Open {
+                attempt: record.task.attempt,
+                inputs: record.inputs.clone(),
+                agent_type: record.agent_type.clone(),
+                resources: record.resources.clone(),
+                ready_at: stamp.at,
+                lease: None,
+            })
         });
     }
 
     /// Ends a task; gives the lease it had. That may be one that the workflow-manager did not know of yet.
     pub(crate) fn stage_ended(&mut self, record: &StageEnded) -> Option<LeaseId> {
-        let run = self.runs.get_mut(&record.task.run)?;
+        let run = self.runs.change(&record.task.run)?;
         run.open.get(&record.task.stage).filter(|open| open.attempt == record.task.attempt)?;
         let open = run.open.remove(&record.task.stage)?;
         if record.outcome == Outcome::Succeeded {
@@ -91,12 +111,12 @@ impl Tasks {
     /// Ends a run; gives the leases that its tasks had.
     pub(crate) fn run_finished(&mut self, run: RunId) -> Vec<LeaseId> {
         let run = self.runs.remove(&run);
-        run.into_iter().flat_map(|run| run.open.into_values()).filter_map(|open| open.lease).collect()
+        run.iter().flat_map(|run| run.open.values()).filter_map(|open| open.lease).collect()
     }
 
     /// Notes a task's lease. False if it can not have one.
     pub(crate) fn leased(&mut self, task: &TaskId, lease: LeaseId) -> bool {
-        let open = self.runs.get_mut(&task.run).and_then(|run| run.open.get_mut(&task.stage));
+        let open = self.runs.change(&task.run).and_then(|run| run.open.get_mut(&task.stage)).map(Arc::make_mut);
         let Some(open) =
             open.filter(|open| open.attempt == task.attempt && (open.lease.is_none() || is_planted(Bug::LeasedTwice)))
         else {
@@ -108,7 +128,8 @@ impl Tasks {
 
     /// The task, if it is ready and has not ended.
     pub(crate) fn open(&self, task: &TaskId) -> Option<&Open> {
-        self.runs.get(&task.run)?.open.get(&task.stage).filter(|open| open.attempt == task.attempt)
+        let open = self.runs.get(&task.run)?.open.get(&task.stage)?;
+        Some(open.as_ref()).filter(|open| open.attempt == task.attempt)
     }
 
     /// Where in its run's trace a task is. What an agent does is a part of this span and not of the push's: the

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use baton_machine::planted::{Bug, is_planted};
+use baton_machine::{ShelfSet, Shelves};
 use baton_protocol::record::{
     AgentLeft, AgentRegistered, Assigned, LeaseEnded, LeftReason, RunFinished, RunStarted, StageEnded, StageReady,
     Stamp,
@@ -24,16 +25,18 @@ use crate::workflows::{Version, Workflows};
 pub struct WorkflowManager {
     pub(crate) workflows: Workflows,
     /// Runs that have not ended.
-    pub(crate) runs: BTreeMap<RunId, Run>,
+    pub(crate) runs: Shelves<RunId, Arc<Run>>,
     pub(crate) history: History,
     /// Idempotency keys of live runs and of those in the history.
-    pub(crate) keys: BTreeMap<String, RunId>,
+    pub(crate) keys: Shelves<String, RunId>,
     /// Runs by status, since the log began; those that run are counted where they are.
     counts: RunCounts,
     pub(crate) timers: Timers,
-    agents: BTreeMap<AgentId, Agent>,
+    agents: Shelves<AgentId, Arc<Agent>>,
+    /// How many agents there are by what they can do.
+    able: BTreeMap<Capability, usize>,
     /// Leases of stages that run.
-    leases: BTreeMap<LeaseId, Held>,
+    leases: Shelves<LeaseId, Held>,
     /// Leases of stages that run, though the agent is gone, and why: what is to be reacted to.
     pub(crate) lost: BTreeMap<LeaseId, String>,
 }
@@ -58,7 +61,7 @@ struct Held {
 /// Deadlines in order: of a run, or of one of its stages. Each has at most one.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(crate) struct Timers(BTreeSet<(Millis, RunId, Option<usize>)>);
+pub(crate) struct Timers(ShelfSet<(Millis, RunId, Option<usize>)>);
 
 impl Timers {
     /// When the first one is due.
@@ -83,16 +86,31 @@ impl Timers {
     }
 }
 
+/// Takes note of what an agent can do no more, and of what it can do now.
+fn count_able(able: &mut BTreeMap<Capability, usize>, could: &BTreeSet<Capability>, can: &BTreeSet<Capability>) {
+    for capability in could {
+        if let Some(count) = able.get_mut(capability) {
+            *count -= 1;
+            if *count == 0 {
+                able.remove(capability);
+            }
+        }
+    }
+    for capability in can {
+        *able.entry(capability.clone()).or_default() += 1;
+    }
+}
+
 impl WorkflowManager {
     /// A live run, and the version of its workflow.
     pub(crate) fn live(&self, run: RunId) -> Option<(&Run, &Version)> {
-        let run = self.runs.get(&run)?;
+        let run = self.runs.get(&run)?.as_ref();
         Some((run, self.workflows.version(&run.workflow, run.version)?))
     }
 
     /// A run, live or ended, if it is still here with all its stages.
     pub(crate) fn run(&self, run: RunId) -> Option<(&Run, &Version)> {
-        let run = self.runs.get(&run).or_else(|| self.history.run(run))?;
+        let run = self.runs.get(&run).map(Arc::as_ref).or_else(|| self.history.run(run))?;
         Some((run, self.workflows.version(&run.workflow, run.version)?))
     }
 
@@ -103,7 +121,7 @@ impl WorkflowManager {
 
     /// How many agents are there that can do what a stage asks for.
     pub(crate) fn able(&self, capability: &Capability) -> usize {
-        self.agents.values().filter(|agent| agent.can.contains(capability)).count()
+        self.able.get(capability).copied().unwrap_or(0)
     }
 
     /// Runs by status, since the log began.
@@ -123,14 +141,14 @@ impl WorkflowManager {
         let run = Run::new(stamp, record, version);
         self.timers.0.insert((run.due, run.id, None));
         if let Some(key) = &run.key {
-            self.keys.entry(key.clone()).or_insert(run.id);
+            self.keys.get_or_insert_with(key, || run.id);
         }
-        self.runs.insert(run.id, run);
+        self.runs.insert(run.id, Arc::new(run));
     }
 
     pub(crate) fn stage_ready(&mut self, stamp: Stamp, record: &StageReady) {
         let task = &record.task;
-        let Some(run) = self.runs.get_mut(&task.run) else { return };
+        let Some(run) = self.runs.change(&task.run) else { return };
         let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
         let Some(place) = version.plan.place(&task.stage) else { return };
         if run.stage_ready(stamp.at, place, task.attempt, version) {
@@ -142,20 +160,20 @@ impl WorkflowManager {
     pub(crate) fn assigned(&mut self, stamp: Stamp, record: &Assigned) {
         let Assigned { task, agent, resources: _ } = record;
         let lease = LeaseId(stamp.number);
-        let Some(run) = self.runs.get_mut(&task.run) else { return };
+        let Some(run) = self.runs.change(&task.run) else { return };
         let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
         let Some(place) = version.plan.place(&task.stage) else { return };
         if run.assigned(stamp.at, place, task, agent, lease) {
             let due = stamp.at.saturating_add(version.definition.stages[place].timeout_ms);
             self.timers.set(run, place, Some(due));
             self.leases.insert(lease, Held { agent: agent.clone(), run: task.run, stage: place });
-            self.agents.entry(agent.clone()).or_default().holds.insert(lease);
+            Arc::make_mut(self.agents.get_or_insert_with(agent, Arc::default)).holds.insert(lease);
         }
     }
 
     pub(crate) fn stage_ended(&mut self, stamp: Stamp, record: &StageEnded) {
         let task = &record.task;
-        let Some(run) = self.runs.get_mut(&task.run) else { return };
+        let Some(run) = self.runs.change(&task.run) else { return };
         let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
         let Some(place) = version.plan.place(&task.stage) else { return };
         if run.stage_ended(stamp.at, place, record, version) {
@@ -166,11 +184,12 @@ impl WorkflowManager {
     }
 
     pub(crate) fn run_finished(&mut self, stamp: Stamp, record: &RunFinished) {
-        let Some(mut run) = self.runs.remove(&record.run) else { return };
+        let Some(mut shared) = self.runs.remove(&record.run) else { return };
+        let run = Arc::make_mut(&mut shared);
         self.timers.0.remove(&(run.due, run.id, None));
         for place in 0..run.stages.len() {
             if run.stages[place].due.is_some() {
-                self.timers.set(&mut run, place, None);
+                self.timers.set(run, place, None);
             }
         }
         for place in run.attempted() {
@@ -178,7 +197,7 @@ impl WorkflowManager {
         }
         run.finished(stamp.at, record);
         *self.counts.entry(record.status).or_default() += 1;
-        for (forgotten, key) in self.history.push(Arc::new(run)) {
+        for (forgotten, key) in self.history.push(shared) {
             if let Some(key) = key
                 && self.keys.get(&key) == Some(&forgotten)
             {
@@ -188,8 +207,10 @@ impl WorkflowManager {
     }
 
     pub(crate) fn agent_registered(&mut self, record: &AgentRegistered) {
-        let agent = self.agents.entry(record.agent.clone()).or_default();
-        agent.can = record.capabilities.keys().chain([&record.agent_type]).cloned().collect();
+        let agent = Arc::make_mut(self.agents.get_or_insert_with(&record.agent, Arc::default));
+        let can = record.capabilities.keys().chain([&record.agent_type]).cloned().collect();
+        let could = std::mem::replace(&mut agent.can, can);
+        count_able(&mut self.able, &could, &agent.can);
         if agent.session.as_ref() != Some(&record.session) {
             agent.session = Some(record.session.clone());
             let ended = std::mem::take(&mut agent.holds);
@@ -199,23 +220,24 @@ impl WorkflowManager {
 
     pub(crate) fn agent_left(&mut self, record: &AgentLeft) {
         let Some(agent) = self.agents.remove(&record.agent) else { return };
+        count_able(&mut self.able, &agent.can, &BTreeSet::new());
         let why = match record.reason {
             LeftReason::Left => format!("agent {} left", record.agent),
             LeftReason::Lost => format!("agent {} was lost: it was not heard of for the time of a lease", record.agent),
         };
-        self.lose(agent.holds, &why);
+        self.lose(agent.holds.iter().copied(), &why);
     }
 
     pub(crate) fn lease_ended(&mut self, record: &LeaseEnded) {
-        let holder = self.agents.get_mut(&record.agent);
+        let holder = self.agents.change(&record.agent);
         if holder.is_some_and(|agent| agent.holds.remove(&record.lease)) {
             let why =
                 text::cut(format!("agent {} gave it back: {}", record.agent, record.reason), text::MAX_ERROR_BYTES);
-            self.lose([record.lease].into(), &why);
+            self.lose([record.lease], &why);
         }
     }
 
-    fn lose(&mut self, leases: BTreeSet<LeaseId>, why: &str) {
+    fn lose(&mut self, leases: impl IntoIterator<Item = LeaseId>, why: &str) {
         self.lost.extend(leases.into_iter().map(|lease| (lease, why.to_owned())));
     }
 
@@ -223,7 +245,7 @@ impl WorkflowManager {
         let Some(lease) = lease else { return };
         self.lost.remove(&lease);
         let Some(held) = self.leases.remove(&lease) else { return };
-        if let Some(agent) = self.agents.get_mut(&held.agent) {
+        if let Some(agent) = self.agents.change(&held.agent) {
             agent.holds.remove(&lease);
             if agent.session.is_none() && agent.holds.is_empty() {
                 self.agents.remove(&held.agent);

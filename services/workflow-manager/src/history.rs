@@ -3,9 +3,10 @@
 //! A finished run is kept as a document outside the log. What is kept here answers those who come late: agents whose
 //! report was stored but not answered, clients that repeat a start or a cancellation.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
+use baton_machine::Shelves;
 use baton_protocol::run::RunSummary;
 use baton_protocol::trace::TraceContext;
 use baton_protocol::{Millis, RunId};
@@ -29,7 +30,7 @@ const RECENT: usize = 32;
 /// The runs that have ended lately.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct History {
-    known: BTreeMap<RunId, Past>,
+    known: Shelves<RunId, Arc<Past>>,
     /// In the order of their ends.
     order: VecDeque<RunId>,
     /// Those that are kept whole, in the order of their ends.
@@ -65,27 +66,27 @@ impl History {
             trace: run.trace,
             run: Some(run),
         };
-        self.known.insert(id, past);
+        self.known.insert(id, Arc::new(past));
         self.order.push_back(id);
         self.whole.push_back(Whole { run: id, bytes });
         self.bytes += bytes;
         while self.whole.len() > MAX_WHOLE || (self.bytes > MAX_WHOLE_BYTES && self.whole.len() > 1) {
             let Some(Whole { run, bytes }) = self.whole.pop_front() else { break };
             self.bytes -= bytes;
-            if let Some(past) = self.known.get_mut(&run) {
+            if let Some(past) = self.known.change(&run) {
                 past.run = None;
             }
         }
         let mut forgotten = Vec::new();
         while self.order.len() > MAX_KNOWN {
             let Some(run) = self.order.pop_front() else { break };
-            forgotten.extend(self.known.remove(&run).map(|past| (run, past.key)));
+            forgotten.extend(self.known.remove(&run).map(|past| (run, past.key.clone())));
         }
         forgotten
     }
 
     pub(crate) fn past(&self, run: RunId) -> Option<&Past> {
-        self.known.get(&run)
+        self.known.get(&run).map(Arc::as_ref)
     }
 
     /// A run with all its stages, if it is kept so.
@@ -108,10 +109,6 @@ impl History {
 
     /// The runs before that one, or all, the newest first.
     pub(crate) fn newest_first(&self, before: Option<RunId>) -> impl Iterator<Item = &RunSummary> {
-        let known = match before {
-            Some(before) => self.known.range(..before),
-            None => self.known.range(..),
-        };
-        known.rev().map(|(_, past)| &past.summary)
+        view::up_to(&self.known, before).rev().map(|(_, past)| &past.summary)
     }
 }

@@ -2,8 +2,6 @@
 //!
 //! Nothing in here decides: [`Run::next`] says what is to be done, and [`crate::advance`] does it.
 
-use std::collections::BTreeSet;
-
 use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::record::{Outcome, RunFinished, RunStarted, StageEnded, Stamp};
 use baton_protocol::request::Usage;
@@ -40,11 +38,11 @@ pub(crate) struct Run {
     pub(crate) ended_at: Option<Millis>,
     pub(crate) stages: Vec<Stage>,
     /// Stages that wait for nothing more, and may run beside others.
-    startable: BTreeSet<usize>,
+    startable: Places,
     /// Stages that wait for nothing more, and run alone.
-    startable_alone: BTreeSet<usize>,
+    startable_alone: Places,
     /// Stages that have begun and are not over.
-    open: BTreeSet<usize>,
+    open: Places,
     /// How many stages are over.
     pub(crate) over: usize,
     /// The first stage that failed for good, and without which the run can not go on.
@@ -69,7 +67,44 @@ pub(crate) struct Stage {
     /// Never `null`: that reads back as none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) result: Option<Json>,
-    pub(crate) attempts: Vec<Attempt>,
+    pub(crate) attempts: Box<[Attempt]>,
+}
+
+/// Places of stages, in order. Few, or taken from the front.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+struct Places(Vec<usize>);
+
+impl Places {
+    fn first(&self) -> Option<usize> {
+        self.0.first().copied()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn insert(&mut self, place: usize) {
+        if let Err(at) = self.0.binary_search(&place) {
+            self.0.insert(at, place);
+        }
+    }
+
+    fn remove(&mut self, place: usize) {
+        if let Ok(at) = self.0.binary_search(&place) {
+            self.0.remove(at);
+        }
+    }
+}
+
+impl Stage {
+    /// Begins an attempt. The most stages have one.
+    fn begin(&mut self, at: Millis) {
+        let mut attempts = std::mem::take(&mut self.attempts).into_vec();
+        attempts.reserve_exact(1);
+        attempts.push(Attempt { ready_at: at, ..Attempt::default() });
+        self.attempts = attempts.into_boxed_slice();
+    }
 }
 
 /// An attempt at a stage.
@@ -106,7 +141,7 @@ impl Run {
             waits_for: stage.depends_on.len(),
             due: None,
             result: None,
-            attempts: Vec::new(),
+            attempts: Box::default(),
         });
         let mut run = Self {
             id: record.run,
@@ -124,9 +159,9 @@ impl Run {
             reason: None,
             ended_at: None,
             stages: stages.collect(),
-            startable: BTreeSet::new(),
-            startable_alone: BTreeSet::new(),
-            open: BTreeSet::new(),
+            startable: Places::default(),
+            startable_alone: Places::default(),
+            open: Places::default(),
             over: 0,
             failed: None,
             cancelled: None,
@@ -169,14 +204,14 @@ impl Run {
     /// The first stage, in the order of the definition, that may begin beside those that are open. One that runs alone
     /// begins when none is open, and holds back all others until it is over.
     fn startable(&self, version: &Version) -> Option<usize> {
-        let beside = self.startable.first().copied();
+        let beside = self.startable.first();
         if is_planted(Bug::AloneIgnored) {
-            return beside.into_iter().chain(self.startable_alone.first().copied()).min();
+            return beside.into_iter().chain(self.startable_alone.first()).min();
         }
         match self.open.first() {
-            Some(&open) if !version.definition.stages[open].parallel => None,
+            Some(open) if !version.definition.stages[open].parallel => None,
             Some(_) => beside,
-            None => beside.into_iter().chain(self.startable_alone.first().copied()).min(),
+            None => beside.into_iter().chain(self.startable_alone.first()).min(),
         }
     }
 
@@ -206,7 +241,7 @@ impl Run {
         if !due || stage.attempts.len() + 1 != attempt as usize {
             return false;
         }
-        stage.attempts.push(Attempt { ready_at: at, ..Attempt::default() });
+        stage.begin(at);
         stage.status = StageStatus::Ready;
         self.begun(place, version);
         true
@@ -239,7 +274,7 @@ impl Run {
         match stage.status {
             // Something was wrong with it before it could begin.
             StageStatus::Pending if record.task.attempt == 1 => {
-                stage.attempts.push(Attempt { ready_at: at, ..Attempt::default() });
+                stage.begin(at);
             }
             StageStatus::Ready | StageStatus::Running if stage.attempts.len() == record.task.attempt as usize => {}
             _ => return false,
@@ -265,11 +300,11 @@ impl Run {
         match self.stages[place].status {
             StageStatus::Pending | StageStatus::Ready | StageStatus::Running | StageStatus::Waiting => {}
             StageStatus::Cancelled => {
-                self.open.remove(&place);
+                self.open.remove(place);
                 self.cancelled.get_or_insert(place);
             }
             StageStatus::Failed if !version.definition.stages[place].optional => {
-                self.open.remove(&place);
+                self.open.remove(place);
                 self.over += 1;
                 self.failed.get_or_insert(place);
             }
@@ -289,21 +324,19 @@ impl Run {
                 stage.status = StageStatus::Cancelled;
             }
         }
-        self.startable.clear();
-        self.startable_alone.clear();
-        self.open.clear();
+        (self.startable, self.startable_alone, self.open) = Default::default();
     }
 
     fn begun(&mut self, place: usize, version: &Version) {
         let startable =
             if version.definition.stages[place].parallel { &mut self.startable } else { &mut self.startable_alone };
-        startable.remove(&place);
+        startable.remove(place);
         self.open.insert(place);
     }
 
     /// A stage is over, and those that wait for it may be able to begin.
     fn over(&mut self, place: usize, version: &Version) {
-        self.open.remove(&place);
+        self.open.remove(place);
         self.over += 1;
         for &dependent in &version.plan.dependents[place] {
             let stage = &mut self.stages[dependent];
@@ -327,7 +360,7 @@ impl Run {
     /// The stages that have an attempt under way.
     pub(crate) fn attempted(&self) -> Vec<usize> {
         let under_way = |place: &usize| matches!(self.stages[*place].status, StageStatus::Ready | StageStatus::Running);
-        self.open.iter().copied().filter(under_way).collect()
+        self.open.0.iter().copied().filter(under_way).collect()
     }
 
     /// Its own span, in its trace.

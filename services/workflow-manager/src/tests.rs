@@ -978,7 +978,7 @@ fn g7_as_many_runs_are_live_as_may_be() {
     world.config.max_live_runs = 1;
     world.lead();
     ask(&mut world, "the limit is lower", None);
-    let (run, _) = world.processor.machine().runs.last_key_value().map(|(id, run)| (*id, run)).unwrap();
+    let (run, _) = world.processor.machine().runs.iter().next_back().map(|(id, run)| (*id, run)).unwrap();
     world.cancel(run, None).unwrap();
     ask(&mut world, "one is live", None);
     world.config.max_live_runs = 3;

@@ -2,7 +2,7 @@
 
 use std::iter::Peekable;
 
-use baton_machine::Reply;
+use baton_machine::{Reply, Shelves};
 use baton_protocol::request::{ListRuns, MAX_MESSAGE_BYTES, RunList};
 use baton_protocol::run::{AttemptView, RunSummary, RunView, StageView};
 use baton_protocol::subject::RUNS_BUCKET;
@@ -35,15 +35,20 @@ pub(crate) fn list(state: &WorkflowManager, request: &ListRuns) -> RunList {
         request.workflow.as_ref().is_none_or(|workflow| *workflow == summary.workflow)
             && request.status.is_none_or(|status| status == summary.status)
     };
-    let live = match request.before {
-        Some(before) => state.runs.range(..before),
-        None => state.runs.range(..),
-    };
-    let live = live.rev().map(|(_, run)| summary(run));
+    let live = up_to(&state.runs, request.before).rev().map(|(_, run)| summary(run));
     let ended = state.history.newest_first(request.before).cloned();
     let mut found = Merged { live: live.peekable(), ended: ended.peekable() }.filter(wanted);
     let runs = found.by_ref().take(limit).collect();
     RunList { runs, counts: state.counts(), more: found.next().is_some() }
+}
+
+/// The entries before that one, or all.
+pub(crate) fn up_to<V: Clone>(
+    runs: &Shelves<RunId, V>,
+    before: Option<RunId>,
+) -> impl DoubleEndedIterator<Item = (&RunId, &V)> {
+    let all = before.is_none().then(|| runs.iter()).into_iter().flatten();
+    all.chain(before.map(|before| runs.before(&before)).into_iter().flatten())
 }
 
 /// Two lists, each the newest first, in one.

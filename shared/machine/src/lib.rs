@@ -20,6 +20,7 @@
 mod clock;
 pub mod planted;
 mod processor;
+mod shelves;
 mod snapshot;
 mod turn;
 
@@ -35,6 +36,7 @@ use serde::de::DeserializeOwned;
 
 pub use clock::Clock;
 pub use processor::{Outgoing, Processor, ReadError, Released};
+pub use shelves::{ShelfSet, Shelves};
 pub use snapshot::Snapshot;
 pub use turn::Turn;
 

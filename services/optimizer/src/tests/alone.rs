@@ -613,7 +613,7 @@ fn stale_records_do_nothing() {
     assert_eq!(world.machine.machine(), &before);
     // What is left of a run goes with it.
     world.workflow(vec![finished(1)]);
-    assert!(world.machine.machine().fleet.free(&"research".parse().unwrap()).is_some());
+    assert!(world.machine.machine().fleet.is_present(&agent("ann")));
 }
 
 #[test]
