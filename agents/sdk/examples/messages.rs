@@ -37,6 +37,8 @@ struct Work {
     /// Bytes of a body.
     bytes: usize,
     server: String,
+    /// Tells these agents from those of another measurement.
+    name: String,
 }
 
 /// What came out.
@@ -134,8 +136,8 @@ async fn messages(id: &str, work: &Work) -> anyhow::Result<Messages> {
 }
 
 async fn send(work: &Work) -> anyhow::Result<()> {
-    let me = messages("bench-sender", work).await?;
-    let to = AgentId::new("bench-receiver")?;
+    let me = messages(&format!("bench-sender-{}", work.name), work).await?;
+    let to = AgentId::new(&format!("bench-receiver-{}", work.name))?;
     let room = Arc::new(Semaphore::new(UNDER_WAY));
     let more = Arc::clone(&room);
     let confirmed = Listen::new().on_any(move |_: Received| {
@@ -195,8 +197,8 @@ struct Seen {
 }
 
 async fn receive(work: &Work) -> anyhow::Result<()> {
-    let me = messages("bench-receiver", work).await?;
-    let (answers, from) = (me.clone(), AgentId::new("bench-sender")?);
+    let me = messages(&format!("bench-receiver-{}", work.name), work).await?;
+    let (answers, from) = (me.clone(), AgentId::new(&format!("bench-sender-{}", work.name))?);
     let seen = Arc::new(Mutex::new(Seen::default()));
     let count = Arc::new(AtomicU64::new(0));
     let confirms = !work.guaranteed && work.rate.is_none();
@@ -283,6 +285,11 @@ async fn main() -> anyhow::Result<()> {
             stop,
         ))
     });
+    let nats = baton_client::connect(&ConnectSettings::alone(server.clone())).await?;
+    let js = async_nats::jetstream::new(nats);
+    while js.get_stream(baton_sdk::baton_protocol::subject::MESSAGES_STREAM).await.is_err() {
+        sleep(Duration::from_millis(20)).await;
+    }
     let kinds: Vec<bool> = match arguments.first().map(String::as_str) {
         Some("guaranteed") => vec![true],
         Some("fire") => vec![false],
@@ -296,6 +303,7 @@ async fn main() -> anyhow::Result<()> {
                 seconds: u64::from(number("--seconds")?.unwrap_or(5)),
                 bytes: number("--bytes")?.unwrap_or(128) as usize,
                 server: server.clone(),
+                name: now_us().to_string(),
             };
             println!("{}", serde_json::to_string(&measure(&work).await?)?);
         }

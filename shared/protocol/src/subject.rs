@@ -192,6 +192,9 @@ pub fn said_to(to: &AgentId) -> String {
     format!("baton.agent.*.say.{to}")
 }
 
+/// What anyone says to any one agent.
+pub const SAID: &str = "baton.agent.*.say.*";
+
 /// The subject on which an agent sends a guaranteed message to another one.
 #[must_use]
 pub fn mail(from: &AgentId, to: &AgentId) -> String {

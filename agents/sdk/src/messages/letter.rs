@@ -171,7 +171,8 @@ pub enum Route {
 impl Received {
     /// Reads what is about the message; `None` where it is not one of an agent. A message that names no type, or one that
     /// does not exist, is a `data_update`.
-    pub(crate) fn read(message: Message) -> Option<Self> {
+    #[must_use]
+    pub fn read(message: Message) -> Option<Self> {
         // A fetched message has the subject on which it was stored in a header.
         let stored = message.headers.as_ref().and_then(|headers| headers.get(NATS_SUBJECT)).map(HeaderValue::as_str);
         let (from, said) = subject::parse_said(stored.unwrap_or(&message.subject))?;
