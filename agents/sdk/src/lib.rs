@@ -63,5 +63,7 @@ pub use output::{Output, TaskError, TaskResult};
 pub use task::Task;
 
 pub use baton_client::{self, Client, ConnectSettings, Connection};
-pub use baton_protocol::{self, AgentId, Amount, Capability, Json, LeaseId, Money, RunId, StageName, TaskId, TopicFilter, TopicName};
+pub use baton_protocol::{
+    self, AgentId, Amount, Capability, Json, LeaseId, Money, RunId, StageName, TaskId, TopicFilter, TopicName,
+};
 pub use tokio_util::sync::CancellationToken;

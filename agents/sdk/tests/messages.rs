@@ -164,7 +164,10 @@ async fn m4_a_request_is_answered_or_says_why_not() {
     let answer = ann.request(bob.agent(), says("hello"), SOON).await.unwrap();
     assert_eq!(serde_json::from_slice::<Value>(&answer).unwrap(), json!({ "echo": "hello" }));
     let error = ann.request(bob.agent(), says("fail"), SOON).await.unwrap_err();
-    assert!(matches!(&error, MessageError::Failed { rejection, .. } if rejection.message == "no such thing"), "{error}");
+    assert!(
+        matches!(&error, MessageError::Failed { rejection, .. } if rejection.message == "no such thing"),
+        "{error}"
+    );
     let error = ann.request(&agent("nobody"), says("hello"), SOON).await.unwrap_err();
     assert!(matches!(&error, MessageError::NobodyThere(to) if to.as_str() == "nobody"), "{error}");
     let error = ann.request(bob.agent(), says("wait"), Duration::from_millis(100)).await.unwrap_err();

@@ -341,7 +341,8 @@ async fn aside(context: &jetstream::Context) -> Option<Check> {
 
 async fn messages(context: &jetstream::Context) -> Check {
     let Ok(stream) = context.get_stream(MESSAGES_STREAM).await else {
-        let advice = "it is made by the resource-manager; agents can not send guaranteed messages without it: see its log";
+        let advice =
+            "it is made by the resource-manager; agents can not send guaranteed messages without it: see its log";
         return Check::look("messages", format!("there is no stream {MESSAGES_STREAM}"), advice);
     };
     let (state, config) = (&stream.cached_info().state, &stream.cached_info().config);

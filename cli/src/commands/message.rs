@@ -109,7 +109,8 @@ impl Send {
             messages.broadcast(message).await.map_err(failed)?;
         } else if let Some(wait) = self.wait_ms {
             for to in &self.to {
-                let answer = messages.request(to, message.clone(), Duration::from_millis(wait)).await.map_err(failed)?;
+                let answer =
+                    messages.request(to, message.clone(), Duration::from_millis(wait)).await.map_err(failed)?;
                 context.out.line(&String::from_utf8_lossy(&answer))?;
             }
         } else if self.guaranteed {

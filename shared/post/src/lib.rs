@@ -48,7 +48,16 @@ const DUPLICATES: Duration = Duration::from_secs(20);
 const LEAST_BYTES: i64 = 16 * 1024 * 1024;
 /// The kinds of messages that agents count; what else they say is not counted.
 const COUNTED: &[&str] = &[
-    "sent", "stored", "repeated", "delivered", "handled", "expired", "failed", "dropped", "duplicate", "refetched",
+    "sent",
+    "stored",
+    "repeated",
+    "delivered",
+    "handled",
+    "expired",
+    "failed",
+    "dropped",
+    "duplicate",
+    "refetched",
     "unclaimed",
 ];
 
@@ -337,7 +346,9 @@ async fn ensure_stream(js: &Context, mut settings: Settings) -> Result<(), Strin
     if let Ok(found) = js.get_stream(subject::MESSAGES_STREAM).await {
         let (found, wanted) = (&found.cached_info().config, wanted(settings));
         if found.republish != wanted.republish || found.subjects != wanted.subjects || !found.allow_direct {
-            return Err(failed(&"it is there with other subjects or without `republish`: delete it, and it is made anew"));
+            return Err(failed(
+                &"it is there with other subjects or without `republish`: delete it, and it is made anew",
+            ));
         }
         return Ok(());
     }

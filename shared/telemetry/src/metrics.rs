@@ -85,7 +85,11 @@ pub const DEFINITIONS: &[Definition] = &[
     gauge("baton_run_queue", "Tasks that wait for an agent.", &[]),
     // The post office's.
     counter("baton_post_asked_total", "Questions of agents to the post office, by what they ask.", &["ask"]),
-    counter("baton_agent_messages_total", "Messages between agents as these count them, by what became of them.", &["what"]),
+    counter(
+        "baton_agent_messages_total",
+        "Messages between agents as these count them, by what became of them.",
+        &["what"],
+    ),
     gauge("baton_messages_stored", "Guaranteed messages in their stream.", &[]),
     gauge("baton_messages_stored_bytes", "Bytes of guaranteed messages in their stream.", &[]),
     // The gateway's.

@@ -293,9 +293,9 @@ impl Runner {
     async fn attempt(&self, message: Received) -> MessageResult<Answer> {
         // The call itself may panic, before there is a future.
         let work = AssertUnwindSafe(async { (self.work)(message).await });
-        work.catch_unwind().await.unwrap_or_else(|panic| {
-            Err(TaskError::failed(format!("the handler panicked: {}", panic_text(&*panic))))
-        })
+        work.catch_unwind()
+            .await
+            .unwrap_or_else(|panic| Err(TaskError::failed(format!("the handler panicked: {}", panic_text(&*panic)))))
     }
 
     async fn answer(&self, message: &Received, answer: MessageResult<Answer>) {

@@ -15,9 +15,9 @@ use std::time::Duration;
 
 use async_nats::{Message, StatusCode, Subscriber};
 use baton_client::Link;
+use baton_protocol::AgentId;
 use baton_protocol::post::{Ask, Opened};
 use baton_protocol::subject;
-use baton_protocol::AgentId;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};

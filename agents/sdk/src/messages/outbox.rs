@@ -17,9 +17,9 @@ use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::{Instant, interval};
 
+use super::MessageError;
 use super::counts::Counts;
 use super::letter::{self, Outgoing};
-use super::MessageError;
 
 /// How long an acknowledgement is waited for before the message is sent again.
 const ACK: Duration = Duration::from_secs(2);
