@@ -275,16 +275,10 @@ async fn main() -> anyhow::Result<()> {
         Some(own) => own.client_url(),
         None => value("--server").context("--server")?,
     };
-    let post = own.as_ref().map(|_| {
-        let metrics = baton_telemetry::Metrics::new("bench", "bench");
-        let stop = baton_sdk::CancellationToken::new();
-        tokio::spawn(baton_post::run(
-            ConnectSettings::alone(server.clone()),
-            baton_post::Settings::default(),
-            metrics,
-            stop,
-        ))
-    });
+    let metrics = baton_telemetry::Metrics::new("bench", "bench");
+    let stop = baton_sdk::CancellationToken::new();
+    let settings = baton_post::Settings::default();
+    let post = tokio::spawn(baton_post::run(ConnectSettings::alone(server.clone()), settings, metrics, stop));
     let nats = baton_client::connect(&ConnectSettings::alone(server.clone())).await?;
     let js = async_nats::jetstream::new(nats);
     while js.get_stream(baton_sdk::baton_protocol::subject::MESSAGES_STREAM).await.is_err() {
@@ -308,8 +302,6 @@ async fn main() -> anyhow::Result<()> {
             println!("{}", serde_json::to_string(&measure(&work).await?)?);
         }
     }
-    if let Some(post) = post {
-        post.abort();
-    }
+    post.abort();
     Ok(())
 }

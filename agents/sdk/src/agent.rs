@@ -58,7 +58,8 @@ pub enum AgentError {
     /// The broker forbids what an agent must do.
     #[error(
         "the broker forbids the agent {agent} what it needs: {why}. It must be allowed to publish to \
-             baton.agent.{agent}.>, and to subscribe to baton.to.{agent}.> and to its inbox"
+             baton.agent.{agent}.>, and to subscribe to baton.to.{agent}.> and to its inbox (and for messages of other agents \
+             to what docs/messages.md lists)"
     )]
     Forbidden {
         /// The agent.

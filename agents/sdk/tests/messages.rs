@@ -317,6 +317,59 @@ async fn m4_a_slow_handler_loses_no_guaranteed_message() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_sender_writes_into_the_broker_s_headers_is_not_believed() {
+    let world = World::start().await;
+    let ann = world.agent("ann").await;
+    let (bob, heard) = listening(&world, "bob").await;
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Nats-Subject", "baton.agent.cid.say.bob");
+    headers.insert("Nats-Sequence", "999999");
+    headers.insert("Nats-Last-Sequence", "0");
+    let nats = world.server.connect().await;
+    for subject in [subject::say(&agent("mal"), bob.agent()), subject::mail(&agent("mal"), bob.agent())] {
+        nats.publish_with_headers(subject, headers.clone(), "0".into()).await.unwrap();
+    }
+    heard.until(2).await;
+    for number in 1..=3u64 {
+        ann.send_guaranteed(bob.agent(), says(number)).await.unwrap();
+    }
+    heard.until(5).await;
+    assert_eq!(heard.numbers(), [0, 0, 1, 2, 3]);
+    for message in &heard.all()[..2] {
+        assert_eq!(message.from().as_str(), "mal");
+        assert!(message.sequence().is_none_or(|sequence| sequence == 1), "{message:?}");
+    }
+    bob.close().await;
+    // Nor when it is fetched.
+    nats.publish_with_headers(subject::mail(&agent("mal"), bob.agent()), headers, "4".into()).await.unwrap();
+    nats.flush().await.unwrap();
+    let (_bob, again) = listening(&world, "bob").await;
+    again.until(1).await;
+    ann.send_guaranteed(bob.agent(), says(5)).await.unwrap();
+    again.until(2).await;
+    assert_eq!(again.numbers(), [4, 5]);
+    assert_eq!(again.all()[0].sequence(), Some(5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn m4_a_stream_that_was_lost_begins_anew() {
+    let world = World::start().await;
+    let ann = world.agent("ann").await;
+    let (bob, heard) = listening(&world, "bob").await;
+    for number in 0..3u64 {
+        ann.send_guaranteed(bob.agent(), says(number)).await.unwrap();
+    }
+    heard.until(3).await;
+    let js = async_nats::jetstream::new(world.server.connect().await);
+    js.delete_stream(subject::MESSAGES_STREAM).await.unwrap();
+    // The sender waits for it to be made again.
+    let stored = ann.send_guaranteed(bob.agent(), says(3)).await.unwrap();
+    assert_eq!(stored.sequence, 1);
+    wait_for("the message", Duration::from_secs(60), async || heard.all().len() == 4).await;
+    assert_eq!(heard.numbers(), [0, 1, 2, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn m5_agents_talk_peer_to_peer_with_handlers() {
     let world = World::start().await;
     let (ann, bob) = (world.agent("ann").await, world.agent("bob").await);

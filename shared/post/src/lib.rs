@@ -353,10 +353,7 @@ async fn ensure_stream(js: &Context, mut settings: Settings) -> Result<(), Strin
         return Ok(());
     }
     loop {
-        let error = match js.create_stream(wanted(settings)).await {
-            Ok(_) => return Ok(()),
-            Err(error) => error,
-        };
+        let Err(error) = js.create_stream(wanted(settings)).await else { return Ok(()) };
         let code = match error.kind() {
             CreateStreamErrorKind::JetStream(error) => Some(error.error_code()),
             _ => None,

@@ -1,4 +1,6 @@
-//! Handlers: each has its own queue and its own task, so that one that fails, panics or takes long holds up no other.
+//! Handlers: each has its own queues and its own task, so that one that fails, panics or takes long holds up no other.
+//!
+//! What is guaranteed has a queue of its own, which goes first: a flood of what is not must not keep it out.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -132,8 +134,15 @@ impl Unfinished {
 struct Handler {
     name: String,
     selector: Selector,
-    queue: mpsc::Sender<Job>,
+    mail: mpsc::Sender<Job>,
+    said: mpsc::Sender<Job>,
     failed: Arc<AtomicU64>,
+}
+
+impl Handler {
+    fn queue(&self, message: &Received) -> &mpsc::Sender<Job> {
+        if message.sequence().is_some() { &self.mail } else { &self.said }
+    }
 }
 
 /// All handlers.
@@ -171,7 +180,8 @@ impl Handlers {
     ) -> Self {
         let unfinished = Arc::new(Unfinished::default());
         let start = |Wanted { selector, work }: Wanted| {
-            let (queue, jobs) = mpsc::channel(rules.queue);
+            let (mail, mail_jobs) = mpsc::channel(rules.queue);
+            let (said, said_jobs) = mpsc::channel(rules.queue);
             let failed = Arc::new(AtomicU64::new(0));
             let runner = Runner {
                 name: selector.name(),
@@ -182,8 +192,8 @@ impl Handlers {
                 unfinished: Arc::clone(&unfinished),
                 counts: Arc::clone(counts),
             };
-            tasks.spawn(runner.run(jobs));
-            Handler { name: selector.name(), selector, queue, failed }
+            tasks.spawn(runner.run(mail_jobs, said_jobs));
+            Handler { name: selector.name(), selector, mail, said, failed }
         };
         let handlers = wanted.into_iter().map(start).collect();
         Self { handlers, unfinished, counts: Arc::clone(counts) }
@@ -201,9 +211,9 @@ impl Handlers {
             return Taken::Yes;
         };
         let mut rooms = Vec::new();
-        let Ok(room) = first.queue.try_reserve() else { return Taken::Full };
+        let Ok(room) = first.queue(message).try_reserve() else { return Taken::Full };
         for handler in for_it {
-            let Ok(room) = handler.queue.try_reserve() else { return Taken::Full };
+            let Ok(room) = handler.queue(message).try_reserve() else { return Taken::Full };
             rooms.push(room);
         }
         self.counts.delivered.one();
@@ -218,9 +228,9 @@ impl Handlers {
         Taken::Yes
     }
 
-    /// How many messages every queue has room for.
+    /// How many guaranteed messages every handler has room for.
     pub(crate) fn room(&self) -> usize {
-        self.handlers.iter().map(|handler| handler.queue.capacity()).min().unwrap_or(usize::MAX)
+        self.handlers.iter().map(|handler| handler.mail.capacity()).min().unwrap_or(usize::MAX)
     }
 
     pub(crate) fn are_none(&self) -> bool {
@@ -249,8 +259,14 @@ struct Runner {
 }
 
 impl Runner {
-    async fn run(self, mut jobs: mpsc::Receiver<Job>) {
-        while let Some(Job { message, ticket }) = jobs.recv().await {
+    async fn run(self, mut mail: mpsc::Receiver<Job>, mut said: mpsc::Receiver<Job>) {
+        loop {
+            let Job { message, ticket } = tokio::select! {
+                biased;
+                Some(job) = mail.recv() => job,
+                Some(job) = said.recv() => job,
+                else => return,
+            };
             // It may have waited for long.
             if message.is_expired() {
                 self.counts.expired.one();

@@ -173,9 +173,10 @@ impl Received {
     /// does not exist, is a `data_update`.
     #[must_use]
     pub fn read(message: Message) -> Option<Self> {
-        // A fetched message has the subject on which it was stored in a header.
-        let stored = message.headers.as_ref().and_then(|headers| headers.get(NATS_SUBJECT)).map(HeaderValue::as_str);
-        let (from, said) = subject::parse_said(stored.unwrap_or(&message.subject))?;
+        // A fetched message has the subject on which it was stored in a header. On any other it would be the sender's word.
+        let is_fetched = subject::parse_from_post(&message.subject).is_some();
+        let stored = if is_fetched { text(&message, NATS_SUBJECT)? } else { &message.subject };
+        let (from, said) = subject::parse_said(stored)?;
         let from = AgentId::new(from).ok()?;
         let route = match said {
             Said::Direct | Said::Mail => Route::Direct,
@@ -282,8 +283,9 @@ impl Received {
     }
 }
 
+/// The last value of a header: what the broker adds stands behind what a sender may have written under the same name.
 pub(crate) fn text(message: &Message, name: HeaderName) -> Option<&str> {
-    message.headers.as_ref()?.get(name).map(HeaderValue::as_str)
+    message.headers.as_ref()?.get_last(name).map(HeaderValue::as_str)
 }
 
 pub(crate) fn number(message: &Message, name: HeaderName) -> Option<u64> {

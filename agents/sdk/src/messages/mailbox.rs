@@ -159,8 +159,11 @@ impl Mailbox {
                 changed = link.changed(), if !link_gone => {
                     link_gone = changed.is_err();
                     let now = link.borrow_and_update().connects;
-                    if std::mem::replace(&mut connects, now) != now && !matches!(self.state, State::Opening(_)) {
-                        self.fetch().await;
+                    if std::mem::replace(&mut connects, now) != now {
+                        // The broker may have come back without its data, with sequences that begin anew.
+                        self.taking = false;
+                        self.check = None;
+                        self.state = State::Opening(Instant::now());
                     }
                 }
                 wish = &mut wishes => {
@@ -229,14 +232,15 @@ impl Mailbox {
     }
 
     fn take(&mut self, sequence: u64, message: &Received) -> bool {
-        if message.id().is_some_and(|id| self.remembered.has(message.from(), id)) {
+        let key = message.id().map(|id| self.remembered.key(message.from(), id));
+        if key.is_some_and(|key| self.remembered.has(key)) {
             self.handlers.counts.duplicate.one();
         } else {
             if self.handlers.take(message) == Taken::Full {
                 return false;
             }
-            if let Some(id) = message.id() {
-                self.remembered.put(message.from(), id);
+            if let Some(key) = key {
+                self.remembered.put(key);
             }
         }
         match self.heads.get_mut(message.from()) {
@@ -259,10 +263,13 @@ impl Mailbox {
         };
         match serde_json::from_slice::<Opened>(&answer.payload) {
             Ok(Opened { cursor, epoch }) => {
-                self.epoch = epoch;
-                self.floor = cursor;
-                self.told = cursor;
-                self.heads.clear();
+                if epoch != self.epoch {
+                    self.epoch = epoch;
+                    self.floor = cursor;
+                    self.told = cursor;
+                    self.heads.clear();
+                    self.handlers.unfinished.clear();
+                }
                 self.fetch().await;
             }
             Err(error) => tracing::warn!(%error, "the post office's answer can not be read"),
@@ -406,9 +413,9 @@ impl Mailbox {
             return;
         };
         if up_to < self.floor {
-            tracing::warn!(agent = %self.agent, up_to, floor = self.floor, "the stream of messages was made anew");
-            self.floor = 0;
-            self.handlers.unfinished.clear();
+            tracing::warn!(agent = %self.agent, up_to, floor = self.floor, "the stream of messages is not what it was");
+            // Also if it is the same stream, and has lost its end with its broker's power.
+            self.epoch = 0;
             return self.open().await;
         }
         let missing = check.last.iter().any(|(from, last)| self.head(from) < *last);
@@ -473,18 +480,17 @@ struct Remembered {
 }
 
 impl Remembered {
-    fn hash(&self, from: &AgentId, id: &str) -> (u64, u64) {
+    fn key(&self, from: &AgentId, id: &str) -> (u64, u64) {
         (self.hashers.0.hash_one((from, id)), self.hashers.1.hash_one((from, id)))
     }
 
-    fn has(&self, from: &AgentId, id: &str) -> bool {
-        self.known.contains(&self.hash(from, id))
+    fn has(&self, key: (u64, u64)) -> bool {
+        self.known.contains(&key)
     }
 
-    fn put(&mut self, from: &AgentId, id: &str) {
-        let hash = self.hash(from, id);
-        if self.known.insert(hash) {
-            self.order.push_back(hash);
+    fn put(&mut self, key: (u64, u64)) {
+        if self.known.insert(key) {
+            self.order.push_back(key);
         }
         if self.order.len() > REMEMBERED
             && let Some(oldest) = self.order.pop_front()

@@ -188,7 +188,8 @@ impl Listen {
         self
     }
 
-    /// How many messages may wait for each handler: 4096 unless given. Of one more, what is fire-and-forget is dropped and
+    /// How many messages may wait for each handler, of those that are guaranteed (they go first) and of those that are not:
+    /// 4096 unless given. Of one more, what is fire-and-forget is dropped and
     /// [counted](Numbers::dropped); what is guaranteed is fetched again when there is room.
     pub fn queue(mut self, messages: usize) -> Self {
         self.rules.queue = messages.max(1);
@@ -432,8 +433,8 @@ impl Messages {
         self.0.handlers.get().map(|handlers| handlers.failures()).unwrap_or_default()
     }
 
-    /// Stops listening: what has been taken is handled, for ten seconds at the most, and how far that is is kept, so that
-    /// the next process goes on exactly there.
+    /// Stops listening: the guaranteed messages that were taken are handled, for ten seconds at the most, and how far that is
+    /// is kept, so that the next process goes on exactly there. What is not guaranteed and waits is dropped.
     pub async fn close(&self) {
         let close = self.0.close.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(close) = close {
