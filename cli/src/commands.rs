@@ -9,6 +9,7 @@ pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod healthcheck;
 pub(crate) mod log;
+pub(crate) mod message;
 pub(crate) mod run;
 pub(crate) mod runs;
 pub(crate) mod service;
@@ -17,20 +18,25 @@ pub(crate) mod strategy;
 pub(crate) mod up;
 pub(crate) mod workflow;
 
-use baton_client::{Client, ConnectError, ConnectSettings};
+use baton_client::{Client, ConnectError, ConnectSettings, Connection};
 
 /// The NATS context that `baton up` writes.
 pub(crate) const DEV_CONTEXT: &str = "baton-dev";
 
+/// Connects as [`open`] does, to ask services.
+pub(crate) async fn connect(settings: &ConnectSettings) -> Result<Client, ConnectError> {
+    Ok(Client::new(open(settings).await?.nats))
+}
+
 /// Connects. Where nothing says which broker is meant and none listens at the usual place, the one that `baton up`
 /// started is meant, if it is there: its port may be another one.
-pub(crate) async fn connect(settings: &ConnectSettings) -> Result<Client, ConnectError> {
-    let error = match Client::connect(settings).await {
+pub(crate) async fn open(settings: &ConnectSettings) -> Result<Connection, ConnectError> {
+    let error = match Connection::open(settings).await {
         Err(error) if is_guess(&error) => error,
         connected => return connected,
     };
     let dev = ConnectSettings { context: Some(DEV_CONTEXT.to_owned()), ..settings.clone() };
-    Client::connect(&dev).await.map_err(|_| error)
+    Connection::open(&dev).await.map_err(|_| error)
 }
 
 /// Whether nobody had said where the broker is.

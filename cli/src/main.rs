@@ -133,6 +133,9 @@ enum Command {
     Cancel(c::cancel::Cancel),
     /// List the agents
     Agents(c::agents::Agents),
+    /// Messages between agents: send one, watch them
+    #[command(subcommand)]
+    Message(c::message::Message),
     /// Workflow definitions
     #[command(subcommand)]
     Workflow(c::workflow::Workflow),
@@ -244,6 +247,7 @@ async fn dispatch(command: Command, context: Context) -> anyhow::Result<Exit> {
         Command::Log(command) => command.run(&context).await,
         Command::Cancel(command) => command.run(&context).await,
         Command::Agents(command) => command.run(&context).await,
+        Command::Message(command) => command.run(&context).await,
         Command::Workflow(command) => command.run(&context).await,
         Command::Strategy(command) => command.run(&context).await,
         Command::Service(command) => command.run(context).await,

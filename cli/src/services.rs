@@ -1,6 +1,7 @@
 //! The four services, run in this process.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::Context;
 use baton_client::ConnectSettings;
@@ -83,8 +84,20 @@ async fn run_here(
         Service::ResourceManager => {
             let (lease_ms, heartbeat_ms) = (settings.agents.lease_ms, settings.agents.heartbeat_ms);
             let config = baton_resource_manager::Config { lease_ms, heartbeat_ms };
+            // Who agents are is known here, so here is also where their messages are kept. Every instance has a post office;
+            // it comes and goes with its service and never ends it.
+            let post = baton_post::Settings {
+                replicas: settings.log.replicas,
+                max_age: Duration::from_millis(settings.messages.max_age_ms),
+                max_bytes: settings.messages.max_bytes,
+            };
+            let post = baton_post::run(connect.clone(), post, telemetry.metrics.clone(), shutdown.clone());
             let run = baton_shell::run::<baton_resource_manager::ResourceManager>;
-            run(instance, connect, settings, config, telemetry, shutdown).await.map_err(anyhow::Error::from)
+            let service = run(instance, connect, settings, config, telemetry, shutdown);
+            tokio::select! {
+                ended = service => ended.map_err(anyhow::Error::from),
+                never = async { post.await; std::future::pending().await } => never,
+            }
         }
         Service::Optimizer => {
             let ageing_ms = settings.placement.ageing_ms;

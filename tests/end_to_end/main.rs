@@ -8,6 +8,7 @@ mod faults;
 mod fleet;
 mod full;
 mod http;
+mod messages;
 mod overload;
 mod rules;
 mod traces;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use baton_client::{Client, ConnectError, ConnectSettings, Connection};
@@ -15,6 +15,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::keeper::{Keeper, Limits};
+use crate::messages::{Messages, Options};
 use crate::output::TaskResult;
 use crate::speech::Voice;
 use crate::task::Task;
@@ -57,7 +58,8 @@ pub enum AgentError {
     /// The broker forbids what an agent must do.
     #[error(
         "the broker forbids the agent {agent} what it needs: {why}. It must be allowed to publish to \
-             baton.agent.{agent}.>, and to subscribe to baton.to.{agent}.> and to its inbox"
+             baton.agent.{agent}.>, and to subscribe to baton.to.{agent}.> and to its inbox (and for messages of other agents \
+             to what docs/messages.md lists)"
     )]
     Forbidden {
         /// The agent.
@@ -164,7 +166,8 @@ impl Builder {
         };
         let client = Client::new(connection.nats.clone()).with_source(id.as_str());
         let limits = Limits { grace: self.grace, patience: self.patience };
-        Ok(Agent { id, registration, connection, client, limits, spans: self.spans, told: self.told })
+        let (spans, told, messages) = (self.spans, self.told, OnceLock::new());
+        Ok(Agent { id, registration, connection, client, limits, spans, told, messages })
     }
 
     fn registration(&self) -> Result<RegisterAgent, AgentError> {
@@ -205,6 +208,7 @@ pub struct Agent {
     limits: Limits,
     spans: Option<Spans>,
     told: Option<Told>,
+    messages: OnceLock<Messages>,
 }
 
 impl Agent {
@@ -236,6 +240,14 @@ impl Agent {
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// What it says to other agents and hears of them. To be taken before the agent is run, and good for as long as anybody
+    /// has it.
+    #[must_use]
+    pub fn messages(&self) -> Messages {
+        let new = || Messages::new(&self.connection, self.id.clone(), Options::default());
+        self.messages.get_or_init(new).clone()
     }
 
     /// Registers and does tasks until Ctrl-C or SIGTERM, and finishes those in hand; a second signal cuts that short.

@@ -172,7 +172,7 @@ impl Keeper {
         let mut link_gone = false;
         let mut grace_ends = None;
         // Before registering, so that nothing that is assigned from then on is missed.
-        let inbox = self.voice.client.nats().subscribe(subject::to_agent(&self.voice.agent)).await;
+        let inbox = self.voice.client.nats().subscribe(subject::work_of(&self.voice.agent)).await;
         let mut inbox = inbox.map_err(|error| AgentError::Closed(error.to_string()))?;
         self.register();
         loop {
@@ -540,7 +540,7 @@ fn why_not_joined(error: JoinError) -> String {
     }
 }
 
-fn panic_text(panic: &(dyn Any + Send)) -> &str {
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no message)")
 }

@@ -43,6 +43,8 @@
 //!   handler that goes on regardless is stopped at its next `.await` after a while ([`Builder::patience`]).
 //! - Ctrl-C and SIGTERM let the work in hand finish; a second one does not.
 //!
+//! What agents say to each other beside their tasks is in [`messages`].
+//!
 //! A handler that computes for long between two `.await`s holds up everything else in its thread: give such work to
 //! [`tokio::task::spawn_blocking`].
 //!
@@ -51,6 +53,7 @@
 
 mod agent;
 mod keeper;
+pub mod messages;
 mod output;
 mod speech;
 mod task;
@@ -60,5 +63,7 @@ pub use output::{Output, TaskError, TaskResult};
 pub use task::Task;
 
 pub use baton_client::{self, Client, ConnectSettings, Connection};
-pub use baton_protocol::{self, AgentId, Amount, Capability, Json, LeaseId, Money, RunId, StageName, TaskId};
+pub use baton_protocol::{
+    self, AgentId, Amount, Capability, Json, LeaseId, Money, RunId, StageName, TaskId, TopicFilter, TopicName,
+};
 pub use tokio_util::sync::CancellationToken;

@@ -8,7 +8,7 @@ use async_nats::jetstream::{self};
 use baton_broker::{MINIMUM_VERSION, Version};
 use baton_client::{Client, now};
 use baton_protocol::request::{AgentStatus, InstanceStatus, ListAgents, Role};
-use baton_protocol::subject::{ASIDE_STREAM, Shard, log_stream};
+use baton_protocol::subject::{ASIDE_STREAM, MESSAGES_STREAM, Shard, log_stream};
 use baton_protocol::{Millis, Service};
 use clap::Args;
 use serde::Serialize;
@@ -119,6 +119,7 @@ async fn examine(client: &Client) -> Vec<Check> {
         Err(error) => checks.push(Check::wrong("services", error.to_string(), "see what the broker's log says")),
     }
     checks.extend(aside(&context).await);
+    checks.push(messages(&context).await);
     checks.push(agents(client).await);
     checks
 }
@@ -336,6 +337,26 @@ async fn aside(context: &jetstream::Context) -> Option<Check> {
             format!("{} that could not be read", count(usize::try_from(messages).unwrap_or(usize::MAX), "request"));
         Check::look("set aside", found, format!("`nats stream view {ASIDE_STREAM}` shows them"))
     })
+}
+
+async fn messages(context: &jetstream::Context) -> Check {
+    let Ok(stream) = context.get_stream(MESSAGES_STREAM).await else {
+        let advice =
+            "it is made by the resource-manager; agents can not send guaranteed messages without it: see its log";
+        return Check::look("messages", format!("there is no stream {MESSAGES_STREAM}"), advice);
+    };
+    let (state, config) = (&stream.cached_info().state, &stream.cached_info().config);
+    let held = count(usize::try_from(state.messages).unwrap_or(usize::MAX), "guaranteed message");
+    let found = format!("{held} kept, {}", bytes(state.bytes));
+    if is_nearly_full(state.bytes, config.max_bytes) {
+        let advice = format!(
+            "the oldest are lost, read or not, once there are {}: `nats stream edit {MESSAGES_STREAM} --max-bytes …` if agents \
+             that are away for long must get them",
+            bytes(u64::try_from(config.max_bytes).unwrap_or_default())
+        );
+        return Check::look("messages", found, advice);
+    }
+    Check::ok("messages", found)
 }
 
 async fn agents(client: &Client) -> Check {

@@ -2,7 +2,7 @@
 //!
 //! The header fields of the source documents, one NATS header each. All are optional to a reader.
 
-/// The message's id: a UUID.
+/// The message's id: a UUID, or of messages between agents anything that no other message has.
 pub const ID: &str = "Baton-Id";
 /// When it was sent, in milliseconds since 1970.
 pub const TIME: &str = "Baton-Time";
@@ -24,6 +24,8 @@ pub const CORRELATION_ID: &str = "Baton-Correlation-Id";
 pub const RESPONSE_WANTED: &str = "Baton-Response-Wanted";
 /// How long the sender waits for the answer, in milliseconds.
 pub const TIMEOUT_MS: &str = "Baton-Timeout-Ms";
+/// How long the message is worth reading, in milliseconds from [`TIME`]. Whoever gets it later drops it.
+pub const TTL_MS: &str = "Baton-Ttl-Ms";
 /// How often the sender will send it again at the most.
 pub const MAX_RETRIES: &str = "Baton-Max-Retries";
 /// The sender's signature.
@@ -51,6 +53,18 @@ pub enum Routing {
     Multicast,
 }
 
+impl Routing {
+    /// As it is written.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Broadcast => "broadcast",
+            Self::Multicast => "multicast",
+        }
+    }
+}
+
 /// How urgent a message is.
 #[derive(
     Debug,
@@ -76,4 +90,20 @@ pub enum Priority {
     High,
     /// At once.
     Critical,
+}
+
+impl Priority {
+    /// Every priority, the lowest first.
+    pub const ALL: [Self; 4] = [Self::Low, Self::Normal, Self::High, Self::Critical];
+
+    /// As it is written.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Normal => "normal",
+            Self::High => "high",
+            Self::Critical => "critical",
+        }
+    }
 }

@@ -27,6 +27,8 @@
 //! | **request** | something asked of a service, in the imperative; answered, or rejected |
 //! | **rejection** | a refusal with a stable code |
 //! | **report** | an agent's request that ends its task |
+//! | **message** | what one agent says to another, to all, or to a topic; only its readers know what it means |
+//! | **mail** | a message that is stored before it is sent on, and handled at least once |
 //! | **event** | one record as observers see it, on core NATS |
 //!
 //! # What a plain NATS client needs
@@ -47,6 +49,7 @@ pub mod id;
 pub mod json;
 pub mod message;
 pub mod name;
+pub mod post;
 pub mod record;
 pub mod rejection;
 pub mod request;
@@ -54,6 +57,7 @@ pub mod run;
 pub mod schema;
 pub mod subject;
 mod text;
+pub mod topic;
 pub mod trace;
 
 pub use amount::{Amount, Money, Resources};
@@ -63,3 +67,4 @@ pub use json::Json;
 pub use name::{AgentId, Capability, NameError, ResourceName, StageName, WorkflowName};
 pub use record::{Commit, OptimizerRecord, ResourceRecord, WorkflowRecord};
 pub use rejection::{Code, Rejection};
+pub use topic::{TopicFilter, TopicName};

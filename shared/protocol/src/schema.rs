@@ -9,7 +9,7 @@ use crate::record::{Commit, Event, OptimizerRecord, ResourceRecord, WorkflowReco
 use crate::request::{
     CancelTask, Endpoint, OptimizerRequest, ProgressEvent, Requests, ResourceRequest, WorkflowRequest,
 };
-use crate::{definition, header, message, rejection, request, run};
+use crate::{definition, header, message, post, rejection, request, run};
 
 /// Every schema by the name of its file, without the ending.
 #[must_use]
@@ -27,6 +27,8 @@ pub fn all() -> BTreeMap<String, Schema> {
         ("message-type", schema_for!(message::MessageType)),
         ("routing", schema_for!(header::Routing)),
         ("priority", schema_for!(header::Priority)),
+        ("post.ask", schema_for!(post::Ask)),
+        ("post.opened", schema_for!(post::Opened)),
         ("to-agent.assign", schema_for!(request::Assignment)),
         ("to-agent.cancel", schema_for!(CancelTask)),
     ]

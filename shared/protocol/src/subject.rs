@@ -5,7 +5,14 @@
 //! | `baton.log.SHARD.SERVICE` | the leading instance of the service | commits ([`crate::record`]), kept in the stream [`log_stream`] |
 //! | `baton.req.SERVICE.ENDPOINT` | anyone | requests ([`crate::request`]), answered |
 //! | `baton.agent.AGENT.VERB` | the agent | `register`, `heartbeat`, `report`, `reports`, `decline`, `leave` (requests) and `progress` (a publication) |
+//! | `baton.agent.AGENT.say.TO` | the agent | a message for one other agent, heard if that one listens |
+//! | `baton.agent.AGENT.mail.TO` | the agent | the same, guaranteed: kept in the stream [`MESSAGES_STREAM`] |
+//! | `baton.agent.AGENT.all` | the agent | a message for all agents |
+//! | `baton.agent.AGENT.topic.TOPIC` | the agent | a message for who is interested in the topic |
+//! | `baton.agent.AGENT.post` | the agent | what it asks of the post office ([`crate::post`]) |
 //! | `baton.to.AGENT.VERB` | the resource-manager | `assign`, `assignments`, `cancel` |
+//! | `baton.to.AGENT.mail.FROM` | the broker | each guaranteed message, once it is stored |
+//! | `baton.to.AGENT.post.WHAT.TOKEN` | the broker, asked by the post office | `fetch`: stored messages again; `check`: the last one of each sender |
 //! | `baton.event.run.RUN.KIND` | the service that owns the record | what happened to a run, also `progress` |
 //! | `baton.event.agent.AGENT.KIND` | the resource-manager | what happened to an agent |
 //! | `baton.event.workflow.WORKFLOW.KIND` | the workflow-manager | `workflow_registered` |
@@ -15,14 +22,16 @@
 //! | `baton.metrics.SERVICE` | anyone | request; every instance answers its metrics in Prometheus' text format |
 //! | `baton.aside.SERVICE` | services | requests that could not be read, kept in the stream [`ASIDE_STREAM`] |
 //!
-//! The agent's id is a token of every subject that an agent may use: an agent `a` publishes to `baton.agent.a.>` and
-//! subscribes to `baton.to.a.>`, and the broker's permissions can say just that.
+//! The agent's id is a token of every subject that an agent may use: an agent `a` publishes to `baton.agent.a.>` only, so
+//! that the broker's permissions pin who speaks. It subscribes to `baton.to.a.>`, and to what other agents say:
+//! `baton.agent.*.say.a`, `baton.agent.*.all`, `baton.agent.*.topic.>`.
 
 use std::fmt;
 
 use crate::id::{RunId, Service};
 use crate::name::AgentId;
 use crate::record::Topic;
+use crate::topic::{TopicFilter, TopicName};
 
 /// The log that a run's records are on. There is one so far; runs will be hashed onto several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -51,6 +60,18 @@ pub fn runs_stream() -> (String, String) {
 
 /// The object store of snapshots.
 pub const SNAPSHOTS_BUCKET: &str = "baton-snapshots";
+
+/// The stream of guaranteed messages from agent to agent.
+pub const MESSAGES_STREAM: &str = "BATON_MESSAGES";
+
+/// The subjects of [`MESSAGES_STREAM`].
+pub const MESSAGES_SUBJECTS: &str = "baton.agent.*.mail.*";
+
+/// Where the broker publishes a message of [`MESSAGES_STREAM`] once it is stored, as the stream's settings say it.
+pub const MESSAGES_REPUBLISHED: &str = "baton.to.{{wildcard(2)}}.mail.{{wildcard(1)}}";
+
+/// The key-value bucket of how far each agent has handled its guaranteed messages.
+pub const CURSORS_BUCKET: &str = "baton-cursors";
 
 /// The subjects of [`ASIDE_STREAM`].
 pub const ASIDE_SUBJECTS: &str = "baton.aside.*";
@@ -168,6 +189,140 @@ pub fn to_agent(agent: &AgentId) -> String {
     format!("baton.to.{agent}.>")
 }
 
+/// What the services tell an agent: [`assign`] and [`cancel`], but no messages of other agents.
+#[must_use]
+pub fn work_of(agent: &AgentId) -> String {
+    format!("baton.to.{agent}.*")
+}
+
+/// The subject on which an agent says something to another one.
+#[must_use]
+pub fn say(from: &AgentId, to: &AgentId) -> String {
+    format!("baton.agent.{from}.say.{to}")
+}
+
+/// What anyone says to an agent.
+#[must_use]
+pub fn said_to(to: &AgentId) -> String {
+    format!("baton.agent.*.say.{to}")
+}
+
+/// What anyone says to any one agent.
+pub const SAID: &str = "baton.agent.*.say.*";
+
+/// The subject on which an agent sends a guaranteed message to another one.
+#[must_use]
+pub fn mail(from: &AgentId, to: &AgentId) -> String {
+    format!("baton.agent.{from}.mail.{to}")
+}
+
+/// The guaranteed messages that anyone sends to an agent, as they are sent and stored.
+#[must_use]
+pub fn mail_to(to: &AgentId) -> String {
+    format!("baton.agent.*.mail.{to}")
+}
+
+/// The guaranteed messages to an agent, as the broker publishes them once they are stored.
+#[must_use]
+pub fn stored_mail(to: &AgentId) -> String {
+    format!("baton.to.{to}.mail.*")
+}
+
+/// The subject on which an agent says something to all.
+#[must_use]
+pub fn to_all(from: &AgentId) -> String {
+    format!("baton.agent.{from}.all")
+}
+
+/// What anyone says to all.
+pub const SAID_TO_ALL: &str = "baton.agent.*.all";
+
+/// The subject on which an agent publishes to a topic.
+#[must_use]
+pub fn topic(from: &AgentId, topic: &TopicName) -> String {
+    format!("baton.agent.{from}.topic.{topic}")
+}
+
+/// What anyone publishes to topics that match.
+#[must_use]
+pub fn topics(filter: &TopicFilter) -> String {
+    format!("baton.agent.*.topic.{filter}")
+}
+
+/// The subject on which an agent asks the post office.
+#[must_use]
+pub fn post(agent: &AgentId) -> String {
+    format!("baton.agent.{agent}.post")
+}
+
+/// What any agent asks the post office.
+pub const POST: &str = "baton.agent.*.post";
+
+/// The subject on which an agent is given the stored messages that it asked for.
+#[must_use]
+pub fn fetched(agent: &AgentId, token: u64) -> String {
+    format!("baton.to.{agent}.post.fetch.{token}")
+}
+
+/// The subject on which an agent is given the last message of each sender that it asked for.
+#[must_use]
+pub fn checked(agent: &AgentId, token: u64) -> String {
+    format!("baton.to.{agent}.post.check.{token}")
+}
+
+/// All that the post office has the broker send to an agent.
+#[must_use]
+pub fn from_post(agent: &AgentId) -> String {
+    format!("baton.to.{agent}.post.>")
+}
+
+/// What came from the post office: to which question, with which token.
+#[must_use]
+pub fn parse_from_post(subject: &str) -> Option<(&str, u64)> {
+    let mut tokens = subject.strip_prefix("baton.to.")?.split('.').skip(1);
+    let (post, what, token) = (tokens.next()?, tokens.next()?, tokens.next()?);
+    (post == "post" && tokens.next().is_none()).then_some((what, token.parse().ok()?))
+}
+
+/// How a message of an agent found its reader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Said<'a> {
+    /// It was meant for the reader.
+    Direct,
+    /// It was meant for the reader, and is stored.
+    Mail,
+    /// It was meant for all.
+    ToAll,
+    /// It was published to this topic.
+    Topic(&'a str),
+}
+
+/// Who sent a message and how, told by the subject on which an agent said it (the broker pins that one) or on which the
+/// broker publishes it once it is stored.
+#[must_use]
+pub fn parse_said(subject: &str) -> Option<(&str, Said<'_>)> {
+    if let Some(rest) = subject.strip_prefix("baton.agent.") {
+        let (from, rest) = rest.split_once('.')?;
+        let (verb, rest) = rest.split_once('.').unwrap_or((rest, ""));
+        let said = match verb {
+            "say" => Said::Direct,
+            "mail" => Said::Mail,
+            "all" => Said::ToAll,
+            "topic" => Said::Topic(rest),
+            _ => return None,
+        };
+        return Some((from, said));
+    }
+    let (_, rest) = subject.strip_prefix("baton.to.")?.split_once('.')?;
+    Some((rest.strip_prefix("mail.")?, Said::Mail))
+}
+
+/// The broker's own subject for reading a stream's messages without a consumer.
+#[must_use]
+pub fn direct_get(stream: &str) -> String {
+    format!("$JS.API.DIRECT.GET.{stream}")
+}
+
 /// The subject of a record's event.
 #[must_use]
 pub fn event(topic: Topic<'_>, kind: &str) -> String {
@@ -229,6 +384,23 @@ mod tests {
             assert_eq!(parse_agent(&agent(&ann, verb)).unwrap(), ann);
         }
         assert!(parse_agent("baton.agent.Ann.report").unwrap_err().to_string().contains("\"Ann\""));
+    }
+
+    #[test]
+    fn who_says_something_and_how_is_in_the_subject() {
+        let (ann, bob) = (AgentId::new("ann").unwrap(), AgentId::new("bob").unwrap());
+        let news: TopicName = "news.today".parse().unwrap();
+        assert_eq!(parse_said(&say(&ann, &bob)), Some(("ann", Said::Direct)));
+        assert_eq!(parse_said(&mail(&ann, &bob)), Some(("ann", Said::Mail)));
+        assert_eq!(parse_said(&to_all(&ann)), Some(("ann", Said::ToAll)));
+        assert_eq!(parse_said(&topic(&ann, &news)), Some(("ann", Said::Topic("news.today"))));
+        assert_eq!(parse_said("baton.to.bob.mail.ann"), Some(("ann", Said::Mail)));
+        for other in [agent(&ann, AgentVerb::Report), assign(&bob), post(&ann), "baton.event.x".to_owned()] {
+            assert_eq!(parse_said(&other), None, "{other}");
+        }
+        assert_eq!(parse_from_post(&fetched(&bob, 7)), Some(("fetch", 7)));
+        assert_eq!(parse_from_post(&checked(&bob, 8)), Some(("check", 8)));
+        assert_eq!(parse_from_post("baton.to.bob.assign"), None);
     }
 
     #[test]

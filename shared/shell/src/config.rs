@@ -19,6 +19,8 @@ pub struct Settings {
     pub agents: AgentSettings,
     /// Placement.
     pub placement: PlacementSettings,
+    /// Guaranteed messages between agents.
+    pub messages: MessageSettings,
     /// The HTTP door.
     pub http: HttpSettings,
     /// Logs, traces.
@@ -101,6 +103,23 @@ pub struct PlacementSettings {
 impl Default for PlacementSettings {
     fn default() -> Self {
         Self { ageing_ms: 60_000 }
+    }
+}
+
+/// Settings of guaranteed messages between agents. They are for a stream that is made; the limits of one that is there are
+/// changed with `nats stream edit BATON_MESSAGES`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MessageSettings {
+    /// How long a message is kept for an agent that is away, in milliseconds.
+    pub max_age_ms: Millis,
+    /// The most bytes of messages that are kept; of more, the oldest are lost.
+    pub max_bytes: i64,
+}
+
+impl Default for MessageSettings {
+    fn default() -> Self {
+        Self { max_age_ms: 24 * 3600 * 1000, max_bytes: 1024 * 1024 * 1024 }
     }
 }
 
@@ -210,6 +229,12 @@ impl Settings {
         }
         if !(0.0..=1.0).contains(&self.telemetry.sample_ratio) {
             return wrong(format!("telemetry.sample_ratio is {}; it must be from 0 to 1", self.telemetry.sample_ratio));
+        }
+        if self.messages.max_age_ms < 1000 || self.messages.max_bytes < 1024 * 1024 {
+            return wrong(format!(
+                "messages.max_age_ms is {}, messages.max_bytes is {}: they must be at least 1000 and 1048576",
+                self.messages.max_age_ms, self.messages.max_bytes
+            ));
         }
         if self.placement.ageing_ms == 0 {
             return wrong("placement.ageing_ms is 0; it must be at least 1".to_owned());

@@ -84,6 +84,15 @@ pub const DEFINITIONS: &[Definition] = &[
     counter("baton_requests_set_aside_total", "Requests that could not be read.", &[]),
     counter("baton_spans_dropped_total", "Spans that did not reach the collector.", &[]),
     gauge("baton_run_queue", "Tasks that wait for an agent.", &[]),
+    // The post office's.
+    counter("baton_post_asked_total", "Questions of agents to the post office, by what they ask.", &["ask"]),
+    counter(
+        "baton_agent_messages_total",
+        "Messages between agents as these count them, by what became of them.",
+        &["what"],
+    ),
+    gauge("baton_messages_stored", "Guaranteed messages in their stream.", &[]),
+    gauge("baton_messages_stored_bytes", "Bytes of guaranteed messages in their stream.", &[]),
     // The gateway's.
     counter("baton_http_requests_total", "HTTP requests that were answered.", &["route", "method", "status"]),
     seconds("baton_http_request_seconds", "Time from an HTTP request to the head of its answer.", &["route"]),

@@ -280,6 +280,7 @@ impl World {
                 .into(),
             slots: self.scale.slots,
             priority: 0,
+            batches: true,
         };
         let (agent, now) = (self.agent(number), self.now);
         self.token += 1;
