@@ -154,6 +154,8 @@ enum Command {
     /// Measure how fast Baton is on this machine
     Bench(c::bench::Bench),
     #[command(hide = true)]
+    BenchMessages(c::bench::BenchMessages),
+    #[command(hide = true)]
     BenchAgents(c::bench::BenchAgents),
     /// The collector of traces that `baton bench` starts
     #[command(hide = true)]
@@ -255,6 +257,7 @@ async fn dispatch(command: Command, context: Context) -> anyhow::Result<Exit> {
         Command::Healthcheck(command) => command.run(&context).await,
         Command::Doctor(command) => command.run(&context).await,
         Command::Bench(command) => command.run(&context).await,
+        Command::BenchMessages(command) => command.run().await,
         Command::BenchAgents(command) => command.run(&context).await,
         Command::BenchSink => {
             baton_bench::run_sink().await?;

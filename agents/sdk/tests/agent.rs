@@ -9,8 +9,8 @@ use std::time::Duration;
 use async_nats::header::HeaderMap;
 use async_nats::{Client as Nats, Message};
 use baton_protocol::request::{
-    Assignment, CancelTask, Decline, Done, Heartbeat, HeartbeatAnswer, Leave, MAX_JSON_BYTES, Progress, RegisterAgent,
-    Registered, Report, ReportStatus, ReportStored,
+    Assignment, Assignments, CancelTask, Decline, Done, Heartbeat, HeartbeatAnswer, Leave, MAX_JSON_BYTES, Progress,
+    RegisterAgent, Registered, Report, ReportAnswer, ReportStatus, ReportStored, Reports, ReportsAnswered,
 };
 use baton_protocol::trace::{Span, SpanKind, TraceContext};
 use baton_protocol::{Capability, Code, Rejection, Resources, WorkflowName, header, subject};
@@ -44,6 +44,11 @@ struct Side {
     holds: watch::Receiver<Vec<LeaseId>>,
 }
 
+/// The reports in a message that holds one or several.
+fn reports_in(message: &Message) -> Vec<Report> {
+    if message.subject.ends_with(".reports") { read::<Reports>(message).reports } else { vec![read(message)] }
+}
+
 impl Side {
     /// Listens to what `ann` says, and answers heartbeats; the tests answer the rest.
     async fn listen(server: &NatsServer) -> Self {
@@ -51,7 +56,7 @@ impl Side {
         let mut all = nats.subscribe("baton.agent.ann.*").await.unwrap();
         let mut sink: HashMap<&'static str, UnboundedSender<Message>> = HashMap::new();
         let mut heard = HashMap::new();
-        for verb in ["register", "report", "decline", "leave", "progress"] {
+        for verb in ["register", "report", "reports", "decline", "leave", "progress"] {
             let (sender, receiver) = unbounded_channel();
             sink.insert(verb, sender);
             heard.insert(verb, receiver);
@@ -111,6 +116,47 @@ impl Side {
         let report: Report = read(&message);
         reply(&self.nats, &message, &ReportStored { lease: report.lease }).await;
         report
+    }
+
+    /// The next message with one report or several.
+    async fn any_report(&mut self) -> Message {
+        let heard = &mut self.heard;
+        let (mut alone, mut together) = (heard.remove("report").unwrap(), heard.remove("reports").unwrap());
+        let message = tokio::time::timeout(SOON, async {
+            tokio::select! {
+                message = alone.recv() => message,
+                message = together.recv() => message,
+            }
+        })
+        .await;
+        heard.insert("report", alone);
+        heard.insert("reports", together);
+        message.expect("no report was heard").unwrap()
+    }
+
+    /// Answers a message with reports: each is stored, unless it is to be refused.
+    async fn store(&self, message: &Message, refused: &dyn Fn(LeaseId) -> Option<Rejection>) {
+        let answer = |report: &Report| match refused(report.lease) {
+            Some(rejection) => ReportAnswer::Refused(rejection),
+            None => ReportAnswer::Stored(ReportStored { lease: report.lease }),
+        };
+        let mut answers: Vec<_> = reports_in(message).iter().map(answer).collect();
+        if message.subject.ends_with(".reports") {
+            return reply(&self.nats, message, &ReportsAnswered { answers }).await;
+        }
+        match answers.pop().unwrap() {
+            ReportAnswer::Stored(stored) => reply(&self.nats, message, &stored).await,
+            ReportAnswer::Refused(rejection) => reject(&self.nats, message, &rejection).await,
+        }
+    }
+
+    /// All messages with reports that come while none is answered: as many as may be under way, or all that there are.
+    async fn unanswered(&mut self) -> Vec<Message> {
+        let mut messages = vec![self.any_report().await];
+        while messages.len() < 4 && messages.iter().flat_map(reports_in).count() < 4 {
+            messages.push(self.any_report().await);
+        }
+        messages
     }
 
     /// Waits until a heartbeat says that these are held.
@@ -612,10 +658,49 @@ async fn no_more_than_one_over_the_slots_are_done_at_a_time() {
     })
     .await;
     go.send(true).unwrap();
-    for _ in 1..=6 {
-        side.report().await;
+    let mut reported = 0;
+    while reported < 6 {
+        let message = side.any_report().await;
+        reported += reports_in(&message).len();
+        side.store(&message, &|_| None).await;
     }
     assert_eq!(most.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test]
+async fn a1_what_comes_together_is_taken_and_what_ends_meanwhile_is_reported_together() {
+    let server = NatsServer::start().await;
+    let mut side = Side::listen(&server).await;
+    let (_agent, _stop) = run(builder(&server).slots(10), |_| async { Output::json("done") }).await;
+    assert!(side.register().await.batches);
+    side.heartbeats().await;
+    let body = serde_json::to_vec(&Assignments { assignments: (1..=4).map(assignment).collect() }).unwrap();
+    side.nats.publish(subject::assignments(&ann()), body.into()).await.unwrap();
+    // No more messages with reports are under way than may be; what ends after that waits for an answer.
+    side.until_held(&[1, 2, 3, 4]).await;
+    let first = side.unanswered().await;
+    for lease in 5..=8 {
+        side.assign(&assignment(lease)).await;
+    }
+    side.until_held(&[1, 2, 3, 4, 5, 6, 7, 8]).await;
+    side.heartbeats().await;
+    let mut leases: Vec<_> = first.iter().flat_map(reports_in).map(|report| report.lease.0).collect();
+    for message in &first {
+        side.store(message, &|_| None).await;
+    }
+    // One of the others is refused for the moment: it goes again, alone.
+    while leases.len() < 8 {
+        let message = side.any_report().await;
+        let refused = |lease: LeaseId| {
+            let alone = reports_in(&message).len() == 1;
+            (lease == LeaseId(7) && !alone).then(|| Rejection::new(Code::Unavailable, "later").retry_after(1))
+        };
+        leases.extend(reports_in(&message).iter().map(|r| r.lease).filter(|l| refused(*l).is_none()).map(|l| l.0));
+        side.store(&message, &refused).await;
+    }
+    leases.sort_unstable();
+    assert_eq!(leases, [1, 2, 3, 4, 5, 6, 7, 8]);
+    side.until_held(&[]).await;
 }
 
 #[tokio::test]

@@ -70,6 +70,8 @@ enum Name {
     Fanout,
     /// Runs that are accepted, and that nobody works on
     Submit,
+    /// Messages from one agent to another, guaranteed and fire-and-forget
+    Messages,
     /// Agents that are registered and have nothing to do
     Agents,
     /// The bare broker with the hops of an article
@@ -82,6 +84,7 @@ impl From<Name> for Work {
             Name::Article => Self::Article,
             Name::Fanout => Self::Fanout,
             Name::Submit => Self::Submit,
+            Name::Messages => Self::Messages,
             Name::Agents => Self::Agents,
             Name::Floor => Self::Floor,
         }
@@ -138,6 +141,20 @@ impl Bench {
             program,
             data: self.data.clone(),
         })
+    }
+}
+
+/// One of the two agents that `baton bench messages` lets talk
+#[derive(Debug, Args)]
+pub(crate) struct BenchMessages {
+    role: String,
+    work: String,
+}
+
+impl BenchMessages {
+    pub(crate) async fn run(self) -> anyhow::Result<Exit> {
+        baton_bench::run_messages(&self.role, &self.work).await?;
+        Ok(Exit::Done)
     }
 }
 

@@ -296,6 +296,39 @@ fn finished(n: u64) -> WorkflowRecord {
 }
 
 #[test]
+fn r3_what_is_leased_together_is_pushed_together_to_who_takes_it_so() {
+    let mut world = World::new();
+    let register = |batches: bool| json!({ "session": "s", "agent_type": "research", "slots": 3, "batches": batches });
+    world.agent("ann", "register", &register(true));
+    world.agent("bob", "register", &register(false));
+    let ready_in = |n| [started(n), ready(task(n, "research", 1), "{}")];
+    world.workflow((1..=5).flat_map(ready_in).collect());
+    world.transcript.clear();
+    let to = |n, agent| (task(n, "research", 1), agent);
+    world.assign(&[to(1, "ann"), to(2, "bob"), to(3, "ann"), to(4, "bob")]);
+    world.assign(&[to(5, "ann")]);
+    let pushed = |line: &&str| line.starts_with("publish");
+    let transcript = std::mem::take(&mut world.transcript);
+    let pushes: Vec<_> = transcript.lines().filter(pushed).collect();
+    let has = |push: usize, runs: &[&str]| {
+        let in_it: Vec<_> = ["RUN1", "RUN2", "RUN3", "RUN4", "RUN5"]
+            .into_iter()
+            .filter(|run| pushes[push].contains(&format!("\"task\":\"{run}/")))
+            .collect();
+        assert_eq!(in_it, runs, "{}", pushes[push]);
+    };
+    // Those that go alone leave as they are decided, the others when the whole question is.
+    assert_eq!(pushes.len(), 4, "{pushes:?}");
+    assert!(pushes[0].starts_with("publish baton.to.bob.assign "));
+    has(0, &["RUN2"]);
+    has(1, &["RUN4"]);
+    assert!(pushes[2].starts_with("publish baton.to.ann.assignments {\"assignments\":["));
+    has(2, &["RUN1", "RUN3"]);
+    assert!(pushes[3].starts_with("publish baton.to.ann.assign "), "{}", pushes[3]);
+    has(3, &["RUN5"]);
+}
+
+#[test]
 fn r1_an_agent_comes_works_and_is_lost() {
     let mut world = World::new();
     world.register("ann", "s1", 1);

@@ -11,8 +11,8 @@ use baton_protocol::record::{
     WorkflowRegistered,
 };
 use baton_protocol::request::{
-    GetRun, GetWorkflow, ListRuns, ListWorkflows, MAX_JSON_BYTES, RegisterWorkflow, Report, RunAccepted, RunList,
-    StartRun, WorkflowList, WorkflowRequest, WorkflowView,
+    GetRun, GetWorkflow, ListRuns, ListWorkflows, MAX_JSON_BYTES, RegisterWorkflow, Report, ReportAnswer, Reports,
+    ReportsAnswered, RunAccepted, RunList, StartRun, WorkflowList, WorkflowRequest, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, StageStatus};
 use baton_protocol::trace::{TraceContext, run_span, task_span};
@@ -1457,4 +1457,31 @@ fn a_report_that_names_a_lease_not_read_yet_waits_for_it() {
     let rejected: Rejection = rejected.unwrap().unwrap_err();
     assert_eq!(rejected.code, Code::StaleLease);
     assert!(world.try_ask(report, None).unwrap().is_ok());
+}
+
+#[test]
+fn several_reports_in_one_message_are_taken_each_for_itself() {
+    let mut world = World::new();
+    world.register(&workflow(&[("a", &[]), ("b", &[]), ("c", &["a", "b"])]));
+    let run = world.start("w");
+    let (a, b) = (task(run, "a", 1), task(run, "b", 1));
+    let (lease_a, lease_b) = (world.assign(&a, "ann"), world.assign(&b, "ann"));
+    let reports = vec![
+        succeeded(lease_a, &a, "1"),
+        succeeded(LeaseId(lease_b.0 - 1), &b, "2"),
+        succeeded(lease_b, &b, "3"),
+        succeeded(lease_a, &a, "1"),
+    ];
+    let before = world.log.len();
+    let answered: ReportsAnswered = world.ask(WorkflowRequest::Reports(id("ann"), Reports { reports })).unwrap();
+    let what = answered.answers.iter().map(|answer| match answer {
+        ReportAnswer::Stored(stored) => format!("stored {}", stored.lease),
+        ReportAnswer::Refused(rejection) => rejection.code.as_str().to_owned(),
+    });
+    let (stored_a, stored_b) = (format!("stored {lease_a}"), format!("stored {lease_b}"));
+    assert_eq!(what.collect::<Vec<_>>(), [&stored_a, "stale_lease", &stored_b, &stored_a]);
+    // Both ends and what may run now, in one commit.
+    assert_eq!(world.log.len(), before + 1);
+    let status: Vec<_> = world.view(run).stages.iter().map(|stage| stage.status).collect();
+    assert_eq!(status, [StageStatus::Succeeded, StageStatus::Succeeded, StageStatus::Ready]);
 }

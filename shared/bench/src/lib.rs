@@ -6,6 +6,7 @@
 //! | `world.rs` | the processes: broker, services, agents, the collector of traces |
 //! | `agents.rs` | the process of agents that do nothing |
 //! | `load.rs` | runs, a number of them under way or so many a second |
+//! | `messages.rs` | agents that talk to each other |
 //! | `floor.rs` | the same hops on the bare broker, as the measure of what is possible |
 //! | `sink.rs` | a collector of traces that takes everything and keeps nothing |
 //! | `usage.rs` | what processes use of the machine |
@@ -19,6 +20,7 @@ mod agents;
 mod floor;
 mod load;
 mod measurement;
+mod messages;
 mod plan;
 mod sink;
 mod usage;
@@ -27,6 +29,7 @@ mod world;
 use anyhow::Context;
 
 pub use agents::{AgentsPlan, run_agents};
+pub use messages::run_messages;
 pub use measurement::{Latency, Measurement};
 pub use plan::{Plan, Processes, Work};
 pub use sink::run_sink;

@@ -116,7 +116,7 @@ impl Load {
         let (workflow, to_the_end) = match plan.work {
             Work::Fanout => ("bench-fanout", true),
             Work::Submit => (IDLE, false),
-            Work::Article | Work::Agents | Work::Floor => ("bench-article", true),
+            Work::Article | Work::Messages | Work::Agents | Work::Floor => ("bench-article", true),
         };
         let shared = Arc::new(Shared {
             client: client.clone().with_deadline(PATIENCE),

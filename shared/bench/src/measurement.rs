@@ -65,6 +65,9 @@ pub struct Measurement {
     pub workflows_per_s: f64,
     /// Stages in them.
     pub stages_per_s: f64,
+    /// Messages that a handler has had, a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub messages_per_s: Option<f64>,
     /// From before a run was asked for until its end was heard of (or until it was accepted).
     #[serde(flatten)]
     pub latency: Latency,
@@ -139,6 +142,10 @@ impl Measurement {
             line("throughput", format!("{runs:.0} workflows/s   {stages:.0} stages/s{ratio}"));
             line("latency", latency(&self.latency));
         }
+        if let Some(rate) = self.messages_per_s {
+            line("throughput", format!("{rate:.0} messages/s"));
+            line("latency", latency(&self.latency));
+        }
         if let Some(coordination) = &self.coordination {
             line("to the agent", latency(coordination));
         }
@@ -164,7 +171,7 @@ impl Measurement {
             );
         }
         if self.errors > 0 {
-            line("ERRORS", format!("{} runs failed, or nothing was heard of them", self.errors));
+            line("ERRORS", format!("{} failed, or nothing was heard of them", self.errors));
         }
         text
     }

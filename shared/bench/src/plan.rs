@@ -16,6 +16,8 @@ pub enum Work {
     Fanout,
     /// Runs that are accepted, and that nobody works on.
     Submit,
+    /// Messages from one agent to another, guaranteed and not.
+    Messages,
     /// Agents that are registered and have nothing to do.
     Agents,
     /// The bare broker, with the same hops as an article.
@@ -24,7 +26,8 @@ pub enum Work {
 
 impl Work {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Article, Self::Fanout, Self::Submit, Self::Agents, Self::Floor];
+    pub const ALL: [Self; 6] =
+        [Self::Article, Self::Fanout, Self::Submit, Self::Messages, Self::Agents, Self::Floor];
 
     /// As it is written.
     #[must_use]
@@ -33,6 +36,7 @@ impl Work {
             Self::Article => "article",
             Self::Fanout => "fanout",
             Self::Submit => "submit",
+            Self::Messages => "messages",
             Self::Agents => "agents",
             Self::Floor => "floor",
         }
@@ -45,7 +49,7 @@ impl Work {
             Self::Article | Self::Floor => 4,
             Self::Fanout => 102,
             Self::Submit => 1,
-            Self::Agents => 0,
+            Self::Messages | Self::Agents => 0,
         }
     }
 }

@@ -21,14 +21,22 @@ pub(crate) fn of(pids: &[u32]) -> Usage {
     each.fold(Usage::default(), |sum, one| Usage { cpu: sum.cpu + one.cpu, memory: sum.memory + one.memory })
 }
 
-fn cpu(pid: u32) -> Option<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    ticks(&stat).map(|ticks| TICK * ticks)
+/// What processes have used that this one has started, and that have ended.
+pub(crate) fn of_ended() -> Usage {
+    let stat = fs::read_to_string("/proc/self/stat").ok();
+    let ticks = stat.and_then(|stat| ticks(&stat, 13)).unwrap_or(0);
+    Usage { cpu: TICK * ticks, memory: 0 }
 }
 
-/// The user's and the system's time in what `/proc/PID/stat` says: fields 14 and 15. The name before may hold anything.
-fn ticks(stat: &str) -> Option<u32> {
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+fn cpu(pid: u32) -> Option<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    ticks(&stat, 11).map(|ticks| TICK * ticks)
+}
+
+/// The user's and the system's time in what `/proc/PID/stat` says: fields 14 and 15, and 16 and 17 for children that have
+/// ended. The name before may hold anything.
+fn ticks(stat: &str, skipped: usize) -> Option<u32> {
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(skipped);
     let user: u32 = fields.next()?.parse().ok()?;
     let system: u32 = fields.next()?.parse().ok()?;
     Some(user + system)
@@ -47,9 +55,9 @@ mod tests {
 
     #[test]
     fn times_are_found_behind_any_name() {
-        let stat = "12 (a) b) S 1 12 12 0 -1 4194560 1 0 0 0 250 50 0 0 20 0 1 0 100 0 0";
-        assert_eq!(ticks(stat), Some(300));
-        assert_eq!(ticks("nonsense"), None);
+        let stat = "12 (a) b) S 1 12 12 0 -1 4194560 1 0 0 0 250 50 3 4 20 0 1 0 100 0 0";
+        assert_eq!((ticks(stat, 11), ticks(stat, 13)), (Some(300), Some(7)));
+        assert_eq!(ticks("nonsense", 11), None);
     }
 
     #[test]

@@ -18,11 +18,14 @@ use crate::agents::{SUBJECT, Seen};
 use crate::floor::{self, Form};
 use crate::load::{self, Load};
 use crate::measurement::{Latency, Measurement, Shares};
+use crate::messages;
 use crate::plan::{Plan, Processes, Work};
 use crate::usage::{self, Usage};
 
 /// How long everything may take to get ready.
 const START: Duration = Duration::from_secs(120);
+/// The size of a message between agents.
+const MESSAGE_BYTES: usize = 128;
 const POLL: Duration = Duration::from_millis(20);
 
 /// All that runs while something is measured.
@@ -86,7 +89,7 @@ impl World {
         if plan.live > 0 {
             load::fill(&world.client, plan.live).await?;
         }
-        if plan.work != Work::Submit {
+        if !matches!(plan.work, Work::Submit | Work::Messages) {
             world.start_agents(plan).await?;
         }
         Ok(world)
@@ -153,6 +156,12 @@ impl World {
     /// Measures what the plan says.
     pub(crate) async fn measure(&self, plan: &Plan) -> anyhow::Result<Vec<Measurement>> {
         let mut all = Vec::new();
+        if plan.work == Work::Messages {
+            for guaranteed in [true, false] {
+                all.push(self.measure_messages(plan, guaranteed).await?);
+            }
+            return Ok(all);
+        }
         if plan.work != Work::Floor {
             all.push(self.measure_baton(plan).await?);
         }
@@ -231,6 +240,39 @@ impl World {
         measurement.log_bytes_per_stage = measured.bytes as f64 / stages;
         measurement.log_records_per_stage = 3.0;
         measurement.log_records_per_commit = 3.0 * stages / measured.messages.max(1) as f64;
+        Ok(measurement)
+    }
+
+    async fn measure_messages(&self, plan: &Plan, guaranteed: bool) -> anyhow::Result<Measurement> {
+        let work = messages::Work {
+            guaranteed,
+            rate: plan.rate.map(|rate| rate as u32),
+            seconds: plan.seconds.as_secs().max(1),
+            bytes: MESSAGE_BYTES,
+            server: self.server.clone(),
+            name: uuid::Uuid::now_v7().simple().to_string(),
+        };
+        let js = async_nats::jetstream::new(self.client.nats().clone());
+        let begin = Instant::now();
+        while js.get_stream(subject::MESSAGES_STREAM).await.is_err() {
+            if begin.elapsed() > START {
+                bail!("no service has made the stream of messages");
+            }
+            sleep(POLL).await;
+        }
+        let (before, children, begin) = (self.read_usage(), usage::of_ended(), Instant::now());
+        let figures = messages::measure(&plan.program, &work).await?;
+        let took = begin.elapsed();
+        let mut measurement = self.frame(plan, "baton", took.as_secs_f64());
+        measurement.form = Some(if guaranteed { "guaranteed" } else { "fire-and-forget" }.to_owned());
+        measurement.agents = 2;
+        measurement.inflight = 0;
+        measurement.messages_per_s = Some(figures.per_second);
+        measurement.latency = figures.latency;
+        measurement.errors = figures.sent.saturating_sub(figures.handled);
+        measurement.use_between(&before, &self.read_usage(), 0);
+        measurement.cores.agents = (usage::of_ended().cpu - children.cpu).as_secs_f64() / took.as_secs_f64();
+        measurement.seconds = plan.seconds.as_secs_f64();
         Ok(measurement)
     }
 

@@ -30,6 +30,7 @@ pub fn all() -> BTreeMap<String, Schema> {
         ("post.ask", schema_for!(post::Ask)),
         ("post.opened", schema_for!(post::Opened)),
         ("to-agent.assign", schema_for!(request::Assignment)),
+        ("to-agent.assignments", schema_for!(request::Assignments)),
         ("to-agent.cancel", schema_for!(CancelTask)),
     ]
     .into_iter()

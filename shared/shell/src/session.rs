@@ -36,6 +36,9 @@ const BATCH: usize = 512;
 /// The least time between two snapshots, in milliseconds: what is to be read after one is read in about a second.
 const SNAPSHOT_PAUSE: Millis = 10_000;
 
+/// The pause after a snapshot is at least so many times as long as it took.
+const SNAPSHOT_PART: u64 = 20;
+
 /// The least that a broker must allow for a message: what nats-server allows unless it is told otherwise.
 const MIN_PAYLOAD: usize = 1024 * 1024;
 
@@ -100,7 +103,7 @@ pub(crate) struct Session<M: Machine> {
     flight: Option<Flight>,
     flight_since: Instant,
     flight_records: Option<u64>,
-    saving: JoinSet<()>,
+    saving: JoinSet<Duration>,
     /// Whether a commit has been acknowledged in this session.
     pub(crate) landed: bool,
     /// Since when it is known that there is room again, where there was none.
@@ -424,11 +427,21 @@ impl<M: Machine> Session<M> {
     }
 
     /// Keeps a snapshot, unless the one before is still on its way.
+    ///
+    /// To write one takes as long as there is state. However large that is, no more than a part of the time goes into it.
     fn keep(&mut self, snapshot: Snapshot<M>) {
-        while self.saving.try_join_next().is_some() {}
+        while let Some(saved) = self.saving.try_join_next() {
+            let took = saved.map_or(0, |took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+            let pause = SNAPSHOT_PAUSE.max(took.saturating_mul(SNAPSHOT_PART));
+            self.processor.keep_snapshots(self.settings.log.snapshot_records, pause);
+        }
         if self.saving.is_empty() {
             let snapshots = self.snapshots.clone();
-            self.saving.spawn(async move { snapshots.save(snapshot).await });
+            self.saving.spawn(async move {
+                let begin = Instant::now();
+                snapshots.save(snapshot).await;
+                begin.elapsed()
+            });
         }
     }
 

@@ -57,7 +57,10 @@ impl World {
             self.note_effect(effect);
         }
         for effect in self.machine.immediate() {
-            let Effect::Ask { endpoint, body, tag, .. } = effect else { panic!("{effect:?}") };
+            let Effect::Ask { endpoint, body, tag, .. } = effect else {
+                self.note_effect(effect);
+                continue;
+            };
             let request: AssignTasks = body.read().unwrap();
             let what: Vec<_> = request.placements.iter().map(|p| format!("{} -> {}", p.task, p.agent)).collect();
             self.note(&format!("+{} ask {endpoint} seen {}: {}", self.now - START, request.seen, what.join(", ")));

@@ -155,8 +155,11 @@ impl World {
         self.optimizer.tick(self.now);
         self.log.settle(&mut self.optimizer, self.now);
         for effect in self.optimizer.immediate() {
-            let Effect::Ask { body, tag, .. } = effect else { panic!("{effect:?}") };
-            self.questions.push_back((tag, body));
+            match effect {
+                Effect::Ask { body, tag, .. } => self.questions.push_back((tag, body)),
+                Effect::Span(_) | Effect::Measure(_) => {}
+                effect => panic!("{effect:?}"),
+            }
         }
     }
 

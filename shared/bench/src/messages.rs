@@ -1,17 +1,11 @@
-//! How fast agents talk: `cargo run --release -p baton-sdk --example messages`.
+//! How fast agents talk: one sends to another, each in a process of its own.
 //!
-//! One agent sends to another, each in a process of its own, through a broker in a third and a post office in a fourth (this
-//! one), all on this machine. The time is from just before the sender's SDK is given a message until the receiver's handler
-//! has it, by the one clock of the machine.
-//!
-//! ```text
-//! messages [guaranteed|fire] [--rate N] [--seconds N] [--bytes N] [--runs N] [--server URL]
-//! ```
-//!
-//! Without a rate it is as fast as it goes: guaranteed messages in the SDK's window, the others as fast as the receiver
-//! confirms (an answer every 512 messages, at most 8192 under way), so that none has to be lost.
+//! The time is from just before the sender's SDK is given a message until the receiver's handler has it, by the one clock of
+//! the machine. Without a rate it is as fast as it goes: guaranteed messages in the SDK's window, the others as fast as the
+//! receiver confirms (an answer every 512 messages, at most 8192 under way), so that none has to be lost.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -27,35 +21,30 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::measurement::Latency;
+
 /// What is measured.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Work {
-    guaranteed: bool,
+pub(crate) struct Work {
+    pub(crate) guaranteed: bool,
     /// Messages a second; none for as many as go.
-    rate: Option<u32>,
-    seconds: u64,
+    pub(crate) rate: Option<u32>,
+    pub(crate) seconds: u64,
     /// Bytes of a body.
-    bytes: usize,
-    server: String,
+    pub(crate) bytes: usize,
+    pub(crate) server: String,
     /// Tells these agents from those of another measurement.
-    name: String,
+    pub(crate) name: String,
 }
 
 /// What came out.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Figures {
-    work: String,
-    rate: Option<u32>,
-    bytes: usize,
-    sent: u64,
-    handled: u64,
-    per_second: u64,
-    p50_us: u32,
-    p90_us: u32,
-    p99_us: u32,
-    max_us: u32,
-    refetched: u64,
-    repeated: u64,
+pub(crate) struct Figures {
+    /// Messages that were sent, and for guaranteed ones stored.
+    pub(crate) sent: u64,
+    /// Messages that a handler has had.
+    pub(crate) handled: u64,
+    pub(crate) per_second: f64,
+    pub(crate) latency: Latency,
 }
 
 /// The first second is not measured: connections, caches and clocks warm up.
@@ -63,15 +52,15 @@ const WARM_UP_US: u64 = 1_000_000;
 const CONFIRM: u64 = 512;
 const UNDER_WAY: usize = 8192;
 
-/// Measures one kind of work with two processes of this program. The broker at `work.server` has a post office.
-async fn measure(work: &Work) -> anyhow::Result<Figures> {
-    let (mut receiver, mut told) = start("receiver", work)?;
+/// Measures one kind of work with two processes of that program.
+pub(crate) async fn measure(program: &Path, work: &Work) -> anyhow::Result<Figures> {
+    let (mut receiver, mut told) = start(program, "receiver", work)?;
     let mut lines = BufReader::new(&mut told).lines();
     let ready = lines.next_line().await?;
     if ready.as_deref() != Some("ready") {
         bail!("the receiver says {ready:?}");
     }
-    let (mut sender, mut said) = start("sender", work)?;
+    let (mut sender, mut said) = start(program, "sender", work)?;
     let mut counted = BufReader::new(&mut said).lines();
     let sent: Sent = serde_json::from_str(&counted.next_line().await?.context("the sender says nothing")?)?;
     let stdin = receiver.stdin.as_mut().context("no way to tell the receiver")?;
@@ -79,25 +68,18 @@ async fn measure(work: &Work) -> anyhow::Result<Figures> {
     let heard: Heard = serde_json::from_str(&lines.next_line().await?.context("the receiver says nothing")?)?;
     sender.wait().await?;
     receiver.wait().await?;
+    let [p50, p90, p99, max] = heard.percentiles.map(|micros| f64::from(micros) / 1000.0);
     Ok(Figures {
-        work: if work.guaranteed { "guaranteed" } else { "fire-and-forget" }.to_owned(),
-        rate: work.rate,
-        bytes: work.bytes,
         sent: sent.sent,
         handled: heard.handled,
-        per_second: heard.per_second,
-        p50_us: heard.percentiles[0],
-        p90_us: heard.percentiles[1],
-        p99_us: heard.percentiles[2],
-        max_us: heard.percentiles[3],
-        refetched: heard.refetched,
-        repeated: sent.repeated,
+        per_second: heard.per_second as f64,
+        latency: Latency { p50_ms: p50, p90_ms: p90, p99_ms: p99, max_ms: max },
     })
 }
 
-fn start(role: &str, work: &Work) -> anyhow::Result<(Child, ChildStdout)> {
-    let mut child = Command::new(std::env::current_exe()?)
-        .args(["--role", role, &serde_json::to_string(work)?])
+fn start(program: &Path, role: &str, work: &Work) -> anyhow::Result<(Child, ChildStdout)> {
+    let mut child = Command::new(program)
+        .args(["bench-messages", role, &serde_json::to_string(work)?])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .kill_on_drop(true)
@@ -109,7 +91,6 @@ fn start(role: &str, work: &Work) -> anyhow::Result<(Child, ChildStdout)> {
 #[derive(Serialize, Deserialize)]
 struct Sent {
     sent: u64,
-    repeated: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -117,7 +98,6 @@ struct Heard {
     handled: u64,
     per_second: u64,
     percentiles: [u32; 4],
-    refetched: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -133,6 +113,15 @@ fn now_us() -> u64 {
 async fn messages(id: &str, work: &Work) -> anyhow::Result<Messages> {
     let connection = Connection::open(&ConnectSettings::alone(work.server.clone())).await?;
     Ok(Messages::new(&connection, AgentId::new(id)?, Options::default()))
+}
+
+/// Is one of the two agents: `sender` or `receiver`. What it does is given as JSON.
+///
+/// # Errors
+/// Says what went wrong.
+pub async fn run_messages(role: &str, work: &str) -> anyhow::Result<()> {
+    let work: Work = serde_json::from_str(work).context("what is to be measured")?;
+    if role == "sender" { send(&work).await } else { receive(&work).await }
 }
 
 async fn send(work: &Work) -> anyhow::Result<()> {
@@ -182,7 +171,7 @@ async fn send(work: &Work) -> anyhow::Result<()> {
     }
     let numbers = me.numbers();
     let kept = if work.guaranteed { numbers.stored } else { sent };
-    println!("{}", serde_json::to_string(&Sent { sent: kept, repeated: numbers.repeated })?);
+    println!("{}", serde_json::to_string(&Sent { sent: kept })?);
     // What is under way leaves before the connection.
     sleep(Duration::from_millis(300)).await;
     Ok(())
@@ -241,7 +230,6 @@ async fn receive(work: &Work) -> anyhow::Result<()> {
         quiet = if now == before { quiet + 1 } else { 0 };
         before = now;
     }
-    let numbers = me.numbers();
     let mut seen = seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     seen.times.sort_unstable();
     let at = |part: f64| seen.times.get(((seen.times.len() as f64 - 1.0) * part) as usize).copied().unwrap_or(0);
@@ -250,58 +238,8 @@ async fn receive(work: &Work) -> anyhow::Result<()> {
         handled: count.load(Ordering::Relaxed),
         per_second: seen.measured * 1_000_000 / span,
         percentiles: [at(0.5), at(0.9), at(0.99), at(1.0)],
-        refetched: numbers.refetched,
     };
     println!("{}", serde_json::to_string(&heard)?);
     Ok(())
 }
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [flag, role, work] = arguments.as_slice()
-        && flag == "--role"
-    {
-        let work: Work = serde_json::from_str(work)?;
-        return if role == "sender" { send(&work).await } else { receive(&work).await };
-    }
-    let value = |name: &str| {
-        let at = arguments.iter().position(|argument| argument == name)?;
-        arguments.get(at + 1).cloned()
-    };
-    let number = |name: &str| value(name).map(|text| text.parse::<u32>()).transpose();
-    let own = if value("--server").is_none() { Some(baton_testkit::NatsServer::start().await) } else { None };
-    let server = match &own {
-        Some(own) => own.client_url(),
-        None => value("--server").context("--server")?,
-    };
-    let metrics = baton_telemetry::Metrics::new("bench", "bench");
-    let stop = baton_sdk::CancellationToken::new();
-    let settings = baton_post::Settings::default();
-    let post = tokio::spawn(baton_post::run(ConnectSettings::alone(server.clone()), settings, metrics, stop));
-    let nats = baton_client::connect(&ConnectSettings::alone(server.clone())).await?;
-    let js = async_nats::jetstream::new(nats);
-    while js.get_stream(baton_sdk::baton_protocol::subject::MESSAGES_STREAM).await.is_err() {
-        sleep(Duration::from_millis(20)).await;
-    }
-    let kinds: Vec<bool> = match arguments.first().map(String::as_str) {
-        Some("guaranteed") => vec![true],
-        Some("fire") => vec![false],
-        _ => vec![true, false],
-    };
-    for _ in 0..number("--runs")?.unwrap_or(1) {
-        for guaranteed in &kinds {
-            let work = Work {
-                guaranteed: *guaranteed,
-                rate: number("--rate")?,
-                seconds: u64::from(number("--seconds")?.unwrap_or(5)),
-                bytes: number("--bytes")?.unwrap_or(128) as usize,
-                server: server.clone(),
-                name: now_us().to_string(),
-            };
-            println!("{}", serde_json::to_string(&measure(&work).await?)?);
-        }
-    }
-    post.abort();
-    Ok(())
-}
