@@ -348,12 +348,9 @@ impl Run {
     fn release(&mut self, place: usize, version: &Version) {
         let stage = &self.stages[place];
         if stage.waits_for == 0 && stage.status == StageStatus::Pending {
-            let parallel = version.definition.stages[place].parallel;
-            if parallel {
-                self.startable.insert(place)
-            } else {
-                self.startable_alone.insert(place)
-            };
+            let alone = !version.definition.stages[place].parallel;
+            let startable = if alone { &mut self.startable_alone } else { &mut self.startable };
+            startable.insert(place);
         }
     }
 

@@ -37,16 +37,10 @@ impl<K, V> Default for Shelves<K, V> {
 
 impl<K, V> Shelves<K, V> {
     /// How many entries a shelf has at the most.
-    const MOST: usize = {
-        let size = size_of::<(K, V)>();
-        let most = if size == 0 { 64 } else { SHELF_BYTES / size };
-        if most < 16 {
-            16
-        } else if most > 64 {
-            64
-        } else {
-            most
-        }
+    const MOST: usize = match SHELF_BYTES.checked_div(size_of::<(K, V)>()) {
+        Some(most @ 16..=64) => most,
+        Some(0..16) => 16,
+        Some(_) | None => 64,
     };
 
     /// How many entries there are.
