@@ -19,6 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use baton_client::{ConnectSettings, Connection};
+use baton_protocol::subject::MESSAGES_STREAM;
 use baton_sdk::AgentId;
 use baton_sdk::messages::{Listen, Messages, Options, Outgoing, Received};
 use serde::{Deserialize, Serialize};
@@ -281,7 +282,7 @@ async fn main() -> anyhow::Result<()> {
     let post = tokio::spawn(baton_post::run(ConnectSettings::alone(server.clone()), settings, metrics, stop));
     let nats = baton_client::connect(&ConnectSettings::alone(server.clone())).await?;
     let js = async_nats::jetstream::new(nats);
-    while js.get_stream(baton_sdk::baton_protocol::subject::MESSAGES_STREAM).await.is_err() {
+    while js.get_stream(MESSAGES_STREAM).await.is_err() {
         sleep(Duration::from_millis(20)).await;
     }
     let kinds: Vec<bool> = match arguments.first().map(String::as_str) {
