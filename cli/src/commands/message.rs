@@ -104,23 +104,25 @@ impl Send {
     async fn send(&self, context: &Context, messages: &Messages) -> anyhow::Result<Exit> {
         let message = self.message()?;
         if let Some(topic) = &self.topic {
-            messages.publish(topic, message).await.map_err(failed)?;
+            messages.publish(topic, message).await.map_err(|error| failed(&error))?;
         } else if self.all {
-            messages.broadcast(message).await.map_err(failed)?;
+            messages.broadcast(message).await.map_err(|error| failed(&error))?;
         } else if let Some(wait) = self.wait_ms {
             for to in &self.to {
-                let answer =
-                    messages.request(to, message.clone(), Duration::from_millis(wait)).await.map_err(failed)?;
+                let answer = messages
+                    .request(to, message.clone(), Duration::from_millis(wait))
+                    .await
+                    .map_err(|error| failed(&error))?;
                 context.out.line(&String::from_utf8_lossy(&answer))?;
             }
         } else if self.guaranteed {
-            for stored in messages.multicast_guaranteed(&self.to, message).await.map_err(failed)? {
+            for stored in messages.multicast_guaranteed(&self.to, message).await.map_err(|error| failed(&error))? {
                 context.out.line(&format!("stored as {}", stored.sequence))?;
             }
         } else if let [to] = self.to.as_slice() {
-            messages.send(to, message).await.map_err(failed)?;
+            messages.send(to, message).await.map_err(|error| failed(&error))?;
         } else {
-            messages.multicast(&self.to, message).await.map_err(failed)?;
+            messages.multicast(&self.to, message).await.map_err(|error| failed(&error))?;
         }
         Ok(Exit::Done)
     }
@@ -232,8 +234,8 @@ impl Seen {
 /// Only guaranteed messages have it.
 const NATS_MSG_ID: &str = "Nats-Msg-Id";
 
-fn failed(error: MessageError) -> anyhow::Error {
-    let (exit, hint) = match &error {
+fn failed(error: &MessageError) -> anyhow::Error {
+    let (exit, hint) = match error {
         MessageError::NobodyThere(_) | MessageError::NoAnswer { .. } => {
             (Exit::Unavailable, Some("--guaranteed stores the message until the agent is there"))
         }

@@ -242,4 +242,3 @@ async fn receive(work: &Work) -> anyhow::Result<()> {
     println!("{}", serde_json::to_string(&heard)?);
     Ok(())
 }
-

@@ -142,7 +142,7 @@ impl Mailbox {
                 // First, or it would never be its turn while messages come.
                 () = sleep_until(wake) => self.woken().await,
                 message = post.next() => match message {
-                    Some(message) => self.from_post(message).await,
+                    Some(message) => self.hear_post(message).await,
                     None => return,
                 },
                 message = stored.next() => match message {
@@ -300,7 +300,7 @@ impl Mailbox {
         self.ask(&Ask::Fetch { after: self.floor, max, token: self.token }).await;
     }
 
-    async fn from_post(&mut self, message: Message) {
+    async fn hear_post(&mut self, message: Message) {
         let Some((what, token)) = subject::parse_from_post(&message.subject) else { return };
         match what {
             "fetch" if token == self.token && self.taking => self.fetched(message).await,
@@ -455,7 +455,7 @@ impl Mailbox {
             while self.check.is_some() && matches!(self.state, State::Live) && Instant::now() < end {
                 tokio::select! {
                     message = post.next() => match message {
-                        Some(message) => self.from_post(message).await,
+                        Some(message) => self.hear_post(message).await,
                         None => break,
                     },
                     () = tokio::time::sleep(SOON) => self.judge().await,
