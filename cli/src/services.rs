@@ -33,9 +33,9 @@ pub(crate) fn telemetry(instance: &Instance, config: &TraceConfig) -> anyhow::Re
 
 /// Runs an instance of a service until `shutdown`, and drains it.
 ///
-/// A service that keeps the log has a thread of its own for all that it does: it is one loop, and what passes between
-/// threads waits for one of them to wake up. The gateway serves many at a time, on the threads that there are, and tells
-/// through `bound` where it listens.
+/// A service that keeps the log does all that it does on one thread: it is one loop, and what passes between threads waits
+/// for one of them to wake up. The gateway serves many at a time, on the threads that there are, and tells through `bound`
+/// where it listens.
 pub(crate) async fn run(
     instance: Instance,
     connect: ConnectSettings,

@@ -33,7 +33,7 @@ use baton_protocol::record::{
     AnyCommit, OptimizerRecord, ResourceRecord, StageEnded, StageReady, Stamp, StrategyChanged, WorkflowRecord,
 };
 use baton_protocol::request::{Done, OptimizerRequest, Strategy};
-use baton_protocol::{AgentId, Millis, RunId};
+use baton_protocol::{AgentId, Millis, RunId, Service};
 use serde::{Deserialize, Serialize};
 
 use crate::fleet::{Fleet, Holder};
@@ -76,6 +76,8 @@ impl Machine for Optimizer {
     type Request = OptimizerRequest;
     type Soft = Soft;
     type Config = Config;
+
+    const FOLLOWS: &'static [Service] = &[Service::WorkflowManager, Service::ResourceManager];
 
     fn apply(&mut self, _: Stamp, record: &OptimizerRecord) {
         match record {

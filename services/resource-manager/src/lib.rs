@@ -31,7 +31,7 @@ use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Foreign, Machine, Reply, RequestContext, Turn};
 use baton_protocol::record::{AnyCommit, ResourceRecord, Stamp, WorkflowRecord};
 use baton_protocol::request::ResourceRequest;
-use baton_protocol::{LeaseId, Millis};
+use baton_protocol::{LeaseId, Millis, Service};
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{Agents, Heard};
@@ -77,6 +77,8 @@ impl Machine for ResourceManager {
     type Request = ResourceRequest;
     type Soft = Soft;
     type Config = Config;
+
+    const FOLLOWS: &'static [Service] = &[Service::WorkflowManager];
 
     fn apply(&mut self, stamp: Stamp, record: &ResourceRecord) {
         match record {

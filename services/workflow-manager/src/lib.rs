@@ -45,7 +45,7 @@ mod tests;
 use baton_machine::{Foreign, Machine, Reply, RequestContext, answer};
 use baton_protocol::record::{AnyCommit, OptimizerRecord, ResourceRecord, Stamp, WorkflowRecord};
 use baton_protocol::request::WorkflowRequest;
-use baton_protocol::{Millis, Rejection};
+use baton_protocol::{Millis, Rejection, Service};
 use serde::Serialize;
 
 pub use fold::WorkflowManager;
@@ -77,6 +77,8 @@ impl Machine for WorkflowManager {
     type Request = WorkflowRequest;
     type Soft = Soft;
     type Config = Config;
+
+    const FOLLOWS: &'static [Service] = &[Service::ResourceManager];
 
     fn apply(&mut self, stamp: Stamp, record: &WorkflowRecord) {
         match record {

@@ -2,11 +2,10 @@
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use baton_client::{ConnectSettings, Connection};
-use baton_protocol::Json;
 use baton_sdk::{Agent, Output, Task};
 use futures::StreamExt;
 use hdrhistogram::Histogram;
@@ -40,7 +39,7 @@ pub struct AgentsPlan {
 pub(crate) struct Seen {
     /// How many tasks came.
     pub(crate) tasks: u64,
-    /// From a stage's being ready until it was here.
+    /// From the end of the stages before until the next one was here.
     pub(crate) coordination: Latency,
 }
 
@@ -66,8 +65,9 @@ pub async fn run_agents(plan: AgentsPlan) -> anyhow::Result<()> {
             .connect()
             .await?;
         let handler = move |task: Task| {
-            note(&waits, &task);
-            async { Ok(Output::raw(Json::null())) }
+            let now = now_us();
+            note(&waits, &task, now);
+            async move { Output::json(&Done { at: now_us() }) }
         };
         agents.spawn(agent.run_until(handler, std::future::pending()));
     }
@@ -92,11 +92,25 @@ pub async fn run_agents(plan: AgentsPlan) -> anyhow::Result<()> {
     }
 }
 
-fn note(waits: &Mutex<Histogram<u64>>, task: &Task) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let waited = now.saturating_sub(Duration::from_millis(task.ready_at)).as_micros();
-    let waited = u64::try_from(waited).unwrap_or(u64::MAX);
-    waits.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(waited.max(1));
+/// What a task of these agents gives.
+#[derive(Serialize, Deserialize)]
+struct Done {
+    /// When it was done, in microseconds since 1970.
+    at: u64,
+}
+
+fn now_us() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// From when the last of the stages that this one waited for was done. That is more than from when it was ready, by the way
+/// of a report; but it is measured by one clock.
+fn note(waits: &Mutex<Histogram<u64>>, task: &Task, now: u64) {
+    let done = task.results.values().filter_map(|result| result.read::<Done>().ok()).map(|done| done.at).max();
+    if let Some(done) = done {
+        waits.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(now.saturating_sub(done).max(1));
+    }
 }
 
 /// Waits until standard input ends. A thread of its own does, for as long as the process lives.

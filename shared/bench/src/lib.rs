@@ -29,8 +29,8 @@ mod world;
 use anyhow::Context;
 
 pub use agents::{AgentsPlan, run_agents};
-pub use messages::run_messages;
 pub use measurement::{Latency, Measurement};
+pub use messages::run_messages;
 pub use plan::{Plan, Processes, Work};
 pub use sink::run_sink;
 

@@ -71,7 +71,7 @@ pub struct Measurement {
     /// From before a run was asked for until its end was heard of (or until it was accepted).
     #[serde(flatten)]
     pub latency: Latency,
-    /// From a stage's being ready until its agent has it. Up to a millisecond too long: the log has no finer clock.
+    /// From the moment when a stage's agent is done until the agent of the next one has it: report, commit, placement, lease.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub coordination: Option<Latency>,
     /// Cores in use, by whom.

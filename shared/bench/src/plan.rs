@@ -26,8 +26,7 @@ pub enum Work {
 
 impl Work {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Article, Self::Fanout, Self::Submit, Self::Messages, Self::Agents, Self::Floor];
+    pub const ALL: [Self; 6] = [Self::Article, Self::Fanout, Self::Submit, Self::Messages, Self::Agents, Self::Floor];
 
     /// As it is written.
     #[must_use]

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use baton_broker::{Broker, Durability, Finder, Options};
 use baton_client::{Client, ConnectSettings};
+use baton_protocol::Service;
 use baton_protocol::request::{AgentStatus, InstanceStatus, ListAgents, Role};
 use baton_protocol::subject::{self, Shard};
-use baton_protocol::Service;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::sleep;
@@ -360,8 +360,7 @@ impl Measurement {
     }
 
     fn use_between(&mut self, before: &Reading, after: &Reading, stages: u64) {
-        let cores =
-            |after: Usage, before: Usage| after.cpu.saturating_sub(before.cpu).as_secs_f64() / self.seconds;
+        let cores = |after: Usage, before: Usage| after.cpu.saturating_sub(before.cpu).as_secs_f64() / self.seconds;
         self.cores = Shares {
             broker: cores(after.broker, before.broker),
             services: cores(after.services, before.services),
@@ -377,7 +376,8 @@ impl Measurement {
         };
         if stages > 0 {
             let each = |grown: u64| grown as f64 / stages as f64;
-            let cpu = |reading: &Reading| reading.broker.cpu + reading.services.cpu + reading.agents.cpu + reading.load.cpu;
+            let cpu =
+                |reading: &Reading| reading.broker.cpu + reading.services.cpu + reading.agents.cpu + reading.load.cpu;
             self.cpu_us_per_stage = (cpu(after).saturating_sub(cpu(before))).as_secs_f64() * 1e6 / stages as f64;
             self.log_bytes_per_stage = each(after.bytes - before.bytes);
             self.log_records_per_stage = each(after.records - before.records);

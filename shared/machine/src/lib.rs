@@ -65,6 +65,9 @@ pub trait Machine: Default + Clone + PartialEq + fmt::Debug + Serialize + Deseri
     /// Settings that decisions may depend on. The fold may not: another instance may have others.
     type Config: Clone + fmt::Debug + Send + Sync + 'static;
 
+    /// Whose records it observes. It is never shown those of others, so that nobody need send them.
+    const FOLLOWS: &'static [Service];
+
     /// Folds a record of its own.
     fn apply(&mut self, stamp: Stamp, record: &Self::Record);
 

@@ -351,8 +351,11 @@ impl<M: Machine> Processor<M> {
         Ok(())
     }
 
-    /// Whether a message is not in the state yet, nor waits to be handled.
+    /// Whether a message is not in the state yet, nor waits to be handled, and is to be.
     fn is_news(&self, seq: u64, service: Service) -> bool {
+        if service != M::Record::SERVICE && !M::FOLLOWS.contains(&service) {
+            return false;
+        }
         let known = if service == M::Record::SERVICE { self.own } else { self.handled };
         seq > self.read.max(known)
     }

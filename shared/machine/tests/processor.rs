@@ -36,6 +36,8 @@ impl Machine for Chain {
     type Soft = ();
     type Config = ();
 
+    const FOLLOWS: &'static [Service] = &[Service::WorkflowManager, Service::ResourceManager];
+
     fn apply(&mut self, stamp: Stamp, _: &OptimizerRecord) {
         self.fold(stamp, "own");
         self.own += 1;

@@ -1070,7 +1070,11 @@ mod tests {
 
     #[test]
     fn several_reports_wait_for_the_last_of_their_leases() {
-        let report = |lease| format!(r#"{{"lease": {lease}, "task": "0199a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b/a/1", "status": "succeeded"}}"#);
+        let report = |lease| {
+            format!(
+                r#"{{"lease": {lease}, "task": "0199a1b2-c3d4-7e5f-8a9b-0c1d2e3f4a5b/a/1", "status": "succeeded"}}"#
+            )
+        };
         let text = format!(r#"{{"reports": [{}, {}, {}]}}"#, report(3), report(17), report(5));
         let request = WorkflowRequest::decode("agent.reports", "baton.agent.ann.reports", text.as_bytes()).unwrap();
         assert_eq!(request.waits_for(), Some(Mark { service: Service::ResourceManager, number: 17 }));

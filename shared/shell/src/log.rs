@@ -198,18 +198,24 @@ impl futures::Stream for Tail {
 
 /// Follows the log. A push consumer: the first message comes as soon as there is one.
 ///
-/// A leader need not be sent its own commits, which are most of what it would read: `without` leaves out those of a service.
-/// That another instance has committed shows at its next commit, or proof, which the fence refuses.
+/// A leader need not be sent its own commits, which are most of what it would read: it follows only certain services. That
+/// another instance has committed shows at its next commit, or proof, which the fence refuses.
 pub(crate) async fn tail(
     client: &async_nats::Client,
     stream: &Stream,
     from: u64,
-    without: Option<(Shard, Service)>,
+    of: Option<(Shard, &[Service])>,
 ) -> Result<Tail, LogError> {
-    let filter_subjects = without.map_or_else(Vec::new, |(shard, own)| {
-        Service::WRITERS.iter().filter(|service| **service != own).map(|service| subject::log(shard, *service)).collect()
-    });
+    let of: Vec<_> = of
+        .map(|(shard, services)| services.iter().map(|service| subject::log(shard, *service)).collect())
+        .unwrap_or_default();
+    let (filter_subject, filter_subjects) = match of.as_slice() {
+        // The broker finds what one subject has faster than what several have.
+        [one] => (one.clone(), Vec::new()),
+        _ => (String::new(), of),
+    };
     let config = push::Config {
+        filter_subject,
         filter_subjects,
         deliver_subject: client.new_inbox(),
         deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from.max(1) },

@@ -10,7 +10,7 @@ use async_nats::jetstream::stream::{DiscardPolicy, Stream};
 use async_nats::jetstream::{Context, kv, stream};
 use baton_client::{ConnectError, Connection};
 use baton_machine::{Machine, Outgoing, Processor, ReadError, Reply, Snapshot};
-use baton_protocol::{Millis, Service};
+use baton_protocol::Millis;
 use baton_protocol::record::Record;
 use baton_protocol::request::Role;
 use baton_protocol::subject::{self, Shard};
@@ -280,6 +280,9 @@ impl<M: Machine> Session<M> {
             if self.processor.deadline().is_some_and(|deadline| deadline <= now) {
                 self.processor.tick(now);
             }
+            if let Err(end) = self.absorb().await {
+                return end;
+            }
             if let Err(end) = self.send().await {
                 return end;
             }
@@ -358,6 +361,33 @@ impl<M: Machine> Session<M> {
         }
     }
 
+    /// Takes all that is there already before anything is sent: what is decided together is committed together, and each
+    /// commit costs the broker and its readers much the same.
+    async fn absorb(&mut self) -> Result<(), End> {
+        if self.flight.is_some() || self.processor.has_taken_all() {
+            return Ok(());
+        }
+        // Lets the connection read what has come.
+        tokio::task::yield_now().await;
+        for _ in 0..BATCH {
+            match self.tail.next().now_or_never() {
+                Some(Some(message)) => self.read(message)?,
+                _ => break,
+            }
+        }
+        while let Ok((tag, reply)) = self.answers.try_recv() {
+            let now = self.now();
+            self.processor.answered(tag, reply, now);
+        }
+        for _ in 0..BATCH {
+            match self.requests.1.try_recv() {
+                Ok(request) => self.take_request(request),
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
     /// Until the machine wants to be called, or until what has changed should be shown, and never long: that the loop
     /// turns is what keeps leadership, and what a drain waits for.
     fn timer(&mut self) -> impl Future<Output = ()> + use<M> {
@@ -382,11 +412,9 @@ impl<M: Machine> Session<M> {
         if !self.processor.begin_term(self.instance.name(), now) {
             return Ok(());
         }
-        if M::Record::SERVICE != Service::Optimizer {
-            let from = self.processor.position() + 1;
-            let without = Some((Shard::default(), M::Record::SERVICE));
-            self.tail = log::tail(&self.connection.nats, &self.stream, from, without).await?;
-        }
+        let from = self.processor.position() + 1;
+        let of = Some((Shard::default(), M::FOLLOWS));
+        self.tail = log::tail(&self.connection.nats, &self.stream, from, of).await?;
         if self.gate.why().is_none() {
             self.serve().await?;
         }

@@ -32,6 +32,8 @@ impl Machine for Counter {
     type Soft = ();
     type Config = ();
 
+    const FOLLOWS: &'static [Service] = &[Service::WorkflowManager, Service::ResourceManager];
+
     fn apply(&mut self, stamp: Stamp, _: &OptimizerRecord) {
         self.count += 1;
         self.numbers += stamp.number;

@@ -9,7 +9,8 @@ use baton_machine::{Publication, Reply};
 use baton_protocol::record::{Event, Outcome};
 use baton_protocol::request::{
     AssignAnswer, AssignTasks, Assignment, Assignments, CancelTask, HeartbeatAnswer, OptimizerRequest, Report,
-    ReportAnswer, ReportStatus, Reports, ReportsAnswered, ResourceRequest, RunAccepted, RunList, StartRun, WorkflowRequest, WorkflowView,
+    ReportAnswer, ReportStatus, Reports, ReportsAnswered, ResourceRequest, RunAccepted, RunList, StartRun,
+    WorkflowRequest, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
 use baton_protocol::{AgentId, Code, Json, LeaseId, Rejection, RunId};
@@ -67,7 +68,13 @@ impl Facts {
             WorkflowRequest::Report(agent, report) => self.report_stored(agent, report),
             WorkflowRequest::Reports(agent, Reports { reports }) => {
                 let answers = read::<ReportsAnswered>(answer)?.answers;
-                hold!(answers.len() == reports.len(), APPLIED, "{} reports have {} answers", reports.len(), answers.len());
+                hold!(
+                    answers.len() == reports.len(),
+                    APPLIED,
+                    "{} reports have {} answers",
+                    reports.len(),
+                    answers.len()
+                );
                 reports.iter().zip(answers).try_for_each(|(report, answer)| match answer {
                     ReportAnswer::Stored(_) => self.report_stored(agent, report),
                     ReportAnswer::Refused(rejection) => {
@@ -95,9 +102,7 @@ impl Facts {
             return Err(broken(APPLIED, format!("a report was stored under lease {}", report.lease)));
         };
         let counted = match report.status {
-            ReportStatus::Succeeded => {
-                lease.outcome == Some(Outcome::Succeeded) && lease.result == report.result
-            }
+            ReportStatus::Succeeded => lease.outcome == Some(Outcome::Succeeded) && lease.result == report.result,
             ReportStatus::Failed => lease.outcome == Some(Outcome::Failed),
         };
         let right = counted && lease.agent == *agent && lease.task == report.task;

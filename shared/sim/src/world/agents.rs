@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use baton_machine::Reply;
 use baton_protocol::request::{
-    Assignment, Decline, Heartbeat, HeartbeatAnswer, Leave, Registered, Report, ReportStatus, Reports, ResourceRequest, Usage,
-    WorkflowRequest,
+    Assignment, Decline, Heartbeat, HeartbeatAnswer, Leave, Registered, Report, ReportStatus, Reports, ResourceRequest,
+    Usage, WorkflowRequest,
 };
 use baton_protocol::{AgentId, Code, Json, LeaseId, Money, TaskId};
 
