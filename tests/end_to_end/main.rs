@@ -2,6 +2,7 @@
 
 mod agents;
 mod article;
+mod bench;
 mod cluster;
 mod command_line;
 mod faults;

@@ -23,11 +23,12 @@ use futures::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{AbortHandle, JoinError, JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::agent::{AgentError, Handler, Spans, Told};
 use crate::output::{Output, TaskError, TaskResult};
-use crate::speech::{Voice, backoff, headers};
+use crate::speech::{Voice, backoff, headers, may_pass};
 use crate::task::Task;
 
 /// Until the resource-manager says how often it wants a heartbeat.
@@ -41,6 +42,8 @@ const DECLINE: Duration = Duration::from_secs(10);
 const LEAVE: Duration = Duration::from_secs(3);
 /// How many leases that are over are remembered. Ids only grow, and only recent ones are heard of again.
 const REMEMBERED: usize = 10_000;
+/// How long is waited before reports that were refused together are said again, if the refusal does not say.
+const RETRY: Duration = Duration::from_millis(200);
 /// How many messages with reports may be under way at a time.
 const UNDER_WAY: usize = 4;
 /// The most reports that one message holds, and about the most bytes: the services take a message of that size in one piece.
@@ -71,8 +74,16 @@ enum Doing {
     Waiting,
     /// The handler works.
     Working,
-    /// The report is being stored.
-    Reporting(Option<AbortHandle>),
+    /// The report is being stored, unless it is no longer wanted.
+    Reporting(CancellationToken),
+}
+
+/// A report on its way.
+struct Said {
+    task: Task,
+    report: Report,
+    /// Its lease was dropped: nobody wants to hear it.
+    dropped: CancellationToken,
 }
 
 /// A job that has ended.
@@ -80,7 +91,13 @@ enum Ended {
     Register(Result<Registered, Rejection>),
     Beat(Result<HeartbeatAnswer, ClientError>),
     Work(LeaseId, TaskResult),
-    Reports(Vec<LeaseId>),
+    /// What became of reports: settled, or each to be said alone.
+    Reports {
+        settled: Vec<LeaseId>,
+        alone: Vec<Said>,
+    },
+    /// Several reports were refused as one, for a time: one of them may be the reason.
+    Refused(Vec<Said>, Duration),
     Decline,
 }
 
@@ -97,7 +114,7 @@ pub(crate) struct Keeper {
     over: BTreeSet<LeaseId>,
     jobs: JoinSet<Ended>,
     /// What is done and not reported yet.
-    unsaid: Vec<(Task, Report)>,
+    unsaid: Vec<Said>,
     /// How many messages with reports may be under way.
     places: Arc<Semaphore>,
     /// Handlers that have not ended, also those whose lease is forgotten.
@@ -279,9 +296,9 @@ impl Keeper {
         let Some(held) = self.held.remove(&lease) else { return };
         tracing::info!(agent = %self.voice.agent, task = %held.task.id(), %lease, reason, "task dropped");
         held.task.cancelled().cancel();
-        if let Doing::Reporting(report) = held.doing {
-            self.unsaid.retain(|(_, report)| report.lease != lease);
-            report.inspect(AbortHandle::abort);
+        if let Doing::Reporting(dropped) = held.doing {
+            dropped.cancel();
+            self.unsaid.retain(|said| said.report.lease != lease);
         }
     }
 
@@ -304,10 +321,21 @@ impl Keeper {
                 self.start_waiting();
                 Ok(())
             }
-            Ended::Reports(leases) => {
-                for lease in leases {
+            Ended::Reports { settled, alone } => {
+                for lease in settled {
                     self.held.remove(&lease);
                     self.remember(lease);
+                }
+                for said in alone {
+                    self.jobs.spawn(store(self.voice.clone(), said, self.told.clone(), None));
+                }
+                Ok(())
+            }
+            Ended::Refused(mut said, wait) => {
+                // Halves, until the one that is the reason is alone, and holds up nobody else.
+                let other = said.split_off(said.len() / 2);
+                for half in [said, other] {
+                    self.jobs.spawn(store_all(self.voice.clone(), half, self.told.clone(), None, wait));
                 }
                 Ok(())
             }
@@ -411,8 +439,9 @@ impl Keeper {
             return;
         };
         let report = report_of(&held.task, result.and_then(Output::checked));
-        held.doing = Doing::Reporting(None);
-        self.unsaid.push((held.task.clone(), report));
+        let dropped = CancellationToken::new();
+        held.doing = Doing::Reporting(dropped.clone());
+        self.unsaid.push(Said { task: held.task.clone(), report, dropped });
     }
 
     /// Reports what is done: all of it in one message, or as much as one holds.
@@ -421,25 +450,14 @@ impl Keeper {
     /// instead of more of them.
     fn say(&mut self, place: OwnedSemaphorePermit) {
         let mut bytes = 0;
-        let mut fits = |(_, report): &(Task, Report)| {
+        let mut fits = |Said { report, .. }: &Said| {
             bytes += 512 + report.result.as_ref().map_or(0, Json::size) + report.error.as_ref().map_or(0, String::len);
             bytes <= MAX_REPORTS_BYTES
         };
         let count = self.unsaid.iter().take(MAX_REPORTS).take_while(|said| fits(said)).count().max(1);
-        let mut said: Vec<_> = self.unsaid.drain(..count.min(self.unsaid.len())).collect();
+        let said: Vec<_> = self.unsaid.drain(..count.min(self.unsaid.len())).collect();
         let (voice, told) = (self.voice.clone(), self.told.clone());
-        if said.len() > 1 {
-            self.jobs.spawn(store_all(voice, said, told, place));
-        } else if let Some((task, report)) = said.pop() {
-            let lease = report.lease;
-            let job = self.jobs.spawn(async move {
-                store(voice, task, report, told, Some(place)).await;
-                Ended::Reports(vec![lease])
-            });
-            if let Some(held) = self.held.get_mut(&lease) {
-                held.doing = Doing::Reporting(Some(job));
-            }
-        }
+        self.jobs.spawn(store_all(voice, said, told, Some(place), Duration::ZERO));
     }
 
     // How it goes.
@@ -592,49 +610,71 @@ fn report_of(task: &Task, result: TaskResult) -> Report {
     }
 }
 
-/// Reports until each report is stored, or its lease has ended.
-async fn store_all(voice: Voice, said: Vec<(Task, Report)>, told: Option<Told>, place: OwnedSemaphorePermit) -> Ended {
-    let leases = said.iter().map(|(_, report)| report.lease).collect();
-    let (tasks, reports): (Vec<_>, Vec<_>) = said.into_iter().unzip();
-    let request = Reports { reports };
+/// Reports until there is an answer: each report in it is stored or refused for itself.
+async fn store_all(
+    voice: Voice,
+    mut said: Vec<Said>,
+    told: Option<Told>,
+    place: Option<OwnedSemaphorePermit>,
+    wait: Duration,
+) -> Ended {
+    sleep(wait).await;
+    let mut settled: Vec<_> = said.extract_if(.., |said| said.dropped.is_cancelled()).map(|s| s.report.lease).collect();
+    if said.len() < 2 {
+        let Some(said) = said.pop() else { return Ended::Reports { settled, alone: Vec::new() } };
+        let ended = store(voice, said, told, place).await;
+        return match ended {
+            Ended::Reports { settled: last, alone } => {
+                settled.extend(last);
+                Ended::Reports { settled, alone }
+            }
+            other => other,
+        };
+    }
+    let request = Reports { reports: said.iter().map(|said| said.report.clone()).collect() };
     let headers = headers(AgentVerb::Reports, &voice.agent);
-    let answered: Result<ReportsAnswered, _> = voice.insist(AgentVerb::Reports, &request, headers, Some(place)).await;
-    let mut answers = match answered {
-        Ok(ReportsAnswered { answers }) => answers.into_iter(),
+    let answered: Result<ReportsAnswered, _> =
+        voice.insist(AgentVerb::Reports, &request, headers, place, |_| false).await;
+    let answers = match answered {
+        Ok(ReportsAnswered { answers }) => answers,
+        Err(rejection) if may_pass(&rejection) && settled.is_empty() => {
+            tracing::debug!(agent = %voice.agent, %rejection, "several reports are refused at once");
+            return Ended::Refused(said, rejection.retry_after_ms.map_or(RETRY, Duration::from_millis));
+        }
         Err(rejection) => {
             tracing::debug!(agent = %voice.agent, %rejection, "several reports are refused at once: each goes alone");
-            Vec::new().into_iter()
+            return Ended::Reports { settled, alone: said };
         }
     };
-    let mut alone = Vec::new();
-    for (task, report) in tasks.into_iter().zip(request.reports) {
-        let answer = answers.next();
-        let stored = matches!(answer, Some(ReportAnswer::Stored(_)));
-        let over = matches!(&answer, Some(ReportAnswer::Refused(rejection)) if is_over(rejection));
-        if !stored && !over {
-            // Refused for a time, or for good, which is then reported instead.
-            alone.push(store(voice.clone(), task, report, told.clone(), None));
-            continue;
-        }
-        if let Some(told) = &told {
-            match &answer {
-                Some(ReportAnswer::Refused(rejection)) => told(&report, Err(rejection)),
-                _ => told(&report, Ok(())),
+    let (mut answers, mut alone) = (answers.into_iter(), Vec::new());
+    for said in said {
+        let (report, task) = (&said.report, &said.task);
+        let answer = match answers.next() {
+            Some(ReportAnswer::Stored(_)) => Ok(()),
+            Some(ReportAnswer::Refused(rejection)) if is_over(&rejection) => {
+                tracing::info!(task = %task.id(), lease = %report.lease, %rejection, "the lease has ended, the report is dropped");
+                Err(rejection)
             }
+            // Refused for a time, or for good, which is then reported instead.
+            Some(ReportAnswer::Refused(_)) | None => {
+                alone.push(said);
+                continue;
+            }
+        };
+        if let Some(told) = &told {
+            told(report, answer.as_ref().copied());
         }
-        if over {
-            tracing::info!(task = %task.id(), lease = %report.lease, "the lease has ended, the report is dropped");
-        }
+        settled.push(report.lease);
     }
-    futures::future::join_all(alone).await;
-    Ended::Reports(leases)
+    Ended::Reports { settled, alone }
 }
 
-/// Reports until the report is stored, or the lease has ended.
-async fn store(voice: Voice, task: Task, report: Report, told: Option<Told>, place: Option<OwnedSemaphorePermit>) {
+/// Reports until the report is stored, its lease has ended, or nobody wants it.
+async fn store(voice: Voice, said: Said, told: Option<Told>, place: Option<OwnedSemaphorePermit>) -> Ended {
+    let Said { task, report, dropped } = said;
     let lease = report.lease;
     let span = tracing::info_span!("report", run = %task.run, trace = %trace_id(&task), task = %task.id(), %lease);
-    async {
+    let stored = async {
         let Err(rejection) = say(&voice, &task, &report, told.as_ref(), place).await else {
             tracing::debug!("report stored");
             return;
@@ -649,9 +689,12 @@ async fn store(voice: Voice, task: Task, report: Report, told: Option<Told>, pla
         if let Err(rejection) = say(&voice, &task, &failure, told.as_ref(), None).await {
             tracing::error!(%rejection, "that is refused too, the task is dropped");
         }
+    };
+    tokio::select! {
+        () = stored.instrument(span) => {}
+        () = dropped.cancelled() => {}
     }
-    .instrument(span)
-    .await;
+    Ended::Reports { settled: vec![lease], alone: Vec::new() }
 }
 
 /// Reports until there is an answer, and passes on what it was.
@@ -663,7 +706,7 @@ async fn say(
     place: Option<OwnedSemaphorePermit>,
 ) -> Result<(), Rejection> {
     let headers = report_headers(voice, task, report);
-    let answer = voice.insist::<_, ReportStored>(AgentVerb::Report, report, headers, place).await.map(drop);
+    let answer = voice.insist::<_, ReportStored>(AgentVerb::Report, report, headers, place, may_pass).await.map(drop);
     if let Some(told) = told {
         told(report, answer.as_ref().copied());
     }

@@ -56,16 +56,18 @@ impl Voice {
         request: &Q,
         headers: Headers,
     ) -> Result<A, Rejection> {
-        self.insist(verb, request, headers, None).await
+        self.insist(verb, request, headers, None, may_pass).await
     }
 
-    /// The same, giving a place back after the first attempt: what is refused again and again must not hold up others.
+    /// The same, giving a place back after the first attempt: what is refused again and again must not hold up others. It
+    /// asks again after those refusals that pass.
     pub(crate) async fn insist<Q: Serialize, A: DeserializeOwned>(
         &self,
         verb: AgentVerb,
         request: &Q,
         mut headers: Headers,
         mut place: Option<OwnedSemaphorePermit>,
+        passes: fn(&Rejection) -> bool,
     ) -> Result<A, Rejection> {
         headers.id.get_or_insert_with(Uuid::now_v7);
         let mut waits = backoff(BACKOFF.1);
@@ -79,7 +81,7 @@ impl Voice {
             };
             let error = match answered {
                 Ok(answer) => return Ok(answer),
-                Err(ClientError::Rejected(rejection)) if !may_pass(&rejection) => return Err(rejection),
+                Err(ClientError::Rejected(rejection)) if !passes(&rejection) => return Err(rejection),
                 Err(error) => error,
             };
             attempt += 1;

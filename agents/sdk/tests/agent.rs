@@ -704,6 +704,33 @@ async fn a1_what_comes_together_is_taken_and_what_ends_meanwhile_is_reported_tog
 }
 
 #[tokio::test]
+async fn one_report_that_can_not_be_stored_holds_up_no_other() {
+    let server = NatsServer::start().await;
+    let mut side = Side::listen(&server).await;
+    let (_agent, _stop) = run(builder(&server).slots(10), |_| async { Output::json("done") }).await;
+    side.register().await;
+    side.heartbeats().await;
+    let body = serde_json::to_vec(&Assignments { assignments: (1..=8).map(assignment).collect() }).unwrap();
+    side.nats.publish(subject::assignments(&ann()), body.into()).await.unwrap();
+    // The workflow-manager has not read lease 7, and never will.
+    let mut stored = std::collections::BTreeSet::new();
+    while stored.len() < 7 {
+        let message = side.any_report().await;
+        let leases: Vec<_> = reports_in(&message).iter().map(|report| report.lease.0).collect();
+        if leases.contains(&7) {
+            reject(&side.nats, &message, &Rejection::new(Code::Unavailable, "not read yet").retry_after(1)).await;
+        } else {
+            stored.extend(leases);
+            side.store(&message, &|_| None).await;
+        }
+    }
+    side.until_held(&[7]).await;
+    // Once it is not held any more, nobody says it again.
+    side.answer_heartbeats(|_| Ok(keep_on(vec![], vec![LeaseId(7)])));
+    side.until_held(&[]).await;
+}
+
+#[tokio::test]
 async fn work_of_an_earlier_life_is_not_taken() {
     let server = NatsServer::start().await;
     let mut side = Side::listen(&server).await;

@@ -349,6 +349,7 @@ impl Pushes {
 impl Batch {
     fn send(mut self, turn: &mut Turn<'_, ResourceManager>, agent: &AgentId) {
         let kind = MessageType::TaskAssignment;
+        sent(turn, "task_assignment");
         if self.assignments.len() == 1
             && let Some(body) = self.assignments.pop()
         {
@@ -393,6 +394,7 @@ fn push(turn: &mut Turn<'_, ResourceManager>, pushes: &mut Pushes, lease: LeaseI
     if turn.state().agents.present(agent).is_some_and(|agent| agent.record.batches) {
         pushes.add(turn, agent, &assignment);
     } else {
+        sent(turn, "task_assignment");
         turn.publish(Publication {
             subject: subject::assign(agent),
             body: json(&assignment),
@@ -404,7 +406,6 @@ fn push(turn: &mut Turn<'_, ResourceManager>, pushes: &mut Pushes, lease: LeaseI
     if let Some(span) = span {
         turn.effect(Effect::Span(span));
     }
-    sent(turn, "task_assignment");
     turn.measure_value("agent_message_latency_seconds", &["task_assignment"], seconds(now.saturating_sub(ready_at)));
     turn.soft.pushed.insert(assignment.task, Push { lease, agent: agent.clone(), at: now, trace: assignment.trace });
 }

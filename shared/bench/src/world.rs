@@ -123,7 +123,6 @@ impl World {
         };
         for arguments in commands {
             let mut command = command(&plan.program, &arguments, Stdio::null());
-            // Our own settings file would be read from the working directory.
             command.envs(settings.iter().copied());
             self.services.push(command.spawn().context("starting a service")?);
         }
@@ -390,6 +389,8 @@ impl Measurement {
 fn command(program: &Path, arguments: &[&str], output: Stdio) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::piped()).stdout(output).kill_on_drop(true);
+    // A settings file in the working directory is none of a measurement's.
+    command.current_dir(std::env::temp_dir());
     // Surroundings that name another broker, or settings of the user's own, are none of a measurement's.
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("BATON_") || name.starts_with("OTEL_")) {
         command.env_remove(name);

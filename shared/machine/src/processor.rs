@@ -10,7 +10,7 @@ use baton_protocol::{Code, Json, Millis, Number, Position, Rejection, Service};
 use crate::planted::{Bug, is_planted};
 use crate::snapshot::Snapshot;
 use crate::turn::Emitted;
-use crate::{Effect, Foreign, Machine, Reply, RequestContext, Token, Turn};
+use crate::{Effect, Foreign, Machine, Measure, Reply, RequestContext, Token, Turn, Value};
 
 /// How many messages of other services may be handled before the cursor is committed, if nothing else is. Bounds what a
 /// follower keeps and a successor handles again.
@@ -236,7 +236,7 @@ impl<M: Machine> Processor<M> {
         self.snapshot_pause = pause;
     }
 
-    /// Shows only that share of all traces, from 0 to 1, and those of what fails: spans that nobody wants are not even made.
+    /// Shows only that share of all traces, from 0 to 1, and what fails: spans that nobody wants are not even made.
     pub fn show_traces(&mut self, share: f64) {
         self.shown_traces = share;
     }
@@ -273,7 +273,7 @@ impl<M: Machine> Processor<M> {
         self.read
     }
 
-    /// How far it is in the log, for those who look at it: a leader is not sent its own commits, and is as far as its last.
+    /// How far it is in the log, for those who look at it: a leader may not be sent its own commits, and is as far as its last.
     #[must_use]
     pub fn reached(&self) -> u64 {
         self.read.max(self.own)
@@ -581,11 +581,16 @@ impl<M: Machine> Processor<M> {
         };
         act(&mut turn);
         let Turn { emitted, effects, .. } = turn;
-        // What is only shown promises nothing: without a record it needs no proof.
+        // What is only shown promises nothing: without a record it needs no proof. But a gauge that is set must not overtake
+        // one that waits.
         let nothing_decided = emitted.is_empty();
+        let waits = |effect: &Effect| matches!(effect, Effect::Measure(Measure { value: Value::Set(_), .. }));
+        let nothing_waits = lead.entries.is_empty() && lead.flight.is_none();
         let leaves_at_once = |effect: &Effect| {
             matches!(effect, Effect::Ask { .. })
-                || (nothing_decided && matches!(effect, Effect::Span(_) | Effect::Measure(_)))
+                || (nothing_decided
+                    && matches!(effect, Effect::Span(_) | Effect::Measure(_))
+                    && (nothing_waits || !waits(effect)))
                 || (is_planted(Bug::AnsweredTooEarly) && matches!(effect, Effect::Answer { .. }))
                 || (is_planted(Bug::PushedTooEarly) && matches!(effect, Effect::Publish(_)))
         };

@@ -64,7 +64,8 @@ impl<M: Machine> Turn<'_, M> {
         self.workflow_number
     }
 
-    /// Whether spans of that trace are shown, so that nobody need make one in vain. What has failed is shown in any case.
+    /// Whether spans of that trace are shown, so that nobody need make one in vain. What has failed is made in any case: it is told in
+    /// the log of the process.
     #[must_use]
     pub fn shows(&self, trace: TraceContext) -> bool {
         trace.sampled && sampled(trace.trace, self.shown_traces)

@@ -189,7 +189,7 @@ pub fn to_agent(agent: &AgentId) -> String {
     format!("baton.to.{agent}.>")
 }
 
-/// What the services tell an agent: [`assign`] and [`cancel`], but no messages of other agents.
+/// What the services tell an agent: [`assign`], [`assignments`] and [`cancel`], but no messages of other agents.
 #[must_use]
 pub fn work_of(agent: &AgentId) -> String {
     format!("baton.to.{agent}.*")

@@ -158,7 +158,7 @@ impl<M: Machine> Session<M> {
                 None => Processor::new(config),
             };
             processor.keep_snapshots(settings.log.snapshot_records, SNAPSHOT_PAUSE);
-            // Who reads what happens in the log of this process reads it of all runs.
+            // Who reads what happens in the log of this process reads it of all runs that are traced.
             let all = tracing::enabled!(target: "baton_shell::effects", tracing::Level::DEBUG);
             processor.show_traces(if all { 1.0 } else { telemetry.spans.share() });
             if settings.log.replicas > 1 {
@@ -299,6 +299,11 @@ impl<M: Machine> Session<M> {
             self.report();
             let timer = self.timer();
             tokio::select! {
+                Some(saved) = self.saving.join_next() => {
+                    let took = saved.map_or(0, |took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+                    let pause = SNAPSHOT_PAUSE.max(took.saturating_mul(SNAPSHOT_PART));
+                    self.processor.keep_snapshots(self.settings.log.snapshot_records, pause);
+                }
                 outcome = fly(&mut self.flight) => {
                     self.flight = None;
                     if let Err(end) = self.landed(outcome).await { return end }
@@ -458,11 +463,6 @@ impl<M: Machine> Session<M> {
     ///
     /// To write one takes as long as there is state. However large that is, no more than a part of the time goes into it.
     fn keep(&mut self, snapshot: Snapshot<M>) {
-        while let Some(saved) = self.saving.try_join_next() {
-            let took = saved.map_or(0, |took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
-            let pause = SNAPSHOT_PAUSE.max(took.saturating_mul(SNAPSHOT_PART));
-            self.processor.keep_snapshots(self.settings.log.snapshot_records, pause);
-        }
         if self.saving.is_empty() {
             let snapshots = self.snapshots.clone();
             self.saving.spawn(async move {
@@ -557,9 +557,9 @@ async fn fly(flight: &mut Option<Flight>) -> Result<u64, CommitFailure> {
 /// The bucket of finished runs: created if there is none.
 ///
 /// A document is no truth, the log is: so the broker need not sync each before it says that it has it, which at `power`
-/// durability would allow no more than some hundred runs a second. What is lost with a killed broker is kept again by the
-/// next leader, which keeps the last ends anew; what is lost with the power may be missed, up to what the broker syncs in
-/// the background. In a cluster there are other copies.
+/// durability would allow no more than some hundred runs a second. The next leader keeps the last ends anew (at most 256):
+/// that is more than a killed broker loses. What is lost with the power may be missed, up to what the broker syncs in the
+/// background. In a cluster there are other copies.
 async fn runs_bucket(js: &Context, replicas: usize) -> Result<kv::Store, LogError> {
     if let Ok(store) = js.get_key_value(subject::RUNS_BUCKET).await {
         return Ok(store);
