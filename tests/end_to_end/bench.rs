@@ -82,7 +82,7 @@ async fn what_can_not_be_measured_is_refused() {
     for (arguments, says) in [
         (["--sample", "2"], "--sample 2"),
         (["--inflight", "0"], "--inflight must be at least 1"),
-        (["--rate", "-1"], "--rate"),
+        (["--rate", "0"], "--rate"),
         (["--durability", "none"], "none"),
     ] {
         let binary = tokio::task::spawn_blocking(baton_binary).await.unwrap();

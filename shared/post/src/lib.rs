@@ -352,8 +352,17 @@ async fn ensure_stream(js: &Context, mut settings: Settings) -> Result<(), Strin
         }
         return Ok(());
     }
+    let mut fits = true;
     loop {
-        let Err(error) = js.create_stream(wanted(settings)).await else { return Ok(()) };
+        let Err(error) = js.create_stream(wanted(settings)).await else {
+            if !fits {
+                // The broker sets the room aside. Where there is little, the log and its snapshots need the most of it.
+                settings.max_bytes = (settings.max_bytes / 4).max(LEAST_BYTES / 4);
+                js.update_stream(wanted(settings)).await.map_err(|error| failed(&error))?;
+            }
+            return Ok(());
+        };
+        fits = false;
         let code = match error.kind() {
             CreateStreamErrorKind::JetStream(error) => Some(error.error_code()),
             _ => None,

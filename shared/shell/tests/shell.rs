@@ -289,7 +289,8 @@ async fn a_follower_that_commits_is_refused_by_the_fence() {
     let sent = js.send_publish(subject::log(Shard(0), Service::Optimizer), message).await.unwrap().await;
     let error = sent.unwrap_err();
     assert_eq!(error.kind(), jetstream::context::PublishErrorKind::WrongLastSequence);
-    // Another one that did write (say, with the right fence, a moment ago) deposes the one that leads: it loads again.
+    // Another one that did write (say, with the right fence, a moment ago) deposes the one that leads. It is not sent its own
+    // service's commits: it learns of it when it wants to commit, is refused, answers nobody, and loads again.
     let term = running.instance.status().term;
     let last = js.get_stream(subject::log_stream(Shard(0))).await.unwrap().cached_info().state.last_sequence;
     let commit = serde_json::json!({
@@ -299,12 +300,12 @@ async fn a_follower_that_commits_is_refused_by_the_fence() {
         .payload(commit.to_string().into())
         .expected_last_subject_sequence(last);
     js.send_publish(subject::log(Shard(0), Service::Optimizer), message).await.unwrap().await.unwrap();
+    set(&client).await;
     wait_for("it leads again in a newer term", Duration::from_secs(20), || async {
         let status = running.instance.status();
         status.role == Role::Leading && status.term > term + 1
     })
     .await;
-    set(&client).await;
     assert_eq!(count(&client).await, 2);
     running.stop().await;
 }
@@ -339,14 +340,8 @@ async fn m2_observers_see_records_as_events_after_their_commit() {
     set(&client).await;
     let event = events.next().await.unwrap();
     assert_eq!(event.subject.as_str(), "baton.event.service.optimizer.strategy_changed");
-    // Everything about the message is in its headers, and the body is plain JSON.
-    let headers = event.headers.as_ref().unwrap();
-    use baton_protocol::header;
-    assert_eq!(headers.get(header::TYPE).unwrap().as_str(), "status_update");
-    assert_eq!(headers.get(header::SOURCE).unwrap().as_str(), "optimizer");
-    assert_eq!(headers.get(header::VERSION).unwrap().as_str(), header::CURRENT_VERSION);
-    assert_eq!(headers.get(header::ID).unwrap().as_str().len(), 36);
-    assert!(headers.get(header::TIME).unwrap().as_str().parse::<u64>().unwrap() > 1_700_000_000_000);
+    // There are more events than anything else: all that headers would say is in the body, which is plain JSON.
+    assert!(event.headers.is_none());
     let event: baton_protocol::record::Event = serde_json::from_slice(&event.payload).unwrap();
     assert_eq!((event.number, event.position.seq), (1, 2));
     running.stop().await;

@@ -61,7 +61,7 @@ pub(crate) struct Facts {
     /// Virtual time of its last message, in microseconds.
     now: u64,
     /// The latest time in the log up to each message.
-    times: Vec<Millis>,
+    times: Vec<[Millis; 3]>,
     writers: BTreeMap<Service, Writer>,
     definitions: BTreeMap<WorkflowName, Vec<(u64, Arc<Definition>)>>,
     pub(crate) runs: BTreeMap<RunId, Run>,

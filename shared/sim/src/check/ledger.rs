@@ -1,12 +1,17 @@
 //! The rules of the log: what each record may follow.
 
-use baton_protocol::LeaseId;
+use baton_machine::Machine;
+use baton_optimizer::Optimizer;
+use baton_protocol::{LeaseId, Service};
 use baton_protocol::record::{
     AgentLeft, AgentRegistered, AnyCommit, Assigned, Commit, LeaseEnded, LeftReason, OptimizerRecord, Outcome, Record,
     ResourceRecord, RunFinished, RunStarted, StageEnded, StageReady, Stamp, WorkflowRecord, WorkflowRegistered,
 };
 use baton_protocol::request::ReportStatus;
 use baton_protocol::run::RunStatus;
+
+use baton_resource_manager::ResourceManager;
+use baton_workflow_manager::WorkflowManager;
 
 use super::{Agent, Attempt, Checked, Facts, Lease, Run, Stage, can, hold};
 use crate::coverage::Branch;
@@ -28,16 +33,32 @@ const WAITS: &str = "every wait lasts as long as it should";
 const REPLACED: &str = "a session that was replaced does not come back";
 const CALM: &str = "nothing is lost in the calm";
 
+/// Whether a service observes what the other one writes, and so what follows from it.
+fn follows(service: Service, other: Service) -> bool {
+    let follows = match service {
+        Service::WorkflowManager => WorkflowManager::FOLLOWS,
+        Service::ResourceManager => ResourceManager::FOLLOWS,
+        Service::Optimizer => Optimizer::FOLLOWS,
+        Service::Gateway => &[],
+    };
+    service == other || follows.contains(&other)
+}
+
 impl Facts {
     /// Takes message `seq` of the log, at a virtual time in microseconds.
     pub(crate) fn take(&mut self, seq: u64, commit: &AnyCommit, now: u64) -> Checked {
         hold!(seq == self.seq + 1, NO_GAP, "message {seq} comes after {}", self.seq);
         (self.seq, self.now) = (seq, now);
         if self.times.is_empty() {
-            self.times.push(0);
+            self.times.push([0; 3]);
         }
-        let latest = self.times.last().copied().unwrap_or(0);
-        self.times.push(latest.max(commit.at().unwrap_or(0)));
+        let mut latest = self.times.last().copied().unwrap_or([0; 3]);
+        for (service, time) in Service::WRITERS.iter().zip(&mut latest) {
+            if *service == commit.service() {
+                *time = (*time).max(commit.at().unwrap_or(0));
+            }
+        }
+        self.times.push(latest);
         match commit {
             AnyCommit::Workflow(commit) => {
                 self.writer(commit)?;
@@ -75,7 +96,9 @@ impl Facts {
         let other = &commit.instance;
         hold!(instance == other, ONE_LEADER, "{service}: {instance} and {other} both lead in term {term}");
         for turn in &commit.turns {
-            let caused = usize::try_from(turn.seen).ok().and_then(|seen| self.times.get(seen)).copied().unwrap_or(0);
+            let times = usize::try_from(turn.seen).ok().and_then(|seen| self.times.get(seen)).copied().unwrap_or([0; 3]);
+            let caused = Service::WRITERS.iter().zip(times).filter(|(other, _)| follows(service, **other));
+            let caused = caused.map(|(_, time)| time).max().unwrap_or(0);
             hold!(turn.at >= caused, TIME, "{service}: message {seq} is of {}, and follows from {caused}", turn.at);
             hold!(turn.at >= writer.at, TIME, "{service}: message {seq} is of {}, after {}", turn.at, writer.at);
             let (read, before) = (turn.seen, writer.seen);
