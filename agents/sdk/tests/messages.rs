@@ -8,6 +8,7 @@ use std::time::Duration;
 use baton_post::Settings;
 use baton_protocol::header::Priority;
 use baton_protocol::message::MessageType;
+use baton_protocol::post::Ask;
 use baton_protocol::subject;
 use baton_sdk::messages::{
     Answer, Listen, MessageError, MessageResult, Messages, Numbers, Options, Outgoing, Received, Route,
@@ -15,7 +16,10 @@ use baton_sdk::messages::{
 use baton_sdk::{AgentId, CancellationToken, ConnectSettings, Connection, TaskError, TopicFilter, TopicName};
 use baton_telemetry::Metrics;
 use baton_testkit::{NatsServer, wait_for};
+use futures::{FutureExt, StreamExt};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -30,12 +34,15 @@ impl World {
     async fn start() -> Self {
         let server = NatsServer::start().await;
         let metrics = Metrics::new("resource-manager", "1");
-        let settings = ConnectSettings::alone(server.client_url());
-        let run = baton_post::run(settings, Settings::default(), metrics.clone(), CancellationToken::new());
-        let world = Self { post: tokio::spawn(run), server, metrics };
+        let world = Self { post: post_office(&server, &metrics), server, metrics };
         let js = async_nats::jetstream::new(world.server.connect().await);
         wait_for("the stream", SOON, async || js.get_stream(subject::MESSAGES_STREAM).await.is_ok()).await;
         world
+    }
+
+    async fn close_the_post_office(&mut self) {
+        self.post.abort();
+        let _ = (&mut self.post).await;
     }
 
     async fn connection(&self) -> Connection {
@@ -45,6 +52,11 @@ impl World {
     async fn agent(&self, id: &str) -> Messages {
         Messages::new(&self.connection().await, agent(id), Options::default())
     }
+}
+
+fn post_office(server: &NatsServer, metrics: &Metrics) -> JoinHandle<()> {
+    let settings = ConnectSettings::alone(server.client_url());
+    tokio::spawn(baton_post::run(settings, Settings::default(), metrics.clone(), CancellationToken::new()))
 }
 
 impl Drop for World {
@@ -367,6 +379,136 @@ async fn m4_a_stream_that_was_lost_begins_anew() {
     assert_eq!(stored.sequence, 1);
     wait_for("the message", Duration::from_secs(60), async || heard.all().len() == 4).await;
     assert_eq!(heard.numbers(), [0, 1, 2, 3]);
+}
+
+/// Hears what an agent asks of the post office.
+async fn asked(world: &World, id: &str) -> (async_nats::Client, async_nats::Subscriber) {
+    let nats = world.server.connect().await;
+    let asked = nats.subscribe(subject::post(&agent(id))).await.unwrap();
+    nats.flush().await.unwrap();
+    (nats, asked)
+}
+
+/// How far an agent says it has handled its messages in its next check, and the check's token.
+async fn next_check(asked: &mut async_nats::Subscriber) -> (u64, u64) {
+    let check = async {
+        loop {
+            let message = asked.next().await.unwrap();
+            if let Ask::Check { handled, token, .. } = serde_json::from_slice(&message.payload).unwrap() {
+                return (handled, token);
+            }
+        }
+    };
+    tokio::time::timeout(SOON, check).await.expect("a check")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn m4_a_stream_that_lost_its_end_does_not_make_the_cursor_pass_what_waits() {
+    let mut world = World::start().await;
+    let (nats, mut asks) = asked(&world, "bob").await;
+    let ann = world.agent("ann").await;
+    let (bob, heard, gate) = (world.agent("bob").await, Heard::default(), Arc::new(Semaphore::new(0)));
+    let (handler, closed) = (heard.handler(), gate.clone());
+    let waits = move |message| {
+        let (done, gate) = (handler(message), closed.clone());
+        async move {
+            gate.acquire().await.unwrap().forget();
+            done.await
+        }
+    };
+    bob.listen(Listen::new().on_any(waits)).await.unwrap();
+    for number in 0..3u64 {
+        ann.send_guaranteed(bob.agent(), says(number)).await.unwrap();
+    }
+    wait_for("the first three", SOON, async || bob.numbers().delivered == 3).await;
+    // The answer to a check that is asked after that makes the floor more than 1.
+    let mut answers = nats.subscribe("baton.to.bob.post.check.*").await.unwrap();
+    nats.flush().await.unwrap();
+    while asks.next().now_or_never().flatten().is_some() {}
+    ann.send_guaranteed(bob.agent(), says(3)).await.unwrap();
+    let (_, token) = next_check(&mut asks).await;
+    let answered = async {
+        loop {
+            let answer = answers.next().await.unwrap();
+            if answer.status.is_some() && answer.subject.ends_with(&format!(".{token}")) {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(SOON, answered).await.expect("an answer");
+    world.close_the_post_office().await;
+    ann.send_guaranteed(bob.agent(), says(4)).await.unwrap();
+    let (handled, token) = next_check(&mut asks).await;
+    assert_eq!(handled, 0);
+    // Only the broker writes a status: so this is written as the broker would.
+    let subject = format!("baton.to.bob.post.check.{token}");
+    let head = "NATS/1.0 204\r\nNats-UpTo-Sequence: 1\r\n\r\n";
+    let mut raw = tokio::net::TcpStream::connect(("127.0.0.1", world.server.port())).await.unwrap();
+    let size = head.len();
+    let publish =
+        format!("CONNECT {{\"verbose\":false,\"headers\":true}}\r\nHPUB {subject} {size} {size}\r\n{head}\r\n");
+    raw.write_all(publish.as_bytes()).await.unwrap();
+    world.post = post_office(&world.server, &world.metrics);
+    wait_for("what was fetched again", SOON, async || {
+        let numbers = bob.numbers();
+        if numbers.duplicate >= 4 && numbers.delivered == 5 { Ok(()) } else { Err(numbers) }
+    })
+    .await;
+    assert_eq!(next_check(&mut asks).await.0, 0, "nothing has been handled");
+    gate.add_permits(5);
+    heard.until(5).await;
+    bob.close().await;
+    assert_eq!(heard.numbers(), [0, 1, 2, 3, 4]);
+    let (again, again_heard) = listening(&world, "bob").await;
+    again_heard.nothing_more_than(0, &ann, &again).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn m4_who_waits_for_a_guaranteed_message_is_told_that_the_messages_were_closed() {
+    let mut world = World::start().await;
+    let options = Options { window: 1, ..Options::default() };
+    let ann = Messages::new(&world.connection().await, agent("ann"), options);
+    let bob = agent("bob");
+    ann.send_guaranteed(&bob, says(0)).await.unwrap();
+    world.server.kill().await;
+    let posted = ann.post(&bob, says(1)).await.unwrap();
+    let (waits, to) = (ann.clone(), bob.clone());
+    let no_room = tokio::spawn(async move { waits.post(&to, says(2)).await.map(drop) });
+    let closed = async {
+        ann.close().await;
+        assert!(matches!(posted.await, Err(MessageError::Closed)));
+        assert!(matches!(no_room.await.unwrap(), Err(MessageError::Closed)));
+        assert!(matches!(ann.send_guaranteed(&bob, says(3)).await, Err(MessageError::Closed)));
+    };
+    tokio::time::timeout(SOON / 3, closed).await.expect("they are told");
+    world.server.restart().await;
+    // One that has sent none yet begins nothing either.
+    let cid = world.agent("cid").await;
+    cid.close().await;
+    assert!(matches!(cid.send_guaranteed(&bob, says(4)).await, Err(MessageError::Closed)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn m4_a_post_office_that_does_not_answer_holds_up_no_close() {
+    let mut world = World::start().await;
+    world.close_the_post_office().await;
+    // There is somebody to ask, who says nothing.
+    let (_nats, mut asks) = asked(&world, "bob").await;
+    let (bob, _) = listening(&world, "bob").await;
+    for _ in 0..2 {
+        tokio::time::timeout(SOON, asks.next()).await.expect("a question").unwrap();
+    }
+    tokio::time::timeout(SOON / 3, bob.close()).await.expect("it closes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn m4_a_broker_that_is_away_holds_up_no_close() {
+    let mut world = World::start().await;
+    let (_nats, mut asks) = asked(&world, "bob").await;
+    let (bob, _) = listening(&world, "bob").await;
+    next_check(&mut asks).await;
+    world.server.kill().await;
+    tokio::time::timeout(SOON / 3, bob.close()).await.expect("it closes");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -347,10 +347,10 @@ fn r1_an_agent_comes_works_and_is_lost() {
         answer 1 {"heartbeat_ms":2000,"lease_ms":10000}
         answer 2 {"heartbeat_ms":2000,"lease_ms":10000}
         5.0 +0 {"assigned":{"task":"RUN1/research/1","agent":"ann"}} (request lease.assign)
-        publish baton.to.ann.assign {"lease":2,"task":"RUN1/research/1","run":"RUN1","stage":"research","attempt":1,"workflow":"article","agent_type":"research","input":{"topic":1},"results":{},"params":{"depth":3},"metadata":{"requires_citations":true},"resources":{},"timeout_ms":60000,"trace":"00-0000000f4240780d9ef3164331c12185-1db186e7b11955cd-01"} [task_assignment traced]
+        publish baton.to.ann.assign {"lease":2,"task":"RUN1/research/1","run":"RUN1","stage":"research","attempt":1,"workflow":"article","agent_type":"research","input":{"topic":1},"results":{},"params":{"depth":3},"metadata":{"requires_citations":true},"resources":{},"ready_at":1000000,"timeout_ms":60000,"trace":"00-0000000f4240780d9ef3164331c12185-1db186e7b11955cd-01"} [task_assignment traced]
         answer 3 {"granted":1,"refused":[]}
         answer 4 {"start":[],"drop":[],"heartbeat_ms":2000,"lease_ms":10000}
-        answer 5 {"start":[{"lease":2,"task":"RUN1/research/1","run":"RUN1","stage":"research","attempt":1,"workflow":"article","agent_type":"research","input":{"topic":1},"results":{},"params":{"depth":3},"metadata":{"requires_citations":true},"resources":{},"timeout_ms":59400,"trace":"00-0000000f4240780d9ef3164331c12185-1db186e7b11955cd-01"}],"drop":[],"heartbeat_ms":2000,"lease_ms":10000}
+        answer 5 {"start":[{"lease":2,"task":"RUN1/research/1","run":"RUN1","stage":"research","attempt":1,"workflow":"article","agent_type":"research","input":{"topic":1},"results":{},"params":{"depth":3},"metadata":{"requires_citations":true},"resources":{},"ready_at":1000000,"timeout_ms":59400,"trace":"00-0000000f4240780d9ef3164331c12185-1db186e7b11955cd-01"}],"drop":[],"heartbeat_ms":2000,"lease_ms":10000}
         answer 6 {"start":[],"drop":[7],"heartbeat_ms":2000,"lease_ms":10000}
     "#]]);
     world.wait(1);
@@ -396,7 +396,7 @@ fn r1_another_session_ends_what_the_old_one_held() {
         answer 6 {"start":[],"drop":[2],"heartbeat_ms":2000,"lease_ms":10000}
         answer 7 {"granted":0,"refused":[{"task":"RUN1/research/1","agent":"ann","rejection":{"code":"not_ready","message":"task RUN1/research/1 is or was leased: lease 2; if that has ended, the next attempt is another task"}}]}
         8.0 +0 {"assigned":{"task":"RUN1/research/2","agent":"ann"}} (request lease.assign)
-        publish baton.to.ann.assign {"lease":4,"task":"RUN1/research/2","run":"RUN1","stage":"research","attempt":2,"workflow":"article","agent_type":"research","input":{"topic":1},"results":{},"params":{"depth":3},"metadata":{"requires_citations":true},"resources":{},"timeout_ms":60000,"trace":"00-0000000f4240780d9ef3164331c12185-bb27c7f5d640e7aa-01"} [task_assignment traced]
+        publish baton.to.ann.assign {"lease":4,"task":"RUN1/research/2","run":"RUN1","stage":"research","attempt":2,"workflow":"article","agent_type":"research","input":{"topic":1},"results":{},"params":{"depth":3},"metadata":{"requires_citations":true},"resources":{},"ready_at":1000000,"timeout_ms":60000,"trace":"00-0000000f4240780d9ef3164331c12185-bb27c7f5d640e7aa-01"} [task_assignment traced]
         answer 8 {"granted":1,"refused":[]}
         9.0 +0 {"agent_left":{"agent":"ann","reason":"left"}} (request agent.leave)
         answer 9 {}
@@ -711,7 +711,9 @@ fn a_task_comes_with_all_that_it_takes_to_do_it() {
     world.assign(&[(task(1, "writing", 1), "ann")]);
     world.check(&expect![[r#"
         7.0 +500 {"assigned":{"task":"RUN1/writing/1","agent":"ann","resources":{"cpu":"0.5"}}} (request lease.assign)
-        publish baton.to.ann.assign {"lease":3,"task":"RUN1/writing/1","run":"RUN1","stage":"writing","attempt":1,"workflow":"article","agent_type":"writing","input":{"topic":1},"results":{"research":{"notes":1.5}},"params":{},"metadata":{"requires_citations":true},"resources":{"cpu":"0.5"},"timeout_ms":3600000,"trace":"00-4bf92f3577b34da6a3ce929d0e0e4736-56dcdf762a1e67fd-01"} [task_assignment traced]
+        measure agent_messages_total["task_assignment"] +1
+        measure messages_sent_total[] +1
+        publish baton.to.ann.assign {"lease":3,"task":"RUN1/writing/1","run":"RUN1","stage":"writing","attempt":1,"workflow":"article","agent_type":"writing","input":{"topic":1},"results":{"research":{"notes":1.5}},"params":{},"metadata":{"requires_citations":true},"resources":{"cpu":"0.5"},"ready_at":1000250,"timeout_ms":3600000,"trace":"00-4bf92f3577b34da6a3ce929d0e0e4736-56dcdf762a1e67fd-01"} [task_assignment traced]
         span Producer publish baton.to.{agent}.assign +500..+500
           messaging.system = nats
           messaging.operation.type = send
@@ -721,8 +723,6 @@ fn a_task_comes_with_all_that_it_takes_to_do_it() {
           baton.run.id = RUN1
           baton.stage.name = writing
           baton.agent.id = ann
-        measure agent_messages_total["task_assignment"] +1
-        measure messages_sent_total[] +1
         measure agent_message_latency_seconds["task_assignment"] observed 0.25
         measure agent_utilization_ratio["ann"] = 0.25
         measure resource_allocations_total["cpu", "granted"] +1

@@ -2,7 +2,7 @@
 //!
 //! What is guaranteed has a queue of its own, which goes first: a flood of what is not must not keep it out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -110,24 +110,51 @@ struct Job {
 /// A guaranteed message that some handlers have yet to finish.
 struct Ticket {
     sequence: u64,
+    reading: u64,
     left: AtomicUsize,
 }
 
 /// The sequences that were taken and are not finished. The lowest of them bounds the cursor.
 #[derive(Debug, Default)]
-pub(crate) struct Unfinished(Mutex<std::collections::BTreeSet<u64>>);
+pub(crate) struct Unfinished(Mutex<Readings>);
+
+/// A stream that has lost its end gives the same sequence to another message. So it counts in which reading one was taken.
+#[derive(Debug, Default)]
+struct Readings {
+    reading: u64,
+    taken: BTreeSet<(u64, u64)>,
+}
 
 impl Unfinished {
-    fn all(&self) -> MutexGuard<'_, std::collections::BTreeSet<u64>> {
+    fn all(&self) -> MutexGuard<'_, Readings> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn first(&self) -> Option<u64> {
-        self.all().first().copied()
+        self.all().taken.first().map(|(sequence, _)| *sequence)
     }
 
-    pub(crate) fn clear(&self) {
-        self.all().clear();
+    /// The same stream is read once more. What was taken from it is still to be finished.
+    pub(crate) fn read_again(&self) {
+        self.all().reading += 1;
+    }
+
+    /// Another stream is read. What is still in the queues says nothing of it.
+    pub(crate) fn read_another(&self) {
+        let mut all = self.all();
+        all.reading += 1;
+        all.taken.clear();
+    }
+
+    fn taken(&self, sequence: u64, left: usize) -> Ticket {
+        let mut all = self.all();
+        let reading = all.reading;
+        all.taken.insert((sequence, reading));
+        Ticket { sequence, reading, left: AtomicUsize::new(left) }
+    }
+
+    fn finished(&self, ticket: &Ticket) {
+        self.all().taken.remove(&(ticket.sequence, ticket.reading));
     }
 }
 
@@ -217,10 +244,7 @@ impl Handlers {
             rooms.push(room);
         }
         self.counts.delivered.one();
-        let ticket = message.sequence().map(|sequence| {
-            self.unfinished.all().insert(sequence);
-            Arc::new(Ticket { sequence, left: AtomicUsize::new(1 + rooms.len()) })
-        });
+        let ticket = message.sequence().map(|sequence| Arc::new(self.unfinished.taken(sequence, 1 + rooms.len())));
         for room in rooms {
             room.send(Job { message: message.clone(), ticket: ticket.clone() });
         }
@@ -276,7 +300,7 @@ impl Runner {
             if let Some(ticket) = ticket
                 && ticket.left.fetch_sub(1, Ordering::AcqRel) == 1
             {
-                self.unfinished.all().remove(&ticket.sequence);
+                self.unfinished.finished(&ticket);
             }
         }
     }

@@ -20,6 +20,7 @@ use baton_protocol::post::{Ask, Opened};
 use baton_protocol::subject;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::CLOSE;
@@ -52,7 +53,7 @@ const PENDING: async_nats::HeaderName = async_nats::HeaderName::from_static("Nat
 
 /// What it is doing.
 enum State {
-    /// It asks how far it was, from then on.
+    /// It is asking how far it was, and asks again then.
     Opening(Instant),
     /// It takes what comes.
     Live,
@@ -75,6 +76,10 @@ pub(crate) struct Mailbox {
     agent: AgentId,
     handlers: Arc<Handlers>,
     epoch: u64,
+    /// The question how far it was, while it is under way. Everything else goes on meanwhile.
+    asked: JoinSet<Option<Opened>>,
+    /// The stream ends here, before the floor: it is read again from what is left of it.
+    ends: Option<u64>,
     floor: u64,
     heads: HashMap<AgentId, u64>,
     aside: BTreeMap<u64, Message>,
@@ -105,6 +110,8 @@ impl Mailbox {
             agent,
             handlers,
             epoch: 0,
+            asked: JoinSet::new(),
+            ends: None,
             floor: 0,
             heads: HashMap::new(),
             aside: BTreeMap::new(),
@@ -141,6 +148,7 @@ impl Mailbox {
                 biased;
                 // First, or it would never be its turn while messages come.
                 () = sleep_until(wake) => self.woken().await,
+                Some(answer) = self.asked.join_next() => self.opened(answer.ok().flatten()).await,
                 message = post.next() => match message {
                     Some(message) => self.hear_post(message).await,
                     None => return,
@@ -170,7 +178,7 @@ impl Mailbox {
                     if let Ok(Wish::Close(done)) = wish {
                         // What comes from now on is for the next life.
                         drop(stored);
-                        self.last_words(&mut post).await;
+                        self.last_words(&mut post, &link).await;
                         let _ = done.send(());
                     }
                     return;
@@ -189,7 +197,7 @@ impl Mailbox {
 
     async fn woken(&mut self) {
         match self.state {
-            State::Opening(_) => self.open().await,
+            State::Opening(_) => self.open(),
             State::Full(_) if self.handlers.room() == 0 => self.state = State::Full(Instant::now() + SOON),
             State::Full(_) | State::Fetching(_) => self.fetch().await,
             State::Live if self.check.is_some() => self.judge().await,
@@ -252,36 +260,48 @@ impl Mailbox {
 
     // The start.
 
-    async fn open(&mut self) {
-        self.state = State::Opening(Instant::now() + ANSWER / 4);
-        let body = serde_json::to_vec(&Ask::Open {}).unwrap_or_default();
-        let asked = self.nats.request(subject::post(&self.agent), body.into());
-        let answer = match timeout(ANSWER, asked).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => return tracing::debug!(%error, "no post office answers"),
-            Err(_) => return tracing::debug!("no post office answers in time"),
+    fn open(&mut self) {
+        self.state = State::Opening(Instant::now() + ANSWER * 2);
+        // An answer to an earlier question counts no more.
+        self.asked = JoinSet::new();
+        self.asked.spawn(ask_open(self.nats.clone(), subject::post(&self.agent)));
+    }
+
+    async fn opened(&mut self, answer: Option<Opened>) {
+        let Some(Opened { cursor, epoch }) = answer else {
+            self.state = State::Opening(Instant::now() + ANSWER / 4);
+            return;
         };
-        match serde_json::from_slice::<Opened>(&answer.payload) {
-            Ok(Opened { cursor, epoch }) => {
-                if epoch != self.epoch {
-                    self.epoch = epoch;
-                    self.floor = cursor;
-                    self.told = cursor;
-                    self.heads.clear();
-                    self.handlers.unfinished.clear();
-                }
-                self.fetch().await;
-            }
-            Err(error) => tracing::warn!(%error, "the post office's answer can not be read"),
+        let ends = self.ends.take();
+        let is_another = epoch != self.epoch;
+        if is_another {
+            self.epoch = epoch;
+            self.floor = cursor;
+            self.handlers.unfinished.read_another();
+            // What still waits in the queues may be stored here as well, and is then unfinished here.
+            self.remembered.forget();
+        } else if let Some(ends) = ends {
+            self.floor = cursor.min(ends);
+            self.handlers.unfinished.read_again();
         }
+        if is_another || ends.is_some() {
+            self.told = self.floor;
+            self.heads.clear();
+            // It was stored before the fetch that follows.
+            self.aside.clear();
+        }
+        self.fetch().await;
     }
 
     // Fetching.
 
     async fn ask(&self, ask: &Ask) {
         let body = serde_json::to_vec(ask).unwrap_or_default();
-        if let Err(error) = self.nats.publish(subject::post(&self.agent), body.into()).await {
-            tracing::debug!(%error, "the post office can not be asked");
+        // While the broker is away there may be no room for it, and it is asked again anyway.
+        match timeout(ANSWER, self.nats.publish(subject::post(&self.agent), body.into())).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "the post office can not be asked"),
+            Err(_) => tracing::debug!("the post office can not be asked in time"),
         }
     }
 
@@ -414,9 +434,9 @@ impl Mailbox {
         };
         if up_to < self.floor {
             tracing::warn!(agent = %self.agent, up_to, floor = self.floor, "the stream of messages is not what it was");
-            // Also if it is the same stream, and has lost its end with its broker's power.
-            self.epoch = 0;
-            return self.open().await;
+            // It is another one, or the same and has lost its end with its broker's power.
+            self.ends = Some(up_to);
+            return self.open();
         }
         let missing = check.last.iter().any(|(from, last)| self.head(from) < *last);
         if missing && is_late {
@@ -440,7 +460,7 @@ impl Mailbox {
     }
 
     /// Brings the cursor up to date, if that can be done soon.
-    async fn last_words(&mut self, post: &mut Subscriber) {
+    async fn last_words(&mut self, post: &mut Subscriber, link: &watch::Receiver<Link>) {
         if matches!(self.state, State::Opening(_)) {
             return;
         }
@@ -448,6 +468,9 @@ impl Mailbox {
         let end = Instant::now() + CLOSE;
         while self.handlers.unfinished.first().is_some() && Instant::now() < end {
             tokio::time::sleep(SOON).await;
+        }
+        if !link.borrow().connected {
+            return;
         }
         if matches!(self.state, State::Live) {
             self.ask_check().await;
@@ -461,12 +484,39 @@ impl Mailbox {
                     () = tokio::time::sleep(SOON) => self.judge().await,
                 }
             }
+            // The floor is not one of this stream.
+            if self.ends.is_some() {
+                return;
+            }
         }
         let ask = Ask::Handled { handled: self.handled(), epoch: self.epoch };
         let body = serde_json::to_vec(&ask).unwrap_or_default();
         let kept = timeout(ANSWER, self.nats.request(subject::post(&self.agent), body.into())).await;
         if !matches!(kept, Ok(Ok(_))) {
             tracing::debug!("the post office did not keep how far the messages were handled");
+        }
+    }
+}
+
+/// Asks the post office how far it was. `None` when there is no answer.
+async fn ask_open(nats: async_nats::Client, post: String) -> Option<Opened> {
+    let body = serde_json::to_vec(&Ask::Open {}).unwrap_or_default();
+    let answer = match timeout(ANSWER, nats.request(post, body.into())).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "no post office answers");
+            return None;
+        }
+        Err(_) => {
+            tracing::debug!("no post office answers in time");
+            return None;
+        }
+    };
+    match serde_json::from_slice(&answer.payload) {
+        Ok(opened) => Some(opened),
+        Err(error) => {
+            tracing::warn!(%error, "the post office's answer can not be read");
+            None
         }
     }
 }
@@ -486,6 +536,11 @@ impl Remembered {
 
     fn has(&self, key: (u64, u64)) -> bool {
         self.known.contains(&key)
+    }
+
+    fn forget(&mut self) {
+        self.known.clear();
+        self.order.clear();
     }
 
     fn put(&mut self, key: (u64, u64)) {

@@ -10,7 +10,7 @@
 //!
 //! A guaranteed message is stored before it is acknowledged, and handed to the handlers at least once: a second time only
 //! when the process ends before its cursor is kept (that is once a second), or when the sender repeated it after
-//! more than twenty seconds and the reader is another process by then. From one sender they come in the order in which they
+//! more than twenty seconds and the reader is another process by then, or the stream was made anew. From one sender they come in the order in which they
 //! were stored.
 //!
 //! ```no_run
@@ -103,7 +103,7 @@ pub enum MessageError {
     /// What is listened to can not be changed any more.
     #[error("there is a listener already: handlers and topics are given at once")]
     Listening,
-    /// The messages were closed.
+    /// The messages were closed. What was under way may be stored or not.
     #[error("the messages are closed")]
     Closed,
 }
@@ -414,7 +414,12 @@ impl Messages {
         let Inner { outbox, outbox_runs, link, .. } = &*self.0;
         let run = async {
             let heard = outbox.subscribe().await?;
-            self.tasks().spawn(Arc::clone(outbox).run(heard, link.clone()));
+            let mut tasks = self.tasks();
+            // It is closed before its tasks are ended: none is begun that nothing would end.
+            if outbox.is_closed() {
+                return Err(MessageError::Closed);
+            }
+            tasks.spawn(Arc::clone(outbox).run(heard, link.clone()));
             Ok::<_, MessageError>(())
         };
         outbox_runs.get_or_try_init(|| run).await?;
@@ -435,6 +440,9 @@ impl Messages {
 
     /// Stops listening: the guaranteed messages that were taken are handled, for ten seconds at the most, and how far that is
     /// is kept, so that the next process goes on exactly there. What is not guaranteed and waits is dropped.
+    ///
+    /// Then no guaranteed message is sent any more: those not known to be stored yet, and later ones, give
+    /// [`MessageError::Closed`].
     pub async fn close(&self) {
         let close = self.0.close.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(close) = close {
@@ -443,6 +451,8 @@ impl Messages {
                 let _ = timeout(CLOSE * 2, told).await;
             }
         }
+        // Only now: the handlers may have had something to send.
+        self.0.outbox.close();
         let mut tasks = std::mem::take(&mut *self.tasks());
         tasks.shutdown().await;
     }

@@ -37,7 +37,8 @@ pub struct Stored {
     pub duplicate: bool,
 }
 
-/// A guaranteed message under way. It is sent until it is stored, also when this is dropped.
+/// A guaranteed message under way. It is sent until it is stored, also when this is dropped, but not after the messages
+/// were [closed](super::Messages::close): then this gives [`MessageError::Closed`].
 #[derive(Debug)]
 #[must_use = "the message is sent all the same, but only this tells whether it was stored"]
 pub struct Posted(oneshot::Receiver<Result<Stored, MessageError>>);
@@ -71,7 +72,8 @@ pub(crate) struct Outbox {
     pub(crate) next: AtomicU64,
     window: Arc<Semaphore>,
     patience: Duration,
-    flights: Mutex<BTreeMap<u64, Flight>>,
+    /// `None` once it is closed.
+    flights: Mutex<Option<BTreeMap<u64, Flight>>>,
     counts: Arc<Counts>,
 }
 
@@ -109,13 +111,25 @@ impl Outbox {
             next: AtomicU64::new(1),
             window: Arc::new(Semaphore::new(window)),
             patience,
-            flights: Mutex::default(),
+            flights: Mutex::new(Some(BTreeMap::new())),
             counts: Arc::clone(counts),
         }
     }
 
-    fn flights(&self) -> MutexGuard<'_, BTreeMap<u64, Flight>> {
+    fn flights(&self) -> MutexGuard<'_, Option<BTreeMap<u64, Flight>>> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends nothing any more. Whoever waits, for room or for a message to be stored, is told.
+    pub(crate) fn close(&self) {
+        let flights = self.flights().take();
+        self.window.close();
+        // Outside the lock: this wakes those that wait.
+        drop(flights);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.flights().is_none()
     }
 
     pub(crate) fn id(&self, number: u64) -> String {
@@ -139,12 +153,12 @@ impl Outbox {
         // It is worth no more attempts than it is worth reading.
         let until = begin + message.ttl.map_or(self.patience, |ttl| ttl.min(self.patience));
         let flight = Flight { to, message, targets, time, again_at: begin + ACK, until, done, _place: place };
-        self.flights().insert(number, flight);
+        self.flights().as_mut().ok_or(MessageError::Closed)?.insert(number, flight);
         self.counts.sent.one();
         let sent =
             self.nats.publish_with_reply_and_headers(subject, format!("{}.{number}", self.inbox), headers, body).await;
         if let Err(error) = sent {
-            self.flights().remove(&number);
+            self.flights().as_mut().and_then(|flights| flights.remove(&number));
             return Err(MessageError::Unsent(error.to_string()));
         }
         Ok(Posted(told))
@@ -209,7 +223,8 @@ impl Outbox {
                 Err(error) => Some(Err(MessageError::Refused(format!("the broker's answer can not be read: {error}")))),
             }
         };
-        let mut flights = self.flights();
+        let mut guard = self.flights();
+        let Some(flights) = guard.as_mut() else { return };
         let Some(outcome) = outcome else {
             if let Some(flight) = flights.get_mut(&number) {
                 flight.again_at = flight.again_at.min(Instant::now() + REFUSED);
@@ -217,7 +232,7 @@ impl Outbox {
             return;
         };
         let Some(flight) = flights.remove(&number) else { return };
-        drop(flights);
+        drop(guard);
         if outcome.is_ok() {
             self.counts.stored.one();
         }
@@ -229,7 +244,8 @@ impl Outbox {
         let now = Instant::now();
         let mut due = Vec::new();
         {
-            let mut flights = self.flights();
+            let mut guard = self.flights();
+            let Some(flights) = guard.as_mut() else { return };
             let over: Vec<u64> = flights.iter().filter(|(_, f)| f.until <= now).map(|(number, _)| *number).collect();
             for number in over {
                 if let Some(flight) = flights.remove(&number) {

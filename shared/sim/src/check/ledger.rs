@@ -2,13 +2,13 @@
 
 use baton_machine::Machine;
 use baton_optimizer::Optimizer;
-use baton_protocol::{LeaseId, Service};
 use baton_protocol::record::{
     AgentLeft, AgentRegistered, AnyCommit, Assigned, Commit, LeaseEnded, LeftReason, OptimizerRecord, Outcome, Record,
     ResourceRecord, RunFinished, RunStarted, StageEnded, StageReady, Stamp, WorkflowRecord, WorkflowRegistered,
 };
 use baton_protocol::request::ReportStatus;
 use baton_protocol::run::RunStatus;
+use baton_protocol::{LeaseId, Service};
 
 use baton_resource_manager::ResourceManager;
 use baton_workflow_manager::WorkflowManager;
@@ -96,7 +96,8 @@ impl Facts {
         let other = &commit.instance;
         hold!(instance == other, ONE_LEADER, "{service}: {instance} and {other} both lead in term {term}");
         for turn in &commit.turns {
-            let times = usize::try_from(turn.seen).ok().and_then(|seen| self.times.get(seen)).copied().unwrap_or([0; 3]);
+            let times =
+                usize::try_from(turn.seen).ok().and_then(|seen| self.times.get(seen)).copied().unwrap_or([0; 3]);
             let caused = Service::WRITERS.iter().zip(times).filter(|(other, _)| follows(service, **other));
             let caused = caused.map(|(_, time)| time).max().unwrap_or(0);
             hold!(turn.at >= caused, TIME, "{service}: message {seq} is of {}, and follows from {caused}", turn.at);
