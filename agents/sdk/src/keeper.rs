@@ -618,7 +618,9 @@ async fn store_all(
     place: Option<OwnedSemaphorePermit>,
     wait: Duration,
 ) -> Ended {
-    sleep(wait).await;
+    if !wait.is_zero() {
+        sleep(wait).await;
+    }
     let mut settled: Vec<_> = said.extract_if(.., |said| said.dropped.is_cancelled()).map(|s| s.report.lease).collect();
     if said.len() < 2 {
         let Some(said) = said.pop() else { return Ended::Reports { settled, alone: Vec::new() } };
