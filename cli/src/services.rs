@@ -45,17 +45,61 @@ pub(crate) async fn run(
     bound: Option<oneshot::Sender<SocketAddr>>,
 ) -> anyhow::Result<()> {
     let service = instance.service();
-    if service == Service::Gateway {
-        return run_here(instance, connect, settings, telemetry, shutdown, bound).await;
-    }
     // Ends the service as well when this future is dropped.
     let shutdown = shutdown.child_token();
     let _guard = shutdown.clone().drop_guard();
+    // On the heap: it is large, and a thread's stack is not.
+    let run = Box::pin(async move {
+        match service {
+            Service::WorkflowManager => {
+                let run = baton_shell::run::<baton_workflow_manager::WorkflowManager>;
+                let config = baton_workflow_manager::Config { max_live_runs: settings.workflows.max_live_runs };
+                run(instance, connect, settings, config, telemetry, shutdown).await.map_err(anyhow::Error::from)
+            }
+            Service::ResourceManager => {
+                let (lease_ms, heartbeat_ms) = (settings.agents.lease_ms, settings.agents.heartbeat_ms);
+                let config = baton_resource_manager::Config { lease_ms, heartbeat_ms };
+                // Who agents are is known here, so here is also where their messages are kept. Every instance has a post office;
+                // it comes and goes with its service and never ends it.
+                let post = baton_post::Settings {
+                    replicas: settings.log.replicas,
+                    max_age: Duration::from_millis(settings.messages.max_age_ms),
+                    max_bytes: settings.messages.max_bytes,
+                };
+                let post = baton_post::run(connect.clone(), post, telemetry.metrics.clone(), shutdown.clone());
+                let run = baton_shell::run::<baton_resource_manager::ResourceManager>;
+                let service = run(instance, connect, settings, config, telemetry, shutdown);
+                tokio::select! {
+                    ended = service => ended.map_err(anyhow::Error::from),
+                    never = async { post.await; std::future::pending().await } => never,
+                }
+            }
+            Service::Optimizer => {
+                let ageing_ms = settings.placement.ageing_ms;
+                let config = baton_optimizer::Config { ageing_ms, ..baton_optimizer::Config::default() };
+                let run = baton_shell::run::<baton_optimizer::Optimizer>;
+                run(instance, connect, settings, config, telemetry, shutdown).await.map_err(anyhow::Error::from)
+            }
+            Service::Gateway => {
+                let run = baton_gateway::run(instance, connect, settings, telemetry, shutdown, bound);
+                run.await.map_err(anyhow::Error::from)
+            }
+        }
+    });
+    let ended = if service == Service::Gateway { run.await } else { on_a_thread(service, run).await };
+    ended.with_context(|| format!("the {service} stopped"))
+}
+
+/// Runs a service on a thread of its own.
+async fn on_a_thread<F>(service: Service, run: F) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>> + Send + 'static,
+{
     let (tell, ended) = oneshot::channel();
     let run = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let ended = runtime.context("a runtime").and_then(|runtime| {
-            let ended = runtime.block_on(run_here(instance, connect, settings, telemetry, shutdown, bound));
+            let ended = runtime.block_on(run);
             // What still sends something away must not hold anybody up.
             runtime.shutdown_background();
             ended
@@ -63,52 +107,5 @@ pub(crate) async fn run(
         let _ = tell.send(ended);
     };
     std::thread::Builder::new().name(service.to_string()).spawn(run).context("a thread")?;
-    ended.await.unwrap_or_else(|_| Err(anyhow::anyhow!("the {service} panicked")))
-}
-
-async fn run_here(
-    instance: Instance,
-    connect: ConnectSettings,
-    settings: Settings,
-    telemetry: Telemetry,
-    shutdown: CancellationToken,
-    bound: Option<oneshot::Sender<SocketAddr>>,
-) -> anyhow::Result<()> {
-    let service = instance.service();
-    let ended = match service {
-        Service::WorkflowManager => {
-            let run = baton_shell::run::<baton_workflow_manager::WorkflowManager>;
-            let config = baton_workflow_manager::Config { max_live_runs: settings.workflows.max_live_runs };
-            run(instance, connect, settings, config, telemetry, shutdown).await.map_err(anyhow::Error::from)
-        }
-        Service::ResourceManager => {
-            let (lease_ms, heartbeat_ms) = (settings.agents.lease_ms, settings.agents.heartbeat_ms);
-            let config = baton_resource_manager::Config { lease_ms, heartbeat_ms };
-            // Who agents are is known here, so here is also where their messages are kept. Every instance has a post office;
-            // it comes and goes with its service and never ends it.
-            let post = baton_post::Settings {
-                replicas: settings.log.replicas,
-                max_age: Duration::from_millis(settings.messages.max_age_ms),
-                max_bytes: settings.messages.max_bytes,
-            };
-            let post = baton_post::run(connect.clone(), post, telemetry.metrics.clone(), shutdown.clone());
-            let run = baton_shell::run::<baton_resource_manager::ResourceManager>;
-            let service = run(instance, connect, settings, config, telemetry, shutdown);
-            tokio::select! {
-                ended = service => ended.map_err(anyhow::Error::from),
-                never = async { post.await; std::future::pending().await } => never,
-            }
-        }
-        Service::Optimizer => {
-            let ageing_ms = settings.placement.ageing_ms;
-            let config = baton_optimizer::Config { ageing_ms, ..baton_optimizer::Config::default() };
-            let run = baton_shell::run::<baton_optimizer::Optimizer>;
-            run(instance, connect, settings, config, telemetry, shutdown).await.map_err(anyhow::Error::from)
-        }
-        Service::Gateway => {
-            let run = baton_gateway::run(instance, connect, settings, telemetry, shutdown, bound);
-            run.await.map_err(anyhow::Error::from)
-        }
-    };
-    ended.with_context(|| format!("the {service} stopped"))
+    ended.await.unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked")))
 }

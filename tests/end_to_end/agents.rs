@@ -2,7 +2,6 @@
 
 use baton_protocol::request::{AgentStatus, RegisterWorkflow};
 use baton_protocol::run::RunStatus;
-use baton_testkit::{Process, python_with_nats};
 use serde_json::{Value, json};
 
 use crate::fleet::Fleet;
@@ -20,16 +19,7 @@ async fn a2_the_documented_agent_in_plain_nats_py_registers_and_does_a_stage() {
     let lines = code.lines().filter(|line| !line.trim().is_empty()).count();
     assert!(lines <= 30, "{lines} lines: an agent should stay this small");
     let fleet = Fleet::services().await;
-    let file = fleet.folder.path().join("agent.py");
-    std::fs::write(&file, code).unwrap();
-    let python = python_with_nats().await;
-    let start = || {
-        Process::command(&python.interpreter)
-            .arg(&file)
-            .envs(&python.env)
-            .env("NATS_URL", fleet.nats.client_url())
-            .start()
-    };
+    let start = fleet.python("agent.py", &code).await;
     let agent = start();
     fleet.wait_for_agent("counter-1", AgentStatus::Idle).await;
     let request = RegisterWorkflow {

@@ -8,7 +8,7 @@ use baton_client::{Client, ConnectSettings};
 use baton_protocol::request::{AgentStatus, ListAgents, Role, StartRun};
 use baton_protocol::run::RunView;
 use baton_protocol::{AgentId, Json, RunId, Service, StageName, WorkflowName};
-use baton_testkit::{NatsCluster, NatsServer, Process, baton_binary, wait_for};
+use baton_testkit::{NatsCluster, NatsServer, Process, baton_binary, python_with_nats, wait_for};
 use tempfile::TempDir;
 
 /// How long anything may take before a test gives up on it.
@@ -45,6 +45,14 @@ pub(crate) struct Fleet<B = NatsServer> {
 pub(crate) const STOCK: [&str; 4] = ["research", "writing", "editing", "verification"];
 
 impl Fleet {
+    /// What starts an agent that is written in Python.
+    pub(crate) async fn python(&self, file: &str, code: &str) -> impl Fn() -> Process + use<> {
+        let file = self.folder.path().join(file);
+        std::fs::write(&file, code).unwrap();
+        let (python, url) = (python_with_nats().await, self.nats.client_url());
+        move || Process::command(&python.interpreter).arg(&file).envs(&python.env).env("NATS_URL", &url).start()
+    }
+
     /// A broker and a client, nothing else.
     pub(crate) async fn bare() -> Self {
         Self::on(NatsServer::start().await).await

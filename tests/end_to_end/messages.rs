@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use baton_testkit::{Process, python_with_nats, wait_for};
+use baton_testkit::wait_for;
 use futures::StreamExt;
 use serde_json::{Value, json};
 
@@ -27,16 +27,7 @@ async fn m4_the_documented_agent_in_plain_nats_py_gets_what_is_guaranteed_and_an
     let (code, _, stderr) = fleet.try_baton(&["message", "send", "--to", "pia", "--wait-ms", "1000", "hello"]).await;
     assert!(code == Some(4) && stderr.contains("no agent pia listens") && stderr.contains("--guaranteed"), "{stderr}");
 
-    let file = fleet.folder.path().join("pia.py");
-    std::fs::write(&file, documented_agent()).unwrap();
-    let python = python_with_nats().await;
-    let start = || {
-        Process::command(&python.interpreter)
-            .arg(&file)
-            .envs(&python.env)
-            .env("NATS_URL", fleet.nats.client_url())
-            .start()
-    };
+    let start = fleet.python("pia.py", &documented_agent()).await;
     let agent = start();
     let mut heard = async || {
         let answer = tokio::time::timeout(PATIENCE, answers.next()).await;

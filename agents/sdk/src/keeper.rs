@@ -91,14 +91,20 @@ enum Ended {
     Register(Result<Registered, Rejection>),
     Beat(Result<HeartbeatAnswer, ClientError>),
     Work(LeaseId, TaskResult),
-    /// What became of reports: settled, or each to be said alone.
-    Reports {
-        settled: Vec<LeaseId>,
-        alone: Vec<Said>,
-    },
-    /// Several reports were refused as one, for a time: one of them may be the reason.
-    Refused(Vec<Said>, Duration),
+    Reports(Reported),
     Decline,
+}
+
+/// What became of reports.
+#[derive(Default)]
+struct Reported {
+    /// Nothing more is to be said under these leases.
+    settled: Vec<LeaseId>,
+    /// These were refused, each for itself: they go on alone.
+    alone: Vec<Said>,
+    /// These were refused as one for so long: one of them may be the reason.
+    together: Vec<Said>,
+    wait: Duration,
 }
 
 /// Keeps one agent's word.
@@ -321,22 +327,8 @@ impl Keeper {
                 self.start_waiting();
                 Ok(())
             }
-            Ended::Reports { settled, alone } => {
-                for lease in settled {
-                    self.held.remove(&lease);
-                    self.remember(lease);
-                }
-                for said in alone {
-                    self.jobs.spawn(store(self.voice.clone(), said, self.told.clone(), None));
-                }
-                Ok(())
-            }
-            Ended::Refused(mut said, wait) => {
-                // Halves, until the one that is the reason is alone, and holds up nobody else.
-                let other = said.split_off(said.len() / 2);
-                for half in [said, other] {
-                    self.jobs.spawn(store_all(self.voice.clone(), half, self.told.clone(), None, wait));
-                }
+            Ended::Reports(reported) => {
+                self.reported(reported);
                 Ok(())
             }
             Ended::Decline => {
@@ -458,6 +450,19 @@ impl Keeper {
         let said: Vec<_> = self.unsaid.drain(..count.min(self.unsaid.len())).collect();
         let (voice, told) = (self.voice.clone(), self.told.clone());
         self.jobs.spawn(store_all(voice, said, told, Some(place), Duration::ZERO));
+    }
+
+    fn reported(&mut self, Reported { settled, alone, mut together, wait }: Reported) {
+        for lease in settled {
+            self.held.remove(&lease);
+            self.remember(lease);
+        }
+        // Halves, until the one that is the reason is alone, and holds up nobody else.
+        let other = together.split_off(together.len() / 2);
+        let alone = alone.into_iter().map(|said| (vec![said], Duration::ZERO));
+        for (said, wait) in alone.chain([(together, wait), (other, wait)]).filter(|(said, _)| !said.is_empty()) {
+            self.jobs.spawn(store_all(self.voice.clone(), said, self.told.clone(), None, wait));
+        }
     }
 
     // How it goes.
@@ -618,37 +623,32 @@ async fn store_all(
     place: Option<OwnedSemaphorePermit>,
     wait: Duration,
 ) -> Ended {
+    // A timer of no time takes a millisecond.
     if !wait.is_zero() {
         sleep(wait).await;
     }
-    let mut settled: Vec<_> = said.extract_if(.., |said| said.dropped.is_cancelled()).map(|s| s.report.lease).collect();
+    let dropped = said.extract_if(.., |said| said.dropped.is_cancelled());
+    let mut reported = Reported { settled: dropped.map(|said| said.report.lease).collect(), ..Reported::default() };
     if said.len() < 2 {
-        let Some(said) = said.pop() else { return Ended::Reports { settled, alone: Vec::new() } };
-        let ended = store(voice, said, told, place).await;
-        return match ended {
-            Ended::Reports { settled: last, alone } => {
-                settled.extend(last);
-                Ended::Reports { settled, alone }
-            }
-            other => other,
-        };
+        if let Some(said) = said.pop() {
+            reported.settled.push(said.report.lease);
+            store(voice, said, told, place).await;
+        }
+        return Ended::Reports(reported);
     }
     let request = Reports { reports: said.iter().map(|said| said.report.clone()).collect() };
     let headers = headers(AgentVerb::Reports, &voice.agent);
-    let answered: Result<ReportsAnswered, _> =
-        voice.insist(AgentVerb::Reports, &request, headers, place, |_| false).await;
+    let answered = voice.insist(AgentVerb::Reports, &request, headers, place, |_| false).await;
     let answers = match answered {
         Ok(ReportsAnswered { answers }) => answers,
-        Err(rejection) if may_pass(&rejection) && settled.is_empty() => {
-            tracing::debug!(agent = %voice.agent, %rejection, "several reports are refused at once");
-            return Ended::Refused(said, rejection.retry_after_ms.map_or(RETRY, Duration::from_millis));
-        }
         Err(rejection) => {
-            tracing::debug!(agent = %voice.agent, %rejection, "several reports are refused at once: each goes alone");
-            return Ended::Reports { settled, alone: said };
+            tracing::debug!(agent = %voice.agent, %rejection, "several reports are refused at once");
+            reported.wait = rejection.retry_after_ms.map_or(RETRY, Duration::from_millis);
+            reported.together = said;
+            return Ended::Reports(reported);
         }
     };
-    let (mut answers, mut alone) = (answers.into_iter(), Vec::new());
+    let mut answers = answers.into_iter();
     for said in said {
         let (report, task) = (&said.report, &said.task);
         let answer = match answers.next() {
@@ -659,20 +659,20 @@ async fn store_all(
             }
             // Refused for a time, or for good, which is then reported instead.
             Some(ReportAnswer::Refused(_)) | None => {
-                alone.push(said);
+                reported.alone.push(said);
                 continue;
             }
         };
         if let Some(told) = &told {
             told(report, answer.as_ref().copied());
         }
-        settled.push(report.lease);
+        reported.settled.push(report.lease);
     }
-    Ended::Reports { settled, alone }
+    Ended::Reports(reported)
 }
 
 /// Reports until the report is stored, its lease has ended, or nobody wants it.
-async fn store(voice: Voice, said: Said, told: Option<Told>, place: Option<OwnedSemaphorePermit>) -> Ended {
+async fn store(voice: Voice, said: Said, told: Option<Told>, place: Option<OwnedSemaphorePermit>) {
     let Said { task, report, dropped } = said;
     let lease = report.lease;
     let span = tracing::info_span!("report", run = %task.run, trace = %trace_id(&task), task = %task.id(), %lease);
@@ -696,7 +696,6 @@ async fn store(voice: Voice, said: Said, told: Option<Told>, place: Option<Owned
         () = stored.instrument(span) => {}
         () = dropped.cancelled() => {}
     }
-    Ended::Reports { settled: vec![lease], alone: Vec::new() }
 }
 
 /// Reports until there is an answer, and passes on what it was.

@@ -203,7 +203,7 @@ pub(crate) fn assign(turn: &mut Turn<'_, ResourceManager>, request: AssignTasks)
     let mut refused = Vec::new();
     let mut granted = 0;
     let mut tally = Tally::default();
-    let mut pushes = Pushes::default();
+    let (mut pushes, mut changed) = (Pushes::default(), BTreeSet::new());
     for Placement { task, agent } in request.placements {
         match may_hold(turn.state(), &task, &agent) {
             Ok(resources) => {
@@ -211,7 +211,7 @@ pub(crate) fn assign(turn: &mut Turn<'_, ResourceManager>, request: AssignTasks)
                 tally.granted(&resources);
                 let lease = turn.grant(ResourceRecord::Assigned(Assigned { task, agent: agent.clone(), resources }));
                 push(turn, &mut pushes, lease, &agent);
-                show_utilization(turn, &agent);
+                changed.insert(agent);
             }
             Err(Refused { lacking, rejection }) => {
                 tally.refused(lacking);
@@ -220,6 +220,7 @@ pub(crate) fn assign(turn: &mut Turn<'_, ResourceManager>, request: AssignTasks)
         }
     }
     pushes.send(turn);
+    changed.iter().for_each(|agent| show_utilization(turn, agent));
     tally.show(turn, granted);
     answer(&AssignAnswer { granted, refused })
 }
@@ -493,10 +494,10 @@ pub(crate) fn progress(turn: &mut Turn<'_, ResourceManager>, agent: AgentId, req
 /// The state has let go of those leases already. The record names agent and lease; where the task ended just as it was
 /// leased, only what was pushed tells whom to call back.
 pub(crate) fn recall(turn: &mut Turn<'_, ResourceManager>, commit: &Commit<WorkflowRecord>) {
-    let mut finished = Vec::new();
+    let (mut finished, mut changed) = (Vec::new(), BTreeSet::new());
     for (_, record) in commit.stamped() {
         match record {
-            WorkflowRecord::StageEnded(record) => stage_ended(turn, record),
+            WorkflowRecord::StageEnded(record) => changed.extend(stage_ended(turn, record)),
             WorkflowRecord::RunFinished(record) => {
                 finished.push(record.run);
             }
@@ -508,17 +509,19 @@ pub(crate) fn recall(turn: &mut Turn<'_, ResourceManager>, commit: &Commit<Workf
         let of_run = turn.soft.pushed.extract_if(first_task(run)..=last_task(run), |_, _| true);
         for (task, push) in of_run.collect::<Vec<_>>() {
             cancel(turn, &push.agent, push.lease, task, "the run is over".to_owned(), Some(push.trace));
-            show_utilization(turn, &push.agent);
+            changed.insert(push.agent);
         }
     }
+    changed.iter().for_each(|agent| show_utilization(turn, agent));
 }
 
-fn stage_ended(turn: &mut Turn<'_, ResourceManager>, record: &StageEnded) {
+/// Calls back a task that has ended, where its agent does not know; gives who held it.
+fn stage_ended(turn: &mut Turn<'_, ResourceManager>, record: &StageEnded) -> Option<AgentId> {
     let pushed = turn.soft.pushed.remove(&record.task);
     // The run may be over, and its own trace forgotten, as its stages are recalled.
     let trace = pushed.as_ref().map(|push| push.trace);
     let holder = record.agent.clone().zip(record.lease).or_else(|| pushed.map(|push| (push.agent, push.lease)));
-    let Some((agent, lease)) = holder else { return };
+    let (agent, lease) = holder?;
     match record.outcome {
         Outcome::Cancelled | Outcome::TimedOut => {
             let reason = record.error.clone().unwrap_or_else(|| record.outcome.to_string());
@@ -529,7 +532,7 @@ fn stage_ended(turn: &mut Turn<'_, ResourceManager>, record: &StageEnded) {
         // The agent is gone, or gave it back.
         Outcome::Lost => {}
     }
-    show_utilization(turn, &agent);
+    Some(agent)
 }
 
 fn cancel(

@@ -1,0 +1,385 @@
+//! What may be asked of the resource-manager, and what it tells agents.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Done, Endpoint, Mark, Requests, body, endpoint, schema, speaker, unknown_endpoint};
+use crate::amount::Resources;
+use crate::id::{LeaseId, Millis, Number, RunId, Service, TaskId};
+use crate::json::Json;
+use crate::name::{AgentId, Capability, StageName, WorkflowName};
+use crate::rejection::Rejection;
+use crate::subject::AgentVerb;
+use crate::trace::TraceContext;
+
+/// What may be asked of the resource-manager.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ResourceRequest {
+    /// See [`RegisterAgent`].
+    Register(AgentId, RegisterAgent),
+    /// See [`Heartbeat`].
+    Heartbeat(AgentId, Heartbeat),
+    /// See [`Decline`].
+    Decline(AgentId, Decline),
+    /// See [`Leave`].
+    Leave(AgentId, Leave),
+    /// See [`Progress`].
+    Progress(AgentId, Progress),
+    /// See [`ListAgents`].
+    ListAgents(ListAgents),
+    /// See [`AssignTasks`].
+    Assign(AssignTasks),
+}
+
+impl Requests for ResourceRequest {
+    const ENDPOINTS: &'static [Endpoint] = &[
+        endpoint(
+            "agent.register",
+            Some(AgentVerb::Register),
+            "Registers an agent, or a new session of it.",
+            schema::<RegisterAgent>,
+            schema::<Registered>,
+        ),
+        endpoint(
+            "agent.heartbeat",
+            Some(AgentVerb::Heartbeat),
+            "Keeps an agent's leases, and says what it should start and drop.",
+            schema::<Heartbeat>,
+            schema::<HeartbeatAnswer>,
+        ),
+        endpoint(
+            "agent.decline",
+            Some(AgentVerb::Decline),
+            "Gives a task back undone.",
+            schema::<Decline>,
+            schema::<Done>,
+        ),
+        endpoint(
+            "agent.leave",
+            Some(AgentVerb::Leave),
+            "Takes an agent out; what it held runs elsewhere.",
+            schema::<Leave>,
+            schema::<Done>,
+        ),
+        endpoint(
+            "agent.progress",
+            Some(AgentVerb::Progress),
+            "Tells observers how far a task is.",
+            schema::<Progress>,
+            schema::<Done>,
+        ),
+        endpoint("agent.list", None, "Lists the agents.", schema::<ListAgents>, schema::<AgentList>),
+        endpoint(
+            "lease.assign",
+            None,
+            "Leases tasks to agents: all that each needs, or nothing. The optimizer asks.",
+            schema::<AssignTasks>,
+            schema::<AssignAnswer>,
+        ),
+    ];
+
+    fn decode(endpoint: &str, subject: &str, payload: &[u8]) -> Result<Self, Rejection> {
+        Ok(match endpoint {
+            "agent.register" => Self::Register(speaker(subject)?, body(endpoint, payload)?),
+            "agent.heartbeat" => Self::Heartbeat(speaker(subject)?, body(endpoint, payload)?),
+            "agent.decline" => Self::Decline(speaker(subject)?, body(endpoint, payload)?),
+            "agent.leave" => Self::Leave(speaker(subject)?, body(endpoint, payload)?),
+            "agent.progress" => Self::Progress(speaker(subject)?, body(endpoint, payload)?),
+            "agent.list" => Self::ListAgents(body(endpoint, payload)?),
+            "lease.assign" => Self::Assign(body(endpoint, payload)?),
+            _ => return Err(unknown_endpoint(endpoint)),
+        })
+    }
+
+    fn waits_for(&self) -> Option<Mark> {
+        match self {
+            Self::Assign(request) => Some(Mark { service: Service::WorkflowManager, number: request.seen }),
+            _ => None,
+        }
+    }
+}
+
+/// Registers an agent. Who it is, is in the subject.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RegisterAgent {
+    /// This life of the agent's process: any text that is new with each start. Registering again with the same session
+    /// keeps what the agent holds; with another one ends it.
+    pub session: String,
+    /// What it mainly does.
+    pub agent_type: Capability,
+    /// What it can do besides, with metadata: `{"regression": {"formats": ["json"]}}`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub capabilities: BTreeMap<Capability, BTreeMap<String, Value>>,
+    /// What it has: `{"cpu": 4, "memory": 8192}`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub resources: Resources,
+    /// How many tasks it does at a time.
+    #[serde(default = "one")]
+    pub slots: u32,
+    /// Larger is preferred.
+    #[serde(default)]
+    pub priority: i32,
+    /// Whether it takes several assignments in one message ([`Assignments`]). One that does not gets a message for each.
+    #[serde(default)]
+    pub batches: bool,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// The agent is registered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Registered {
+    /// Send a heartbeat this often.
+    pub heartbeat_ms: Millis,
+    /// After this long without one, the agent's leases end.
+    pub lease_ms: Millis,
+}
+
+/// "I am still here." Who says so is in the subject.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Heartbeat {
+    /// The session that was registered.
+    pub session: String,
+    /// The leases that the agent works under, or whose report is not yet stored.
+    #[serde(default)]
+    pub holds: Vec<LeaseId>,
+}
+
+/// What the agent should do to hold what it holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct HeartbeatAnswer {
+    /// Leased to it, and it does not know.
+    #[serde(default)]
+    pub start: Vec<Assignment>,
+    /// No longer leased to it.
+    #[serde(default)]
+    pub drop: Vec<LeaseId>,
+    /// Send a heartbeat this often.
+    pub heartbeat_ms: Millis,
+    /// After this long without one, the agent's leases end.
+    pub lease_ms: Millis,
+}
+
+/// A task for an agent: on `baton.to.AGENT.assign`, or in the answer to a heartbeat.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Assignment {
+    /// The lease. The report names it.
+    pub lease: LeaseId,
+    /// The task. The report names it too.
+    pub task: TaskId,
+    /// Its run.
+    pub run: RunId,
+    /// Its stage.
+    pub stage: StageName,
+    /// Its attempt, from 1.
+    pub attempt: u32,
+    /// The workflow.
+    pub workflow: WorkflowName,
+    /// What the stage asks for.
+    pub agent_type: Capability,
+    /// The run's input.
+    pub input: Json,
+    /// The results of the stages that this one depends on.
+    #[serde(default)]
+    pub results: BTreeMap<StageName, Json>,
+    /// The stage's parameters.
+    #[serde(default)]
+    pub params: BTreeMap<String, Value>,
+    /// The workflow's metadata.
+    #[serde(default)]
+    pub metadata: BTreeMap<String, Value>,
+    /// What the agent holds for it, beside one slot.
+    #[serde(default)]
+    pub resources: Resources,
+    /// When the stage could run, in milliseconds since 1970 by the workflow-manager's clock.
+    #[serde(default)]
+    pub ready_at: Millis,
+    /// How long it may take, in milliseconds from now.
+    pub timeout_ms: Millis,
+    /// The trace to go on with; also in the header `traceparent`.
+    pub trace: TraceContext,
+}
+
+/// Several tasks for an agent that said that it takes them so: on `baton.to.AGENT.assignments`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Assignments {
+    /// The tasks.
+    pub assignments: Vec<Assignment>,
+}
+
+/// A lease that the agent should drop: on `baton.to.AGENT.cancel`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CancelTask {
+    /// The lease that has ended.
+    pub lease: LeaseId,
+    /// Its task.
+    pub task: TaskId,
+    /// Why.
+    pub reason: String,
+}
+
+/// Gives a task back undone: the agent can not do it now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Decline {
+    /// The lease.
+    pub lease: LeaseId,
+    /// Why.
+    pub reason: String,
+}
+
+/// Takes an agent out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Leave {
+    /// The session that was registered.
+    pub session: String,
+}
+
+/// How far a task is. Never in the log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Progress {
+    /// The lease.
+    pub lease: LeaseId,
+    /// From 0 to 1.
+    pub fraction: f64,
+    /// What the agent is doing.
+    #[serde(default)]
+    pub message: String,
+}
+
+/// An event on `baton.event.run.RUN.progress`: progress that somebody who holds the lease has told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ProgressEvent {
+    /// The task.
+    pub task: TaskId,
+    /// Who does it.
+    pub agent: AgentId,
+    /// From 0 to 1.
+    pub fraction: f64,
+    /// What the agent is doing.
+    #[serde(default)]
+    pub message: String,
+    /// When, in milliseconds since 1970.
+    pub at: Millis,
+}
+
+/// Lists the agents.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ListAgents {
+    /// Only agents that can do this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capability: Option<Capability>,
+    /// Only agents whose metadata of that capability has all of this: a list asks for a superset, anything else for the
+    /// same value.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, Value>,
+    /// Also agents that are gone.
+    #[serde(default)]
+    pub gone: bool,
+}
+
+/// The agents.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AgentList {
+    /// By id.
+    pub agents: Vec<AgentView>,
+}
+
+/// An agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AgentView {
+    /// The agent.
+    pub agent: AgentId,
+    /// Whether it is there, and at work.
+    pub status: AgentStatus,
+    /// What it mainly does.
+    pub agent_type: Capability,
+    /// What it can do besides.
+    #[serde(default)]
+    pub capabilities: BTreeMap<Capability, BTreeMap<String, Value>>,
+    /// What it has.
+    #[serde(default)]
+    pub resources: Resources,
+    /// What of that is leased.
+    #[serde(default)]
+    pub in_use: Resources,
+    /// How many tasks it does at a time.
+    pub slots: u32,
+    /// What it holds.
+    pub leases: Vec<LeaseView>,
+    /// Larger is preferred.
+    #[serde(default)]
+    pub priority: i32,
+    /// When it registered, in milliseconds since 1970.
+    pub registered_at: Millis,
+    /// When it was last heard of; none since this leader took over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard_at: Option<Millis>,
+}
+
+/// A lease of an agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct LeaseView {
+    /// The lease.
+    pub lease: LeaseId,
+    /// The task.
+    pub task: TaskId,
+    /// Since when, in milliseconds since 1970.
+    pub since: Millis,
+}
+
+/// Where an agent stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AgentStatus {
+    /// It is there and holds nothing.
+    Idle,
+    /// It holds a lease.
+    Busy,
+    /// It is gone.
+    Gone,
+}
+
+/// Leases tasks to agents. The optimizer asks; each placement is granted or refused for itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AssignTasks {
+    /// The number of the last record of the workflow-manager that the asker had read: the resource-manager reads that
+    /// far first.
+    pub seen: Number,
+    /// What goes where.
+    pub placements: Vec<Placement>,
+}
+
+/// One task for one agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Placement {
+    /// The task.
+    pub task: TaskId,
+    /// The agent.
+    pub agent: AgentId,
+}
+
+/// What became of the placements that were refused; the others are granted, and in the log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AssignAnswer {
+    /// How many were granted.
+    pub granted: u32,
+    /// The others.
+    #[serde(default)]
+    pub refused: Vec<Refusal>,
+}
+
+/// A placement that was refused.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Refusal {
+    /// The task.
+    pub task: TaskId,
+    /// The agent.
+    pub agent: AgentId,
+    /// Why.
+    pub rejection: Rejection,
+}

@@ -1,0 +1,351 @@
+//! What may be asked of the workflow-manager.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Endpoint, Mark, Requests, body, endpoint, schema, speaker, unknown_endpoint};
+use crate::amount::Money;
+use crate::definition::Definition;
+use crate::id::{LeaseId, Millis, RunId, Service, TaskId};
+use crate::json::Json;
+use crate::name::{AgentId, StageName, WorkflowName};
+use crate::rejection::Rejection;
+use crate::run::{RunCounts, RunStatus, RunSummary, RunView};
+use crate::subject::AgentVerb;
+use crate::trace::TraceContext;
+
+/// What may be asked of the workflow-manager.
+#[derive(Debug, Clone, PartialEq)]
+pub enum WorkflowRequest {
+    /// See [`RegisterWorkflow`].
+    RegisterWorkflow(RegisterWorkflow),
+    /// See [`RegisterWorkflow`]; checks only.
+    ValidateWorkflow(RegisterWorkflow),
+    /// See [`ListWorkflows`].
+    ListWorkflows(ListWorkflows),
+    /// See [`GetWorkflow`].
+    GetWorkflow(GetWorkflow),
+    /// See [`StartRun`].
+    StartRun(StartRun),
+    /// See [`GetRun`].
+    GetRun(GetRun),
+    /// See [`ListRuns`].
+    ListRuns(ListRuns),
+    /// See [`CancelRun`].
+    CancelRun(CancelRun),
+    /// See [`Report`].
+    Report(AgentId, Report),
+    /// See [`Reports`].
+    Reports(AgentId, Reports),
+}
+
+impl Requests for WorkflowRequest {
+    const ENDPOINTS: &'static [Endpoint] = &[
+        endpoint(
+            "workflow.register",
+            None,
+            "Registers a workflow, or a new version of it.",
+            schema::<RegisterWorkflow>,
+            schema::<WorkflowView>,
+        ),
+        endpoint(
+            "workflow.validate",
+            None,
+            "Checks a workflow definition without registering it.",
+            schema::<RegisterWorkflow>,
+            schema::<WorkflowView>,
+        ),
+        endpoint("workflow.list", None, "Lists the workflows.", schema::<ListWorkflows>, schema::<WorkflowList>),
+        endpoint("workflow.get", None, "Gives a workflow's definition.", schema::<GetWorkflow>, schema::<WorkflowView>),
+        endpoint("run.start", None, "Starts a run of a workflow.", schema::<StartRun>, schema::<RunAccepted>),
+        endpoint("run.get", None, "Gives a run with its stages and attempts.", schema::<GetRun>, schema::<RunView>),
+        endpoint("run.list", None, "Lists runs, the newest first.", schema::<ListRuns>, schema::<RunList>),
+        endpoint("run.cancel", None, "Cancels a run.", schema::<CancelRun>, schema::<RunAccepted>),
+        endpoint(
+            "agent.report",
+            Some(AgentVerb::Report),
+            "Ends a task: what came of it.",
+            schema::<Report>,
+            schema::<ReportStored>,
+        ),
+        endpoint(
+            "agent.reports",
+            Some(AgentVerb::Reports),
+            "Ends several tasks: what came of each.",
+            schema::<Reports>,
+            schema::<ReportsAnswered>,
+        ),
+    ];
+
+    fn decode(endpoint: &str, subject: &str, payload: &[u8]) -> Result<Self, Rejection> {
+        Ok(match endpoint {
+            "workflow.register" => Self::RegisterWorkflow(body(endpoint, payload)?),
+            "workflow.validate" => Self::ValidateWorkflow(body(endpoint, payload)?),
+            "workflow.list" => Self::ListWorkflows(body(endpoint, payload)?),
+            "workflow.get" => Self::GetWorkflow(body(endpoint, payload)?),
+            "run.start" => Self::StartRun(body(endpoint, payload)?),
+            "run.get" => Self::GetRun(body(endpoint, payload)?),
+            "run.list" => Self::ListRuns(body(endpoint, payload)?),
+            "run.cancel" => Self::CancelRun(body(endpoint, payload)?),
+            "agent.report" => Self::Report(speaker(subject)?, body(endpoint, payload)?),
+            "agent.reports" => Self::Reports(speaker(subject)?, body(endpoint, payload)?),
+            _ => return Err(unknown_endpoint(endpoint)),
+        })
+    }
+
+    fn waits_for(&self) -> Option<Mark> {
+        match self {
+            Self::Report(_, report) => Some(Mark { service: Service::ResourceManager, number: report.lease.0 }),
+            Self::Reports(_, Reports { reports }) => {
+                let number = reports.iter().map(|report| report.lease.0).max()?;
+                Some(Mark { service: Service::ResourceManager, number })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Registers a workflow, or a new version of it. Give either `source` (YAML or JSON text) or `definition`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RegisterWorkflow {
+    /// The definition as YAML or JSON text; errors then name line and column.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// The definition as JSON: see [`Definition`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definition: Option<Json>,
+}
+
+/// A workflow.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct WorkflowView {
+    /// The version, counted from 1; 0 for one that was only checked.
+    pub version: u32,
+    /// When it was registered, in milliseconds since 1970.
+    pub registered_at: Millis,
+    /// The definition.
+    pub definition: Definition,
+}
+
+/// Lists the workflows.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ListWorkflows {}
+
+/// The workflows there are.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct WorkflowList {
+    /// By name.
+    pub workflows: Vec<WorkflowSummary>,
+}
+
+/// A workflow in a list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct WorkflowSummary {
+    /// Its name.
+    pub name: WorkflowName,
+    /// Its latest version.
+    pub version: u32,
+    /// What it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Its stages, in order.
+    pub stages: Vec<StageName>,
+    /// When the latest version was registered.
+    pub registered_at: Millis,
+}
+
+/// Gives a workflow's definition.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct GetWorkflow {
+    /// The workflow.
+    pub name: WorkflowName,
+    /// The version; the latest one if none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
+}
+
+/// Starts a run of a workflow.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct StartRun {
+    /// The workflow.
+    pub workflow: WorkflowName,
+    /// The version; the latest one if none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
+    /// Given to every agent with its task: a JSON object.
+    #[serde(default)]
+    pub input: Json,
+    /// Larger goes first.
+    #[serde(default)]
+    pub priority: i32,
+    /// The same key gives the same run: a start that is repeated because its answer got lost starts nothing new.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The run's id, if the client wants to choose it: a UUIDv7. A repeated one gives the same run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunId>,
+    /// The trace to join. A `traceparent` header says the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<TraceContext>,
+}
+
+/// A run that was accepted, or cancelled.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RunAccepted {
+    /// The run.
+    pub run: RunId,
+    /// Its workflow.
+    pub workflow: WorkflowName,
+    /// The version it keeps to its end.
+    pub version: u32,
+    /// Where it stands.
+    pub status: RunStatus,
+    /// Whether it was there before this request.
+    #[serde(default)]
+    pub existing: bool,
+    /// Its trace: 32 hex digits.
+    pub trace_id: String,
+}
+
+/// Gives a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct GetRun {
+    /// The run.
+    pub run: RunId,
+}
+
+/// Lists runs, the newest first: those that run, and those that ended lately.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ListRuns {
+    /// Only runs of this workflow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow: Option<WorkflowName>,
+    /// Only runs that stand so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<RunStatus>,
+    /// At most this many; 100 if none is given, 1000 at the most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// Only runs older than this one: the last of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<RunId>,
+}
+
+/// Some runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RunList {
+    /// The newest first.
+    pub runs: Vec<RunSummary>,
+    /// How many there are in all, by status, since the log began.
+    pub counts: RunCounts,
+    /// Whether there are older ones.
+    pub more: bool,
+}
+
+/// Cancels a run. Cancelling a cancelled run is answered the same again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CancelRun {
+    /// The run.
+    pub run: RunId,
+    /// Why, for those who read its history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// How an agent's task ended. Sent on `baton.agent.AGENT.report` until it is answered; a repeated report counts once.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Report {
+    /// The lease under which the task was done.
+    pub lease: LeaseId,
+    /// The task.
+    pub task: TaskId,
+    /// Whether it succeeded.
+    pub status: ReportStatus,
+    /// What came of it, if it succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Json>,
+    /// Why it failed, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Whether another attempt may succeed.
+    #[serde(default = "yes")]
+    pub retryable: bool,
+    /// What it cost.
+    #[serde(default)]
+    pub cost: Money,
+    /// What it used.
+    #[serde(default)]
+    pub usage: Usage,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// How several tasks of an agent ended, for an agent that has many in hand. Sent on `baton.agent.AGENT.reports` until it is
+/// answered; each report in it is stored or refused for itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Reports {
+    /// The reports.
+    pub reports: Vec<Report>,
+}
+
+/// What became of several reports.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ReportsAnswered {
+    /// An answer for each report, in their order.
+    pub answers: Vec<ReportAnswer>,
+}
+
+/// What became of a report.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReportAnswer {
+    /// It is stored.
+    Stored(ReportStored),
+    /// It is refused.
+    Refused(Rejection),
+}
+
+/// Whether a task succeeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReportStatus {
+    /// It gave a result.
+    Succeeded,
+    /// It did not.
+    Failed,
+}
+
+/// What a task used of what is counted but not billed by Baton.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Usage {
+    /// Tokens read by a model.
+    #[serde(default)]
+    pub tokens_in: u64,
+    /// Tokens written by a model.
+    #[serde(default)]
+    pub tokens_out: u64,
+}
+
+impl Usage {
+    /// Whether nothing was used.
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl std::ops::AddAssign for Usage {
+    fn add_assign(&mut self, other: Self) {
+        self.tokens_in = self.tokens_in.saturating_add(other.tokens_in);
+        self.tokens_out = self.tokens_out.saturating_add(other.tokens_out);
+    }
+}
+
+/// The report is stored; the agent may forget the task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ReportStored {
+    /// The lease that has ended.
+    pub lease: LeaseId,
+}
