@@ -13,6 +13,7 @@ use async_nats::Subscriber;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::push::{Ordered, OrderedConfig, OrderedErrorKind};
 use async_nats::jetstream::context::GetStreamErrorKind;
+use async_nats::jetstream::stream::{ClusterInfo, RawMessageErrorKind};
 use async_nats::jetstream::{self, ErrorCode};
 use baton_protocol::record::{AnyCommit, Event, Topic};
 use baton_protocol::request::ProgressEvent;
@@ -32,6 +33,10 @@ const ASK: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The waits between attempts: the first, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// How long the server that answers for the log may not have heard of most others; they tell each other every second.
+/// One that was paused or cut off takes itself for the leader until it hears better, and knows nothing of what has been
+/// written meanwhile.
+const HEARD: Duration = Duration::from_secs(3);
 /// How often a reader that gets nothing looks whether its connection has been a new one since.
 const LOOK: Duration = Duration::from_millis(200);
 /// The kind of a run's last record.
@@ -244,9 +249,14 @@ impl Reader {
                 return None;
             }
             self.next = seq + 1;
-            if self.to.is_some() && pending == 0 {
-                // Also where what follows, up to the end, has been removed from the log.
-                self.to = Some(seq);
+            if let Some(to) = self.to.filter(|&to| seq < to && pending == 0) {
+                // Nothing follows: it has been removed from the log, or the consumer is on a server that lags behind.
+                let log = &self.log;
+                match retry(|| log.holds(to)).await {
+                    Ok(true) => {}
+                    Ok(false) => self.to = Some(seq),
+                    Err(error) => return Some(Err(error)),
+                }
             }
             let decoded = match subject::parse_log(&message.subject) {
                 Some((_, service)) => AnyCommit::decode(service, &message.payload).map_err(|error| error.to_string()),
@@ -283,12 +293,23 @@ impl Log {
         let consumer = stream.create_consumer(config).await.map_err(|error| Failure::passing(&error))?;
         let info = consumer.cached_info();
         let guard = Consumer { log: self.clone(), name: info.name.clone() };
-        if to.is_some() && info.num_pending == 0 {
+        if let Some(to) = to.filter(|_| info.num_pending == 0)
+            && !self.holds(to).await?
+        {
             // What was to be read has been removed from the log.
             return Ok((None, Some(next - 1)));
         }
         let messages = consumer.messages().await.map_err(|error| Failure::passing(&error))?;
         Ok((Some(Open { messages: Box::pin(messages), connects, _consumer: guard }), to))
+    }
+
+    /// Whether the log holds that message.
+    async fn holds(&self, seq: u64) -> Result<bool, Failure> {
+        match stream_of(&self.context, &self.stream).await?.get_raw_message(seq).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(false),
+            Err(error) => Err(Failure::passing(&error)),
+        }
     }
 }
 
@@ -306,7 +327,7 @@ impl Failure {
 }
 
 async fn stream_of(context: &jetstream::Context, name: &str) -> Result<jetstream::stream::Stream, Failure> {
-    context.get_stream(name).await.map_err(|error| match error.kind() {
+    let stream = context.get_stream(name).await.map_err(|error| match error.kind() {
         GetStreamErrorKind::JetStream(inner) if inner.error_code() == ErrorCode::STREAM_NOT_FOUND => Failure {
             why: format!(
                 "the broker has no stream {name}: no service of Baton has run on it yet (`baton up` starts them)"
@@ -314,7 +335,19 @@ async fn stream_of(context: &jetstream::Context, name: &str) -> Result<jetstream
             passing: false,
         },
         _ => Failure::passing(&error),
-    })
+    })?;
+    match &stream.cached_info().cluster {
+        Some(cluster) if !leads(cluster) => Err(Failure::passing(&format!(
+            "the server that answers for {name} has not heard of most others for {HEARD:?}"
+        ))),
+        _ => Ok(stream),
+    }
+}
+
+/// Whether the server that answers can still be the leader: most of the stream's servers, itself among them, are in touch.
+fn leads(cluster: &ClusterInfo) -> bool {
+    let heard = cluster.replicas.iter().filter(|peer| !peer.offline && peer.active < HEARD).count();
+    2 * (heard + 1) > cluster.replicas.len() + 1
 }
 
 fn ends(stream: &jetstream::stream::Stream) -> LogEnds {
@@ -337,5 +370,27 @@ async fn retry<T, F: Future<Output = Result<T, Failure>>>(mut ask: impl FnMut() 
         tracing::debug!(why = failure.why, "asking JetStream again");
         sleep(wait).await;
         wait = (wait * 2).min(BACKOFF.1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_nats::jetstream::stream::PeerInfo;
+
+    use super::*;
+
+    fn peer(active: u64, offline: bool) -> PeerInfo {
+        PeerInfo { active: Duration::from_millis(active), offline, ..PeerInfo::default() }
+    }
+
+    #[test]
+    fn a_server_that_was_cut_off_is_not_believed() {
+        let cluster = |replicas: &[PeerInfo]| ClusterInfo { replicas: replicas.to_vec(), ..ClusterInfo::default() };
+        assert!(leads(&cluster(&[])), "a stream on one server");
+        assert!(leads(&cluster(&[peer(0, false), peer(900, false)])));
+        assert!(leads(&cluster(&[peer(60_000, false), peer(900, false)])), "one of three is lost");
+        assert!(!leads(&cluster(&[peer(9_500, false), peer(9_700, false)])), "just resumed");
+        assert!(!leads(&cluster(&[peer(0, true), peer(9_700, false)])));
+        assert!(!leads(&cluster(&[peer(5_000, false)])), "one of two is not most");
     }
 }
