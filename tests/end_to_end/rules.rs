@@ -20,6 +20,7 @@ fn dependencies_point_one_way() {
         ("baton-telemetry", &["baton-protocol"]),
         ("baton-shell", &["baton-protocol", "baton-machine", "baton-client", "baton-telemetry"]),
         ("baton-post", &["baton-protocol", "baton-client", "baton-telemetry"]),
+        ("baton-wfformat", &[]),
         ("baton-broker", &[]),
         ("baton-testkit", &["baton-broker"]),
         ("baton-workflow-manager", &["baton-protocol", "baton-machine"]),
