@@ -14,6 +14,7 @@ pub(crate) mod run;
 pub(crate) mod runs;
 pub(crate) mod service;
 pub(crate) mod show;
+pub(crate) mod simulate;
 pub(crate) mod strategy;
 pub(crate) mod up;
 pub(crate) mod workflow;

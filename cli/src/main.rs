@@ -153,6 +153,8 @@ enum Command {
     Doctor(c::doctor::Doctor),
     /// Measure how fast Baton is on this machine
     Bench(c::bench::Bench),
+    /// Replay workflows through the optimizer in virtual time, and compare strategies
+    Simulate(c::simulate::Simulate),
     #[command(hide = true)]
     BenchMessages(c::bench::BenchMessages),
     #[command(hide = true)]
@@ -257,6 +259,7 @@ async fn dispatch(command: Command, context: Context) -> anyhow::Result<Exit> {
         Command::Healthcheck(command) => command.run(&context).await,
         Command::Doctor(command) => command.run(&context).await,
         Command::Bench(command) => command.run(&context).await,
+        Command::Simulate(command) => command.run(&context),
         Command::BenchMessages(command) => command.run().await,
         Command::BenchAgents(command) => command.run(&context).await,
         Command::BenchSink => {

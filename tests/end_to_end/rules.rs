@@ -34,6 +34,7 @@ fn dependencies_point_one_way() {
             "baton-micro",
             &["baton-protocol", "baton-machine", "baton-workflow-manager", "baton-resource-manager", "baton-optimizer"],
         ),
+        ("baton-simulate", &["baton-protocol", "baton-machine", "baton-optimizer", "baton-wfformat"]),
         ("baton-gateway", &["baton-protocol", "baton-client", "baton-telemetry", "baton-shell"]),
         ("baton-sdk", &["baton-protocol", "baton-client"]),
         ("baton-stock", &["baton-protocol", "baton-client", "baton-sdk"]),
