@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use baton_client::ConnectSettings;
 use baton_protocol::Service;
-use baton_shell::{Instance, Settings, Telemetry};
+use baton_shell::{BreakerSettings, Instance, Settings, Telemetry};
 use baton_telemetry::spans::TraceConfig;
 use baton_telemetry::{Metrics, Spans};
 use tokio::sync::oneshot;
@@ -58,7 +58,8 @@ pub(crate) async fn run(
             }
             Service::ResourceManager => {
                 let (lease_ms, heartbeat_ms) = (settings.agents.lease_ms, settings.agents.heartbeat_ms);
-                let config = baton_resource_manager::Config { lease_ms, heartbeat_ms };
+                let breakers = breakers(&settings.breakers);
+                let config = baton_resource_manager::Config { lease_ms, heartbeat_ms, breakers };
                 // Who agents are is known here, so here is also where their messages are kept. Every instance has a post office;
                 // it comes and goes with its service and never ends it.
                 let post = baton_post::Settings {
@@ -88,6 +89,11 @@ pub(crate) async fn run(
     });
     let ended = if service == Service::Gateway { run.await } else { on_a_thread(service, run).await };
     ended.with_context(|| format!("the {service} stopped"))
+}
+
+fn breakers(settings: &BreakerSettings) -> baton_resource_manager::BreakerConfig {
+    let BreakerSettings { enabled, window, min_tasks, error_percent, open_ms, max_open_ms, probes } = *settings;
+    baton_resource_manager::BreakerConfig { enabled, window, min_tasks, error_percent, open_ms, max_open_ms, probes }
 }
 
 /// Runs a service on a thread of its own.

@@ -160,6 +160,13 @@ fn resource(number: Number, record: &ResourceRecord) -> (String, Tone) {
             let why = short(&r.reason, ERROR);
             (format!("{}/{} by {}, lease {}: {why}", r.task.stage, r.task.attempt, r.agent, r.lease), Tone::Busy)
         }
+        ResourceRecord::BreakerOpened(r) => {
+            (format!("{} for {}: {} of {} failed", r.agent, r.capability, r.failed, r.of), Tone::Bad)
+        }
+        ResourceRecord::BreakerHalfOpened(r) => {
+            (format!("{} for {}, {}", r.agent, r.capability, count(r.probes as usize, "probe")), Tone::Busy)
+        }
+        ResourceRecord::BreakerClosed(r) => (format!("{} for {}", r.agent, r.capability), Tone::Good),
     }
 }
 
@@ -212,6 +219,7 @@ mod tests {
         WorkflowRecord::StageReady(StageReady {
             task: task(stage, attempt),
             agent_type: Capability::new(stage).unwrap(),
+            requires: Default::default(),
             inputs: vec![],
             resources: [("cpu".parse().unwrap(), 2.into())].into(),
             priority: 0,
@@ -231,6 +239,7 @@ mod tests {
             outcome,
             result: None,
             error: (!ok).then(|| "the model\nis away".to_owned()),
+            hopeless: false,
             retry_at: (!ok).then_some(START + 2000),
             duration_ms: 29,
             cost: if ok { "0.02".parse().unwrap() } else { baton_protocol::Money::default() },

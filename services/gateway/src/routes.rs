@@ -9,8 +9,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, get, on};
 use baton_protocol::definition::Definition;
 use baton_protocol::request::{
-    AgentList, Done, PlacementView, RegisterWorkflow, RunAccepted, RunList, SetStrategy, StartRun, WorkflowList,
-    WorkflowView,
+    AgentList, AgentsFound, Done, PlacementView, RegisterWorkflow, RunAccepted, RunList, SetStrategy, StartRun,
+    WorkflowList, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
 use baton_protocol::{Capability, Position, RunId, WorkflowName};
@@ -135,6 +135,19 @@ const WORKFLOW: &[(&str, SchemaOf)] = &[
 ];
 
 const RUN: Parameter = path("run", "The run.", of::<RunId>);
+
+const REQUIRE: Parameter = query(
+    "require",
+    "What their metadata of that capability must be, as `algorithms=regression`, `context_tokens>=32000` or `version^1.2`; may \
+     be given several times.",
+    of::<String>,
+);
+const METADATA: Parameter = query("metadata", "The same as one JSON object.", requirements);
+
+fn requirements(_: &mut SchemaGenerator) -> Schema {
+    // In a query it is a text; what it holds is described where the schema of requests is.
+    schemars::json_schema!({ "type": "string", "contentMediaType": "application/json" })
+}
 
 /// Every operation.
 pub(crate) const ROUTES: &[Route] = &[
@@ -287,17 +300,30 @@ pub(crate) const ROUTES: &[Route] = &[
         about: "Lists the agents.",
         parameters: &[
             query("capability", "Only agents that can do this.", of::<Capability>),
-            query(
-                "metadata",
-                "Only agents whose metadata of that capability has all of this, a JSON object: a list asks for a \
-                 superset, anything else for the same value.",
-                of::<String>,
-            ),
+            REQUIRE,
+            METADATA,
             query("gone", "Also agents that are gone.", of::<bool>),
         ],
         body: None,
         answers: &[answer(200, "The agents, by id.", of::<AgentList>)],
         handler: |method| on(method, agents::list),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/agents/best",
+        id: "findAgents",
+        tag: "agents",
+        about: "Finds agents that can do something, the one to be preferred first: those with room, among them those whose \
+                smallest part is in use, then higher priority, then the better score.",
+        parameters: &[
+            query("capability", "What they must be able to do. It must be given.", of::<Capability>),
+            REQUIRE,
+            METADATA,
+            query("limit", "At most so many; 1000 at the most.", of::<u32>),
+        ],
+        body: None,
+        answers: &[answer(200, "The agents, best first.", of::<AgentsFound>)],
+        handler: |method| on(method, agents::find),
     },
     Route {
         method: Method::Get,

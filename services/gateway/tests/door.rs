@@ -214,8 +214,14 @@ async fn g1_agents_placement_and_services_are_shown() {
     assert_eq!(house.last_asked().body, json!({ "gone": false }));
     let metadata = "%7B%22formats%22%3A%5B%22json%22%5D%7D";
     assert_eq!(house.get(&format!("/v1/agents?capability=research&metadata={metadata}&gone=true")).await.status, 200);
-    let asked = json!({ "capability": "research", "metadata": { "formats": ["json"] }, "gone": true });
+    let asked = json!({ "capability": "research", "requires": { "formats": ["json"] }, "gone": true });
     assert_eq!(house.last_asked().body, asked);
+    let wanted = "capability=research&require=formats=%5B%22json%22%5D&require=size%3E%3D3&require=version%5E1.2";
+    assert_eq!(house.get(&format!("/v1/agents?{wanted}")).await.status, 200);
+    let requires = json!({ "formats": ["json"], "size": ">=3", "version": "^1.2" });
+    assert_eq!(house.last_asked().body["requires"], requires);
+    assert_eq!(house.get(&format!("/v1/agents/best?{wanted}&limit=3")).await.status, 200);
+    assert_eq!(house.last_asked().body, json!({ "capability": "research", "requires": requires, "limit": 3 }));
 
     let placement = house.get("/v1/placement").await;
     assert_eq!((placement.status, &placement.json["strategy"]), (200, &json!("ROUND_ROBIN")));
@@ -264,6 +270,8 @@ async fn g1_every_error_is_a_problem() {
         get("/v1/runs?stauts=running".to_owned(), 400, "invalid_request"),
         get("/v1/agents?metadata=7".to_owned(), 400, "invalid_request"),
         get("/v1/agents?capability=No".to_owned(), 400, "invalid_request"),
+        get("/v1/agents?capability=a&require=size%3E%3Dmuch".to_owned(), 400, "invalid_request"),
+        get("/v1/agents/best".to_owned(), 400, "invalid_request"),
         get(format!("/v1/runs/{RUN}/events?after=x"), 400, "invalid_request"),
         get(format!("/v1/runs/{RUN}/events"), 404, "unknown_run"),
         get(format!("/v1/runs/{RUN}/events?after=1.0"), 404, "unknown_run"),

@@ -7,7 +7,8 @@ use std::sync::{Arc, LazyLock};
 
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Effect, Reply, Turn};
-use baton_protocol::record::{AgentLeft, AgentRegistered, AnyCommit, ResourceRecord, WorkflowRecord};
+use baton_protocol::breaker::{BreakerClosed, BreakerHalfOpened, BreakerOpened};
+use baton_protocol::record::{AgentLeft, AgentRegistered, AnyCommit, LeaseEnded, ResourceRecord, WorkflowRecord};
 use baton_protocol::request::{AssignAnswer, AssignTasks, Placement, Refusal};
 use baton_protocol::trace::{Span, SpanKind, task_span};
 use baton_protocol::{AgentId, Code, Json, Millis, Rejection, RunId, Service, StageName, TaskId};
@@ -286,8 +287,11 @@ fn settle_resource(
             soft.room.came_or_left(&state.fleet, agent);
             true
         }
-        ResourceRecord::LeaseEnded(record) => {
-            soft.room.changed(&state.fleet, &record.agent);
+        ResourceRecord::LeaseEnded(LeaseEnded { agent, .. })
+        | ResourceRecord::BreakerOpened(BreakerOpened { agent, .. })
+        | ResourceRecord::BreakerHalfOpened(BreakerHalfOpened { agent, .. })
+        | ResourceRecord::BreakerClosed(BreakerClosed { agent, .. }) => {
+            soft.room.changed(&state.fleet, agent);
             true
         }
     }

@@ -4,13 +4,14 @@
 //! in the log before the lease that takes its place.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use baton_machine::Shelves;
 use baton_protocol::amount::covers;
+use baton_protocol::breaker::BreakerState;
 use baton_protocol::record::{AgentRegistered, Stamp};
-use baton_protocol::{AgentId, Amount, Capability, Millis, Number, ResourceName, Resources};
+use baton_protocol::{AgentId, Amount, Capability, Metadata, Millis, Number, Requirements, ResourceName, Resources};
 use serde::{Deserialize, Serialize};
 
 use crate::queue::Shape;
@@ -28,8 +29,11 @@ pub(crate) struct Agent {
     session: String,
     /// The record that began the session: what was held before it is held no more.
     life: Number,
-    /// What it can do, its type included.
-    pub(crate) capabilities: BTreeSet<Capability>,
+    /// What it can do, its type included, and what it says of that.
+    pub(crate) capabilities: BTreeMap<Capability, Metadata>,
+    /// The capabilities of which it is given no tasks, or few: its circuit breakers that are not closed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    breakers: BTreeMap<Capability, Breaker>,
     resources: Resources,
     slots: u32,
     priority: i32,
@@ -39,6 +43,14 @@ pub(crate) struct Agent {
     idle_since: Millis,
     /// What it holds.
     holds: Load,
+}
+
+/// A circuit breaker that is not closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Breaker {
+    Open,
+    /// About so many tasks are let through now. The resource-manager counts them; this is to ask for no more in vain.
+    HalfOpen(u32),
 }
 
 /// What somebody holds: so many tasks, and what they need.
@@ -55,6 +67,9 @@ pub(crate) struct Holder {
     pub(crate) agent: AgentId,
     life: Number,
     resources: Resources,
+    /// For which capability the agent was tried with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    probe: Option<Capability>,
 }
 
 /// What makes an agent preferable: less of its slots in use, then higher priority, a better score, longer idleness. Less
@@ -121,9 +136,15 @@ impl Agent {
         self.holds.tasks + aside.map_or(0, |aside| aside.tasks)
     }
 
-    /// Whether there is room for a task that it can do and that needs this, beside what it holds and what is set aside.
-    pub(crate) fn has_room(&self, resources: &Resources, aside: Option<&Load>) -> bool {
-        if self.held(aside) >= self.slots as usize {
+    /// Whether there is room for a task of a capability that it has, and that needs this, beside what it holds and what is
+    /// set aside.
+    pub(crate) fn has_room(&self, capability: &Capability, resources: &Resources, aside: Option<&Load>) -> bool {
+        let may = match self.breakers.get(capability) {
+            None => usize::MAX,
+            Some(Breaker::Open) => 0,
+            Some(Breaker::HalfOpen(probes)) => *probes as usize,
+        };
+        if aside.map_or(0, |aside| aside.tasks) >= may || self.held(aside) >= self.slots as usize {
             return false;
         }
         resources.iter().all(|(name, need)| {
@@ -132,9 +153,30 @@ impl Agent {
         })
     }
 
+    pub(crate) fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// Where its circuit breaker for a capability stands.
+    pub(crate) fn breaker(&self, capability: &Capability) -> BreakerState {
+        match self.breakers.get(capability) {
+            None => BreakerState::Closed,
+            Some(Breaker::Open) => BreakerState::Open,
+            Some(Breaker::HalfOpen(_)) => BreakerState::HalfOpen,
+        }
+    }
+
+    /// Whether it can do that, and is what is asked for.
+    pub(crate) fn can(&self, capability: &Capability, requires: &Requirements) -> bool {
+        let metadata = self.capabilities.get(capability);
+        metadata.is_some_and(|metadata| requires.are_met(Some(metadata)))
+    }
+
     /// Whether there would be room if it held nothing.
     pub(crate) fn could_hold(&self, shape: &Shape) -> bool {
-        self.capabilities.contains(&shape.agent_type) && covers(&self.resources, &shape.resources).is_ok()
+        self.can(&shape.agent_type, &shape.requires)
+            && !self.breakers.contains_key(&shape.agent_type)
+            && covers(&self.resources, &shape.resources).is_ok()
     }
 }
 
@@ -142,14 +184,17 @@ impl Fleet {
     pub(crate) fn registered(&mut self, stamp: Stamp, record: &AgentRegistered, score: u32) {
         let before = self.agents.remove(&record.agent);
         let kept = before.filter(|before| before.session == record.session);
-        let (life, holds, idle_since) = kept.map_or_else(
-            || (stamp.number, Load::default(), stamp.at),
-            |agent| (agent.life, agent.holds.clone(), agent.idle_since),
+        let (life, holds, idle_since, breakers) = kept.map_or_else(
+            || (stamp.number, Load::default(), stamp.at, BTreeMap::new()),
+            |agent| (agent.life, agent.holds.clone(), agent.idle_since, agent.breakers.clone()),
         );
+        let mut capabilities = record.capabilities.clone();
+        capabilities.entry(record.agent_type.clone()).or_default();
         let agent = Agent {
             session: record.session.clone(),
             life,
-            capabilities: record.capabilities.keys().chain([&record.agent_type]).cloned().collect(),
+            capabilities,
+            breakers,
             resources: record.resources.clone(),
             slots: record.slots,
             priority: record.priority,
@@ -165,10 +210,17 @@ impl Fleet {
     }
 
     /// An agent has a task that needs this, if it is there.
-    pub(crate) fn leased(&mut self, id: &AgentId, resources: &Resources) -> Option<Holder> {
+    pub(crate) fn leased(&mut self, id: &AgentId, capability: &Capability, resources: &Resources) -> Option<Holder> {
         let agent = self.agents.change(id)?;
         agent.holds.add(resources);
-        Some(Holder { agent: id.clone(), life: agent.life, resources: resources.clone() })
+        let probe = match agent.breakers.get_mut(capability) {
+            Some(Breaker::HalfOpen(probes)) => {
+                *probes = probes.saturating_sub(1);
+                Some(capability.clone())
+            }
+            Some(Breaker::Open) | None => None,
+        };
+        Some(Holder { agent: id.clone(), life: agent.life, resources: resources.clone(), probe })
     }
 
     /// A task is held no more. Whether it was, by an agent that is still there.
@@ -177,7 +229,19 @@ impl Fleet {
         let Some(agent) = agent else { return false };
         agent.holds.take(&holder.resources);
         agent.idle_since = at;
+        if let Some(Breaker::HalfOpen(probes)) = holder.probe.as_ref().and_then(|probe| agent.breakers.get_mut(probe)) {
+            *probes += 1;
+        }
         true
+    }
+
+    /// A circuit breaker of an agent has another state; none: it is closed.
+    pub(crate) fn switched(&mut self, agent: &AgentId, capability: &Capability, breaker: Option<Breaker>) {
+        let Some(agent) = self.agents.change(agent) else { return };
+        match breaker {
+            Some(breaker) => agent.breakers.insert(capability.clone(), breaker),
+            None => agent.breakers.remove(capability),
+        };
     }
 
     pub(crate) fn scored(&mut self, agent: &AgentId, score: u32) {

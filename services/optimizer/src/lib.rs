@@ -19,6 +19,7 @@
 //! strategies and one strategy for all runs so far.
 
 mod ask;
+mod find;
 mod fleet;
 mod learning;
 mod placement;
@@ -36,9 +37,9 @@ use baton_protocol::request::{Done, OptimizerRequest, Strategy};
 use baton_protocol::{AgentId, Millis, RunId, Service};
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::{Fleet, Holder};
+use crate::fleet::{Breaker, Fleet, Holder};
 use crate::learning::Learning;
-use crate::queue::{Queue, Shape};
+use crate::queue::{Queue, Queued, Shape};
 use crate::runs::Runs;
 
 pub use crate::ask::Soft;
@@ -108,6 +109,7 @@ impl Machine for Optimizer {
                 }
                 answer(&Done {})
             }
+            OptimizerRequest::FindAgents(request) => answer(&find::agents(turn.state(), &request)),
             OptimizerRequest::GetPlacement(_) => answer(&view::placement(turn.state(), turn.config(), turn.now())),
         }
     }
@@ -158,8 +160,8 @@ impl Optimizer {
             }
             // A task that has ended as it was leased is not in the queue any more, and its lease is none.
             ResourceRecord::Assigned(record) => {
-                if self.queue.remove(&record.task).is_some()
-                    && let Some(holder) = self.fleet.leased(&record.agent, &record.resources)
+                if let Some(Queued { shape, .. }) = self.queue.remove(&record.task)
+                    && let Some(holder) = self.fleet.leased(&record.agent, &shape.agent_type, &record.resources)
                 {
                     self.runs.held(&record.task, holder);
                 }
@@ -169,12 +171,21 @@ impl Optimizer {
                 let holder = self.runs.freed(&record.task);
                 self.freed(stamp, holder.as_deref(), Some(&record.agent));
             }
+            ResourceRecord::BreakerOpened(record) => {
+                self.fleet.switched(&record.agent, &record.capability, Some(Breaker::Open));
+            }
+            ResourceRecord::BreakerHalfOpened(record) => {
+                let probes = Breaker::HalfOpen(record.probes);
+                self.fleet.switched(&record.agent, &record.capability, Some(probes));
+            }
+            ResourceRecord::BreakerClosed(record) => self.fleet.switched(&record.agent, &record.capability, None),
         }
     }
 
     fn stage_ready(&mut self, stamp: Stamp, record: &StageReady) {
         if self.runs.stage_ready(&record.task) {
-            let shape = Shape { agent_type: record.agent_type.clone(), resources: record.resources.clone() };
+            let (agent_type, requires) = (record.agent_type.clone(), record.requires.clone());
+            let shape = Shape { agent_type, requires, resources: record.resources.clone() };
             self.queue.insert(record.task.clone(), shape, record.priority, stamp.at);
         }
     }

@@ -16,7 +16,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use baton_protocol::request::Strategy;
-use baton_protocol::{AgentId, Capability, Millis, Resources, TaskId};
+use baton_protocol::{AgentId, Capability, Millis, Requirements, Resources, TaskId};
 
 use crate::fleet::{Agent, Fleet, Load, Rank};
 use crate::queue::{Lines, Shape};
@@ -81,6 +81,7 @@ struct Pools {
 /// The agents that have room for one shape.
 #[derive(Debug)]
 struct Pool {
+    requires: Requirements,
     resources: Resources,
     by_id: BTreeMap<AgentId, Rank>,
     ranked: BTreeSet<Rank>,
@@ -88,6 +89,17 @@ struct Pool {
 }
 
 impl Pool {
+    fn is_of(&self, shape: &Shape) -> bool {
+        self.resources == shape.resources && self.requires == shape.requires
+    }
+
+    /// The rank of an agent that has the capability, if it is what is asked for and has room.
+    fn rank(&self, id: &AgentId, agent: &Agent, capability: &Capability, aside: Option<&Load>) -> Option<Rank> {
+        let fits = (self.requires.is_empty() || agent.can(capability, &self.requires))
+            && agent.has_room(capability, &self.resources, aside);
+        fits.then(|| agent.rank(id, aside))
+    }
+
     fn set(&mut self, id: &AgentId, rank: Option<Rank>) {
         let before = self.by_id.get_mut(id);
         match (before, rank) {
@@ -118,16 +130,17 @@ impl Pools {
         self.asked += 1;
         let asked = self.asked;
         let known = self.pools.get(&shape.agent_type);
-        let known = known.and_then(|pools| pools.iter().position(|pool| pool.resources == shape.resources));
+        let known = known.and_then(|pools| pools.iter().position(|pool| pool.is_of(shape)));
         if known.is_none() {
             self.make_room();
         }
         let pools = self.pools.entry(shape.agent_type.clone()).or_default();
         let at = known.unwrap_or_else(|| {
             let (by_id, ranked) = (BTreeMap::new(), BTreeSet::new());
-            let mut pool = Pool { resources: shape.resources.clone(), by_id, ranked, asked };
-            for (id, agent) in fleet.iter().filter(|(_, agent)| agent.capabilities.contains(&shape.agent_type)) {
-                pool.set(id, rank(id, agent, &pool.resources, aside.get(id)));
+            let (requires, resources) = (shape.requires.clone(), shape.resources.clone());
+            let mut pool = Pool { requires, resources, by_id, ranked, asked };
+            for (id, agent) in fleet.iter().filter(|(_, agent)| agent.capabilities.contains_key(&shape.agent_type)) {
+                pool.set(id, pool.rank(id, agent, &shape.agent_type, aside.get(id)));
             }
             pools.push(pool);
             self.len += 1;
@@ -153,19 +166,14 @@ impl Pools {
     }
 }
 
-/// The rank of an agent if it has room for this.
-fn rank(id: &AgentId, agent: &Agent, resources: &Resources, aside: Option<&Load>) -> Option<Rank> {
-    agent.has_room(resources, aside).then(|| agent.rank(id, aside))
-}
-
 impl Room {
     /// What an agent holds may have changed, but not what it can do.
     pub(crate) fn changed(&mut self, fleet: &Fleet, id: &AgentId) {
         let Some(agent) = fleet.get(id) else { return };
         let aside = self.aside.get(id);
-        for capability in &agent.capabilities {
+        for capability in agent.capabilities.keys() {
             for pool in self.pools.pools.get_mut(capability).into_iter().flatten() {
-                pool.set(id, rank(id, agent, &pool.resources, aside));
+                pool.set(id, pool.rank(id, agent, capability, aside));
             }
         }
     }
@@ -174,9 +182,9 @@ impl Room {
     pub(crate) fn came_or_left(&mut self, fleet: &Fleet, id: &AgentId) {
         let (agent, aside) = (fleet.get(id), self.aside.get(id));
         for (capability, pools) in &mut self.pools.pools {
-            let able = agent.filter(|agent| agent.capabilities.contains(capability));
+            let able = agent.filter(|agent| agent.capabilities.contains_key(capability));
             for pool in pools {
-                pool.set(id, able.and_then(|agent| rank(id, agent, &pool.resources, aside)));
+                pool.set(id, able.and_then(|agent| pool.rank(id, agent, capability, aside)));
             }
         }
     }

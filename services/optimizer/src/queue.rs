@@ -12,7 +12,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use baton_machine::Shelves;
-use baton_protocol::{Capability, Millis, Resources, TaskId};
+use baton_protocol::{Capability, Millis, Requirements, Resources, TaskId};
 use serde::{Deserialize, Serialize};
 
 /// The tasks that wait.
@@ -27,6 +27,9 @@ pub(crate) struct Queue {
 pub(crate) struct Shape {
     /// What the agent must be able to do.
     pub(crate) agent_type: Capability,
+    /// What its metadata of that capability must be.
+    #[serde(default, skip_serializing_if = "Requirements::is_empty")]
+    pub(crate) requires: Requirements,
     /// What it must have free beside one slot.
     pub(crate) resources: Resources,
 }

@@ -111,6 +111,7 @@ fn ready(task: TaskId, agent_type: &str, priority: i32, cpu: u32) -> WorkflowRec
     WorkflowRecord::StageReady(StageReady {
         task,
         agent_type: Capability::new(agent_type).unwrap(),
+        requires: Default::default(),
         inputs: vec![],
         resources: resources(cpu),
         priority,
@@ -129,6 +130,7 @@ fn ended(task: TaskId, lease: Option<(u64, &str)>, outcome: Outcome, duration_ms
         outcome,
         result: None,
         error: None,
+        hopeless: false,
         retry_at: None,
         duration_ms,
         cost: Money::ZERO,

@@ -11,11 +11,10 @@ use baton_protocol::request::{
     AgentList, AgentStatus, AgentView, Done, Heartbeat, HeartbeatAnswer, LeaseView, Leave, ListAgents, RegisterAgent,
     Registered,
 };
-use baton_protocol::{AgentId, Capability, Code, LeaseId, Millis, Number, Rejection};
+use baton_protocol::{AgentId, Capability, Code, LeaseId, Metadata, Millis, Number, Rejection};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use crate::{ResourceManager, lease};
+use crate::{ResourceManager, breaker, lease};
 
 /// How many agents that are gone are kept, to be shown.
 const MAX_GONE: usize = 1000;
@@ -57,23 +56,15 @@ impl Agent {
         self.record.agent_type == *what || self.record.capabilities.contains_key(what)
     }
 
-    /// Whether it can do this, and the capability's metadata have all that is asked for.
+    /// What it says of a capability.
+    pub(crate) fn metadata(&self, capability: &Capability) -> Option<&Metadata> {
+        self.record.capabilities.get(capability)
+    }
+
+    /// Whether it can do this, and the capability's metadata are as they should be.
     fn matches(&self, request: &ListAgents) -> bool {
         let Some(capability) = &request.capability else { return true };
-        if !self.can(capability) {
-            return false;
-        }
-        let metadata = self.record.capabilities.get(capability);
-        let has = |(key, wanted)| metadata.and_then(|m| m.get(key)).is_some_and(|value| satisfies(value, wanted));
-        request.metadata.iter().all(has)
-    }
-}
-
-/// A list asks for a superset, anything else for the same value.
-fn satisfies(value: &Value, wanted: &Value) -> bool {
-    match (value, wanted) {
-        (Value::Array(values), Value::Array(wanted)) => wanted.iter().all(|wanted| values.contains(wanted)),
-        _ => value == wanted,
+        self.can(capability) && request.requires.are_met(self.metadata(capability))
     }
 }
 
@@ -244,6 +235,7 @@ pub(crate) fn register(turn: &mut Turn<'_, ResourceManager>, agent: AgentId, req
         let another = same_session.is_none();
         if another {
             lease::forget_pushes(turn, &agent);
+            breaker::hide(turn, &agent);
         }
         turn.emit(ResourceRecord::AgentRegistered(record));
         lease::show_utilization(turn, &agent);
@@ -305,6 +297,7 @@ pub(crate) fn leave(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId, reque
 fn take_out(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId, reason: LeftReason) {
     turn.soft.heard.forget(agent);
     lease::forget_pushes(turn, agent);
+    breaker::hide(turn, agent);
     turn.emit(ResourceRecord::AgentLeft(AgentLeft { agent: agent.clone(), reason }));
     lease::show_utilization(turn, agent);
 }
@@ -351,16 +344,17 @@ pub(crate) fn look(turn: &mut Turn<'_, ResourceManager>) {
 }
 
 pub(crate) fn list(turn: &mut Turn<'_, ResourceManager>, request: &ListAgents) -> Reply {
-    if request.capability.is_none() && !request.metadata.is_empty() {
+    if request.capability.is_none() && !request.requires.is_empty() {
         return Err(Rejection::invalid("metadata are a capability's: name the capability that should have them"));
     }
+    let window = turn.config().breakers.window;
     let state = turn.state();
     let shown = state.agents.agents.iter().filter(|(_, agent)| request.gone || agent.gone.is_none());
     let shown = shown.filter(|(_, agent)| agent.matches(request));
-    answer(&AgentList { agents: shown.map(|(id, agent)| view(state, &turn.soft.heard, id, agent)).collect() })
+    answer(&AgentList { agents: shown.map(|(id, agent)| view(state, &turn.soft.heard, window, id, agent)).collect() })
 }
 
-fn view(state: &ResourceManager, heard: &Heard, id: &AgentId, agent: &Agent) -> AgentView {
+fn view(state: &ResourceManager, heard: &Heard, window: u32, id: &AgentId, agent: &Agent) -> AgentView {
     let lease =
         |(lease, held): (LeaseId, &lease::Lease)| LeaseView { lease, task: held.task.clone(), since: held.since };
     let leases: Vec<_> = state.leases.of(id).map(lease).collect();
@@ -380,6 +374,7 @@ fn view(state: &ResourceManager, heard: &Heard, id: &AgentId, agent: &Agent) -> 
         in_use: state.leases.in_use(id),
         slots: *slots,
         leases,
+        breakers: state.breakers.views(id, window),
         priority: *priority,
         registered_at: agent.registered_at,
         heard_at: heard.heard_at(id),

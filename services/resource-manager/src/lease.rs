@@ -260,6 +260,13 @@ fn may_hold(state: &ResourceManager, task: &TaskId, agent: &AgentId) -> Result<R
         );
         return Err(no_capacity(why).into());
     }
+    if let Some(key) = open.requires.unmet(entry.metadata(&open.agent_type))
+        && !is_planted(Bug::RequirementsIgnored)
+    {
+        let why = format!("is not what the task asks for: {} requires {} of it", open.agent_type, open.requires);
+        return Err(no_capacity(format!("{why}, and its {key} is not so")).into());
+    }
+    state.breakers.may(agent, &open.agent_type).map_err(no_capacity)?;
     let slots = entry.record.slots as usize;
     if state.leases.count_of(agent) >= slots && !is_planted(Bug::SlotsNotCounted) {
         let rejection = no_capacity(format!("has no free slot: all {slots} are leased"));

@@ -10,6 +10,8 @@
 //! - The leases of an agent never exceed its slots and resources, at any position of the log.
 //! - A task is leased at most once. When its lease ends without a report, the workflow-manager ends the attempt, and the
 //!   next attempt is another task: a late report can not be taken for a current one.
+//! - No task of a capability is leased to an agent whose breaker for it is open, and while it is half-open no more than its
+//!   probes.
 //! - A lease ends by exactly one fact: its task ended, its run ended, its agent left or came back in another session, or
 //!   it was declined. The first two are facts of the workflow-manager and are not written again here.
 //! - Heartbeats are not in the log. What is known of them is known to the leader alone, and a new one starts afresh.
@@ -22,6 +24,7 @@
 //! [`Assigned`]: baton_protocol::record::Assigned
 
 mod agent;
+mod breaker;
 mod lease;
 mod task;
 #[cfg(test)]
@@ -35,14 +38,20 @@ use baton_protocol::{LeaseId, Millis, Service};
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{Agents, Heard};
+use crate::breaker::Breakers;
 use crate::lease::{Leases, Pushed};
 use crate::task::Tasks;
+
+pub use crate::breaker::{BreakerConfig, MAX_WINDOW};
 
 /// Who holds what.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ResourceManager {
     agents: Agents,
     leases: Leases,
+    /// Who is given no tasks of which capability, because it failed too many.
+    #[serde(default)]
+    breakers: Breakers,
     /// What the workflow-manager says: which tasks there are, and what an agent needs to know to do one.
     tasks: Tasks,
 }
@@ -55,11 +64,13 @@ pub struct Config {
     pub lease_ms: Millis,
     /// How often agents are told to send heartbeats.
     pub heartbeat_ms: Millis,
+    /// When an agent is given no more tasks of a capability.
+    pub breakers: BreakerConfig,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { lease_ms: 10_000, heartbeat_ms: 2000 }
+        Self { lease_ms: 10_000, heartbeat_ms: 2000, breakers: BreakerConfig::default() }
     }
 }
 
@@ -85,20 +96,31 @@ impl Machine for ResourceManager {
             ResourceRecord::AgentRegistered(record) => {
                 if self.agents.registered(stamp, record) && !is_planted(Bug::OldSessionKeepsLeases) {
                     self.leases.end_all_of(&record.agent);
+                    self.breakers.forget(&record.agent);
                 }
             }
             ResourceRecord::AgentLeft(record) => {
                 self.agents.left(stamp, &record.agent);
                 self.leases.end_all_of(&record.agent);
+                self.breakers.forget(&record.agent);
             }
             ResourceRecord::Assigned(record) => {
                 let lease = LeaseId(stamp.number);
                 let holds = self.agents.is_present(&record.agent) && self.tasks.leased(&record.task, lease);
                 if holds && !is_planted(Bug::GrantForgotten) {
+                    if let Some(open) = self.tasks.open(&record.task) {
+                        self.breakers.granted(&record.agent, &open.agent_type, lease);
+                    }
                     self.leases.begin(lease, stamp.at, record);
                 }
             }
-            ResourceRecord::LeaseEnded(record) => self.leases.end(record.lease),
+            ResourceRecord::LeaseEnded(record) => {
+                self.leases.end(record.lease);
+                self.breakers.over(record.lease);
+            }
+            ResourceRecord::BreakerOpened(record) => self.breakers.opened(record),
+            ResourceRecord::BreakerHalfOpened(record) => self.breakers.half_opened(record),
+            ResourceRecord::BreakerClosed(record) => self.breakers.closed(record),
         }
     }
 
@@ -112,13 +134,20 @@ impl Machine for ResourceManager {
             WorkflowRecord::RunStarted(record) => self.tasks.run_started(record),
             WorkflowRecord::StageReady(record) => self.tasks.stage_ready(stamp, record),
             WorkflowRecord::StageEnded(record) => {
-                if let Some(lease) = self.tasks.stage_ended(record) {
+                let capability = self.tasks.open(&record.task).map(|open| open.agent_type.clone());
+                let lease = self.tasks.stage_ended(record);
+                if let Some(lease) = lease {
                     self.leases.end(lease);
+                }
+                if let Some(capability) = capability {
+                    let there = record.agent.as_ref().is_some_and(|agent| self.agents.is_present(agent));
+                    self.breakers.ended(record, &capability, lease, there);
                 }
             }
             WorkflowRecord::RunFinished(record) => {
                 for lease in self.tasks.run_finished(record.run) {
                     self.leases.end(lease);
+                    self.breakers.over(lease);
                 }
             }
         }
@@ -127,7 +156,10 @@ impl Machine for ResourceManager {
     fn react(turn: &mut Turn<'_, Self>, commit: &AnyCommit) {
         agent::look(turn);
         match commit {
-            AnyCommit::Workflow(commit) => lease::recall(turn, commit),
+            AnyCommit::Workflow(commit) => {
+                lease::recall(turn, commit);
+                breaker::react(turn, commit);
+            }
             AnyCommit::Resource(_) | AnyCommit::Optimizer(_) => {}
         }
     }
@@ -151,16 +183,21 @@ impl Machine for ResourceManager {
     fn lead(turn: &mut Turn<'_, Self>) {
         agent::look(turn);
         agent::begin_term(turn);
+        breaker::lead(turn);
     }
 
     fn tick(turn: &mut Turn<'_, Self>) {
         agent::look(turn);
         agent::lose_the_silent(turn);
+        breaker::tick(turn);
     }
 
     fn deadline(&self, soft: &Soft, config: &Config) -> Option<Millis> {
-        let lost = soft.heard.oldest()?.saturating_add(config.lease_ms);
-        let look = soft.looked.map(|at| at.saturating_add(config.heartbeat_ms));
-        Some(look.map_or(lost, |look| look.min(lost)))
+        let silent = soft.heard.oldest().map(|oldest| {
+            let lost = oldest.saturating_add(config.lease_ms);
+            let look = soft.looked.map(|at| at.saturating_add(config.heartbeat_ms));
+            look.map_or(lost, |look| look.min(lost))
+        });
+        silent.into_iter().chain(self.breakers.deadline()).min()
     }
 }

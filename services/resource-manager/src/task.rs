@@ -9,7 +9,9 @@ use baton_protocol::definition::Definition;
 use baton_protocol::record::{Outcome, RunStarted, StageEnded, StageReady, Stamp, WorkflowRegistered};
 use baton_protocol::request::Assignment;
 use baton_protocol::trace::{TraceContext, task_span};
-use baton_protocol::{Capability, Json, LeaseId, Millis, Resources, RunId, StageName, TaskId, WorkflowName};
+use baton_protocol::{
+    Capability, Json, LeaseId, Millis, Requirements, Resources, RunId, StageName, TaskId, WorkflowName,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::lease::Lease;
@@ -56,6 +58,9 @@ pub(crate) struct Open {
     inputs: Vec<StageName>,
     /// Which agents can do it.
     pub(crate) agent_type: Capability,
+    /// What their metadata of that capability must be.
+    #[serde(default, skip_serializing_if = "Requirements::is_empty")]
+    pub(crate) requires: Requirements,
     /// What it needs beside a slot.
     pub(crate) resources: Resources,
     /// Since when it waits.
@@ -90,6 +95,7 @@ impl Tasks {
                 attempt: record.task.attempt,
                 inputs: record.inputs.clone(),
                 agent_type: record.agent_type.clone(),
+                requires: record.requires.clone(),
                 resources: record.resources.clone(),
                 ready_at: stamp.at,
                 lease: None,

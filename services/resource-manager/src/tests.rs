@@ -2,6 +2,8 @@
 //! agents; the transcript shows what the resource-manager says. After every step a replay of the log must give the live
 //! state.
 
+mod breakers;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -269,6 +271,7 @@ fn ready(task: TaskId, resources: &str) -> WorkflowRecord {
     let writing = task.stage.as_str() == "writing";
     WorkflowRecord::StageReady(StageReady {
         agent_type: Capability::new(task.stage.as_str()).unwrap(),
+        requires: Default::default(),
         inputs: if writing { vec![StageName::new("research").unwrap()] } else { vec![] },
         resources: serde_json::from_str::<Resources>(resources).unwrap(),
         priority: 0,
@@ -284,6 +287,7 @@ fn ended(task: TaskId, lease: Option<(u64, &str)>, outcome: Outcome) -> Workflow
         outcome,
         result: (outcome == Outcome::Succeeded).then(|| Json::of(&json!({ "notes": 1.5 })).unwrap()),
         error: (outcome == Outcome::Cancelled).then(|| "no longer wanted".to_owned()),
+        hopeless: false,
         retry_at: None,
         duration_ms: 0,
         cost: Money::ZERO,
@@ -873,6 +877,9 @@ impl Checker {
                 let ended = self.leases.remove(&record.lease.0);
                 assert!(!own_order || ended.is_some_and(|lease| lease.agent == record.agent));
             }
+            ResourceRecord::BreakerOpened(_)
+            | ResourceRecord::BreakerHalfOpened(_)
+            | ResourceRecord::BreakerClosed(_) => {}
         }
         self.check_capacity();
     }

@@ -107,9 +107,15 @@ fn stage_due(turn: &mut Turn<'_>, id: RunId, place: usize) {
         StageStatus::Waiting => return ready(turn, id, place),
         StageStatus::Ready => {
             let (wanted, waited) = (&stage.agent_type, text::duration(stage.start_timeout_ms));
+            let wants = match stage.requires.is_empty() {
+                true => String::new(),
+                false => format!(", and the stage requires of it {}", stage.requires),
+            };
             match turn.state().able(wanted) {
                 0 => format!("no agent took it within {waited}: no agent is there that can do {wanted}"),
-                able => format!("no agent took it within {waited}: {} can do {wanted}", text::count(able, "agent")),
+                able => {
+                    format!("no agent took it within {waited}: {} can do {wanted}{wants}", text::count(able, "agent"))
+                }
             }
         }
         StageStatus::Running => format!("no report came within {}", text::duration(stage.timeout_ms)),
@@ -153,6 +159,7 @@ fn ready(turn: &mut Turn<'_>, id: RunId, place: usize) {
     let record = StageReady {
         task: TaskId { run: id, stage: stage.name.clone(), attempt: attempts(run, place) + 1 },
         agent_type: stage.agent_type.clone(),
+        requires: stage.requires.clone(),
         inputs: inputs(run, version, place)
             .iter()
             .map(|input| version.definition.stages[*input].name.clone())
@@ -197,6 +204,7 @@ pub(crate) fn end(turn: &mut Turn<'_>, id: RunId, place: usize, ending: Ending) 
         outcome: ending.outcome,
         result: ending.result,
         error: ending.error,
+        hopeless: ending.outcome == Outcome::Failed && ending.again == Again::Never,
         retry_at: wait.map(|wait| now.saturating_add(wait)),
         duration_ms: assigned_at.map_or(0, |assigned_at| now.saturating_sub(assigned_at)),
         cost: ending.cost,

@@ -96,7 +96,13 @@ impl Machine for WorkflowManager {
             Foreign::Resource(ResourceRecord::AgentLeft(record)) => self.agent_left(record),
             Foreign::Resource(ResourceRecord::Assigned(record)) => self.assigned(stamp, record),
             Foreign::Resource(ResourceRecord::LeaseEnded(record)) => self.lease_ended(record),
-            Foreign::Optimizer(OptimizerRecord::StrategyChanged(_)) | Foreign::Workflow(_) => {}
+            Foreign::Resource(
+                ResourceRecord::BreakerOpened(_)
+                | ResourceRecord::BreakerHalfOpened(_)
+                | ResourceRecord::BreakerClosed(_),
+            )
+            | Foreign::Optimizer(OptimizerRecord::StrategyChanged(_))
+            | Foreign::Workflow(_) => {}
         }
     }
 

@@ -60,9 +60,22 @@ pub(crate) fn reports(turn: &mut Turn<'_>, agent: &AgentId, request: Reports) ->
 /// Stores a report that was stored before: what [`Bug::ReportAppliedTwice`] does.
 fn planted_again(turn: &mut Turn<'_>, agent: &AgentId, report: Report) {
     let Report { lease, task, .. } = report.clone();
-    let Ending { outcome, result, error, again: _, cost, usage } = ending(report);
+    let Ending { outcome, result, error, again, cost, usage } = ending(report);
     let (lease, agent) = (Some(lease), Some(agent.clone()));
-    let ended = StageEnded { task, lease, agent, outcome, result, error, retry_at: None, duration_ms: 0, cost, usage };
+    let hopeless = outcome == Outcome::Failed && again == Again::Never;
+    let ended = StageEnded {
+        task,
+        lease,
+        agent,
+        outcome,
+        result,
+        error,
+        hopeless,
+        retry_at: None,
+        duration_ms: 0,
+        cost,
+        usage,
+    };
     turn.emit(WorkflowRecord::StageEnded(ended));
 }
 

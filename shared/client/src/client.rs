@@ -8,8 +8,9 @@ use async_nats::header::HeaderMap;
 use async_nats::{Message, Request, RequestErrorKind};
 use baton_protocol::message::MessageType;
 use baton_protocol::request::{
-    AgentList, CancelRun, Done, GetPlacement, GetRun, GetWorkflow, ListAgents, ListRuns, ListWorkflows, PlacementView,
-    RegisterWorkflow, RunAccepted, RunList, SetStrategy, StartRun, Strategy, WorkflowList, WorkflowView,
+    AgentList, AgentsFound, CancelRun, Done, FindAgents, GetPlacement, GetRun, GetWorkflow, ListAgents, ListRuns,
+    ListWorkflows, PlacementView, RegisterWorkflow, RunAccepted, RunList, SetStrategy, StartRun, Strategy,
+    WorkflowList, WorkflowView,
 };
 use baton_protocol::run::RunView;
 use baton_protocol::{Code, Rejection, RunId, Service, subject};
@@ -289,6 +290,12 @@ impl Client {
     pub async fn list_agents(&self, request: &ListAgents) -> Result<AgentList, ClientError> {
         let headers = Headers::of(MessageType::CoordinationRequest);
         self.request(Service::ResourceManager, "agent.list", request, headers).await
+    }
+
+    /// Finds agents that can do something, the one to be preferred first.
+    pub async fn find_agents(&self, request: &FindAgents) -> Result<AgentsFound, ClientError> {
+        let headers = Headers::of(MessageType::CoordinationRequest);
+        self.request(Service::Optimizer, "agent.find", request, headers).await
     }
 
     /// Changes how tasks are placed, from now on.

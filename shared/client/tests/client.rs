@@ -308,6 +308,7 @@ fn ready(run: RunId, stage: &str) -> WorkflowRecord {
     WorkflowRecord::StageReady(StageReady {
         task: TaskId { run, stage: StageName::new(stage).unwrap(), attempt: 1 },
         agent_type: Capability::new("research").unwrap(),
+        requires: Default::default(),
         inputs: vec![],
         resources: Resources::new(),
         priority: 0,

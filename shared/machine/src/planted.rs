@@ -62,11 +62,21 @@ pub enum Bug {
     QuestionNeverExpires,
     /// A placement that was refused is never tried again.
     RefusalNeverForgotten,
+    /// A task is leased to an agent whose metadata are not as the task asks for.
+    RequirementsIgnored,
+    /// A task is leased to an agent whose breaker is open.
+    BreakerIgnored,
+    /// A breaker that is half-open lets any number of tasks through.
+    ProbesNotCounted,
+    /// A breaker that is open stays so.
+    BreakerStaysOpen,
+    /// A probe that failed does not open the breaker again.
+    FailedProbeForgotten,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 33] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -95,6 +105,11 @@ impl Bug {
         Self::SilenceTolerated,
         Self::QuestionNeverExpires,
         Self::RefusalNeverForgotten,
+        Self::RequirementsIgnored,
+        Self::BreakerIgnored,
+        Self::ProbesNotCounted,
+        Self::BreakerStaysOpen,
+        Self::FailedProbeForgotten,
     ];
 }
 

@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::amount::Resources;
 use crate::id::{Millis, RunId, mix};
 use crate::name::{Capability, NameError, StageName, WorkflowName};
+use crate::requirement::Requirements;
 
 /// The most stages that a workflow may have.
 pub const MAX_STAGES: usize = 10_000;
@@ -43,6 +44,9 @@ pub struct StageDefinition {
     pub name: StageName,
     /// Which agents can do it: those of this type, or with a capability of this name.
     pub agent_type: Capability,
+    /// What such an agent's metadata of that capability must be.
+    #[serde(default, skip_serializing_if = "Requirements::is_empty")]
+    pub requires: Requirements,
     /// The stages whose end it waits for, and whose results it is given.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub depends_on: Vec<StageName>,
@@ -364,6 +368,7 @@ impl Builder {
             Ok(StageDefinition {
                 name: StageName::new(name)?,
                 agent_type: Capability::new(agent_type)?,
+                requires: Requirements::none(),
                 depends_on: depends_on.iter().map(|d| StageName::new(d)).collect::<Result<_, _>>()?,
                 parallel: true,
                 optional: false,

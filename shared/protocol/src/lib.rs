@@ -43,6 +43,7 @@
 //! meaning. What can not be added compatibly gets a new name or a new [`record::FORMAT`].
 
 pub mod amount;
+pub mod breaker;
 pub mod definition;
 pub mod header;
 pub mod id;
@@ -53,6 +54,7 @@ pub mod post;
 pub mod record;
 pub mod rejection;
 pub mod request;
+pub mod requirement;
 pub mod run;
 pub mod schema;
 pub mod subject;
@@ -67,4 +69,5 @@ pub use json::Json;
 pub use name::{AgentId, Capability, NameError, ResourceName, StageName, WorkflowName};
 pub use record::{Commit, OptimizerRecord, ResourceRecord, WorkflowRecord};
 pub use rejection::{Code, Rejection};
+pub use requirement::{Metadata, Requirements};
 pub use topic::{TopicFilter, TopicName};

@@ -14,11 +14,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::amount::{Money, Resources};
+use crate::breaker::{BreakerClosed, BreakerHalfOpened, BreakerOpened};
 use crate::definition::Definition;
 use crate::id::{LeaseId, Millis, Number, Position, RunId, Service, TaskId};
 use crate::json::Json;
 use crate::name::{AgentId, Capability, StageName, WorkflowName};
 use crate::request::{Strategy, Usage};
+use crate::requirement::Requirements;
 use crate::trace::TraceContext;
 
 /// The version of the commit format. A service stops at a commit of a newer one: it would fold it wrongly.
@@ -175,6 +177,9 @@ pub struct StageReady {
     pub task: TaskId,
     /// Which agents can do it.
     pub agent_type: Capability,
+    /// What their metadata of that capability must be.
+    #[serde(default, skip_serializing_if = "Requirements::is_empty")]
+    pub requires: Requirements,
     /// The stages whose results it is given.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inputs: Vec<StageName>,
@@ -205,6 +210,9 @@ pub struct StageEnded {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Whether the agent said that another attempt is of no use: then the task is to blame, and not the agent.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hopeless: bool,
     /// When the next attempt may start; none: the stage is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<Millis>,
@@ -279,6 +287,12 @@ pub enum ResourceRecord {
     Assigned(Assigned),
     /// A lease ended while its agent lives on: the agent declined the task.
     LeaseEnded(LeaseEnded),
+    /// An agent is given no more tasks of a capability for a while: too many of them failed.
+    BreakerOpened(BreakerOpened),
+    /// An agent is given some tasks of that capability again, to see whether it works.
+    BreakerHalfOpened(BreakerHalfOpened),
+    /// An agent works again.
+    BreakerClosed(BreakerClosed),
 }
 
 /// See [`ResourceRecord::AgentRegistered`].
@@ -435,6 +449,9 @@ impl Record for ResourceRecord {
             Self::AgentLeft(_) => "agent_left",
             Self::Assigned(_) => "assigned",
             Self::LeaseEnded(_) => "lease_ended",
+            Self::BreakerOpened(_) => "breaker_opened",
+            Self::BreakerHalfOpened(_) => "breaker_half_opened",
+            Self::BreakerClosed(_) => "breaker_closed",
         }
     }
 
@@ -444,6 +461,9 @@ impl Record for ResourceRecord {
             Self::AgentLeft(r) => Topic::Agent(&r.agent),
             Self::Assigned(r) => Topic::Run(&r.task.run),
             Self::LeaseEnded(r) => Topic::Run(&r.task.run),
+            Self::BreakerOpened(r) => Topic::Agent(&r.agent),
+            Self::BreakerHalfOpened(r) => Topic::Agent(&r.agent),
+            Self::BreakerClosed(r) => Topic::Agent(&r.agent),
         }
     }
 
@@ -654,6 +674,7 @@ mod tests {
             WorkflowRecord::StageReady(StageReady {
                 task,
                 agent_type: Capability::new("x").unwrap(),
+                requires: Requirements::none(),
                 inputs: vec![],
                 resources: Resources::new(),
                 priority: 0,

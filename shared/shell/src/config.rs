@@ -17,6 +17,8 @@ pub struct Settings {
     pub leader: LeaderSettings,
     /// Agents and their leases.
     pub agents: AgentSettings,
+    /// When an agent that fails is given no more tasks.
+    pub breakers: BreakerSettings,
     /// Placement.
     pub placement: PlacementSettings,
     /// Guaranteed messages between agents.
@@ -89,6 +91,40 @@ pub struct AgentSettings {
 impl Default for AgentSettings {
     fn default() -> Self {
         Self { lease_ms: 10_000, heartbeat_ms: 2000 }
+    }
+}
+
+/// Settings of circuit breakers: an agent that fails tasks of a capability is given no more of them for a while.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BreakerSettings {
+    /// Whether any opens.
+    pub enabled: bool,
+    /// How many of the last tasks of an agent and a capability are looked at; at most 64.
+    pub window: u32,
+    /// With fewer tasks than that no breaker opens.
+    pub min_tasks: u32,
+    /// A breaker opens when so many of a hundred of these tasks have failed.
+    pub error_percent: u32,
+    /// How long it is open the first time, in milliseconds. Each time that a probe fails that doubles.
+    pub open_ms: Millis,
+    /// How long it is open at the most, in milliseconds.
+    pub max_open_ms: Millis,
+    /// How many tasks must succeed before it closes.
+    pub probes: u32,
+}
+
+impl Default for BreakerSettings {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            window: 20,
+            min_tasks: 5,
+            error_percent: 50,
+            open_ms: 30_000,
+            max_open_ms: 300_000,
+            probes: 2,
+        }
     }
 }
 
@@ -218,6 +254,25 @@ impl Settings {
                 self.agents.lease_ms, self.agents.heartbeat_ms
             ));
         }
+        let breakers = &self.breakers;
+        if !(1..=64).contains(&breakers.window) || !(1..=breakers.window).contains(&breakers.min_tasks) {
+            return wrong(format!(
+                "breakers.window is {}, breakers.min_tasks is {}: the window must be from 1 to 64, and hold the tasks",
+                breakers.window, breakers.min_tasks
+            ));
+        }
+        if !(1..=100).contains(&breakers.error_percent) || breakers.probes == 0 {
+            return wrong(format!(
+                "breakers.error_percent is {}, breakers.probes is {}: they must be from 1 to 100, and at least 1",
+                breakers.error_percent, breakers.probes
+            ));
+        }
+        if breakers.open_ms == 0 || breakers.max_open_ms < breakers.open_ms {
+            return wrong(format!(
+                "breakers.open_ms is {}, breakers.max_open_ms is {}: the first must be at least 1, and the second no less",
+                breakers.open_ms, breakers.max_open_ms
+            ));
+        }
         if self.leader.ttl_ms < 1000 {
             return wrong(format!("leader.ttl_ms is {}; it must be at least 1000", self.leader.ttl_ms));
         }
@@ -280,6 +335,10 @@ mod tests {
             ("[agents]\nlease_ms = 100\n", "two heartbeats"),
             ("[log]\nreplicas = 0\n", "log.replicas is 0"),
             ("[workflows]\nmax_live_runs = 0\n", "workflows.max_live_runs is 0"),
+            ("[breakers]\nwindow = 65\n", "breakers.window is 65"),
+            ("[breakers]\nmin_tasks = 21\n", "breakers.min_tasks is 21"),
+            ("[breakers]\nprobes = 0\n", "breakers.probes is 0"),
+            ("[breakers]\nmax_open_ms = 1\n", "breakers.max_open_ms is 1"),
             ("[log\n", "baton.toml"),
         ] {
             let error = load(text, &[]).unwrap_err().to_string();

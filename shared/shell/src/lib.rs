@@ -26,6 +26,6 @@ mod snapshots;
 
 /// The wall clock, in milliseconds since 1970. A machine never calls it; the shell hands the time in.
 pub(crate) use baton_client::now as now_ms;
-pub use config::Settings;
+pub use config::{BreakerSettings, Settings};
 pub use instance::{Instance, serve_status};
 pub use service::{ShellError, Telemetry, run};

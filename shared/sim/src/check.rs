@@ -5,6 +5,7 @@
 //! service had read by then (`seen`), not against what stood in the log already: two services write at the same time.
 
 mod answers;
+mod breakers;
 mod ledger;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,10 +17,14 @@ use baton_protocol::record::{AgentRegistered, Outcome};
 use baton_protocol::request::Report;
 use baton_protocol::run::RunStatus;
 use baton_protocol::{
-    AgentId, Capability, Definition, Json, LeaseId, Millis, Number, Resources, RunId, Service, TaskId, WorkflowName,
+    AgentId, Capability, Definition, Json, LeaseId, Millis, Number, Requirements, Resources, RunId, Service, TaskId,
+    WorkflowName,
 };
 
+use baton_resource_manager::BreakerConfig;
+
 pub(crate) use answers::Asked;
+use breakers::{Breakers, meets};
 
 /// A rule that was broken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +79,7 @@ pub(crate) struct Facts {
     reports: BTreeMap<LeaseId, Vec<(AgentId, Report)>>,
     /// Runs that somebody asked to be cancelled.
     cancels: BTreeSet<RunId>,
+    breakers: Breakers,
     /// When the calm began, in virtual microseconds.
     calm: Option<u64>,
     /// Rare things that the log shows, to be counted.
@@ -121,6 +127,7 @@ struct Attempt {
     /// Virtual time, in microseconds.
     ready_on: u64,
     agent_type: Capability,
+    requires: Requirements,
     resources: Resources,
     lease: Option<LeaseId>,
     ended: Option<u64>,
@@ -171,9 +178,9 @@ const LATE: u64 = 12_000_000;
 const PATIENCE: u64 = 10_000_000;
 
 impl Facts {
-    /// An empty log of services that let so many runs live at a time.
-    pub(crate) fn new(max_live_runs: usize) -> Self {
-        Self { max_live_runs, ..Self::default() }
+    /// An empty log of services that let so many runs live at a time, and open breakers so.
+    pub(crate) fn new(max_live_runs: usize, breakers: BreakerConfig) -> Self {
+        Self { max_live_runs, breakers: Breakers::new(breakers), ..Self::default() }
     }
 
     /// From now on nothing is disturbed any more.
@@ -223,6 +230,8 @@ impl Facts {
                     let since = task.ready_on.max(agent.changed_on).max(calm);
                     if now.saturating_sub(since) > PATIENCE
                         && can(&agent.record, &task.agent_type)
+                        && meets(&agent.record, &task.agent_type, &task.requires)
+                        && self.is_let_through(&agent.record.agent, &task.agent_type)
                         && self.has_room(agent, Some(&task.resources))
                     {
                         let text = format!(
@@ -267,6 +276,7 @@ impl Facts {
     /// Every wait ends when it should, in the calm.
     pub(crate) fn nothing_waits_for_ever(&self, now: u64) -> Checked {
         let Some(calm) = self.calm else { return Ok(()) };
+        self.breakers_half_open_in_time(now, calm)?;
         let late = |since: u64, ms: Millis| now.saturating_sub(since.max(calm)) > ms * 1000 + LATE;
         for (id, run) in self.runs.iter().filter(|(_, run)| run.finished.is_none()) {
             let definition = &run.definition;

@@ -64,6 +64,8 @@ counted! {
         Declined = "agent declines",
         /// An agent fails a task.
         Failed = "agent fails",
+        /// An agent fails all tasks of a capability for a while.
+        Sick = "agent fails everything for a while",
         /// An agent takes longer than it may.
         Overlong = "agent takes too long",
         /// An agent reports twice, with two results.
@@ -150,6 +152,14 @@ counted! {
         KeyConflict = "a key is used for two runs",
         /// A start was refused because too many runs are live.
         Overloaded = "a start is refused under load",
+        /// A breaker opened.
+        BreakerOpened = "a circuit breaker opens",
+        /// A breaker let a probe through.
+        Probed = "a circuit breaker lets a probe through",
+        /// A breaker opened again.
+        BreakerReopened = "a circuit breaker opens again",
+        /// A breaker closed.
+        BreakerClosed = "a circuit breaker closes",
         /// A run succeeded.
         Succeeded = "a run succeeds",
         /// A run failed.
@@ -164,7 +174,7 @@ counted! {
 }
 
 /// The kinds of records, in the order of their counters.
-pub(crate) const RECORDS: [&str; 10] = [
+pub(crate) const RECORDS: [&str; 13] = [
     "workflow_registered",
     "run_started",
     "stage_ready",
@@ -174,6 +184,9 @@ pub(crate) const RECORDS: [&str; 10] = [
     "agent_left",
     "assigned",
     "lease_ended",
+    "breaker_opened",
+    "breaker_half_opened",
+    "breaker_closed",
     "strategy_changed",
 ];
 

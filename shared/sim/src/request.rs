@@ -48,6 +48,7 @@ impl AnyRequest {
             Self::Optimizer(request) => match request {
                 OptimizerRequest::SetStrategy(_) => "strategy.set",
                 OptimizerRequest::GetPlacement(_) => "placement.get",
+                OptimizerRequest::FindAgents(_) => "agent.find",
             },
         }
     }

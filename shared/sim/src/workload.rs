@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use baton_protocol::definition::{Definition, RetryPolicy, StageDefinition};
 use baton_protocol::request::RegisterAgent;
-use baton_protocol::{AgentId, Amount, Capability, Millis, ResourceName, Resources, StageName, WorkflowName};
+use baton_protocol::{
+    AgentId, Amount, Capability, Metadata, Millis, Requirements, ResourceName, Resources, StageName, WorkflowName,
+};
+use serde_json::json;
 
 use crate::draws::Draws;
 
@@ -29,6 +32,8 @@ pub(crate) enum Wish {
     Strategy(bool),
     /// To see how tasks are placed.
     Placement,
+    /// To find the best agents for something.
+    Find(u32),
     /// To lease some task to some agent, whether that is right or not.
     Assign(u32, u32),
 }
@@ -38,6 +43,8 @@ pub(crate) enum Wish {
 pub(crate) struct Workload {
     pub(crate) definitions: Vec<Definition>,
     pub(crate) agents: Vec<(AgentId, RegisterAgent)>,
+    /// By agent: from when to when it fails all tasks of what it mainly does, in virtual microseconds.
+    pub(crate) sick: Vec<Option<(u64, u64)>>,
     /// When, in virtual microseconds, and what.
     pub(crate) wishes: Vec<(u64, Wish)>,
 }
@@ -62,7 +69,8 @@ impl Workload {
         // Mostly there is somebody for everything.
         let least = if draws.chance(100) { 1 } else { kinds };
         let kinds = kinds as usize;
-        let agents = (0..least + draws.below(3)).map(|n| agent(draws, n, kinds)).collect();
+        let agents: Vec<_> = (0..least + draws.below(3)).map(|n| agent(draws, n, kinds)).collect();
+        let sick = agents.iter().map(|_| draws.chance(150).then(|| sick(draws, length))).collect();
         let definitions: Vec<_> = (0..1 + draws.below(3)).map(|n| definition(draws, n, kinds)).collect();
         let mut wishes: Vec<_> = (0..definitions.len()).map(|n| (1000 * n as u64, Wish::Register(n))).collect();
         for _ in 0..1 + draws.below(4) {
@@ -72,7 +80,7 @@ impl Workload {
             wishes.push((draws.between(0, length), start));
         }
         for _ in 0..draws.below(12) {
-            let wish = match draws.below(12) {
+            let wish = match draws.below(13) {
                 0 | 8 => Wish::Get(draws.below(4)),
                 1 | 9 => Wish::List,
                 10 | 11 => Wish::Assign(draws.below(64), draws.below(4)),
@@ -81,22 +89,59 @@ impl Workload {
                 4 => Wish::Strategy(draws.chance(500)),
                 5 => Wish::Placement,
                 6 => Wish::GetNothing,
+                12 => Wish::Find(draws.below(3)),
                 _ => Wish::Register(draws.below(u32::try_from(definitions.len()).unwrap_or(1)) as usize),
             };
             wishes.push((draws.between(0, length), wish));
         }
-        Self { definitions, agents, wishes }
+        Self { definitions, agents, sick, wishes }
     }
+}
+
+/// What the main capability of an agent is like. Most agents are what most stages require.
+fn metadata(draws: &mut Draws) -> Metadata {
+    let algorithms = draws.pick::<&[&str]>(&[&["x", "y"], &["x", "y"], &["x"], &[]]);
+    let size = u64::from(8 - draws.below(8));
+    let version = format!("1.{}.0", 4 - draws.below(4));
+    [
+        ("algorithms".to_owned(), json!(algorithms)),
+        ("size".to_owned(), json!(size)),
+        ("version".to_owned(), json!(version)),
+    ]
+    .into()
+}
+
+/// What a stage requires of such an agent.
+fn requires(draws: &mut Draws) -> Requirements {
+    let mut requires = Requirements::none();
+    let wanted = match draws.below(4) {
+        0 => ("algorithms", json!(["x"])),
+        1 => ("algorithms", json!(["y", "x"])),
+        2 => ("size", json!(format!(">= {}", 1 + draws.below(6)))),
+        _ => ("version", json!(format!("^1.{}", 1 + draws.below(3)))),
+    };
+    requires.add(wanted.0, wanted.1).expect("it can be asked for");
+    requires
+}
+
+/// From when to when an agent is sick.
+fn sick(draws: &mut Draws, length: u64) -> (u64, u64) {
+    let from = draws.between(0, length / 2);
+    (from, from + draws.between(length / 8, length))
 }
 
 fn agent(draws: &mut Draws, number: u32, kinds: usize) -> (AgentId, RegisterAgent) {
     let id = AgentId::new(&format!("agent-{number}")).expect("a valid id");
     let main = CAPABILITIES[number as usize % kinds];
     let also = draws.chance(400).then(|| (capability(draws.pick::<&str>(&CAPABILITIES)), BTreeMap::new()));
+    let mut capabilities: BTreeMap<_, _> = also.into_iter().collect();
+    if !draws.chance(100) {
+        capabilities.insert(capability(main), metadata(draws));
+    }
     let registration = RegisterAgent {
         session: String::new(),
         agent_type: capability(main),
-        capabilities: also.into_iter().collect(),
+        capabilities,
         resources: cpu(4 - draws.below(4)),
         slots: 1 + draws.below(4),
         priority: 0,
@@ -123,6 +168,7 @@ fn definition(draws: &mut Draws, number: u32, kinds: usize) -> Definition {
             } else {
                 capability(draws.pick::<&str>(&CAPABILITIES[..kinds]))
             },
+            requires: if draws.chance(150) { requires(draws) } else { Requirements::none() },
             depends_on,
             parallel: !draws.chance(120),
             optional: draws.chance(200),

@@ -20,6 +20,8 @@ use baton_protocol::id::mix;
 use baton_protocol::request::{Assignment, CancelTask};
 use baton_protocol::{Code, Json, LeaseId, Millis, RunId, Service};
 
+use baton_resource_manager::BreakerConfig;
+
 use crate::check::{Asked, Checked, Facts, Violation, broken};
 use crate::coverage::{Branch, Coverage, Fault};
 use crate::draws::Draws;
@@ -278,12 +280,23 @@ impl World {
         let max_live_runs = *draws.pick(&[100, 100, 100, 2]);
         let configs = Configs {
             workflow: baton_workflow_manager::Config { max_live_runs },
-            resource: baton_resource_manager::Config { lease_ms: 2000, heartbeat_ms: 600 },
+            resource: baton_resource_manager::Config {
+                lease_ms: 2000,
+                heartbeat_ms: 600,
+                breakers: BreakerConfig {
+                    window: 6,
+                    min_tasks: 2,
+                    open_ms: 400,
+                    max_open_ms: 1500,
+                    ..BreakerConfig::default()
+                },
+            },
             optimizer: baton_optimizer::Config { ageing_ms: 5000, ask_timeout_ms: 2000 },
             commit_bytes: *draws.pick(&[128 * 1024, 3000, 600]),
             snapshot_every: *draws.pick(&[0, 5, 20]),
             prove_by_commit: draws.chance(250),
         };
+        let facts = Facts::new(max_live_runs, configs.resource.breakers.clone());
         let workload = Workload::draw(&mut draws, calm_at * 9 / 10);
         let shadows = SERVICES.map(|service| engine(service, &configs, None).expect("a fresh one")).into();
         let mut world = Self {
@@ -308,7 +321,7 @@ impl World {
             clients: Clients::default(),
             pending: BTreeMap::new(),
             next_id: 0,
-            facts: Facts::new(max_live_runs),
+            facts,
             coverage: Coverage::default(),
             digest: 0,
             story: with_story.then(Vec::new),

@@ -18,8 +18,8 @@ use baton_protocol::request::{
 };
 use baton_protocol::run::RunStatus;
 use baton_protocol::{
-    AgentId, Capability, Code, Json, LeaseId, Millis, Money, Number, Rejection, Resources, RunId, StageName, TaskId,
-    WorkflowName,
+    AgentId, Capability, Code, Json, LeaseId, Millis, Money, Number, Rejection, Requirements, Resources, RunId,
+    StageName, TaskId, WorkflowName,
 };
 
 use crate::engine::{Policy, Sim};
@@ -357,6 +357,7 @@ impl Policy for Machine {
             self.pending.push(WorkflowRecord::StageReady(StageReady {
                 task: self.id(sim, task),
                 agent_type: self.capabilities[job][it.graph.category[sim.world.place(task)]].clone(),
+                requires: Requirements::none(),
                 inputs: parents.map(|&parent| self.stages[parent].clone()).collect(),
                 resources: Resources::new(),
                 priority: it.weight.log2().round() as i32,
@@ -374,6 +375,7 @@ impl Policy for Machine {
             outcome: if ok { Outcome::Succeeded } else { Outcome::Failed },
             result: None,
             error: (!ok).then(|| "the attempt failed".to_owned()),
+            hopeless: false,
             retry_at: (!ok).then_some(self.time),
             duration_ms: (seconds * 1000.0).round() as Millis,
             cost: Money::ZERO,

@@ -57,6 +57,17 @@ pub const DEFINITIONS: &[Definition] = &[
     counter("agent_messages_total", "Messages of agents, by type.", &["type"]),
     seconds("agent_message_latency_seconds", "Time from a message's sending to its handling.", &["type"]),
     seconds("agent_handoff_duration_seconds", "Time from the offer of a task to its acceptance.", &[]),
+    // Circuit breakers.
+    gauge(
+        "agent_breaker_state",
+        "An agent's circuit breaker: 0 closed, 1 half-open, 2 open.",
+        &["agent", "capability"],
+    ),
+    counter(
+        "agent_breaker_transitions_total",
+        "Circuit breakers of agents that changed, by what they became.",
+        &["capability", "to"],
+    ),
     // The counters of the workflow document.
     counter("workflows_executed_total", "Runs that ended, by workflow and status.", &["workflow", "status"]),
     counter("stages_executed_total", "Attempts at stages that ended, by outcome.", &["outcome"]),

@@ -361,6 +361,9 @@ impl Checker {
                     lease.over.get_or_insert(seq);
                 }
             }
+            ResourceRecord::BreakerOpened(_)
+            | ResourceRecord::BreakerHalfOpened(_)
+            | ResourceRecord::BreakerClosed(_) => {}
             ResourceRecord::AgentLeft(record) => {
                 self.sessions.insert(record.agent.clone(), None);
                 self.leases_are_over(seq, &record.agent);

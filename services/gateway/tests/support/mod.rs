@@ -13,7 +13,7 @@ use baton_gateway::GatewayError;
 use baton_protocol::definition::Definition;
 use baton_protocol::record::{Cause, FORMAT, RunFinished, RunStarted, StageReady, Turn};
 use baton_protocol::request::{
-    AgentList, Done, PlacementView, Role, RunAccepted, RunList, StartRun, Strategy, Usage, WorkflowList,
+    AgentList, AgentsFound, Done, PlacementView, Role, RunAccepted, RunList, StartRun, Strategy, Usage, WorkflowList,
     WorkflowSummary, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
@@ -387,6 +387,7 @@ impl Script {
             "run.cancel" if body["reason"] == "too late" => no(Code::RunEnded, "the run has already ended"),
             "run.cancel" => is(&accepted(serde_json::from_value(body["run"].clone()).unwrap(), RunStatus::Cancelled)),
             "agent.list" => is(&AgentList { agents: vec![] }),
+            "agent.find" => is(&AgentsFound { found: 0, agents: vec![] }),
             "strategy.set" => is(&Done {}),
             "placement.get" => is(&PlacementView {
                 strategy: Strategy::RoundRobin,
@@ -492,6 +493,7 @@ pub(crate) fn ready(run: RunId, stage: &str) -> WorkflowRecord {
     WorkflowRecord::StageReady(StageReady {
         task: task(run, stage),
         agent_type: Capability::new("research").unwrap(),
+        requires: Default::default(),
         inputs: vec![],
         resources: Resources::new(),
         priority: 0,

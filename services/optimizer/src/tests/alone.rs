@@ -1,5 +1,7 @@
 //! The optimizer alone: the test plays everybody else.
 
+mod discovery;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 

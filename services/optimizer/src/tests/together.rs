@@ -97,6 +97,9 @@ impl Facts {
                 assert!(self.fits(&record.agent, None), "{} holds too much", record.agent);
             }
             ResourceRecord::LeaseEnded(record) => self.lose(|lease, _| lease == record.lease),
+            ResourceRecord::BreakerOpened(_)
+            | ResourceRecord::BreakerHalfOpened(_)
+            | ResourceRecord::BreakerClosed(_) => {}
         }
     }
 

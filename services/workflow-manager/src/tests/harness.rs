@@ -351,6 +351,9 @@ impl World {
             ResourceRecord::AgentLeft(r) => format!("agent_left {}", r.agent),
             ResourceRecord::Assigned(r) => format!("assigned {} to {} as {number}", self.name(&r.task), r.agent),
             ResourceRecord::LeaseEnded(r) => format!("lease_ended {} of {}: {}", r.lease, r.agent, r.reason),
+            ResourceRecord::BreakerOpened(r) => format!("breaker_opened {} for {}", r.agent, r.capability),
+            ResourceRecord::BreakerHalfOpened(r) => format!("breaker_half_opened {} for {}", r.agent, r.capability),
+            ResourceRecord::BreakerClosed(r) => format!("breaker_closed {} for {}", r.agent, r.capability),
         }
     }
 

@@ -208,6 +208,9 @@ impl Model {
             ResourceRecord::LeaseEnded(record) => {
                 self.lost.insert(record.lease);
             }
+            ResourceRecord::BreakerOpened(_)
+            | ResourceRecord::BreakerHalfOpened(_)
+            | ResourceRecord::BreakerClosed(_) => {}
         }
     }
 

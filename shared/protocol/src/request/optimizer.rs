@@ -4,9 +4,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Done, Endpoint, Requests, body, endpoint, schema, unknown_endpoint};
+use crate::amount::Resources;
+use crate::breaker::BreakerState;
 use crate::id::{Millis, TaskId};
 use crate::name::{AgentId, Capability, StageName, WorkflowName};
 use crate::rejection::Rejection;
+use crate::requirement::Requirements;
 
 /// What may be asked of the optimizer.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +18,8 @@ pub enum OptimizerRequest {
     SetStrategy(SetStrategy),
     /// See [`GetPlacement`].
     GetPlacement(GetPlacement),
+    /// See [`FindAgents`].
+    FindAgents(FindAgents),
 }
 
 impl Requests for OptimizerRequest {
@@ -33,12 +38,20 @@ impl Requests for OptimizerRequest {
             schema::<GetPlacement>,
             schema::<PlacementView>,
         ),
+        endpoint(
+            "agent.find",
+            None,
+            "Finds agents that can do something, the one to be preferred first.",
+            schema::<FindAgents>,
+            schema::<AgentsFound>,
+        ),
     ];
 
     fn decode(endpoint: &str, _subject: &str, payload: &[u8]) -> Result<Self, Rejection> {
         Ok(match endpoint {
             "strategy.set" => Self::SetStrategy(body(endpoint, payload)?),
             "placement.get" => Self::GetPlacement(body(endpoint, payload)?),
+            "agent.find" => Self::FindAgents(body(endpoint, payload)?),
             _ => return Err(unknown_endpoint(endpoint)),
         })
     }
@@ -90,6 +103,48 @@ pub struct PlacementView {
     pub agents: Vec<AgentPerformance>,
     /// What was learned of the stages.
     pub stages: Vec<StageEstimate>,
+}
+
+/// Finds agents that can do something.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct FindAgents {
+    /// What they must be able to do.
+    pub capability: Capability,
+    /// What their metadata of that capability must be.
+    #[serde(default, skip_serializing_if = "Requirements::is_empty")]
+    pub requires: Requirements,
+    /// What they should have free, beside a slot. Those that have not come last.
+    #[serde(default, skip_serializing_if = "Resources::is_empty")]
+    pub resources: Resources,
+    /// At most so many; 1000 at the most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+}
+
+/// The agents that can do it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AgentsFound {
+    /// How many there are; not all need be listed.
+    pub found: u64,
+    /// Those with room first; among them those whose smallest part is in use, then higher priority, then the better score.
+    pub agents: Vec<AgentFound>,
+}
+
+/// An agent that can do it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AgentFound {
+    /// The agent.
+    pub agent: AgentId,
+    /// Whether it could be given such a task now.
+    pub has_room: bool,
+    /// From 0 to 1: an exponential moving average of success, weighted by time; 0.5 of one that nothing is known of.
+    pub score: f64,
+    /// How many tasks it holds.
+    pub holds: u64,
+    /// How many it may hold.
+    pub slots: u32,
+    /// Its circuit breaker for the capability.
+    pub breaker: BreakerState,
 }
 
 /// A task that waits for an agent.

@@ -8,10 +8,12 @@ use serde_json::Value;
 
 use super::{Done, Endpoint, Mark, Requests, body, endpoint, schema, speaker, unknown_endpoint};
 use crate::amount::Resources;
+use crate::breaker::BreakerView;
 use crate::id::{LeaseId, Millis, Number, RunId, Service, TaskId};
 use crate::json::Json;
 use crate::name::{AgentId, Capability, StageName, WorkflowName};
 use crate::rejection::Rejection;
+use crate::requirement::Requirements;
 use crate::subject::AgentVerb;
 use crate::trace::TraceContext;
 
@@ -273,10 +275,9 @@ pub struct ListAgents {
     /// Only agents that can do this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capability: Option<Capability>,
-    /// Only agents whose metadata of that capability has all of this: a list asks for a superset, anything else for the
-    /// same value.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub metadata: BTreeMap<String, Value>,
+    /// Only agents whose metadata of that capability are so.
+    #[serde(default, alias = "metadata", skip_serializing_if = "Requirements::is_empty")]
+    pub requires: Requirements,
     /// Also agents that are gone.
     #[serde(default)]
     pub gone: bool,
@@ -311,6 +312,9 @@ pub struct AgentView {
     pub slots: u32,
     /// What it holds.
     pub leases: Vec<LeaseView>,
+    /// Its circuit breakers: those that are not closed, and those under which a task failed lately.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub breakers: Vec<BreakerView>,
     /// Larger is preferred.
     #[serde(default)]
     pub priority: i32,

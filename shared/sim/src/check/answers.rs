@@ -8,8 +8,8 @@
 use baton_machine::{Publication, Reply};
 use baton_protocol::record::{Event, Outcome};
 use baton_protocol::request::{
-    AssignAnswer, AssignTasks, Assignment, Assignments, CancelTask, HeartbeatAnswer, OptimizerRequest, Report,
-    ReportAnswer, ReportStatus, Reports, ReportsAnswered, ResourceRequest, RunAccepted, RunList, StartRun,
+    AgentsFound, AssignAnswer, AssignTasks, Assignment, Assignments, CancelTask, HeartbeatAnswer, OptimizerRequest,
+    Report, ReportAnswer, ReportStatus, Reports, ReportsAnswered, ResourceRequest, RunAccepted, RunList, StartRun,
     WorkflowRequest, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
@@ -43,7 +43,25 @@ impl Facts {
                 hold!(applied, APPLIED, "the strategy was never changed to {:?}", request.strategy);
                 Ok(())
             }
-            (AnyRequest::Optimizer(_), Ok(_)) => Ok(()),
+            (AnyRequest::Optimizer(OptimizerRequest::FindAgents(request)), Ok(answer)) => {
+                let found: AgentsFound = read(answer)?;
+                hold!(
+                    found.agents.len() as u64 == found.found,
+                    APPLIED,
+                    "{} of {} are told",
+                    found.agents.len(),
+                    found.found
+                );
+                for one in &found.agents {
+                    let known = self.agents.get(&one.agent);
+                    let able = known.is_some_and(|agent| super::can(&agent.record, &request.capability));
+                    hold!(able, COMMITTED, "{} was found for {}, and can not do it", one.agent, request.capability);
+                }
+                let ranked = found.agents.is_sorted_by_key(|one| !one.has_room);
+                hold!(ranked, APPLIED, "agents without room are found before those with: {found:?}");
+                Ok(())
+            }
+            (AnyRequest::Optimizer(OptimizerRequest::GetPlacement(_)), Ok(_)) => Ok(()),
             (request, Err(rejection)) => self.refused(request, rejection, asked.sent),
         }
     }

@@ -13,7 +13,7 @@ use baton_protocol::{LeaseId, Service};
 use baton_resource_manager::ResourceManager;
 use baton_workflow_manager::WorkflowManager;
 
-use super::{Agent, Attempt, Checked, Facts, Lease, Run, Stage, can, hold};
+use super::{Agent, Attempt, Checked, Facts, Lease, Run, Stage, can, hold, meets};
 use crate::coverage::Branch;
 
 /// How long after the calm began silence of before may still show, in microseconds.
@@ -24,6 +24,7 @@ const ORDER: &str = "stages run in the order that the definition says";
 const ONCE: &str = "no stage's result counts twice";
 const UNDER_LEASE: &str = "no report under an ended lease changes anything";
 const CAPACITY: &str = "leases never exceed what their agent has";
+const REQUIRED: &str = "a task is leased only to an agent that is what its stage requires";
 const LEASED_ONCE: &str = "a task is leased at most once, while it waits";
 const ONE_LEADER: &str = "one leader a term, and no older term after a newer one";
 const NO_GAP: &str = "a service's records are numbered without a gap";
@@ -66,7 +67,8 @@ impl Facts {
             }
             AnyCommit::Resource(commit) => {
                 self.writer(commit)?;
-                commit.stamped().try_for_each(|(stamp, record)| self.resource(stamp, record))
+                commit.stamped().try_for_each(|(stamp, record)| self.resource(stamp, record))?;
+                self.breakers_decided(commit.handled)
             }
             AnyCommit::Optimizer(commit) => {
                 self.writer(commit)?;
@@ -124,10 +126,13 @@ impl Facts {
 
     fn resource(&mut self, stamp: Stamp, record: &ResourceRecord) -> Checked {
         match record {
-            ResourceRecord::AgentRegistered(record) => self.agent_registered(record),
-            ResourceRecord::AgentLeft(record) => self.agent_left(record),
+            ResourceRecord::AgentRegistered(record) => self.agent_registered(stamp, record),
+            ResourceRecord::AgentLeft(record) => self.agent_left(stamp, record),
             ResourceRecord::Assigned(record) => self.assigned(stamp, record),
             ResourceRecord::LeaseEnded(record) => self.lease_ended(stamp, record),
+            ResourceRecord::BreakerOpened(record) => self.breaker_opened(stamp, record),
+            ResourceRecord::BreakerHalfOpened(record) => self.breaker_half_opened(stamp, record),
+            ResourceRecord::BreakerClosed(record) => self.breaker_closed(stamp, record),
         }
     }
 
@@ -197,6 +202,8 @@ impl Facts {
             let name = &run.definition.stages[other].name;
             hold!(!begun || both, ORDER, "{task} and {name} run at the same time, and one should run alone");
         }
+        let same = record.agent_type == definition.agent_type && record.requires == definition.requires;
+        hold!(same, ORDER, "{task} asks for {} and {}, which its stage does not", record.agent_type, record.requires);
         let stage = &mut run.stages[place];
         let open = stage.attempts.last().is_some_and(|attempt| attempt.ended.is_none());
         hold!(!open && stage.over.is_none(), ONCE, "{task} is ready, and the attempt before is not over");
@@ -217,6 +224,7 @@ impl Facts {
             ready_at: stamp.at,
             ready_on: now,
             agent_type: record.agent_type.clone(),
+            requires: record.requires.clone(),
             resources: record.resources.clone(),
             lease: None,
             ended: None,
@@ -263,6 +271,7 @@ impl Facts {
                 agent.changed_on = self.now;
             }
         }
+        let (held_as, capability) = (attempt.lease, attempt.agent_type.clone());
         let (mut may_retry, mut may_not) = (true, false);
         match record.outcome {
             Outcome::Succeeded | Outcome::Failed => {
@@ -289,6 +298,9 @@ impl Facts {
                 hold!(!sent.is_empty(), UNDER_LEASE, "nobody reported what {task} ended with");
                 may_retry = wanted == ReportStatus::Failed && sent.contains(&true);
                 may_not = wanted == ReportStatus::Succeeded || sent.contains(&false);
+                let said =
+                    if wanted == ReportStatus::Failed { sent.contains(&!record.hopeless) } else { !record.hopeless };
+                hold!(said, UNDER_LEASE, "nobody said of {task} that it is hopeless: {}", record.hopeless);
             }
             Outcome::Lost => {
                 hold!(known_lost, UNDER_LEASE, "{task} is lost, and its lease {lease:?} had not ended");
@@ -333,6 +345,7 @@ impl Facts {
                 }
             }
         }
+        self.breakers_ended(record, &capability, held_as);
         Ok(())
     }
 
@@ -363,7 +376,7 @@ impl Facts {
         Ok(())
     }
 
-    fn agent_registered(&mut self, record: &AgentRegistered) -> Checked {
+    fn agent_registered(&mut self, stamp: Stamp, record: &AgentRegistered) -> Checked {
         let (seq, now) = (self.seq, self.now);
         let before = self.agents.remove(&record.agent);
         let kept = before.as_ref().is_some_and(|a| a.gone.is_none() && a.record.session == record.session);
@@ -384,6 +397,7 @@ impl Facts {
         hold!(!sessions.contains(session), REPLACED, "{agent} is back in session {session}, which was replaced");
         if !kept {
             self.lose(&record.agent);
+            self.breakers_reset(&record.agent, stamp);
         }
         let agent = Agent { record: record.clone(), since, gone: None, sessions, changed_on: now };
         hold!(self.has_room(&agent, None), CAPACITY, "{} shrinks below what it holds", record.agent);
@@ -391,7 +405,7 @@ impl Facts {
         Ok(())
     }
 
-    fn agent_left(&mut self, record: &AgentLeft) -> Checked {
+    fn agent_left(&mut self, stamp: Stamp, record: &AgentLeft) -> Checked {
         let (seq, now) = (self.seq, self.now);
         let agent = self.agents.get_mut(&record.agent).filter(|agent| agent.gone.is_none());
         let Some(agent) = agent else {
@@ -400,6 +414,7 @@ impl Facts {
         (agent.gone, agent.changed_on) = (Some(seq), now);
         self.left.insert((record.agent.clone(), agent.record.session.clone()));
         self.lose(&record.agent);
+        self.breakers_reset(&record.agent, stamp);
         if record.reason == LeftReason::Lost {
             self.seen.push(Branch::AgentLost);
             let calm = self.calm.is_some_and(|calm| now > calm + SETTLES);
@@ -426,12 +441,15 @@ impl Facts {
         if ended.is_some() {
             self.seen.push(Branch::DeadOnArrival);
         }
-        let what = attempt.agent_type.clone();
+        let (what, requires) = (attempt.agent_type.clone(), attempt.requires.clone());
         let Some(agent) = self.agents.get_mut(id).filter(|agent| agent.gone.is_none()) else {
             return Err(super::broken(CAPACITY, format!("{task} is leased to {id}, who is not there")));
         };
         hold!(can(&agent.record, &what), CAPACITY, "{task} is leased to {id}, who can not do it");
+        let fits = meets(&agent.record, &what, &requires);
+        hold!(fits, REQUIRED, "{task} requires {requires} of {what}, and {id} is {:?}", agent.record.capabilities);
         agent.changed_on = now;
+        self.breakers_assigned(stamp, id, &what, lease)?;
         let held = Lease {
             task: task.clone(),
             agent: id.clone(),
@@ -458,6 +476,7 @@ impl Facts {
             return Err(super::broken("every lease ends once", format!("lease {} had ended", record.lease)));
         };
         lease.lost = Some(self.seq);
+        self.probe_over(record.lease, 0, None);
         if let Some(agent) = self.agents.get_mut(&record.agent) {
             agent.changed_on = now;
         }

@@ -171,7 +171,7 @@ impl World {
         let id = self.id(process);
         let Some((assignment, working)) = self.processes[process].held.get_mut(&lease) else { return };
         *working = false;
-        let task = assignment.task.clone();
+        let (task, agent_type) = (assignment.task.clone(), assignment.agent_type.clone());
         let mut report = succeeded(lease, task, &id, &self.processes[process].session);
         let wrong = self.weather.agents;
         if !self.calm && self.draws.chance(wrong) {
@@ -179,6 +179,13 @@ impl World {
             (report.status, report.result) = (ReportStatus::Failed, None);
             report.error = Some("it did not work".to_owned());
             report.retryable = !self.draws.chance(200);
+        }
+        let who = self.processes[process].who;
+        let sick = self.workload.sick[who].is_some_and(|(from, until)| (from..until).contains(&self.now));
+        if !self.calm && sick && agent_type == self.workload.agents[who].1.agent_type {
+            self.coverage.fault(Fault::Sick);
+            (report.status, report.result, report.retryable) = (ReportStatus::Failed, None, true);
+            report.error = Some("it does not work today".to_owned());
         }
         if !self.calm && wrong > 0 {
             self.misbehave(process, &report);

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use baton_machine::Reply;
 use baton_protocol::request::{
-    AssignTasks, CancelRun, GetPlacement, GetRun, ListAgents, ListRuns, OptimizerRequest, Placement, RegisterWorkflow,
-    ResourceRequest, RunAccepted, SetStrategy, StartRun, Strategy, WorkflowRequest,
+    AssignTasks, CancelRun, FindAgents, GetPlacement, GetRun, ListAgents, ListRuns, OptimizerRequest, Placement,
+    RegisterWorkflow, ResourceRequest, RunAccepted, SetStrategy, StartRun, Strategy, WorkflowRequest,
 };
-use baton_protocol::{Json, RunId, Service, WorkflowName};
+use baton_protocol::{Json, Requirements, Resources, RunId, Service, WorkflowName};
 
 use super::{Asker, EPOCH, World};
 use crate::coverage::Branch;
@@ -83,6 +83,14 @@ impl World {
                 let agent = agents[agent as usize % agents.len()].0.clone();
                 let placements = vec![Placement { task: tasks[task as usize % tasks.len()].clone(), agent }];
                 let request = AnyRequest::Resource(ResourceRequest::Assign(AssignTasks { seen, placements }));
+                return self.ask(Asker::Client(Wanted::Other), request, true);
+            }
+            Wish::Find(kind) => {
+                let (_, registration) = &self.workload.agents[kind as usize % self.workload.agents.len()];
+                let capability = registration.agent_type.clone();
+                let (requires, resources) = (Requirements::none(), Resources::new());
+                let find = FindAgents { capability, requires, resources, limit: None };
+                let request = AnyRequest::Optimizer(OptimizerRequest::FindAgents(find));
                 return self.ask(Asker::Client(Wanted::Other), request, true);
             }
             Wish::Placement => {

@@ -83,6 +83,7 @@ impl Writing {
         self.workflow(vec![WorkflowRecord::StageReady(StageReady {
             task,
             agent_type: Capability::new("x").unwrap(),
+            requires: Default::default(),
             inputs: vec![],
             resources: Resources::from([(ResourceName::new("cpu").unwrap(), Amount::from(1))]),
             priority: 0,
@@ -105,6 +106,7 @@ impl Writing {
             outcome,
             result,
             error,
+            hopeless: false,
             retry_at: None,
             duration_ms: 1,
             cost: Money::ZERO,
