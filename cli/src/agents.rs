@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use baton_client::ConnectSettings;
 use baton_protocol::AgentId;
 use baton_stock::roles::Role;
+use baton_stock::sleep::Sleeper;
 use baton_telemetry::Spans;
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +46,19 @@ pub(crate) async fn start_stock_agent(
     let spans: baton_sdk::Spans = std::sync::Arc::new(move |span| spans.export(span));
     let Stock { id, role } = agent;
     baton_stock::agent::run(role, id.as_str(), mind, context, connect, Some(spans), shutdown).await?;
+    Ok(())
+}
+
+/// Runs an agent that sleeps until `shutdown`, in the same way.
+pub(crate) async fn start_sleeper(
+    id: AgentId,
+    sleeper: Sleeper,
+    connect: ConnectSettings,
+    spans: Spans,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let spans: baton_sdk::Spans = std::sync::Arc::new(move |span| spans.export(span));
+    baton_stock::sleep::run(id.as_str(), sleeper, connect, Some(spans), shutdown).await?;
     Ok(())
 }
 

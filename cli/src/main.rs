@@ -6,6 +6,8 @@
 //! | `commands/` | one module a command |
 //! | `fleet.rs`, `services.rs`, `agents.rs` | all of Baton in this process, for `up` and `demo` |
 //! | `watch.rs`, `transcript.rs`, `show.rs` | a run: while it runs, as a transcript, as it stands |
+//! | `groups.rs` | many stages as a few groups, where a line each would be too many |
+//! | `import.rs`, `graph.rs`, `graph/` | workflows out of WfFormat; drawings of workflows and runs |
 //! | `input.rs`, `pick.rs`, `files.rs` | what is given: inputs, which run is meant, files |
 //! | `output.rs`, `style.rs`, `text.rs`, `markdown.rs` | how answers are written |
 //! | `failure.rs` | exit codes, and what is said when something fails |
@@ -18,6 +20,9 @@ mod commands;
 mod failure;
 mod files;
 mod fleet;
+mod graph;
+mod groups;
+mod import;
 mod input;
 mod markdown;
 mod output;

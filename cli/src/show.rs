@@ -4,6 +4,7 @@ use baton_client::now;
 use baton_protocol::run::{AttemptView, RunView, StageView};
 use serde::Deserialize;
 
+use crate::groups;
 use crate::output::{Cell, Output, Table};
 use crate::style::Tone;
 use crate::text::{json, short, span, time};
@@ -11,8 +12,11 @@ use crate::text::{json, short, span, time};
 /// How many characters of a result or an error are shown.
 const RESULT: usize = 30;
 
-/// Writes a run and its stages.
-pub(crate) fn run(out: Output, view: &RunView) -> anyhow::Result<()> {
+/// How many characters of what a stage waits for are shown.
+const WAITS: usize = 120;
+
+/// Writes a run and its stages: many of them as groups, unless all are wanted.
+pub(crate) fn run(out: Output, view: &RunView, all: bool) -> anyhow::Result<()> {
     let style = out.style;
     let mut facts = vec![
         ("run", style.bold(&view.run.to_string())),
@@ -33,7 +37,17 @@ pub(crate) fn run(out: Output, view: &RunView) -> anyhow::Result<()> {
     let text: String =
         facts.iter().map(|(name, fact)| format!("{}  {fact}\n", style.dim(&format!("{name:<8}")))).collect();
     out.text(&format!("{text}\n"))?;
-    out.table(&stages(view))
+    if all || view.stages.len() < groups::MANY {
+        return out.table(&stages(&view.stages));
+    }
+    out.table(&groups::table(view))?;
+    let (stages_of_interest, more) = groups::attention(view);
+    if !stages_of_interest.is_empty() {
+        out.line("")?;
+        out.table(&stages(stages_of_interest))?;
+    }
+    let more = if more > 0 { format!("{more} more that failed, try again or run; ") } else { String::new() };
+    out.line(&style.dim(&format!("{more}--all shows every stage, `waited` and `took` are medians")))
 }
 
 /// How long a run took, or has been running.
@@ -54,12 +68,13 @@ pub(crate) fn cost(view: &RunView) -> String {
 }
 
 /// A line an attempt.
-pub(crate) fn stages(view: &RunView) -> Table {
+pub(crate) fn stages<'a>(stages: impl IntoIterator<Item = &'a StageView>) -> Table {
     let mut table = Table::new(["stage", "status", "attempt", "agent", ">waited", ">took", ">cost", "what came of it"]);
-    for stage in &view.stages {
+    for stage in stages {
         if stage.attempts.is_empty() {
             let waits: Vec<_> = stage.depends_on.iter().map(ToString::to_string).collect();
-            let waits = if waits.is_empty() { String::new() } else { format!("waits for {}", waits.join(", ")) };
+            let waits =
+                if waits.is_empty() { String::new() } else { format!("waits for {}", short(&waits.join(", "), WAITS)) };
             let status = Cell::status(stage.status.as_str());
             table.row([
                 stage.name.to_string().into(),

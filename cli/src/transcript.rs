@@ -37,7 +37,12 @@ pub(crate) struct Transcript {
 
 impl Transcript {
     pub(crate) fn new(style: Style) -> Self {
-        Self { style, start: None, records: 0, commits: BTreeSet::new(), last: None }
+        Self { style, start: None, ..Self::since(0, style) }
+    }
+
+    /// One that tells times from then on.
+    pub(crate) fn since(start: Millis, style: Style) -> Self {
+        Self { style, start: Some(start), records: 0, commits: BTreeSet::new(), last: None }
     }
 
     /// A record's line, without a line break.

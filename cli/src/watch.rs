@@ -1,4 +1,7 @@
-//! Watching a run until it ends: a bar a stage on a terminal, a line a record elsewhere, on standard error.
+//! Watching a run until it ends: a bar a stage on a terminal, a line a record elsewhere, on standard error; less of both
+//! where there are many stages.
+
+mod many;
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, stderr};
@@ -11,6 +14,8 @@ use baton_protocol::{RunId, StageName};
 use futures::StreamExt;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use self::many::{GroupBars, Lines};
+use crate::groups::MANY;
 use crate::style::{Style, Tone};
 use crate::text::{short, span};
 use crate::transcript::Transcript;
@@ -41,11 +46,11 @@ pub(crate) struct Watched {
 pub(crate) async fn watch(client: &Client, run: RunId, show: Show) -> anyhow::Result<Watched> {
     let mut events = Vec::new();
     let mut screen = match show {
-        Show::Something(style) | Show::BarsOnly(style) if stderr().is_terminal() => {
-            Screen::Bars(Bars::new(&client.get_run(run).await?, style))
+        Show::BarsOnly(_) if !stderr().is_terminal() => Screen::Dark,
+        Show::Nothing => Screen::Dark,
+        Show::Something(style) | Show::BarsOnly(style) => {
+            Screen::new(&client.get_run(run).await?, stderr().is_terminal(), style)
         }
-        Show::Something(style) => Screen::Lines(Transcript::new(style)),
-        Show::BarsOnly(_) | Show::Nothing => Screen::Dark,
     };
     let mut stream = client.run_events(run, None).await?;
     while let Some(event) = stream.next().await {
@@ -61,23 +66,38 @@ pub(crate) async fn watch(client: &Client, run: RunId, show: Show) -> anyhow::Re
 
 enum Screen {
     Bars(Bars),
+    Groups(GroupBars),
     Lines(Transcript),
+    FewLines(Lines),
     Dark,
 }
 
 impl Screen {
+    fn new(view: &RunView, terminal: bool, style: Style) -> Self {
+        match (terminal, view.stages.len() >= MANY) {
+            (true, false) => Self::Bars(Bars::new(view, style)),
+            (true, true) => Self::Groups(GroupBars::new(view, style)),
+            (false, false) => Self::Lines(Transcript::new(style)),
+            (false, true) => Self::FewLines(Lines::new(view, style)),
+        }
+    }
+
     fn take(&mut self, event: &RunEvent) {
         match (self, event) {
             (Self::Bars(bars), event) => bars.take(event),
+            (Self::Groups(bars), event) => bars.take(event),
             (Self::Lines(transcript), RunEvent::Record(record)) => say(&transcript.line(record)),
-            (Self::Lines(_) | Self::Dark, _) => {}
+            (Self::FewLines(lines), RunEvent::Record(record)) => lines.take(record).iter().for_each(|line| say(line)),
+            (Self::Lines(_) | Self::FewLines(_) | Self::Dark, _) => {}
         }
     }
 
     fn end(&self) {
         match self {
             Self::Bars(bars) => bars.end(),
+            Self::Groups(bars) => bars.end(),
             Self::Lines(transcript) => say(&transcript.end()),
+            Self::FewLines(lines) => say(&lines.end()),
             Self::Dark => {}
         }
     }

@@ -24,6 +24,7 @@ pub mod llm;
 pub mod research;
 pub mod roles;
 pub mod shape;
+pub mod sleep;
 pub mod text;
 pub mod textrank;
 pub mod verification;

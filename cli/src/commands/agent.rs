@@ -1,14 +1,20 @@
 //! `baton agent`
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use baton_client::ConnectSettings;
+use baton_protocol::request::GetWorkflow;
+use baton_protocol::{AgentId, Capability, WorkflowName};
 use baton_stock::roles::Role;
+use baton_stock::sleep::{Pace, Sleeper};
 use baton_telemetry::Spans;
 use clap::{Args, Subcommand, ValueEnum};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::agents::{start_stock_agent, stock};
+use crate::agents::{start_sleeper, start_stock_agent, stock};
+use crate::commands::import::scale;
 use crate::failure::{Exit, Failure};
 use crate::fleet::Signals;
 use crate::{Context, services};
@@ -18,6 +24,8 @@ use crate::{Context, services};
 pub(crate) enum Agent {
     /// Run agents that come with Baton: they work on documents, offline or through a model
     Stock(Stock),
+    /// Run agents that sleep as long as each task says: for imported workflows, and to try things out
+    Sleep(Sleep),
 }
 
 /// Runs agents that come with Baton until Ctrl-C or SIGTERM
@@ -34,6 +42,32 @@ pub(crate) struct Stock {
     /// there [default: the working directory]
     #[arg(long, value_name = "DIR")]
     sources: Option<PathBuf>,
+}
+
+/// Runs agents that sleep as long as each task says (in the parameter `sleep_ms`) until Ctrl-C or SIGTERM
+#[derive(Debug, Args)]
+pub(crate) struct Sleep {
+    /// What they can do; the first is their type
+    #[arg(required_unless_present = "workflow")]
+    capabilities: Vec<Capability>,
+    /// Also all that this workflow's stages ask for
+    #[arg(long, value_name = "NAME")]
+    workflow: Option<WorkflowName>,
+    /// How many agents
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    count: u32,
+    /// How many tasks each does at a time
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    slots: u32,
+    /// By how much every task's time is multiplied
+    #[arg(long, default_value_t = 1.0, value_name = "X", value_parser = scale)]
+    scale: f64,
+    /// How fast they are: at 2 a task takes half as long
+    #[arg(long, default_value_t = 1.0, value_name = "X", value_parser = scale)]
+    speed: f64,
+    /// Begins the agents' ids: P-sleep-1; the host's name if none is given
+    #[arg(long, value_name = "P")]
+    id_prefix: Option<String>,
 }
 
 /// A stock agent's role, or all of them.
@@ -63,40 +97,81 @@ impl Agent {
     pub(crate) async fn run(self, context: Context) -> anyhow::Result<Exit> {
         match self {
             Self::Stock(command) => command.run(context).await,
+            Self::Sleep(command) => command.run(context).await,
         }
     }
 }
 
 impl Stock {
     async fn run(self, context: Context) -> anyhow::Result<Exit> {
-        let mut signals = Signals::listen()?;
         let sources = self.sources.as_deref().map(directory).transpose()?;
         let roles: Vec<Role> = self.names.iter().flat_map(|name| name.roles()).collect();
         let prefix = self.id_prefix.clone().unwrap_or_else(host);
         let agents = stock(&roles, Some(&prefix)).map_err(|error| Failure::usage(error.to_string()))?;
-        let spans = Spans::start("agents", "stock", &services::trace_config(&context.settings)?)?;
-        let shutdown = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-        for agent in agents {
-            tracing::info!(agent = %agent.id, "starting");
-            let connect = context.connect_settings().named(format!("baton-agent-{}", agent.id));
-            let (sources, spans, shutdown) = (sources.clone(), spans.clone(), shutdown.clone());
-            tasks.spawn(start_stock_agent(agent, connect, sources, spans, shutdown));
-        }
-        let outcome = tokio::select! {
-            outcome = all(&mut tasks) => outcome,
-            () = signals.next() => {
-                tracing::info!("leaving; a second signal ends it at once");
-                shutdown.cancel();
-                tokio::select! {
-                    outcome = all(&mut tasks) => outcome,
-                    () = signals.next() => return Ok(Exit::Interrupted),
-                }
-            }
-        };
-        spans.shutdown().await;
-        outcome.map(|()| Exit::Done)
+        let agents = agents.into_iter().map(|agent| (agent.id.clone(), agent)).collect();
+        run_all(&context, agents, |agent, connect, spans, shutdown| {
+            start_stock_agent(agent, connect, sources.clone(), spans, shutdown)
+        })
+        .await
     }
+}
+
+impl Sleep {
+    async fn run(self, context: Context) -> anyhow::Result<Exit> {
+        let mut capabilities: Vec<Capability> = self.capabilities;
+        if let Some(name) = self.workflow {
+            let view = context.client().await?.get_workflow(&GetWorkflow { name, version: None }).await?;
+            capabilities.extend(view.definition.stages.into_iter().map(|stage| stage.agent_type));
+        }
+        let mut known = BTreeSet::new();
+        capabilities.retain(|capability| known.insert(capability.clone()));
+        let sleeper = Sleeper {
+            capabilities: capabilities.iter().map(ToString::to_string).collect(),
+            slots: self.slots,
+            pace: Pace { scale: self.scale, speed: self.speed },
+        };
+        let prefix = self.id_prefix.unwrap_or_else(host);
+        let ids = (1..=self.count).map(|number| AgentId::new(&format!("{prefix}-sleep-{number}")));
+        let ids: Vec<AgentId> = ids.collect::<Result<_, _>>().map_err(|error| Failure::usage(error.to_string()))?;
+        let agents = ids.into_iter().map(|id| (id.clone(), id)).collect();
+        run_all(&context, agents, |id, connect, spans, shutdown| {
+            start_sleeper(id, sleeper.clone(), connect, spans, shutdown)
+        })
+        .await
+    }
+}
+
+/// Runs agents until a signal comes, or until one of them fails.
+async fn run_all<A, F>(
+    context: &Context,
+    agents: Vec<(AgentId, A)>,
+    start: impl Fn(A, ConnectSettings, Spans, CancellationToken) -> F,
+) -> anyhow::Result<Exit>
+where
+    F: Future<Output = anyhow::Result<()>> + Send + 'static,
+{
+    let mut signals = Signals::listen()?;
+    let spans = Spans::start("agents", "stock", &services::trace_config(&context.settings)?)?;
+    let shutdown = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    for (id, agent) in agents {
+        tracing::info!(agent = %id, "starting");
+        let connect = context.connect_settings().named(format!("baton-agent-{id}"));
+        tasks.spawn(start(agent, connect, spans.clone(), shutdown.clone()));
+    }
+    let outcome = tokio::select! {
+        outcome = all(&mut tasks) => outcome,
+        () = signals.next() => {
+            tracing::info!("leaving; a second signal ends it at once");
+            shutdown.cancel();
+            tokio::select! {
+                outcome = all(&mut tasks) => outcome,
+                () = signals.next() => return Ok(Exit::Interrupted),
+            }
+        }
+    };
+    spans.shutdown().await;
+    outcome.map(|()| Exit::Done)
 }
 
 /// The host's name as a part of an agent's id. In a container it is the container's: the same after a restart, another one

@@ -82,7 +82,7 @@ impl Run {
         if self.json {
             context.out.json(&view)?;
         } else {
-            show::run(context.out, &view)?;
+            show::run(context.out, &view, false)?;
         }
         Ok(if view.status == RunStatus::Succeeded { Exit::Done } else { Exit::Failed })
     }

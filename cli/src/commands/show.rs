@@ -11,6 +11,9 @@ use crate::{Context, markdown, pick};
 pub(crate) struct Show {
     /// The run: its id, a part of it, or `last`
     run: String,
+    /// Show every stage, also of a run that has many
+    #[arg(long)]
+    all: bool,
     /// Write the document that the run made, and nothing else
     #[arg(long, conflicts_with = "json")]
     document: bool,
@@ -31,7 +34,7 @@ impl Show {
             let document = document(&view).ok_or_else(none)?;
             context.out.text(&markdown::for_output(&document, context.out))?;
         } else {
-            show(context.out, &view)?;
+            show(context.out, &view, self.all)?;
         }
         Ok(Exit::Done)
     }

@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
-use baton_protocol::request::{GetWorkflow, RegisterWorkflow, WorkflowView};
-use baton_protocol::{Definition, WorkflowName};
+use baton_protocol::request::{GetWorkflow, ListWorkflows, MAX_JSON_BYTES, RegisterWorkflow, WorkflowView};
+use baton_protocol::{Definition, Json, StageName, WorkflowName};
 use clap::{Args, Subcommand};
 
+use crate::commands::graph::Draw;
+use crate::commands::import::Import;
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, Table};
-use crate::text::{short, span, time};
+use crate::text::{count, short, span, time};
 use crate::{Context, files};
 
 /// Workflow definitions
@@ -22,11 +24,21 @@ pub(crate) enum Workflow {
     Validate(Validate),
     /// Register a definition, or a new version of it
     Register(Register),
+    /// Make a workflow of an instance in WfCommons' WfFormat
+    Import(Import),
+    /// Draw a workflow, or a run
+    Graph(Draw),
 }
 
 /// Lists the workflows
 #[derive(Debug, Args)]
 pub(crate) struct List {
+    /// Only those whose names begin so
+    #[arg(value_name = "PREFIX")]
+    prefix: Option<String>,
+    /// At most so many
+    #[arg(long, default_value_t = 50, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    limit: u32,
     /// Write the answer as JSON
     #[arg(long)]
     json: bool,
@@ -72,6 +84,8 @@ impl Workflow {
             Self::Show(command) => command.run(context).await?,
             Self::Validate(command) => command.run(context.out)?,
             Self::Register(command) => command.run(context).await?,
+            Self::Import(command) => command.run(context).await?,
+            Self::Graph(command) => command.run(context).await?,
         }
         Ok(Exit::Done)
     }
@@ -79,21 +93,28 @@ impl Workflow {
 
 impl List {
     async fn run(self, context: &Context) -> anyhow::Result<()> {
-        let list = context.client().await?.list_workflows().await?;
+        let request = ListWorkflows { prefix: self.prefix, limit: Some(self.limit), after: None };
+        let list = context.client().await?.list_workflows(&request).await?;
         if self.json {
             return context.out.json(&list);
         }
         let mut table = Table::new(["workflow", ">version", "stages", "what it is for"]);
         for workflow in &list.workflows {
-            let stages: Vec<_> = workflow.stages.iter().map(ToString::to_string).collect();
             table.row([
                 workflow.name.to_string().into(),
                 workflow.version.to_string().into(),
-                short(&stages.join(", "), 80).into(),
-                workflow.description.clone().unwrap_or_default().into(),
+                some(workflow.stages.iter().map(StageName::as_str), workflow.stage_count(), 80).into(),
+                short(workflow.description.as_deref().unwrap_or_default(), 120).into(),
             ]);
         }
-        context.out.table(&table)
+        context.out.table(&table)?;
+        if list.more && context.out.terminal {
+            let shown = count(list.workflows.len(), "workflow");
+            context
+                .out
+                .line(&context.out.style.dim(&format!("{shown} shown; there are more: --limit, or a prefix")))?;
+        }
+        Ok(())
     }
 }
 
@@ -126,19 +147,51 @@ impl Register {
         // What is wrong is said without a server, and with the file's name.
         let definition = baton_workflow_manager::definition::parse(&source)
             .map_err(|error| Failure::usage(format!("{}: {error}", self.file.display())))?;
-        let request = RegisterWorkflow { source: Some(source), definition: None };
-        let view = context.client().await?.register_workflow(&request).await?;
-        if self.json {
-            return context.out.json(&view);
-        }
-        let (name, version) = (&definition.name, view.version);
-        context.out.line(&format!("workflow {name} is registered as version {version}: {}", summary(&definition)))
+        register(context, source, &definition, self.json).await
     }
 }
 
-fn summary(definition: &Definition) -> String {
-    let stages: Vec<_> = definition.stages.iter().map(|stage| stage.name.as_str()).collect();
-    format!("{} ({})", crate::text::count(stages.len(), "stage"), short(&stages.join(", "), 200))
+/// Registers a definition that was checked, and says what came of it.
+pub(super) async fn register(
+    context: &Context,
+    source: String,
+    definition: &Definition,
+    as_json: bool,
+) -> anyhow::Result<()> {
+    // As a text within JSON it would be larger than it is, and a large one might not fit into a message.
+    let request = if source.len() <= MAX_JSON_BYTES {
+        RegisterWorkflow { source: Some(source), definition: None }
+    } else {
+        RegisterWorkflow { source: None, definition: Some(Json::of(definition)?) }
+    };
+    let view = context.client().await?.register_workflow(&request).await?;
+    if as_json {
+        return context.out.json(&view);
+    }
+    let (name, version) = (&definition.name, view.version);
+    context.out.line(&format!("workflow {name} is registered as version {version}: {}", summary(definition)))
+}
+
+pub(super) fn summary(definition: &Definition) -> String {
+    let stages = definition.stages.iter().map(|stage| stage.name.as_str());
+    let total = definition.stages.len();
+    format!("{} ({})", count(total, "stage"), some(stages, total, 200))
+}
+
+/// Some names of many, as far as they fit into so many characters.
+fn some<'a>(names: impl Iterator<Item = &'a str>, total: usize, most: usize) -> String {
+    let (mut text, mut shown) = (String::new(), 0);
+    for name in names {
+        if shown > 0 && text.len() + name.len() > most {
+            break;
+        }
+        if shown > 0 {
+            text.push_str(", ");
+        }
+        text.push_str(name);
+        shown += 1;
+    }
+    if shown < total { format!("{text} and {} more", total - shown) } else { text }
 }
 
 fn show(out: Output, view: &WorkflowView) -> anyhow::Result<()> {

@@ -5,4 +5,5 @@ pub(crate) mod pages;
 pub(crate) mod placement;
 pub(crate) mod runs;
 pub(crate) mod services;
+pub(crate) mod stages;
 pub(crate) mod workflows;

@@ -12,13 +12,13 @@ use baton_protocol::request::{
     AgentList, AgentsFound, Done, PlacementView, RegisterWorkflow, RunAccepted, RunList, SetStrategy, StartRun,
     WorkflowList, WorkflowView,
 };
-use baton_protocol::run::{RunStatus, RunView};
-use baton_protocol::{Capability, Position, RunId, WorkflowName};
+use baton_protocol::run::{RunStatus, RunView, StageStatus};
+use baton_protocol::{Capability, Position, RunId, StageName, WorkflowName};
 use baton_telemetry::Metrics;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::api::{agents, pages, placement, runs, services, workflows};
+use crate::api::{agents, pages, placement, runs, services, stages, workflows};
 use crate::problem::{Kind, Problem, everywhere, panicked};
 use crate::security::{self, Policy};
 use crate::{Door, events, health, metrics, openapi};
@@ -156,8 +156,12 @@ pub(crate) const ROUTES: &[Route] = &[
         path: "/v1/workflows",
         id: "listWorkflows",
         tag: "workflows",
-        about: "Lists the workflows.",
-        parameters: &[],
+        about: "Lists the workflows. One of many stages names the first of them.",
+        parameters: &[
+            query("prefix", "Only those whose names begin so.", of::<String>),
+            query("limit", "At most this many; 100 if none is given, 1000 at the most.", of::<u32>),
+            query("after", "Only those after this one: the last of the page before.", of::<WorkflowName>),
+        ],
         body: None,
         answers: &[answer(200, "The workflows, by name.", of::<WorkflowList>)],
         handler: |method| on(method, workflows::list),
@@ -248,6 +252,24 @@ pub(crate) const ROUTES: &[Route] = &[
         body: None,
         answers: &[answer(200, "The run.", of::<RunView>)],
         handler: |method| on(method, runs::get),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/runs/{run}/stages",
+        id: "listStages",
+        tag: "runs",
+        about: "Lists a run's stages in the order of the definition, and says how many stand how: for a run of so many \
+                stages that nobody wants all of them at once.",
+        parameters: &[
+            RUN,
+            query("status", "Only stages that stand so.", of::<StageStatus>),
+            query("agent_type", "Only stages for these agents.", of::<Capability>),
+            query("limit", "At most this many; 100 if none is given, 1000 at the most.", of::<u32>),
+            query("after", "Only those after this one: the last of the page before.", of::<StageName>),
+        ],
+        body: None,
+        answers: &[answer(200, "Some stages.", of::<stages::StageList>)],
+        handler: |method| on(method, stages::list),
     },
     Route {
         method: Method::Delete,

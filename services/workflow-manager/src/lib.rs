@@ -114,7 +114,7 @@ impl Machine for WorkflowManager {
         match request {
             WorkflowRequest::RegisterWorkflow(request) => reply(workflows::register(turn, &request)),
             WorkflowRequest::ValidateWorkflow(request) => reply(workflows::validate(&request)),
-            WorkflowRequest::ListWorkflows(_) => answer(&turn.state().workflows.list()),
+            WorkflowRequest::ListWorkflows(request) => answer(&turn.state().workflows.list(&request)),
             WorkflowRequest::GetWorkflow(request) => reply(turn.state().workflows.get(&request)),
             WorkflowRequest::StartRun(request) => reply(start::start(turn, request, context)),
             WorkflowRequest::GetRun(request) => view::get(turn, request.run),

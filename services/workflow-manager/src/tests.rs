@@ -2,6 +2,7 @@
 //! record, cause. `UPDATE_EXPECT=1 cargo test -p baton-workflow-manager` writes the expectations anew.
 
 mod harness;
+mod large;
 mod property;
 
 use baton_machine::{Effect, Machine as _};
@@ -11,8 +12,9 @@ use baton_protocol::record::{
     WorkflowRegistered,
 };
 use baton_protocol::request::{
-    GetRun, GetWorkflow, ListRuns, ListWorkflows, MAX_JSON_BYTES, RegisterWorkflow, Report, ReportAnswer, Reports,
-    ReportsAnswered, RunAccepted, RunList, StartRun, WorkflowList, WorkflowRequest, WorkflowView,
+    GetRun, GetWorkflow, ListRuns, ListWorkflows, MAX_DEFINITION_BYTES, MAX_JSON_BYTES, RegisterWorkflow, Report,
+    ReportAnswer, Reports, ReportsAnswered, RunAccepted, RunList, StartRun, WorkflowList, WorkflowRequest,
+    WorkflowView,
 };
 use baton_protocol::run::{RunStatus, StageStatus};
 use baton_protocol::trace::{TraceContext, run_span, task_span};
@@ -160,9 +162,10 @@ fn w1_definitions_are_asked_for_in_one_way_and_may_not_be_too_large() {
     assert!(code == Code::InvalidWorkflow && message.contains("line 2 column 9"), "{message}");
     let (code, message) = ask(None, Some("[]"));
     assert_eq!(code, Code::InvalidWorkflow, "{message}");
-    let long = format!("name: w\ndescription: {}\nstages: [{{name: a, agent_type: x}}]", "x".repeat(MAX_JSON_BYTES));
+    let long =
+        format!("name: w\ndescription: {}\nstages: [{{name: a, agent_type: x}}]", "x".repeat(MAX_DEFINITION_BYTES));
     let (code, message) = ask(Some(&long), None);
-    assert!(code == Code::TooLarge && message.contains("262144"), "{message}");
+    assert!(code == Code::TooLarge && message.contains("786432"), "{message}");
     check(&mut world, &expect![[""]]);
 }
 
@@ -178,7 +181,7 @@ fn w2_article_and_paper_are_there_on_first_start() {
         1.1        +0ms  workflow_registered paper v1  (term began)
     "#]],
     );
-    let list: WorkflowList = world.ask(WorkflowRequest::ListWorkflows(ListWorkflows {})).unwrap();
+    let list: WorkflowList = world.ask(WorkflowRequest::ListWorkflows(ListWorkflows::default())).unwrap();
     assert_eq!(
         list.workflows.iter().map(|w| (w.name.as_str(), w.version)).collect::<Vec<_>>(),
         [("article", 1), ("paper", 1)]

@@ -4,7 +4,7 @@ use std::iter::Peekable;
 
 use baton_machine::{Reply, Shelves};
 use baton_protocol::request::{ListRuns, MAX_MESSAGE_BYTES, RunList};
-use baton_protocol::run::{AttemptView, RunSummary, RunView, StageView};
+use baton_protocol::run::{AttemptView, RunSummary, RunView, StageStatus, StageView};
 use baton_protocol::subject::RUNS_BUCKET;
 use baton_protocol::{Code, Json, Rejection, RunId};
 
@@ -14,6 +14,11 @@ use crate::{Turn, WorkflowManager, text};
 
 /// The largest document. A run with more in it is shown without some of its results.
 const MAX_DOCUMENT_BYTES: usize = MAX_MESSAGE_BYTES;
+
+/// How many bytes it takes to say what was left out.
+const MAX_NOTE_BYTES: usize = 256;
+
+const WRITABLE: &str = "what the protocol answers can be written as JSON";
 
 /// How many runs are listed if nothing else is asked for, and how many at the most.
 const LIMIT: (u32, u32) = (100, 1000);
@@ -83,25 +88,62 @@ pub(crate) fn summary(run: &Run) -> RunSummary {
 }
 
 /// A run with all that happened to it, as the document that is kept and shown. It must fit into a message: where it would
-/// not, the results of the earliest stages are left out, and the document says so.
+/// not, something is left out, what is the least missed first, and the document says so.
 pub(crate) fn document(run: &Run, version: &Version) -> Json {
     let mut view = view(run, version);
-    let mut bytes = run.size();
-    let mut left_out = 0;
+    let reason = view.reason.clone();
+    let mut whole = Json::of(&view).expect(WRITABLE);
+    let mut left_out = Vec::new();
+    for leave_out in [leave_out_results, leave_out_dependencies, leave_out_stages] {
+        if whole.size() <= MAX_DOCUMENT_BYTES {
+            break;
+        }
+        let excess = whole.size() - MAX_DOCUMENT_BYTES + MAX_NOTE_BYTES;
+        left_out.extend(leave_out(&mut view, excess));
+        let note = format!("{} left out here: the whole is too large", left_out.join(" and "));
+        view.reason = Some(reason.as_ref().map_or(note.clone(), |reason| format!("{reason} ({note})")));
+        whole = Json::of(&view).expect(WRITABLE);
+    }
+    whole
+}
+
+/// The results of the earliest stages: each was given to the stages that needed it, and the log has it.
+fn leave_out_results(view: &mut RunView, excess: usize) -> Option<String> {
+    let (mut bytes, mut count) = (0, 0);
     for stage in &mut view.stages {
-        if bytes <= MAX_DOCUMENT_BYTES {
+        if bytes >= excess {
             break;
         }
         if let Some(result) = stage.result.take() {
-            bytes -= result.size();
-            left_out += 1;
+            bytes += result.size();
+            count += 1;
         }
     }
-    if left_out > 0 {
-        let note = format!("{} left out here: the whole is too large", text::count(left_out, "result"));
-        view.reason = Some(view.reason.map_or(note.clone(), |reason| format!("{reason} ({note})")));
+    (count > 0).then(|| text::count(count, "result"))
+}
+
+/// What stages wait for: the workflow's definition says it too.
+fn leave_out_dependencies(view: &mut RunView, _: usize) -> Option<String> {
+    let had = view.stages.iter_mut().map(|stage| std::mem::take(&mut stage.depends_on).len()).sum::<usize>();
+    (had > 0).then(|| "what stages depend on".to_owned())
+}
+
+/// Stages that succeeded, the earliest first; then any, from the end.
+fn leave_out_stages(view: &mut RunView, excess: usize) -> Option<String> {
+    let size = |stage: &StageView| Json::of(stage).map_or(0, |json| json.size() + 1);
+    let (all, mut bytes) = (view.stages.len(), 0);
+    view.stages.retain(|stage| {
+        let goes = stage.status == StageStatus::Succeeded && bytes < excess;
+        bytes += if goes { size(stage) } else { 0 };
+        !goes
+    });
+    while bytes < excess
+        && let Some(stage) = view.stages.pop()
+    {
+        bytes += size(&stage);
     }
-    Json::of(&view).expect("what the protocol answers can be written as JSON")
+    let count = all - view.stages.len();
+    (count > 0).then(|| text::count(count, "stage"))
 }
 
 fn view(run: &Run, version: &Version) -> RunView {

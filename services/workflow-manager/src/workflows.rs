@@ -1,12 +1,13 @@
 //! The workflows: every version of every definition, and the requests about them.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use baton_protocol::definition::DefinitionError;
 use baton_protocol::record::{WorkflowRecord, WorkflowRegistered};
 use baton_protocol::request::{
-    GetWorkflow, MAX_JSON_BYTES, RegisterWorkflow, WorkflowList, WorkflowSummary, WorkflowView,
+    GetWorkflow, ListWorkflows, MAX_DEFINITION_BYTES, RegisterWorkflow, WorkflowList, WorkflowSummary, WorkflowView,
 };
 use baton_protocol::{Code, Definition, Json, Millis, Rejection, StageName, WorkflowName};
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,12 @@ use crate::{Turn, definition};
 
 /// How many names a rejection lists.
 const MAX_NAMES: usize = 50;
+
+/// How many of its stages a workflow names in a list.
+const MAX_STAGES_LISTED: usize = 20;
+
+/// How many workflows are listed if nothing else is asked for, and how many at the most.
+const LIMIT: (u32, u32) = (100, 1000);
 
 /// Every version of every workflow. None is ever removed: runs are looked at with the version that they kept.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -122,24 +129,41 @@ impl Workflows {
         }
     }
 
-    pub(crate) fn list(&self) -> WorkflowList {
-        let summary = |(name, versions): (&WorkflowName, &Vec<Arc<Version>>)| {
-            let latest = versions.last()?;
-            Some(WorkflowSummary {
-                name: name.clone(),
-                version: u32::try_from(versions.len()).ok()?,
-                description: latest.definition.description.clone(),
-                stages: latest.definition.stages.iter().map(|stage| stage.name.clone()).collect(),
-                registered_at: latest.registered_at,
-            })
+    /// A page of the workflows, by name.
+    pub(crate) fn list(&self, request: &ListWorkflows) -> WorkflowList {
+        let prefix = request.prefix.as_deref().unwrap_or_default();
+        let after = request.after.as_ref().filter(|after| after.as_str() >= prefix);
+        let from = match after {
+            Some(after) => Bound::Excluded(after.as_str()),
+            None => Bound::Included(prefix),
         };
-        WorkflowList { workflows: self.0.iter().filter_map(summary).collect() }
+        let limit = request.limit.unwrap_or(LIMIT.0).clamp(1, LIMIT.1) as usize;
+        let mut found = self
+            .0
+            .range::<str, _>((from, Bound::Unbounded))
+            .take_while(|(name, _)| name.as_str().starts_with(prefix))
+            .filter_map(|(name, versions)| summary(name, versions));
+        let workflows = found.by_ref().take(limit).collect();
+        WorkflowList { workflows, more: found.next().is_some() }
     }
 
     pub(crate) fn get(&self, request: &GetWorkflow) -> Result<WorkflowView, Rejection> {
         let (number, version) = self.find(&request.name, request.version)?;
         Ok(view(number, version))
     }
+}
+
+fn summary(name: &WorkflowName, versions: &[Arc<Version>]) -> Option<WorkflowSummary> {
+    let latest = versions.last()?;
+    let stages = &latest.definition.stages;
+    Some(WorkflowSummary {
+        name: name.clone(),
+        version: u32::try_from(versions.len()).ok()?,
+        description: latest.definition.description.clone(),
+        stages: stages.iter().take(MAX_STAGES_LISTED).map(|stage| stage.name.clone()).collect(),
+        stage_count: u32::try_from(stages.len()).ok(),
+        registered_at: latest.registered_at,
+    })
 }
 
 /// Registers a definition, unless it is the latest version already.
@@ -176,8 +200,8 @@ fn read(request: &RegisterWorkflow) -> Result<Definition, Rejection> {
     let definition = definition::parse(text)
         .map_err(|error: DefinitionError| Rejection::new(Code::InvalidWorkflow, error.to_string()))?;
     let bytes = size(&definition);
-    if bytes > MAX_JSON_BYTES {
-        let message = format!("the definition has {bytes} bytes as JSON; at most {MAX_JSON_BYTES} are allowed");
+    if bytes > MAX_DEFINITION_BYTES {
+        let message = format!("the definition has {bytes} bytes as JSON; at most {MAX_DEFINITION_BYTES} are allowed");
         return Err(Rejection::new(Code::TooLarge, message));
     }
     Ok(definition)

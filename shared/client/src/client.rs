@@ -249,8 +249,8 @@ impl Client {
     }
 
     /// Lists the workflows.
-    pub async fn list_workflows(&self) -> Result<WorkflowList, ClientError> {
-        self.manager("workflow.list", &ListWorkflows {}).await
+    pub async fn list_workflows(&self, request: &ListWorkflows) -> Result<WorkflowList, ClientError> {
+        self.manager("workflow.list", request).await
     }
 
     /// Gives a workflow's definition.

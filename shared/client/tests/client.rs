@@ -10,7 +10,9 @@ use async_nats::jetstream::{self, stream};
 use async_nats::{Message, Subscriber};
 use baton_client::{Client, ClientError, ConnectSettings, Connection, RunEvent};
 use baton_protocol::record::{AnyCommit, Cause, FORMAT, RunFinished, RunStarted, StageReady, Topic, Turn};
-use baton_protocol::request::{InstanceStatus, ListRuns, ProgressEvent, Role, RunAccepted, RunList, StartRun};
+use baton_protocol::request::{
+    InstanceStatus, ListRuns, ListWorkflows, ProgressEvent, Role, RunAccepted, RunList, StartRun,
+};
 use baton_protocol::run::{RunStatus, RunView};
 use baton_protocol::subject::{self, Shard};
 use baton_protocol::{
@@ -443,7 +445,8 @@ async fn many_askers_share_a_connection() {
             answer(&nats, &request, &serde_json::json!({ "workflows": [] })).await;
         }
     });
-    let asked = futures::future::join_all((0..100).map(|_| client.list_workflows())).await;
+    let all = ListWorkflows::default();
+    let asked = futures::future::join_all((0..100).map(|_| client.list_workflows(&all))).await;
     assert!(asked.into_iter().all(|list| list.unwrap().workflows.is_empty()));
     assert_eq!(served.load(Ordering::Relaxed), 100);
 }

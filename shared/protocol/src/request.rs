@@ -32,6 +32,9 @@ pub const MAX_JSON_BYTES: usize = 256 * 1024;
 /// is told otherwise.
 pub const MAX_MESSAGE_BYTES: usize = 896 * 1024;
 
+/// The longest definition of a workflow, in bytes of JSON. Like every record it must fit into a message of the log.
+pub const MAX_DEFINITION_BYTES: usize = 768 * 1024;
+
 /// How deep the JSON of a request may nest. Readers of every language must be able to take what ends up in the log, some
 /// levels deeper.
 pub const MAX_JSON_DEPTH: usize = 64;

@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 use baton_protocol::WorkflowName;
-use baton_protocol::request::{GetWorkflow, RegisterWorkflow, WorkflowList, WorkflowView};
+use baton_protocol::request::{GetWorkflow, ListWorkflows, RegisterWorkflow, WorkflowList, WorkflowView};
 use serde::Deserialize;
 
 use crate::Door;
@@ -16,8 +16,11 @@ use crate::problem::Problem;
 /// The media types of a definition as it is written. The first is RFC 9512's; the others are older than that.
 const YAML: [&str; 4] = ["application/yaml", "text/yaml", "application/x-yaml", "text/x-yaml"];
 
-pub(crate) async fn list(State(door): State<Door>) -> Result<Json<WorkflowList>, Problem> {
-    Ok(Json(door.client.list_workflows().await?))
+pub(crate) async fn list(
+    State(door): State<Door>,
+    Query(asked): Query<ListWorkflows>,
+) -> Result<Json<WorkflowList>, Problem> {
+    Ok(Json(door.client.list_workflows(&asked).await?))
 }
 
 pub(crate) async fn register(State(door): State<Door>, Sent(request): Sent) -> Result<Response, Problem> {

@@ -369,9 +369,10 @@ impl Script {
                     version: 3,
                     description: None,
                     stages: vec![StageName::new("research").unwrap()],
+                    stage_count: Some(1),
                     registered_at: 1000,
                 };
-                is(&WorkflowList { workflows: vec![summary] })
+                is(&WorkflowList { workflows: vec![summary], more: false })
             }
             "workflow.get" if body["name"] == "absent" => no(Code::UnknownWorkflow, "there is no workflow absent"),
             "workflow.get" => is(&workflow_view(3)),

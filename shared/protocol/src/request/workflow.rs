@@ -129,13 +129,26 @@ pub struct WorkflowView {
 
 /// Lists the workflows.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct ListWorkflows {}
+pub struct ListWorkflows {
+    /// Only those whose names begin so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
+    /// At most this many; 100 if none is given, 1000 at the most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// Only those after this one: the last of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<WorkflowName>,
+}
 
 /// The workflows there are.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WorkflowList {
     /// By name.
     pub workflows: Vec<WorkflowSummary>,
+    /// Whether there are more after them.
+    #[serde(default)]
+    pub more: bool,
 }
 
 /// A workflow in a list.
@@ -148,10 +161,21 @@ pub struct WorkflowSummary {
     /// What it is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// Its stages, in order.
+    /// Its first stages, in order: of a workflow of many not all.
     pub stages: Vec<StageName>,
+    /// How many stages it has; not said by a service that lists all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage_count: Option<u32>,
     /// When the latest version was registered.
     pub registered_at: Millis,
+}
+
+impl WorkflowSummary {
+    /// How many stages it has.
+    #[must_use]
+    pub fn stage_count(&self) -> usize {
+        self.stage_count.map_or(self.stages.len(), |count| count as usize)
+    }
 }
 
 /// Gives a workflow's definition.
