@@ -55,6 +55,53 @@ fn o13_a_trace_is_replayed_under_every_strategy() {
     assert!(String::from_utf8_lossy(&output.stdout).contains("ROUND_ROBIN"));
 }
 
+/// What a command that works prints.
+fn printed(arguments: &[&str]) -> String {
+    let output = baton().arg("simulate").args(arguments).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn o13_streams_requests_and_claims_are_tables_or_lines() {
+    let small = ["--agents", "10", "--seed", "401", "--luck", "5"];
+    let stream = [&small[..], &["--load", "0.6", "--backlog", "--runs", "6", "--drift"]].concat();
+    let table = printed(&stream);
+    for part in ["IN TIME", "0.6", "backlog", "least outstanding push", "LOAD_BALANCED"] {
+        assert!(table.contains(part), "{part} is missing in:\n{table}");
+    }
+    let lines = printed(&[&stream[..], &["--json", "--strategy", "shared queue"]].concat());
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    assert_eq!((&lines[0]["drift"], &lines[1]["arrivals"]), (&Value::from(true), &Value::from("backlog")));
+    let requests = printed(&["--requests", "200", "--agents", "3", "--seed", "1"]);
+    assert!(requests.contains("DOMINANT") && requests.contains("alignment"), "{requests}");
+    let claims = [&small[..], &["--claims", "--runs", "4", "--requests", "200"]].concat();
+    let claims = printed(&claims);
+    assert!(claims.contains("success 75 % → 90 %") && claims.contains("VERDICT"), "{claims}");
+}
+
+#[test]
+fn o7_how_many_agents_of_which_kind() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("diamond.json");
+    std::fs::write(&file, trace().to_string()).unwrap();
+    let asked = |within: &str| {
+        let mut command = baton();
+        command.args(["simulate", "--rate", "60", "--runs", "10", "--speeds", "1", "--failures", "0"]);
+        command.arg("--trace").arg(&file).args(["--within", within, "--each"]).output().unwrap()
+    };
+    let output = asked("30");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for part in ["split", "part", "join", "95 % of the runs", "stages × stages side by side, says 8"] {
+        assert!(text.contains(part), "{part} is missing in:\n{text}");
+    }
+    let output = asked("10");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.code() == Some(1) && text.contains("no number of such agents"), "{text}");
+}
+
 #[test]
 fn o13_what_can_not_be_simulated_is_said() {
     for (arguments, says) in [
@@ -65,6 +112,12 @@ fn o13_what_can_not_be_simulated_is_said() {
         (&["--agents", "0"], "from 1 to 10000"),
         (&["--strategy", "fastest"], "round robin push"),
         (&["--trace", "no/such/file.json"], "no/such/file.json"),
+        (&["--trace", "no/such/file.csv"], "no/such/file.csv"),
+        (&["--load", "0"], "more than 0"),
+        (&["--drift"], "--load or --backlog"),
+        (&["--rate", "10"], "--within"),
+        (&["--rate", "0", "--within", "5"], "more than 0"),
+        (&["--strategy", "heft plan", "--claims"], "one of the optimizer's"),
     ] {
         let output = baton().arg("simulate").args(arguments).output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -5,23 +5,34 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use baton_simulate::experiment::{self, History, Measurement, Plan, Row, Who};
+use baton_protocol::request::Strategy;
+use baton_simulate::capacity::{self, Answer, Tried};
+use baton_simulate::claims::{self, Claim};
+use baton_simulate::experiment;
 use baton_simulate::generate::{Shape, generate};
+use baton_simulate::packing::{self, Packer, Request};
+use baton_simulate::stream::{self, Arrivals};
+use baton_simulate::who::{Fleets, History, Who};
 use baton_simulate::workload::Graph;
 use clap::{Args, ValueEnum};
+use serde::Serialize;
 
 use crate::Context;
 use crate::failure::{Exit, Failure};
-use crate::output::{Cell, Table};
+use crate::output::{Cell, Output, Table};
+use crate::style::Tone;
 
 /// How many tasks each generated workflow has.
 const GENERATED: usize = 120;
+/// How many requests are made up to draw from.
+const REQUESTS: usize = 10_000;
 
 /// Replays workflows in virtual time through the optimizer, under every strategy, beside policies to compare with, bounds and
 /// a scheduler that knows everything. Nothing is started, and nothing is asked. docs/simulate.md tells how to read it
 #[derive(Debug, Args)]
 pub(crate) struct Simulate {
-    /// A workflow instance in WfFormat 1.5, or a directory of them [default: three that are made up]
+    /// Workflow instances in WfFormat 1.5 (.json) or requests to language models (.csv, .jsonl): a file, or a directory of them
+    /// [default: three workflows that are made up]
     #[arg(long, value_name = "FILE|DIR")]
     trace: Vec<PathBuf>,
     /// How many agents there are; several numbers are several fleets
@@ -42,10 +53,34 @@ pub(crate) struct Simulate {
     /// Which strategies and policies, by name; `all`, or `strategies` for those of the optimizer alone
     #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "all")]
     strategy: Vec<String>,
-    /// What the optimizer has seen before: `none`, `siblings` (the other workflows), `same` (this one as well)
+    /// What the optimizer has seen before: `none`, `siblings` (other workflows), `same` (these)
     #[arg(long, value_enum, value_name = "WHAT", default_value_t, hide_possible_values = true)]
     history: Seen,
-    /// Show each workflow too, not the means alone
+    /// Many runs, one after another, that are this part of what the fleet can do
+    #[arg(long, value_name = "PART", value_delimiter = ',', help_heading = "Many runs at a time")]
+    load: Vec<f64>,
+    /// Many runs, all at once
+    #[arg(long, help_heading = "Many runs at a time")]
+    backlog: bool,
+    /// How many runs
+    #[arg(long, value_name = "N", default_value_t = 30, help_heading = "Many runs at a time")]
+    runs: usize,
+    /// Let a fifth of the agents become slow and a tenth begin to fail, after a third of the time
+    #[arg(long, help_heading = "Many runs at a time")]
+    drift: bool,
+    /// Draw so many requests to language models, all there at once [default: 10000 where --trace has some]
+    #[arg(long, value_name = "N", help_heading = "Requests to language models")]
+    requests: Option<usize>,
+    /// How many agents of which kind does each workflow need if so many runs start in an hour? With --within
+    #[arg(long, value_name = "N", requires = "within", help_heading = "How many agents")]
+    rate: Option<f64>,
+    /// In how many seconds 95 % of the runs are to be done
+    #[arg(long, value_name = "S", requires = "rate", help_heading = "How many agents")]
+    within: Option<f64>,
+    /// Measure what better coordination is claimed to bring
+    #[arg(long, conflicts_with_all = ["rate", "load", "backlog", "drift"])]
+    claims: bool,
+    /// Show each measurement too, not the means alone
     #[arg(long)]
     each: bool,
     /// Write each measurement as a line of JSON
@@ -58,9 +93,9 @@ enum Seen {
     /// Nothing
     #[default]
     None,
-    /// The other workflows
+    /// Other workflows
     Siblings,
-    /// The other workflows, and this one
+    /// The same workflows
     Same,
 }
 
@@ -95,94 +130,301 @@ impl FromStr for Span {
     }
 }
 
+/// What is replayed.
+struct Work {
+    graphs: Vec<Arc<Graph>>,
+    requests: Vec<Request>,
+}
+
 impl Simulate {
     pub(crate) fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        let plan = self.plan()?;
-        let mut written = Ok(());
-        let tell = |measurement: &Measurement| {
-            if self.json && written.is_ok() {
-                written = context.out.json_line(measurement);
-            }
-        };
-        let all = experiment::run(&plan, tell)?;
-        written?;
-        if self.each && !self.json {
-            context.out.table(&each(&all))?;
-            context.out.line("")?;
+        self.check()?;
+        let mut told = Told { out: context.out, json: self.json, written: Ok(()) };
+        let Work { graphs, requests } = self.work()?;
+        match (self.rate, self.within) {
+            _ if self.claims => self.claims(graphs, requests, &mut told)?,
+            _ if graphs.is_empty() => self.requests(requests, &mut told)?,
+            (Some(rate), Some(within)) => return self.capacity(&graphs, rate, within, &mut told),
+            _ if self.load.is_empty() && !self.backlog => self.alone(graphs, &mut told)?,
+            _ => self.stream(graphs, &mut told)?,
         }
-        if !self.json {
-            context.out.table(&table(&experiment::table(&all)))?;
-        }
-        Ok(Exit::Done)
+        told.written.map(|()| Exit::Done)
     }
 
-    fn plan(&self) -> anyhow::Result<Plan> {
-        let Span(slowest, fastest) = self.speeds;
+    fn check(&self) -> Result<(), Failure> {
+        let Span(slowest, _) = self.speeds;
         let Span(least, most) = self.failures;
         if slowest <= 0.0 {
-            return Err(Failure::usage(format!("--speeds begins with {slowest}; a speed is more than 0")).into());
+            return Err(Failure::usage(format!("--speeds begins with {slowest}; a speed is more than 0")));
         }
         if least < 0.0 || most >= 1.0 {
-            return Err(Failure::usage(format!("--failures {least}..{most} is not from 0 to below 1")).into());
+            return Err(Failure::usage(format!("--failures {least}..{most} is not from 0 to below 1")));
         }
         if let Some(agents) = self.agents.iter().find(|agents| !(1..=10_000).contains(*agents)) {
-            return Err(Failure::usage(format!("--agents {agents} is not from 1 to 10000")).into());
+            return Err(Failure::usage(format!("--agents {agents} is not from 1 to 10000")));
         }
-        Ok(Plan {
-            graphs: self.graphs()?,
-            agents: self.agents.clone(),
-            speeds: (slowest, fastest),
-            failures: (least, most),
-            fleets: self.seed.clone(),
+        if let Some(load) = self.load.iter().find(|load| !(**load > 0.0 && **load <= 10.0)) {
+            return Err(Failure::usage(format!("--load {load} is not more than 0 and at most 10")));
+        }
+        if !(1..=10_000).contains(&self.runs) {
+            return Err(Failure::usage(format!("--runs {} is not from 1 to 10000", self.runs)));
+        }
+        if self.drift && self.load.is_empty() && !self.backlog {
+            return Err(Failure::usage("--drift needs many runs: say --load or --backlog as well"));
+        }
+        let positive = |value: Option<f64>| value.is_none_or(|value| value > 0.0 && value.is_finite());
+        if !positive(self.rate) || !positive(self.within) {
+            return Err(Failure::usage("--rate and --within must be more than 0"));
+        }
+        if self.requests == Some(0) {
+            return Err(Failure::usage("--requests must be at least 1"));
+        }
+        Ok(())
+    }
+
+    /// Each workflow alone.
+    fn alone(&self, graphs: Vec<Arc<Graph>>, told: &mut Told) -> anyhow::Result<()> {
+        let plan = experiment::Plan {
+            graphs,
+            fleets: self.fleets(),
             luck: self.luck.clone(),
             who: self.who()?,
             history: self.history.into(),
-        })
+        };
+        let all = experiment::run(&plan, |it| told.line(it))?;
+        if self.each {
+            told.table(&each(&all));
+        }
+        told.table(&table(&experiment::table(&all)));
+        Ok(())
+    }
+
+    /// Many workflows at a time.
+    fn stream(&self, graphs: Vec<Arc<Graph>>, told: &mut Told) -> anyhow::Result<()> {
+        if matches!(self.history, Seen::Siblings) && graphs.len() < 2 {
+            let why = "--history siblings needs two workflows: one is seen before, the other is measured";
+            return Err(Failure::usage(why).into());
+        }
+        let loads = self.load.iter().copied().map(Arrivals::Load);
+        let plan = stream::Plan {
+            graphs,
+            fleets: self.fleets(),
+            luck: self.luck.clone(),
+            who: self.who()?.into_iter().filter(|who| *who != Who::HeftPlan).collect(),
+            history: self.history.into(),
+            runs: self.runs,
+            arrivals: loads.chain(self.backlog.then_some(Arrivals::Backlog)).collect(),
+            drift: self.drift,
+        };
+        let all = stream::run(&plan, |it| told.line(it))?;
+        told.table(&stream_table(&stream::table(&all)));
+        Ok(())
+    }
+
+    /// Requests to language models.
+    fn requests(&self, requests: Vec<Request>, told: &mut Told) -> anyhow::Result<()> {
+        let plan = packing::Plan {
+            requests,
+            count: self.requests.unwrap_or(REQUESTS),
+            agents: self.agents.clone(),
+            seeds: self.seed.clone(),
+            who: self.named(&Packer::all(), |who| matches!(who, Packer::Strategy(_)))?,
+        };
+        let all = packing::run(&plan, |it| told.line(it));
+        told.table(&request_table(&all));
+        Ok(())
+    }
+
+    /// What is claimed, and what was found.
+    fn claims(&self, graphs: Vec<Arc<Graph>>, requests: Vec<Request>, told: &mut Told) -> anyhow::Result<()> {
+        let plan = claims::Plan {
+            graphs,
+            requests,
+            count: self.requests.unwrap_or(REQUESTS),
+            fleets: self.fleets(),
+            luck: self.luck.clone(),
+            runs: self.runs,
+            history: self.history.into(),
+            strategy: self.one_strategy()?,
+        };
+        let all = claims::check(&plan)?;
+        all.iter().for_each(|claim| told.line(claim));
+        told.table(&claim_table(&all));
+        Ok(())
+    }
+
+    /// How many agents each workflow needs.
+    fn capacity(&self, graphs: &[Arc<Graph>], rate: f64, within: f64, told: &mut Told) -> anyhow::Result<Exit> {
+        let mut exit = Exit::Done;
+        for graph in graphs {
+            let (Span(slowest, fastest), Span(least, most)) = (self.speeds, self.failures);
+            let plan = capacity::Plan {
+                graph: Arc::clone(graph),
+                rate,
+                within,
+                runs: self.runs,
+                speeds: (slowest, fastest),
+                failures: (least, most),
+                seeds: self.seed.clone(),
+                who: Who::Strategy(self.one_strategy()?),
+            };
+            let answer = capacity::find(&plan).with_context(|| graph.name.clone())?;
+            told.line(&answer);
+            if self.each {
+                told.table(&tried_table(&answer));
+            }
+            match &answer.enough {
+                Some(enough) => {
+                    told.text(&format!(
+                        "{}: {} agents do {:.0} % of the runs within {:.1} s ({:.1} s on average); tried {} fleets\n\
+                         the sources' formula, stages × stages side by side, says {}",
+                        graph.name,
+                        enough.total(),
+                        100.0 * capacity::SHARE,
+                        enough.within,
+                        enough.completion,
+                        answer.tried.len(),
+                        answer.formula,
+                    ));
+                    told.table(&kind_table(enough));
+                }
+                None => {
+                    exit = Exit::Failed;
+                    told.text(&format!(
+                        "{}: no number of such agents does {:.0} % of the runs within {within} s: where nobody ever waits, it \
+                         takes {:.1} s",
+                        graph.name,
+                        100.0 * capacity::SHARE,
+                        answer.best.within,
+                    ));
+                }
+            }
+        }
+        std::mem::replace(&mut told.written, Ok(())).map(|()| exit)
+    }
+
+    /// The strategy that is meant, where it can only be one: the best there is, unless one is named.
+    fn one_strategy(&self) -> Result<Strategy, Failure> {
+        let mut named = self.who()?.into_iter().filter_map(|who| match who {
+            Who::Strategy(strategy) => Some(strategy),
+            Who::Reference(_) | Who::HeftPlan => None,
+        });
+        named.next_back().ok_or_else(|| Failure::usage("--strategy must name one of the optimizer's"))
+    }
+
+    fn fleets(&self) -> Fleets {
+        let (Span(slowest, fastest), Span(least, most)) = (self.speeds, self.failures);
+        Fleets {
+            agents: self.agents.clone(),
+            speeds: (slowest, fastest),
+            failures: (least, most),
+            seeds: self.seed.clone(),
+        }
     }
 
     fn who(&self) -> Result<Vec<Who>, Failure> {
-        let mut who = Vec::new();
-        for name in &self.strategy {
-            match name.to_lowercase().as_str() {
-                "all" => who.extend(Who::all()),
-                "strategies" => who.extend(experiment::strategies().into_iter().map(Who::Strategy)),
-                _ => who.push(Who::named(name).ok_or_else(|| {
-                    let names: Vec<_> = Who::all().iter().map(ToString::to_string).collect();
-                    Failure::usage(format!("--strategy {name:?} is none of: all, strategies, {}", names.join(", ")))
-                })?),
-            }
-        }
-        let mut once = Vec::new();
-        who.retain(|it| {
-            !once.contains(it) && {
-                once.push(*it);
-                true
-            }
-        });
-        Ok(who)
+        self.named(&Who::all(), |who| matches!(who, Who::Strategy(_)))
     }
 
-    fn graphs(&self) -> anyhow::Result<Vec<Arc<Graph>>> {
-        if self.trace.is_empty() {
-            return Ok(Shape::ALL.map(|shape| Arc::new(generate(shape, 1, GENERATED))).into());
+    /// Those of all that are meant, each once.
+    fn named<T: ToString + Copy + PartialEq>(
+        &self,
+        all: &[T],
+        is_strategy: impl Fn(&T) -> bool,
+    ) -> Result<Vec<T>, Failure> {
+        let plain = |text: &str| text.to_lowercase().replace(['_', '-'], " ");
+        let mut meant: Vec<T> = Vec::new();
+        for name in &self.strategy {
+            let found: Vec<T> = match name.to_lowercase().as_str() {
+                "all" => all.to_vec(),
+                "strategies" => all.iter().copied().filter(&is_strategy).collect(),
+                _ => all.iter().copied().filter(|it| plain(&it.to_string()) == plain(name)).collect(),
+            };
+            if found.is_empty() {
+                let names: Vec<_> = all.iter().map(ToString::to_string).collect();
+                let names = names.join(", ");
+                return Err(Failure::usage(format!("--strategy {name:?} is none of: all, strategies, {names}")));
+            }
+            let new: Vec<T> = found.into_iter().filter(|it| !meant.contains(it)).collect();
+            meant.extend(new);
         }
-        let mut files = Vec::new();
-        for path in &self.trace {
-            if path.is_dir() {
-                let entries = path.read_dir().and_then(Iterator::collect::<Result<Vec<_>, _>>);
-                let entries = entries.with_context(|| format!("{} can not be read", path.display()))?;
-                let mut found: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
-                found.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
-                found.sort();
-                if found.is_empty() {
-                    return Err(Failure::usage(format!("there is no .json file in {}", path.display())).into());
-                }
-                files.extend(found);
+        Ok(meant)
+    }
+
+    /// What is replayed: workflows or requests, where not both are needed; made up where --trace has none.
+    fn work(&self) -> anyhow::Result<Work> {
+        let (mut graphs, mut requests) = (Vec::new(), Vec::new());
+        for path in self.files()? {
+            if path.extension().is_some_and(|extension| extension == "csv" || extension == "jsonl") {
+                requests.extend(packing::open(&path).map_err(|error| Failure::usage(error.to_string()))?);
             } else {
-                files.push(path.clone());
+                graphs.push(Arc::new(graph(&path)?));
             }
         }
-        files.iter().map(|path| Ok(Arc::new(graph(path)?))).collect()
+        if !self.claims && !graphs.is_empty() && !requests.is_empty() {
+            let why = "--trace has workflows (.json) and requests (.csv, .jsonl): give one of both";
+            return Err(Failure::usage(why).into());
+        }
+        let nothing = graphs.is_empty() && requests.is_empty();
+        if graphs.is_empty() && (self.claims || (nothing && self.requests.is_none())) {
+            graphs = Shape::ALL.map(|shape| Arc::new(generate(shape, 1, GENERATED))).into();
+        }
+        if requests.is_empty() && (self.claims || (nothing && self.requests.is_some())) {
+            requests = packing::generate(REQUESTS, 1);
+        }
+        Ok(Work { graphs, requests })
+    }
+
+    fn files(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        for path in &self.trace {
+            if !path.is_dir() {
+                files.push(path.clone());
+                continue;
+            }
+            let entries = path.read_dir().and_then(Iterator::collect::<Result<Vec<_>, _>>);
+            let entries = entries.with_context(|| format!("{} can not be read", path.display()))?;
+            let mut found: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
+            let known = |path: &PathBuf| {
+                path.extension()
+                    .is_some_and(|extension| ["json", "csv", "jsonl"].iter().any(|known| extension == *known))
+            };
+            found.retain(known);
+            found.sort();
+            if found.is_empty() {
+                let why = format!("there is no .json, .csv or .jsonl file in {}", path.display());
+                return Err(Failure::usage(why).into());
+            }
+            files.extend(found);
+        }
+        Ok(files)
+    }
+}
+
+/// Where measurements go: lines of JSON as they are made, or tables at the end.
+struct Told {
+    out: Output,
+    json: bool,
+    written: anyhow::Result<()>,
+}
+
+impl Told {
+    fn line(&mut self, measurement: &impl Serialize) {
+        if self.json && self.written.is_ok() {
+            self.written = self.out.json_line(measurement);
+        }
+    }
+
+    fn text(&mut self, text: &str) {
+        if !self.json && self.written.is_ok() {
+            self.written = self.out.line(text);
+        }
+    }
+
+    fn table(&mut self, table: &Table) {
+        if !self.json && self.written.is_ok() {
+            self.written = self.out.table(table);
+        }
     }
 }
 
@@ -192,16 +434,16 @@ fn graph(path: &Path) -> Result<Graph, Failure> {
     Ok(Graph::of(&name, &instance))
 }
 
-fn ratio(value: f64) -> String {
-    format!("{value:.3}")
+fn ratio(value: f64) -> Cell {
+    format!("{value:.3}").into()
 }
 
-fn maybe(value: Option<f64>) -> String {
+fn maybe(value: Option<f64>) -> Cell {
     value.map(ratio).unwrap_or_default()
 }
 
-/// The means.
-fn table(rows: &[Row]) -> Table {
+/// The means over workflows that were alone.
+fn table(rows: &[experiment::Row]) -> Table {
     let mut table = Table::new([
         ">agents",
         "policy",
@@ -217,40 +459,30 @@ fn table(rows: &[Row]) -> Table {
         ">alone",
     ]);
     for row in rows {
-        let cells: [Cell; 12] = [
+        table.row([
             row.agents.to_string().into(),
             row.policy.clone().into(),
-            ratio(row.to_bound).into(),
-            ratio(row.to_heft).into(),
-            maybe(row.worst).into(),
-            maybe(row.completion).into(),
-            ratio(row.utilization).into(),
-            ratio(row.succeeded).into(),
+            ratio(row.to_bound),
+            ratio(row.to_heft),
+            maybe(row.worst),
+            maybe(row.completion),
+            ratio(row.utilization),
+            ratio(row.succeeded),
             format!("{:.4}", row.within_three).into(),
-            ratio(row.waste).into(),
-            maybe(row.messages).into(),
-            maybe(row.messages_alone).into(),
-        ];
-        table.row(cells);
+            ratio(row.waste),
+            maybe(row.messages),
+            maybe(row.messages_alone),
+        ]);
     }
     table
 }
 
-/// Every measurement.
-fn each(measurements: &[Measurement]) -> Table {
-    let mut table = Table::new([
-        "workflow",
-        ">tasks",
-        ">agents",
-        ">seed",
-        "policy",
-        ">bound s",
-        ">heft s",
-        ">makespan s",
-        ">to heft",
-    ]);
+/// Every workflow that was alone.
+fn each(measurements: &[experiment::Measurement]) -> Table {
+    let titles = ["workflow", ">tasks", ">agents", ">seed", "policy", ">bound s", ">heft s", ">makespan s", ">to heft"];
+    let mut table = Table::new(titles);
     for it in measurements {
-        let cells: [Cell; 9] = [
+        table.row([
             it.instance.clone().into(),
             it.tasks.to_string().into(),
             it.agents.to_string().into(),
@@ -259,9 +491,118 @@ fn each(measurements: &[Measurement]) -> Table {
             format!("{:.1}", it.bound).into(),
             format!("{:.1}", it.heft).into(),
             format!("{:.1}", it.makespan).into(),
-            ratio(it.to_heft).into(),
-        ];
-        table.row(cells);
+            ratio(it.to_heft),
+        ]);
+    }
+    table
+}
+
+/// The means over streams.
+fn stream_table(rows: &[stream::Row]) -> Table {
+    let mut table = Table::new([
+        ">agents",
+        ">load",
+        "policy",
+        ">completion",
+        ">weighted",
+        ">slowdown",
+        ">p95",
+        ">in time",
+        ">weighted",
+        ">utilized",
+        ">succeeded",
+        ">within 3",
+        ">wasted",
+        ">messages",
+        ">alone",
+    ]);
+    for row in rows {
+        table.row([
+            row.agents.to_string().into(),
+            row.arrivals.clone().into(),
+            row.policy.clone().into(),
+            maybe(row.completion),
+            maybe(row.weighted),
+            format!("{:.2}", row.slowdown).into(),
+            format!("{:.2}", row.slowdown_p95).into(),
+            ratio(row.in_time),
+            ratio(row.in_time_weighted),
+            ratio(row.utilization),
+            ratio(row.succeeded),
+            format!("{:.4}", row.within_three).into(),
+            ratio(row.waste),
+            maybe(row.messages),
+            maybe(row.messages_alone),
+        ]);
+    }
+    table
+}
+
+/// Requests.
+fn request_table(rows: &[packing::Measurement]) -> Table {
+    let titles = [">agents", ">seed", "policy", ">makespan s", ">mean s", ">p95 s", ">slots", ">memory", ">dominant"];
+    let mut table = Table::new(titles);
+    for row in rows {
+        table.row([
+            row.agents.to_string().into(),
+            row.seed.to_string().into(),
+            row.policy.clone().into(),
+            format!("{:.1}", row.makespan).into(),
+            format!("{:.1}", row.completion).into(),
+            format!("{:.1}", row.completion_p95).into(),
+            ratio(row.slots),
+            ratio(row.memory),
+            ratio(row.dominant),
+        ]);
+    }
+    table
+}
+
+/// What is claimed.
+fn claim_table(claims: &[Claim]) -> Table {
+    let titles = ["claim", ">agents", "workload", ">before", ">after", ">change", ">claimed", "verdict"];
+    let mut table = Table::new(titles);
+    for claim in claims {
+        let (change, claimed) = (100.0 * claim.change(), 100.0 * claim.claimed);
+        let verdict = if claim.is_reproduced() {
+            Cell::toned("reproduced", Tone::Good)
+        } else {
+            Cell::toned(format!("{:.0} % of it", 100.0 * claim.change() / claim.claimed), Tone::Bad)
+        };
+        table.row([
+            claim.claim.into(),
+            claim.agents.to_string().into(),
+            claim.workload.clone().into(),
+            ratio(claim.before),
+            ratio(claim.after),
+            format!("{change:+.0} %").into(),
+            format!("{claimed:+.0} %").into(),
+            verdict,
+        ]);
+    }
+    table
+}
+
+/// A fleet that is enough.
+fn kind_table(fleet: &Tried) -> Table {
+    let mut table = Table::new(["kind", ">agents", ">utilized"]);
+    for ((kind, agents), utilization) in fleet.agents.iter().zip(&fleet.utilization) {
+        table.row([kind.clone().into(), agents.to_string().into(), ratio(*utilization)]);
+    }
+    table
+}
+
+/// All fleets that were tried.
+fn tried_table(answer: &Answer) -> Table {
+    let mut table = Table::new([">agents", ">within s", ">mean s", "of each kind"]);
+    for tried in &answer.tried {
+        let kinds: Vec<String> = tried.agents.iter().map(|(_, agents)| agents.to_string()).collect();
+        table.row([
+            Cell::from(tried.total().to_string()),
+            format!("{:.1}", tried.within).into(),
+            format!("{:.1}", tried.completion).into(),
+            kinds.join(" ").into(),
+        ]);
     }
     table
 }

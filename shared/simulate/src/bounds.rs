@@ -1,6 +1,5 @@
 //! What no policy can beat, and what one that knows everything reaches.
 
-use crate::fleet::CLASSES;
 use crate::workload::World;
 
 /// Lower bounds of the makespan where nothing fails and all jobs are there from the beginning, in seconds.
@@ -35,7 +34,8 @@ fn longest(values: impl Iterator<Item = f64>) -> f64 {
 pub fn bounds(world: &World) -> Bounds {
     let (fleet, n) = (&world.fleet, world.len());
     let fastest = |class: usize| longest(fleet.able[class].iter().map(|&a| fleet.speed[a]));
-    let best: [f64; CLASSES] = std::array::from_fn(fastest);
+    let classes = fleet.classes();
+    let best: Vec<f64> = (0..classes).map(fastest).collect();
     let least: Vec<f64> = (0..n).map(|g| world.seconds[g] / best[world.class[g]]).collect();
     let (mut head, mut tail) = (vec![0.0; n], vec![0.0; n]);
     for &g in &world.order {
@@ -47,17 +47,17 @@ pub fn bounds(world: &World) -> Bounds {
         tail[g] = longest(world.children[g].iter().map(|&c| tail[c] + least[c]));
     }
     let critical_path = longest((0..n).map(|g| head[g] + least[g] + tail[g]));
+    let sets = sets(classes);
+    // What all agents that can do any of a set do in a second.
+    let rate = |set: &[usize]| -> f64 {
+        let able = |holds: &Vec<bool>| set.iter().any(|&class| holds[class]);
+        fleet.holds.iter().zip(&fleet.speed).map(|(holds, speed)| if able(holds) { *speed } else { 0.0 }).sum()
+    };
+    let rates: Vec<f64> = sets.iter().map(|set| rate(set)).collect();
     let area_of = |tasks: &mut dyn Iterator<Item = usize>| {
-        let mut work = [0.0; CLASSES];
+        let mut work = vec![0.0; classes];
         tasks.for_each(|g| work[world.class[g]] += world.seconds[g]);
-        longest((1..1usize << CLASSES).map(|set| {
-            let is_in = |class: &usize| set >> class & 1 == 1;
-            let of_agent = |holds: &[bool; CLASSES], speed: f64| {
-                if (0..CLASSES).filter(is_in).any(|class| holds[class]) { speed } else { 0.0 }
-            };
-            let rate: f64 = fleet.holds.iter().zip(&fleet.speed).map(|(holds, speed)| of_agent(holds, *speed)).sum();
-            (0..CLASSES).filter(is_in).map(|class| work[class]).sum::<f64>() / rate
-        }))
+        longest(sets.iter().zip(&rates).map(|(set, rate)| set.iter().map(|&class| work[class]).sum::<f64>() / rate))
     };
     let area = area_of(&mut (0..n));
     let mut makespan = f64::max(critical_path, area);
@@ -76,6 +76,14 @@ pub fn bounds(world: &World) -> Bounds {
     Bounds { critical_path, area, makespan }
 }
 
+/// Sets of classes: all there are, or, of more than eight classes, each alone and all together.
+fn sets(classes: usize) -> Vec<Vec<usize>> {
+    if classes > 8 {
+        return (0..classes).map(|class| vec![class]).chain([(0..classes).collect()]).collect();
+    }
+    (1..1usize << classes).map(|set| (0..classes).filter(|class| set >> class & 1 == 1).collect()).collect()
+}
+
 /// Rounded to a millionth, as decimal fractions are.
 fn micros(seconds: f64) -> f64 {
     format!("{seconds:.6}").parse().unwrap_or(seconds)
@@ -91,7 +99,7 @@ pub fn heft(world: &World) -> Ahead {
         let able = &fleet.able[class];
         able.iter().map(|&a| 1.0 / fleet.speed[a]).sum::<f64>() / able.len() as f64
     };
-    let factor: [f64; CLASSES] = std::array::from_fn(mean);
+    let factor: Vec<f64> = (0..fleet.classes()).map(mean).collect();
     let mut rank = vec![0.0; n];
     for &g in world.order.iter().rev() {
         let behind = longest(world.children[g].iter().map(|&c| rank[c]));

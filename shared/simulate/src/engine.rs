@@ -141,6 +141,8 @@ pub struct Outcome {
     pub hedges: u64,
     /// When each job was done.
     pub done: Vec<f64>,
+    /// How long each agent was at work.
+    pub busy: Vec<f64>,
     /// The part of the jobs none of whose tasks needed more than three attempts.
     pub jobs_within_three: f64,
 }
@@ -178,7 +180,7 @@ pub struct Sim<'a> {
     slower: Vec<f64>,
     failure: Vec<f64>,
     drifted: usize,
-    busy: f64,
+    busy: Vec<f64>,
     wasted: f64,
     ended: u64,
     failures: u64,
@@ -258,7 +260,7 @@ impl<'a> Sim<'a> {
             slower: vec![1.0; agents],
             failure: world.fleet.failure.clone(),
             drifted: 0,
-            busy: 0.0,
+            busy: vec![0.0; agents],
             wasted: 0.0,
             ended: 0,
             failures: 0,
@@ -328,7 +330,7 @@ impl<'a> Sim<'a> {
     pub fn cancel(&mut self, agent: usize) {
         let Some(running) = self.running[agent].take() else { return };
         let spent = self.now - running.since;
-        self.busy += spent;
+        self.busy[agent] += spent;
         self.wasted += spent;
         self.copies[running.task].retain(|&other| other != agent);
     }
@@ -344,7 +346,7 @@ impl<'a> Sim<'a> {
     fn end(&mut self, agent: usize, running: Running, ok: bool, policy: &mut dyn Policy, ready: &mut Vec<usize>) {
         let (task, spent) = (running.task, self.now - running.since);
         self.running[agent] = None;
-        self.busy += spent;
+        self.busy[agent] += spent;
         self.ended += 1;
         self.copies[task].retain(|&other| other != agent);
         policy.finished(self, task, agent, ok, spent);
@@ -402,6 +404,7 @@ impl<'a> Sim<'a> {
             let parents = world.parents[child].iter();
             parents.filter(|&&parent| self.ended_on[parent] != self.ended_on[child]).count()
         };
+        let busy: f64 = self.busy.iter().sum();
         let mut slow = vec![false; world.jobs.len()];
         for (task, _) in self.failed.iter().enumerate().filter(|(_, failed)| **failed >= 3) {
             slow[world.job[task]] = true;
@@ -409,8 +412,8 @@ impl<'a> Sim<'a> {
         Outcome {
             makespan,
             completion: self.ends.iter().enumerate().map(took).sum::<f64>() / n,
-            utilization: self.busy / (world.fleet.len() as f64 * makespan),
-            waste: self.wasted / self.busy.max(1e-9),
+            utilization: busy / (world.fleet.len() as f64 * makespan),
+            waste: self.wasted / busy.max(1e-9),
             succeeded: 1.0 - part(self.failures, self.ended as f64),
             at_once: part(count(&|failed| *failed == 0), n),
             within_three: part(count(&|failed| *failed < 3), n),
@@ -418,6 +421,7 @@ impl<'a> Sim<'a> {
             attempts: self.attempts,
             hedges: self.hedges,
             done: self.job_ends,
+            busy: self.busy,
             jobs_within_three: 1.0 - part(slow.iter().filter(|slow| **slow).count() as u64, slow.len() as f64),
         }
     }

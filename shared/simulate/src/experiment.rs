@@ -1,17 +1,16 @@
 //! Instances × fleets × luck × policies, and the table of it.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 
-use baton_protocol::request::Strategy;
 use serde::Serialize;
 
-use crate::bounds::{Ahead, Bounds, bounds, heft};
-use crate::engine::{Conditions, Outcome, Policy, Sim, Stuck};
-use crate::fleet::{Fleet, FleetPlan};
-use crate::machine::{Learned, Machine, Messages};
-use crate::reference::{Follow, Reference};
+use crate::bounds::{Bounds, bounds, heft};
+use crate::engine::{Conditions, Outcome, Stuck};
+use crate::fleet::Fleet;
+use crate::machine::{Learned, Messages};
+use crate::reference::Reference;
+use crate::who::{Error, Fleets, History, Who, geometric_mean, mean, mean_of_all};
 use crate::workload::{Graph, Job, World};
 
 /// What luck depends on where history is made.
@@ -21,81 +20,19 @@ const REPEAT_SEED: u64 = 4242;
 /// By how much times differ between a run and the one that was seen before: the standard deviation of their logarithm.
 const REPEAT_NOISE: f64 = 0.2;
 
-/// Who places tasks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Who {
-    /// The optimizer, under a strategy.
-    Strategy(Strategy),
-    /// A policy to compare with.
-    Reference(Reference),
-    /// HEFT's plan, which knew how long everything takes, carried out where attempts fail.
-    HeftPlan,
-}
-
-impl fmt::Display for Who {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Strategy(strategy) => f.pad(strategy.as_str()),
-            Self::Reference(reference) => reference.fmt(f),
-            Self::HeftPlan => f.pad("heft plan"),
-        }
-    }
-}
-
-impl Who {
-    /// All: the policies to compare with, and every strategy that the optimizer has.
-    #[must_use]
-    pub fn all() -> Vec<Self> {
-        let references = Reference::ALL.into_iter().map(Self::Reference);
-        references.chain([Self::HeftPlan]).chain(strategies().into_iter().map(Self::Strategy)).collect()
-    }
-
-    /// The one that is called so, however it is spelt.
-    #[must_use]
-    pub fn named(name: &str) -> Option<Self> {
-        let plain = |text: &str| text.to_lowercase().replace(['_', '-'], " ");
-        Self::all().into_iter().find(|who| plain(&who.to_string()) == plain(name))
-    }
-}
-
-/// Every strategy of the optimizer.
-#[must_use]
-pub fn strategies() -> Vec<Strategy> {
-    let names = ["ROUND_ROBIN", "PRIORITY_BASED", "LOAD_BALANCED", "SWARM", "HISTORICAL", "ADAPTIVE"];
-    names.iter().filter_map(|name| serde_json::from_value(serde_json::Value::from(*name)).ok()).collect()
-}
-
-/// What the optimizer has seen before it is measured.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum History {
-    /// Nothing.
-    #[default]
-    None,
-    /// One run of each of the other workflows on this fleet.
-    Siblings,
-    /// The same, and then one run of this very workflow, in which everything took a little more or less.
-    Same,
-}
-
 /// What is measured.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// The workflows, each alone.
     pub graphs: Vec<Arc<Graph>>,
-    /// How large the fleets are.
-    pub agents: Vec<usize>,
-    /// The slowest and the fastest speed.
-    pub speeds: (f64, f64),
-    /// The least and the greatest probability with which an attempt fails.
-    pub failures: (f64, f64),
-    /// What fleets are drawn from, one fleet of each size each.
-    pub fleets: Vec<u64>,
+    /// The fleets.
+    pub fleets: Fleets,
     /// What the luck of attempts depends on; averaged over.
     pub luck: Vec<u64>,
     /// Who places.
     pub who: Vec<Who>,
-    /// What was seen before.
+    /// What was seen before: `siblings`, one run of each of the other workflows on this fleet; `same`, that and then one run
+    /// of this very workflow, in which everything took a little more or less.
     pub history: History,
 }
 
@@ -150,36 +87,17 @@ pub struct Measurement {
     pub hedges: f64,
 }
 
-/// A simulation that got stuck, and which.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("{instance} on {agents} agents (seed {fleet}) under {policy}: {stuck}")]
-pub struct Error {
-    /// The workflow.
-    pub instance: String,
-    /// How many agents.
-    pub agents: usize,
-    /// What the fleet was drawn from.
-    pub fleet: u64,
-    /// Who placed.
-    pub policy: String,
-    /// What happened.
-    pub stuck: Stuck,
-}
-
 /// Measures; tells each measurement as it is made.
 pub fn run(plan: &Plan, mut tell: impl FnMut(&Measurement)) -> Result<Vec<Measurement>, Error> {
     let mut all = Vec::new();
-    for &agents in &plan.agents {
-        for &seed in &plan.fleets {
-            let drawn = FleetPlan { agents, speeds: plan.speeds, failures: plan.failures, seed };
-            let fleet = Arc::new(Fleet::new(drawn));
-            for place in 0..plan.graphs.len() {
-                let cell = Cell::new(plan, &fleet, place);
-                for &who in &plan.who {
-                    let measurement = cell.measure(who)?;
-                    tell(&measurement);
-                    all.push(measurement);
-                }
+    for fleet in plan.fleets.draw() {
+        for place in 0..plan.graphs.len() {
+            let cell = Cell::new(plan, &fleet, place);
+            for &who in &plan.who {
+                let name = &plan.graphs[place].name;
+                let measurement = cell.measure(who).map_err(|stuck| Error::new(name, &fleet, who, stuck))?;
+                tell(&measurement);
+                all.push(measurement);
             }
         }
     }
@@ -194,87 +112,57 @@ struct Cell<'a> {
     place: usize,
     world: World,
     bounds: Bounds,
-    heft: Ahead,
+    /// The makespan of HEFT.
+    heft: f64,
 }
 
 impl<'a> Cell<'a> {
     fn new(plan: &'a Plan, fleet: &'a Arc<Fleet>, place: usize) -> Self {
         let world = World::new(vec![Job::new(&plan.graphs[place])], fleet);
-        let (bounds, heft) = (bounds(&world), heft(&world));
+        let (bounds, heft) = (bounds(&world), heft(&world).makespan);
         Self { plan, fleet, place, world, bounds, heft }
     }
 
-    fn graph(&self) -> &'a Arc<Graph> {
-        &self.plan.graphs[self.place]
-    }
-
-    fn measure(&self, who: Who) -> Result<Measurement, Error> {
-        let error = |stuck| Error {
-            instance: self.graph().name.clone(),
-            agents: self.fleet.len(),
-            fleet: self.fleet.plan.seed,
-            policy: who.to_string(),
-            stuck,
+    fn measure(&self, who: Who) -> Result<Measurement, Stuck> {
+        let learned = self.learn(who)?;
+        let simulate = |seed: &u64| {
+            let conditions = Conditions { seed: *seed, ..Conditions::default() };
+            who.simulate(&self.world, &conditions, &self.plan.graphs, learned.as_ref())
         };
-        let learned = match who {
-            Who::Strategy(strategy) => self.learn(strategy).map_err(error)?,
-            Who::Reference(_) | Who::HeftPlan => None,
-        };
-        let outcomes = self.plan.luck.iter().map(|seed| self.simulate(who, learned.as_ref(), *seed));
-        let outcomes = outcomes.collect::<Result<Vec<_>, _>>().map_err(error)?;
+        let outcomes = self.plan.luck.iter().map(simulate).collect::<Result<Vec<_>, _>>()?;
         Ok(self.mean(who, &outcomes))
     }
 
-    fn simulate(&self, who: Who, learned: Option<&Learned>, seed: u64) -> Result<(Outcome, Option<Messages>), Stuck> {
-        let conditions = Conditions { seed, ..Conditions::default() };
-        let alone = |policy: &mut dyn Policy| Ok((Sim::run(&self.world, &conditions, policy)?, None));
-        match who {
-            Who::Reference(reference) => alone(&mut *reference.policy()),
-            Who::HeftPlan => alone(&mut Follow::new(&self.heft, self.fleet.len())),
-            Who::Strategy(strategy) => {
-                let new = || Machine::new(strategy, self.fleet, &self.plan.graphs);
-                let mut machine = learned.map_or_else(new, Machine::resume);
-                let outcome = Sim::run(&self.world, &conditions, &mut machine)?;
-                Ok((outcome, Some(machine.messages)))
-            }
-        }
-    }
-
     /// What the optimizer has learned before it is given the workflow.
-    fn learn(&self, strategy: Strategy) -> Result<Option<Learned>, Stuck> {
+    fn learn(&self, who: Who) -> Result<Option<Learned>, Stuck> {
         let Plan { graphs, history, .. } = self.plan;
-        if *history == History::None {
-            return Ok(None);
+        let mut learned = None;
+        if *history == History::None || !matches!(who, Who::Strategy(_)) {
+            return Ok(learned);
         }
-        let mut learned = Machine::new(strategy, self.fleet, graphs).learned();
-        let mut see = |graph: &Arc<Graph>, conditions: &Conditions| {
-            let world = World::new(vec![Job::new(graph)], self.fleet);
-            let mut machine = Machine::resume(&learned);
-            Sim::run(&world, conditions, &mut machine)?;
-            learned = machine.learned();
-            Ok(())
-        };
         for (nth, graph) in graphs.iter().enumerate().filter(|(nth, _)| *nth != self.place) {
-            see(graph, &Conditions { seed: HISTORY_SEED + nth as u64, ..Conditions::default() })?;
+            let conditions = Conditions { seed: HISTORY_SEED + nth as u64, ..Conditions::default() };
+            learned =
+                who.learn(&World::new(vec![Job::new(graph)], self.fleet), &conditions, graphs, learned.as_ref())?;
         }
         if *history == History::Same {
-            see(self.graph(), &Conditions { seed: REPEAT_SEED, noise: REPEAT_NOISE, ..Conditions::default() })?;
+            let conditions = Conditions { seed: REPEAT_SEED, noise: REPEAT_NOISE, ..Conditions::default() };
+            learned = who.learn(&self.world, &conditions, graphs, learned.as_ref())?;
         }
-        Ok(Some(learned))
+        Ok(learned)
     }
 
     fn mean(&self, who: Who, outcomes: &[(Outcome, Option<Messages>)]) -> Measurement {
-        let tasks = self.graph().len();
-        let mean = |of: &dyn Fn(&Outcome) -> f64| {
-            outcomes.iter().map(|(outcome, _)| of(outcome)).sum::<f64>() / outcomes.len() as f64
+        let graph = &self.plan.graphs[self.place];
+        let tasks = graph.len();
+        let average = |of: &dyn Fn(&Outcome) -> f64| mean(outcomes.iter().map(|(outcome, _)| of(outcome)));
+        let per_task = |of: fn(&Messages) -> u64| {
+            let counts = outcomes.iter().map(|(_, messages)| messages.as_ref().map(|it| of(it) as f64 / tasks as f64));
+            mean_of_all(counts)
         };
-        let per_task = |of: &dyn Fn(&Messages) -> u64| {
-            let counts: Option<Vec<u64>> = outcomes.iter().map(|(_, messages)| messages.as_ref().map(of)).collect();
-            counts.map(|counts| counts.iter().sum::<u64>() as f64 / (counts.len() * tasks) as f64)
-        };
-        let (bound, heft) = (self.bounds.makespan, self.heft.makespan);
+        let (bound, heft) = (self.bounds.makespan, self.heft);
         Measurement {
-            instance: self.graph().name.clone(),
+            instance: graph.name.clone(),
             tasks,
             agents: self.fleet.len(),
             fleet: self.fleet.plan.seed,
@@ -284,18 +172,18 @@ impl<'a> Cell<'a> {
             area: self.bounds.area,
             bound,
             heft,
-            makespan: mean(&|it| it.makespan),
-            to_bound: mean(&|it| it.makespan / bound),
-            to_heft: mean(&|it| it.makespan / heft),
-            completion: mean(&|it| it.completion),
-            utilization: mean(&|it| it.utilization),
-            succeeded: mean(&|it| it.succeeded),
-            within_three: mean(&|it| it.within_three),
-            waste: mean(&|it| it.waste),
-            crossing: mean(&|it| it.crossing),
-            messages: per_task(&|it| it.sent()),
-            messages_alone: per_task(&|it| it.each_alone()),
-            hedges: mean(&|it| it.hedges as f64) / tasks as f64,
+            makespan: average(&|it| it.makespan),
+            to_bound: average(&|it| it.makespan / bound),
+            to_heft: average(&|it| it.makespan / heft),
+            completion: average(&|it| it.completion),
+            utilization: average(&|it| it.utilization),
+            succeeded: average(&|it| it.succeeded),
+            within_three: average(&|it| it.within_three),
+            waste: average(&|it| it.waste),
+            crossing: average(&|it| it.crossing),
+            messages: per_task(Messages::sent),
+            messages_alone: per_task(Messages::each_alone),
+            hedges: average(&|it| it.hedges as f64) / tasks as f64,
         }
     }
 }
@@ -330,13 +218,6 @@ pub struct Row {
     pub messages_alone: Option<f64>,
 }
 
-/// The geometric mean.
-#[must_use]
-pub fn geometric_mean(values: impl IntoIterator<Item = f64>) -> f64 {
-    let (sum, count) = values.into_iter().fold((0.0, 0.0), |(sum, count), value| (sum + value.ln(), count + 1.0));
-    f64::exp(sum / count)
-}
-
 /// The table of measurements, in their order.
 #[must_use]
 pub fn table(measurements: &[Measurement]) -> Vec<Row> {
@@ -356,11 +237,8 @@ pub fn table(measurements: &[Measurement]) -> Vec<Row> {
         cell.iter().zip(base).map(|(one, other)| of(one) / of(other)).collect::<Vec<f64>>()
     };
     let row = |((agents, policy), cell): &((usize, &str), Vec<&Measurement>)| {
-        let mean = |of: fn(&Measurement) -> f64| cell.iter().map(|it| of(it)).sum::<f64>() / cell.len() as f64;
-        let maybe = |of: fn(&Measurement) -> Option<f64>| {
-            let values: Option<Vec<f64>> = cell.iter().map(|it| of(it)).collect();
-            values.map(|values| values.iter().sum::<f64>() / values.len() as f64)
-        };
+        let average = |of: fn(&Measurement) -> f64| mean(cell.iter().map(|it| of(it)));
+        let maybe = |of: fn(&Measurement) -> Option<f64>| mean_of_all(cell.iter().map(|it| of(it)));
         let queue = cell_of(*agents, Reference::SharedQueue);
         let worst = queue.map(|queue| {
             let mut by_instance: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
@@ -377,10 +255,10 @@ pub fn table(measurements: &[Measurement]) -> Vec<Row> {
             to_heft: geometric_mean(cell.iter().map(|it| it.to_heft)),
             worst,
             completion: turns.map(|turns| geometric_mean(ratios(cell, turns, |it| it.completion))),
-            utilization: mean(|it| it.utilization),
-            succeeded: mean(|it| it.succeeded),
-            within_three: mean(|it| it.within_three),
-            waste: mean(|it| it.waste),
+            utilization: average(|it| it.utilization),
+            succeeded: average(|it| it.succeeded),
+            within_three: average(|it| it.within_three),
+            waste: average(|it| it.waste),
             messages: maybe(|it| it.messages),
             messages_alone: maybe(|it| it.messages_alone),
         }

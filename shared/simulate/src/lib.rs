@@ -8,18 +8,29 @@
 //! | `bounds` | what no policy can beat, and clairvoyant HEFT |
 //! | `engine` | virtual time: attempts that take, fail, and are tried again |
 //! | `reference` | policies outside of the optimizer |
-//! | `machine` | the optimizer as a policy |
-//! | `experiment` | instances × fleets × seeds × policies, and the table of it |
+//! | `driver`, `machine` | the optimizer on a log in memory, and as a policy |
+//! | `who` | all policies by name, and what they have seen before |
+//! | `experiment` | workflows × fleets × luck × policies, and the table of it |
+//! | `capacity` | how many agents of which kind a workflow needs |
+//! | `claims` | what the source documents claim, measured |
+//! | `packing` | requests to language models on agents with slots and memory |
+//! | `stream` | many workflows that come one after another, or all at once |
 //!
 //! `docs/simulate.md` has the model.
 
 pub mod bounds;
+pub mod capacity;
+pub mod claims;
 pub mod draws;
+mod driver;
 pub mod engine;
 pub mod experiment;
 pub mod fleet;
 pub mod generate;
 pub mod machine;
 mod names;
+pub mod packing;
 pub mod reference;
+pub mod stream;
+pub mod who;
 pub mod workload;

@@ -6,7 +6,6 @@ use std::fmt;
 use crate::bounds::Ahead;
 use crate::draws::uniform;
 use crate::engine::{Policy, Sim};
-use crate::fleet::CLASSES;
 
 /// A policy to compare with. None of them knows how long anything takes, or learns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,7 +46,7 @@ impl Reference {
         match self {
             Self::SharedQueue => Box::<SharedQueue>::default(),
             push => {
-                Box::new(Push { rule: push, queues: Vec::new(), outstanding: Vec::new(), turns: [0; CLASSES], turn: 0 })
+                Box::new(Push { rule: push, queues: Vec::new(), outstanding: Vec::new(), turns: Vec::new(), turn: 0 })
             }
         }
     }
@@ -67,7 +66,7 @@ struct Push {
     /// How many tasks each agent has, the one it works on included.
     outstanding: Vec<usize>,
     /// How often a task of each class was given away.
-    turns: [usize; CLASSES],
+    turns: Vec<usize>,
     turn: usize,
 }
 
@@ -104,6 +103,7 @@ impl Policy for Push {
         let agents = sim.running.len();
         self.queues.resize(agents, VecDeque::new());
         self.outstanding.resize(agents, 0);
+        self.turns.resize(sim.world.fleet.classes(), 0);
         for &task in tasks {
             let agent = self.pick(sim, task);
             self.queues[agent].push_back(task);

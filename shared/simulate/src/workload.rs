@@ -5,7 +5,7 @@ use std::sync::Arc;
 use baton_protocol::id::mix;
 use baton_wfformat::Instance;
 
-use crate::fleet::{Fleet, class_of};
+use crate::fleet::Fleet;
 
 /// The least time a task takes on an agent of speed 1, in seconds. Some instances measured nothing.
 const FLOOR_S: f64 = 0.01;
@@ -137,7 +137,7 @@ impl World {
         for (j, job) in world.jobs.iter().enumerate() {
             let (graph, offset) = (&job.graph, world.seconds.len());
             world.offset.push(offset);
-            let classes: Vec<usize> = graph.categories.iter().map(|category| class_of(category)).collect();
+            let classes: Vec<usize> = graph.categories.iter().map(|category| fleet.class_of(category)).collect();
             let shifted = |tasks: &Vec<usize>| tasks.iter().map(|task| offset + task).collect::<Vec<_>>();
             world.job.extend(std::iter::repeat_n(j, graph.len()));
             world.seconds.extend(graph.seconds.iter().map(|seconds| seconds * job.scale));

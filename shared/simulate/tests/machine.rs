@@ -2,21 +2,20 @@
 
 use std::sync::Arc;
 
+use baton_optimizer::Config;
 use baton_simulate::bounds::bounds;
 use baton_simulate::engine::{Conditions, Policy, Sim, Stuck};
-use baton_simulate::experiment::{History, Measurement, Plan, Row, Who, run, strategies, table};
+use baton_simulate::experiment::{Measurement, Plan, Row, run, table};
 use baton_simulate::fleet::{Fleet, FleetPlan};
 use baton_simulate::generate::{Shape, generate};
 use baton_simulate::machine::Machine;
+use baton_simulate::who::{Fleets, History, Who, strategies};
 use baton_simulate::workload::{Job, World};
 
 fn plan() -> Plan {
     Plan {
         graphs: Shape::ALL.map(|shape| Arc::new(generate(shape, 1, 40))).into(),
-        agents: vec![6],
-        speeds: (0.5, 2.0),
-        failures: (0.0, 0.25),
-        fleets: vec![301, 302],
+        fleets: Fleets { agents: vec![6], speeds: (0.5, 2.0), failures: (0.0, 0.25), seeds: vec![301, 302] },
         luck: vec![5, 6],
         who: Who::all(),
         history: History::None,
@@ -40,10 +39,10 @@ fn o13_every_strategy_of_the_optimizer_ends_every_workflow() {
         for graph in &plan.graphs {
             let world = World::new(vec![Job::new(graph)], &fleet);
             let conditions = Conditions { seed: 5, ..Conditions::default() };
-            let mut machine = Machine::new(strategy, &fleet, &plan.graphs);
+            let mut machine = Machine::new(strategy, Config::default(), &fleet, &plan.graphs);
             let outcome = Sim::run(&world, &conditions, &mut machine).unwrap();
             assert!(outcome.makespan >= bounds(&world).makespan * (1.0 - 1e-9), "nobody beats the bound");
-            let messages = machine.messages;
+            let messages = machine.messages();
             // It asks for nothing that it can not have: what it believes of the agents is what they are.
             assert_eq!((messages.refused, messages.placements), (0, outcome.attempts), "{strategy:?}");
             assert!(messages.sent() <= messages.each_alone());
@@ -63,7 +62,7 @@ fn o13_what_was_learned_goes_from_one_simulation_to_the_next() {
     let plan = plan();
     let fleet = fleet();
     let strategy = strategies()[0];
-    let (none, conditions) = (Machine::new(strategy, &fleet, &plan.graphs), Conditions::default());
+    let (none, conditions) = (Machine::new(strategy, Config::default(), &fleet, &plan.graphs), Conditions::default());
     let mut machine = Machine::resume(&none.learned());
     assert_eq!(machine.optimizer(), none.optimizer());
     let world = World::new(vec![Job::new(&plan.graphs[0])], &fleet);
