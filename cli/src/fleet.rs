@@ -130,6 +130,7 @@ impl Fleet {
         let traces = services::trace_config(settings)?;
         let (tell, mut bound) = oneshot::channel();
         let mut tell = Some(tell);
+        let feed = services::feed(&self.connect);
         for service in Service::ALL {
             let instance = Instance::new(service);
             let telemetry = services::telemetry(&instance, &traces)?;
@@ -138,9 +139,9 @@ impl Fleet {
             let group = if is_gateway { &mut self.gateway } else { &mut self.services };
             let tell = if is_gateway { tell.take() } else { None };
             self.instances.push(instance.clone());
-            let connect = self.connect.clone();
+            let (connect, feed) = (self.connect.clone(), Some(feed.clone()));
             group.run(service.to_string(), |shutdown| {
-                services::run(instance, connect, settings.clone(), telemetry, shutdown, tell)
+                services::run(instance, connect, settings.clone(), telemetry, feed, shutdown, tell)
             });
         }
         // Elsewhere, other instances may lead.

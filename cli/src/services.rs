@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use baton_client::ConnectSettings;
 use baton_protocol::Service;
-use baton_shell::{BreakerSettings, Instance, Settings, Telemetry};
+use baton_shell::{BreakerSettings, Feed, Instance, Settings, Telemetry};
 use baton_telemetry::spans::TraceConfig;
 use baton_telemetry::{Metrics, Spans};
 use tokio::sync::oneshot;
@@ -41,6 +41,7 @@ pub(crate) async fn run(
     connect: ConnectSettings,
     settings: Settings,
     telemetry: Telemetry,
+    feed: Option<Feed>,
     shutdown: CancellationToken,
     bound: Option<oneshot::Sender<SocketAddr>>,
 ) -> anyhow::Result<()> {
@@ -54,7 +55,7 @@ pub(crate) async fn run(
             Service::WorkflowManager => {
                 let run = baton_shell::run::<baton_workflow_manager::WorkflowManager>;
                 let config = baton_workflow_manager::Config { max_live_runs: settings.workflows.max_live_runs };
-                run(instance, connect, settings, config, telemetry, shutdown).await.map_err(anyhow::Error::from)
+                run(instance, connect, settings, config, telemetry, feed, shutdown).await.map_err(anyhow::Error::from)
             }
             Service::ResourceManager => {
                 let (lease_ms, heartbeat_ms) = (settings.agents.lease_ms, settings.agents.heartbeat_ms);
@@ -69,7 +70,7 @@ pub(crate) async fn run(
                 };
                 let post = baton_post::run(connect.clone(), post, telemetry.metrics.clone(), shutdown.clone());
                 let run = baton_shell::run::<baton_resource_manager::ResourceManager>;
-                let service = run(instance, connect, settings, config, telemetry, shutdown);
+                let service = run(instance, connect, settings, config, telemetry, feed, shutdown);
                 tokio::select! {
                     ended = service => ended.map_err(anyhow::Error::from),
                     never = async { post.await; std::future::pending().await } => never,
@@ -79,7 +80,7 @@ pub(crate) async fn run(
                 let ageing_ms = settings.placement.ageing_ms;
                 let config = baton_optimizer::Config { ageing_ms, ..baton_optimizer::Config::default() };
                 let run = baton_shell::run::<baton_optimizer::Optimizer>;
-                run(instance, connect, settings, config, telemetry, shutdown).await.map_err(anyhow::Error::from)
+                run(instance, connect, settings, config, telemetry, feed, shutdown).await.map_err(anyhow::Error::from)
             }
             Service::Gateway => {
                 let run = baton_gateway::run(instance, connect, settings, telemetry, shutdown, bound);
@@ -87,7 +88,7 @@ pub(crate) async fn run(
             }
         }
     });
-    let ended = if service == Service::Gateway { run.await } else { on_a_thread(service, run).await };
+    let ended = if service == Service::Gateway { run.await } else { on_a_thread(service.as_str(), run).await };
     ended.with_context(|| format!("the {service} stopped"))
 }
 
@@ -96,8 +97,18 @@ fn breakers(settings: &BreakerSettings) -> baton_resource_manager::BreakerConfig
     baton_resource_manager::BreakerConfig { enabled, window, min_tasks, error_percent, open_ms, max_open_ms, probes }
 }
 
+/// Reads the log for all services of this process, on a thread of its own, until they are gone.
+pub(crate) fn feed(connect: &ConnectSettings) -> Feed {
+    let (feed, reading) = Feed::new(connect.clone());
+    tokio::spawn(on_a_thread("log", async {
+        reading.await;
+        Ok(())
+    }));
+    feed
+}
+
 /// Runs a service on a thread of its own.
-async fn on_a_thread<F>(service: Service, run: F) -> anyhow::Result<()>
+async fn on_a_thread<F>(name: &'static str, run: F) -> anyhow::Result<()>
 where
     F: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
@@ -112,6 +123,6 @@ where
         });
         let _ = tell.send(ended);
     };
-    std::thread::Builder::new().name(service.to_string()).spawn(run).context("a thread")?;
+    std::thread::Builder::new().name(name.to_owned()).spawn(run).context("a thread")?;
     ended.await.unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked")))
 }

@@ -25,7 +25,7 @@ impl Service {
         let shutdown = CancellationToken::new();
         tracing::info!(service = %self.name, instance = instance.name(), version = env!("CARGO_PKG_VERSION"), "starting");
         let connect = context.connect_settings();
-        let service = services::run(instance, connect, context.settings, telemetry, shutdown.clone(), None);
+        let service = services::run(instance, connect, context.settings, telemetry, None, shutdown.clone(), None);
         tokio::pin!(service);
         let ended = tokio::select! {
             ended = &mut service => ended,

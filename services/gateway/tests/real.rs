@@ -60,14 +60,30 @@ async fn g1_a_run_goes_from_http_through_the_services_and_back() {
     };
     let (i, c, s, t) = start(Service::WorkflowManager);
     let config = baton_workflow_manager::Config::default();
-    tokio::spawn(baton_shell::run::<baton_workflow_manager::WorkflowManager>(i, c, s, config, t, shutdown.clone()));
+    tokio::spawn(baton_shell::run::<baton_workflow_manager::WorkflowManager>(
+        i,
+        c,
+        s,
+        config,
+        t,
+        None,
+        shutdown.clone(),
+    ));
     let (i, c, s, t) = start(Service::ResourceManager);
     // The agent sends no heartbeats.
     let config = baton_resource_manager::Config { lease_ms: 120_000, ..Default::default() };
-    tokio::spawn(baton_shell::run::<baton_resource_manager::ResourceManager>(i, c, s, config, t, shutdown.clone()));
+    tokio::spawn(baton_shell::run::<baton_resource_manager::ResourceManager>(
+        i,
+        c,
+        s,
+        config,
+        t,
+        None,
+        shutdown.clone(),
+    ));
     let (i, c, s, t) = start(Service::Optimizer);
     let config = baton_optimizer::Config::default();
-    tokio::spawn(baton_shell::run::<baton_optimizer::Optimizer>(i, c, s, config, t, shutdown.clone()));
+    tokio::spawn(baton_shell::run::<baton_optimizer::Optimizer>(i, c, s, config, t, None, shutdown.clone()));
     let (bound, address) = oneshot::channel();
     let (i, c, s, t) = start(Service::Gateway);
     tokio::spawn(baton_gateway::run(i, c, s, t, shutdown.clone(), Some(bound)));

@@ -15,6 +15,7 @@ mod clock;
 pub mod config;
 mod effects;
 mod endpoints;
+mod feed;
 mod full;
 mod instance;
 mod leadership;
@@ -27,5 +28,6 @@ mod snapshots;
 /// The wall clock, in milliseconds since 1970. A machine never calls it; the shell hands the time in.
 pub(crate) use baton_client::now as now_ms;
 pub use config::{BreakerSettings, Settings};
+pub use feed::Feed;
 pub use instance::{Instance, serve_status};
 pub use service::{ShellError, Telemetry, run};

@@ -10,6 +10,7 @@ use baton_telemetry::{Metrics, Spans};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Settings;
+use crate::feed::Feed;
 use crate::full::Gate;
 use crate::instance::Instance;
 use crate::log::LogError;
@@ -49,6 +50,8 @@ pub struct Telemetry {
 /// Runs an instance of a service until `shutdown`, then drains: what was decided is committed and answered, a snapshot
 /// is kept, leadership is given up.
 ///
+/// With a `feed` it leaves reading the log to that while it leads.
+///
 /// Only what a restart can not mend ends it with an error: a log that contradicts the settings or can not be read, and
 /// a broker that was never reached.
 pub async fn run<M: Machine>(
@@ -57,6 +60,7 @@ pub async fn run<M: Machine>(
     settings: Settings,
     config: M::Config,
     telemetry: Telemetry,
+    feed: Option<Feed>,
     shutdown: CancellationToken,
 ) -> Result<(), ShellError> {
     let service = M::Record::SERVICE;
@@ -73,7 +77,7 @@ pub async fn run<M: Machine>(
         let end = match session.await {
             Ok(Some(session)) => {
                 ever_connected = true;
-                let (end, landed) = session.run(&shutdown).await;
+                let (end, landed) = session.run(feed.clone(), &shutdown).await;
                 if landed {
                     pause = Duration::from_millis(20);
                 }

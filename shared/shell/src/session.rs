@@ -23,10 +23,11 @@ use crate::clock::Clock;
 use crate::config::Settings;
 use crate::effects::Hands;
 use crate::endpoints::{Endpoints, Incoming};
+use crate::feed::{Feed, Read, Reading};
 use crate::full::Gate;
 use crate::instance::{Instance, serve_status};
 use crate::leadership::{Campaign, Leadership, Pulse};
-use crate::log::{self, CommitFailure, LogError, Tail, TailError, other};
+use crate::log::{self, CommitFailure, LogError, TailError, other};
 use crate::service::{ShellError, Telemetry};
 use crate::snapshots::Snapshots;
 
@@ -88,7 +89,9 @@ pub(crate) struct Session<M: Machine> {
     stream: Stream,
     stream_name: String,
     subject: String,
-    tail: Tail,
+    tail: Reading,
+    /// Where the log is read for all services of this process.
+    feed: Option<Feed>,
     pub(crate) processor: Processor<M>,
     pub(crate) hands: Hands,
     snapshots: Snapshots,
@@ -164,7 +167,7 @@ impl<M: Machine> Session<M> {
             if settings.log.replicas > 1 {
                 processor.prove_by_commit();
             }
-            let tail = log::tail(&client, &stream, processor.position() + 1, None).await?;
+            let tail = Reading::alone(log::tail(&client, &stream, processor.position() + 1, None).await?);
             let (answers_in, answers) = mpsc::channel(1024);
             let hands = Hands::new(client.clone(), instance.clone(), telemetry.clone(), runs, answers_in);
             let (changes_in, changes) = mpsc::channel(4);
@@ -176,6 +179,7 @@ impl<M: Machine> Session<M> {
                 stream_name: subject::log_stream(shard),
                 subject: subject::log(shard, M::Record::SERVICE),
                 tail,
+                feed: None,
                 processor,
                 hands,
                 snapshots,
@@ -219,8 +223,7 @@ impl<M: Machine> Session<M> {
         while self.processor.position() < last {
             let message = tokio::time::timeout(Duration::from_secs(10), self.tail.next());
             match message.await {
-                Ok(Some(message)) => self.read(message)?,
-                Ok(None) => return Err(End::Broken("the log's tail ended".to_owned())),
+                Ok(message) => self.read(message).await?,
                 Err(_) => return Err(End::Broken("the log stayed silent before its end".to_owned())),
             }
         }
@@ -234,26 +237,46 @@ impl<M: Machine> Session<M> {
         self.clock.now(self.processor.time())
     }
 
-    fn read(&mut self, message: Result<async_nats::jetstream::Message, TailError>) -> Result<(), End> {
-        let message = message.map_err(|error| End::Broken(format!("the log's tail: {error}")))?;
-        let seq = message.info().map_err(|error| End::Broken(format!("the log's tail: {error}")))?.stream_sequence;
+    /// Takes what the log's tail brought.
+    async fn read(&mut self, read: Option<Result<Read, TailError>>) -> Result<(), End> {
+        let read = read.ok_or_else(|| End::Broken("the log's tail ended".to_owned()))?;
+        let now = self.now();
         let unreadable = |error: String| {
             let service = M::Record::SERVICE;
             End::Fatal(ShellError::Unreadable { service, error })
         };
-        let Some((_, service)) = subject::parse_log(&message.subject) else {
-            return Err(unreadable(format!("message {seq} has the subject {:?}", message.subject)));
+        let taken = match read.map_err(|error| End::Broken(format!("the log's tail: {error}")))? {
+            Read::Ended => return self.follow().await,
+            Read::Commit(seq, commit) => self.processor.read_commit(seq, &commit, now),
+            Read::Message(message) => {
+                let info = message.info().map_err(|error| End::Broken(format!("the log's tail: {error}")))?;
+                let seq = info.stream_sequence;
+                let Some((_, service)) = subject::parse_log(&message.subject) else {
+                    return Err(unreadable(format!("message {seq} has the subject {:?}", message.subject)));
+                };
+                self.tail.brought(seq);
+                self.processor.read(seq, service, &message.payload, now)
+            }
         };
-        let now = self.now();
-        self.processor.read(seq, service, &message.payload, now).map_err(|error| match error {
+        taken.map_err(|error| match error {
             ReadError::Deposed { .. } => End::Broken(error.to_string()),
             ReadError::Undecodable { .. } | ReadError::Gap { .. } => unreadable(error.to_string()),
         })
     }
 
+    /// Follows the services that the machine observes, from here on.
+    async fn follow(&mut self) -> Result<(), End> {
+        let from = self.processor.position() + 1;
+        let of = Some((Shard::default(), M::FOLLOWS));
+        let own = log::tail(&self.connection.nats, &self.stream, from, of).await?;
+        self.tail = Reading::with(own, self.feed.as_ref(), M::FOLLOWS);
+        Ok(())
+    }
+
     /// Runs until something ends it.
     /// Tells how it ended, and whether it got anything done.
-    pub(crate) async fn run(mut self, shutdown: &CancellationToken) -> (End, bool) {
+    pub(crate) async fn run(mut self, feed: Option<Feed>, shutdown: &CancellationToken) -> (End, bool) {
+        self.feed = feed;
         let end = self.turn_around(shutdown).await;
         self.endpoints = None;
         if matches!(end, End::Full(_)) {
@@ -309,12 +332,11 @@ impl<M: Machine> Session<M> {
                     if let Err(end) = self.landed(outcome).await { return end }
                 }
                 message = self.tail.next() => {
-                    let Some(message) = message else { return End::Broken("the log's tail ended".to_owned()) };
-                    if let Err(end) = self.read(message) { return end }
+                    if let Err(end) = self.read(message).await { return end }
                     for _ in 0..BATCH {
                         match self.tail.next().now_or_never() {
-                            Some(Some(message)) => if let Err(end) = self.read(message) { return end },
-                            _ => break,
+                            Some(message) => if let Err(end) = self.read(message).await { return end },
+                            None => break,
                         }
                     }
                     if let Err(end) = self.begin_term().await { return end }
@@ -376,8 +398,8 @@ impl<M: Machine> Session<M> {
         tokio::task::yield_now().await;
         for _ in 0..BATCH {
             match self.tail.next().now_or_never() {
-                Some(Some(message)) => self.read(message)?,
-                _ => break,
+                Some(message) => self.read(message).await?,
+                None => break,
             }
         }
         while let Ok((tag, reply)) = self.answers.try_recv() {
@@ -417,9 +439,7 @@ impl<M: Machine> Session<M> {
         if !self.processor.begin_term(self.instance.name(), now) {
             return Ok(());
         }
-        let from = self.processor.position() + 1;
-        let of = Some((Shard::default(), M::FOLLOWS));
-        self.tail = log::tail(&self.connection.nats, &self.stream, from, of).await?;
+        self.follow().await?;
         if self.gate.why().is_none() {
             self.serve().await?;
         }

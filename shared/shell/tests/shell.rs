@@ -1,5 +1,6 @@
 //! The shell against a real nats-server: leadership, takeover, the fence, replay, what can not be read.
 
+mod feed;
 mod full;
 
 use std::time::Duration;
@@ -11,7 +12,7 @@ use baton_protocol::record::{AnyCommit, OptimizerRecord, Stamp, StrategyChanged}
 use baton_protocol::request::{Done, OptimizerRequest, Role, SetStrategy, Strategy};
 use baton_protocol::subject::{self, Shard};
 use baton_protocol::{Millis, Service};
-use baton_shell::{Instance, Settings, ShellError, Telemetry};
+use baton_shell::{Feed, Instance, Settings, ShellError, Telemetry};
 use baton_telemetry::{Metrics, Spans};
 use baton_testkit::{NatsServer, Proxy, wait_for};
 use futures::StreamExt;
@@ -39,7 +40,11 @@ impl Machine for Counter {
         self.numbers += stamp.number;
     }
     fn observe(&mut self, _: Stamp, _: Foreign<'_>) {}
-    fn react(_: &mut Turn<'_, Self>, _: &AnyCommit) {}
+    fn react(turn: &mut Turn<'_, Self>, commit: &AnyCommit) {
+        if commit.service() == Service::WorkflowManager {
+            turn.emit(OptimizerRecord::StrategyChanged(StrategyChanged { strategy: Strategy::RoundRobin }));
+        }
+    }
     fn request(turn: &mut Turn<'_, Self>, request: OptimizerRequest, _: &RequestContext) -> Reply {
         match request {
             OptimizerRequest::SetStrategy(SetStrategy { strategy }) => {
@@ -66,6 +71,10 @@ struct Running {
 
 impl Running {
     fn start(url: &str, settings: &Settings) -> Self {
+        Self::start_with(url, settings, None)
+    }
+
+    fn start_with(url: &str, settings: &Settings, feed: Option<Feed>) -> Self {
         let instance = Instance::new(Service::Optimizer);
         let shutdown = CancellationToken::new();
         let metrics = Metrics::new("optimizer", instance.name());
@@ -76,6 +85,7 @@ impl Running {
             settings.clone(),
             (),
             telemetry,
+            feed,
             shutdown.clone(),
         ));
         Self { instance, metrics, shutdown, task }
