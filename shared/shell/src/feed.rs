@@ -123,6 +123,7 @@ fn placed(message: &Message) -> Result<Placed, String> {
 }
 
 /// Something of the log.
+#[expect(clippy::large_enum_variant, reason = "it is taken at once, and a box would be one for every message")]
 pub(crate) enum Read {
     /// As it came from the broker.
     Message(Message),
