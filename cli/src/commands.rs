@@ -1,15 +1,18 @@
 //! The commands, one module each.
 
+pub(crate) mod advise;
 pub(crate) mod agent;
 pub(crate) mod agents;
 pub(crate) mod bench;
 pub(crate) mod cancel;
+pub(crate) mod capacity;
 pub(crate) mod completions;
 pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod graph;
 pub(crate) mod healthcheck;
 pub(crate) mod import;
+pub(crate) mod learning;
 pub(crate) mod log;
 pub(crate) mod message;
 pub(crate) mod run;
@@ -19,6 +22,7 @@ pub(crate) mod show;
 pub(crate) mod simulate;
 pub(crate) mod strategy;
 pub(crate) mod up;
+pub(crate) mod why_placed;
 pub(crate) mod workflow;
 
 use baton_client::{Client, ConnectError, ConnectSettings, Connection};

@@ -146,6 +146,15 @@ enum Command {
     Workflow(c::workflow::Workflow),
     /// Show how tasks are placed, or change it
     Strategy(c::strategy::Strategy),
+    /// What was learned of agents and tasks: export it, import it
+    #[command(subcommand)]
+    Learning(c::learning::Learning),
+    /// Say how many agents a workflow needs
+    Capacity(c::capacity::Capacity),
+    /// Say how agents should work together on a workflow
+    Advise(c::advise::Advise),
+    /// Say why an agent has a task, or why the task waits
+    WhyPlaced(c::why_placed::WhyPlaced),
     /// Run one service alone
     Service(c::service::Service),
     /// Run agents
@@ -259,6 +268,10 @@ async fn dispatch(command: Command, context: Context) -> anyhow::Result<Exit> {
         Command::Message(command) => command.run(&context).await,
         Command::Workflow(command) => command.run(&context).await,
         Command::Strategy(command) => command.run(&context).await,
+        Command::Learning(command) => command.run(&context).await,
+        Command::Capacity(command) => command.run(&context).await,
+        Command::Advise(command) => command.run(&context).await,
+        Command::WhyPlaced(command) => command.run(&context).await,
         Command::Service(command) => command.run(context).await,
         Command::Agent(command) => command.run(context).await,
         Command::Healthcheck(command) => command.run(&context).await,

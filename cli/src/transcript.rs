@@ -178,6 +178,7 @@ fn resource(number: Number, record: &ResourceRecord) -> (String, Tone) {
 fn optimizer(record: &OptimizerRecord) -> (String, Tone) {
     match record {
         OptimizerRecord::StrategyChanged(r) => (r.strategy.as_str().to_owned(), Tone::Plain),
+        OptimizerRecord::LearningImported(r) => (format!("{} lessons", r.lessons.len()), Tone::Plain),
     }
 }
 
@@ -217,6 +218,8 @@ mod tests {
             priority: 0,
             key: None,
             trace: None,
+            strategy: None,
+            due: None,
         })
     }
 

@@ -197,6 +197,8 @@ impl<B: Broker> Fleet<B> {
             key: None,
             run: None,
             trace: None,
+            strategy: None,
+            due_ms: None,
         };
         self.client.start_run(start).await.unwrap().run
     }

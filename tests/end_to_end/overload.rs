@@ -17,6 +17,8 @@ fn start(key: &str) -> StartRun {
         key: Some(key.to_owned()),
         run: None,
         trace: None,
+        strategy: None,
+        due_ms: None,
     }
 }
 

@@ -95,6 +95,8 @@ async fn articles(nats: &NatsServer) -> Vec<Duration> {
             key: None,
             run: None,
             trace: None,
+            strategy: None,
+            due_ms: None,
         };
         let run = client.start_run(request).await.expect("started").run;
         let view = wait_for("the article", PATIENCE, || async {

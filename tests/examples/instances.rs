@@ -51,6 +51,8 @@ async fn run(client: Client, name: WorkflowName, instance: Instance) -> String {
         key: None,
         run: None,
         trace: None,
+        strategy: None,
+        due_ms: None,
     };
     let run = client.start_run(request).await.expect("started").run;
     let order = Order::of(&client, run).await;

@@ -44,6 +44,8 @@ fn start() -> StartRun {
         key: None,
         run: None,
         trace: None,
+        strategy: None,
+        due_ms: None,
     }
 }
 

@@ -172,6 +172,8 @@ impl Demo {
             key: None,
             run: None,
             trace: None,
+            strategy: None,
+            due_ms: None,
         };
         let run = client.start_run(request).await?.run;
         let shown = if self.json { Show::Nothing } else { Show::BarsOnly(context.err) };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use baton_client::DEADLINE;
 use baton_protocol::WorkflowName;
-use baton_protocol::request::StartRun;
+use baton_protocol::request::{StartRun, Strategy};
 use baton_protocol::run::RunStatus;
 use clap::Args;
 
@@ -31,6 +31,12 @@ pub(crate) struct Run {
     /// Larger goes first
     #[arg(long, default_value_t = 0, value_name = "N", allow_negative_numbers = true)]
     priority: i32,
+    /// How its tasks are placed, instead of as those of all runs are: ADAPTIVE, ROUND_ROBIN …
+    #[arg(long, value_name = "STRATEGY")]
+    strategy: Option<Strategy>,
+    /// In how many seconds it should have ended: placement strives for it, nothing ends because of it
+    #[arg(long, value_name = "SECONDS")]
+    due: Option<u64>,
     /// The workflow's version; the latest one unless given
     #[arg(long, value_name = "N")]
     version: Option<u32>,
@@ -56,6 +62,8 @@ impl Run {
             key: self.key,
             run: None,
             trace: None,
+            strategy: self.strategy,
+            due_ms: self.due.map(|seconds| seconds.saturating_mul(1000)),
         };
         let client = context.client().await?;
         // Waiting for room is for those who asked to: a script may have something better to do.

@@ -12,8 +12,7 @@ use crate::text::{ago, span};
 /// Shows how tasks are placed, what waits, and what was learned; or changes how tasks are placed, from now on
 #[derive(Debug, Args)]
 pub(crate) struct Strategy {
-    /// The strategy from now on: ROUND_ROBIN or LOAD_BALANCED
-    #[arg(value_parser = strategy)]
+    /// The strategy from now on: ROUND_ROBIN, PRIORITY_BASED, LOAD_BALANCED, ADAPTIVE, HISTORICAL or SWARM
     set: Option<Chosen>,
     /// Write the answer as JSON
     #[arg(long)]
@@ -38,6 +37,21 @@ impl Strategy {
 
 fn show(out: Output, view: &PlacementView) -> anyhow::Result<()> {
     out.line(&format!("strategy  {}\nqueued    {}", view.strategy.as_str(), view.queued))?;
+    let figures = &view.figures;
+    let part = |part: Option<f64>| part.map_or_else(|| "-".to_owned(), |part| format!("{:.1} %", 100.0 * part));
+    let took = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| span(ms.round() as u64));
+    out.line(&format!(
+        "tasks     {} ended, {} of them well; {} in the last hour; {} at work\ntook      {} on average, after waiting {}\nagents    \
+         {} of their slots in use; balance {}",
+        figures.total_coordinations,
+        part(figures.success_rate),
+        figures.throughput_per_hour,
+        figures.active_coordinations,
+        took(figures.average_coordination_ms),
+        took(figures.average_wait_ms),
+        part(figures.resource_efficiency),
+        part(figures.balance),
+    ))?;
     let mut queue = Table::new(["task", "for", ">priority", "waits since", ">expected"]);
     for task in &view.queue {
         queue.row([
@@ -71,13 +85,4 @@ fn show(out: Output, view: &PlacementView) -> anyhow::Result<()> {
         out.table(table)?;
     }
     Ok(())
-}
-
-fn strategy(text: &str) -> Result<Chosen, String> {
-    let known = [Chosen::RoundRobin, Chosen::LoadBalanced];
-    let text = text.to_ascii_uppercase().replace('-', "_");
-    known
-        .into_iter()
-        .find(|strategy| strategy.as_str() == text)
-        .ok_or_else(|| format!("it must be one of {}", known.map(Chosen::as_str).join(", ")))
 }

@@ -8,17 +8,23 @@ use std::sync::{Arc, LazyLock};
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Effect, Reply, Turn};
 use baton_protocol::breaker::{BreakerClosed, BreakerHalfOpened, BreakerOpened};
-use baton_protocol::record::{AgentLeft, AgentRegistered, AnyCommit, LeaseEnded, ResourceRecord, WorkflowRecord};
-use baton_protocol::request::{AssignAnswer, AssignTasks, Placement, Refusal};
+use baton_protocol::record::{AgentLeft, AgentRegistered, AnyCommit, ResourceRecord, WorkflowRecord};
+use baton_protocol::request::{
+    AssignAnswer, AssignTasks, Candidate, ExplainPlacement, Placement, PlacementExplained, Refusal, Strategy,
+};
 use baton_protocol::trace::{Span, SpanKind, task_span};
 use baton_protocol::{AgentId, Code, Json, Millis, Rejection, RunId, Service, StageName, TaskId};
 
-use crate::placement::{Chosen, Room, Standing};
-use crate::queue::{Head, Lines, Shape};
+use crate::adaptive::Planner;
+use crate::fleet::Rank;
+use crate::placement::{Chosen, Finish, Room, Standing, Weighed};
+use crate::queue::{Head, Lines, Queued, Shape};
 use crate::{Config, Optimizer};
 
 /// The most placements in one question: about 200 KiB.
 const MAX_PLACEMENTS: usize = 1000;
+/// Of how many placements it is kept how they were weighed.
+const MAX_EXPLAINED: usize = 4096;
 /// How long a task is kept from an agent that refused it.
 const AVOID_MS: Millis = 200;
 /// How long nothing is asked after a question that was refused or not answered.
@@ -33,6 +39,8 @@ pub struct Soft {
     lines: Lines,
     /// The agents, with what is asked for set aside: nothing is promised twice.
     room: Room,
+    /// What is known besides while tasks are placed by what was learned.
+    planner: Option<Box<Planner>>,
     /// How often an agent had got free by a record that does not name it.
     unnamed: u64,
     /// What was asked for and is not in the log yet.
@@ -48,6 +56,8 @@ pub struct Soft {
     paused_until: Option<Millis>,
     /// The length of the queue that was last shown.
     shown: Option<usize>,
+    /// How the last tasks were weighed that were placed in this term, the latest last.
+    placed: VecDeque<(TaskId, Asked)>,
 }
 
 /// A task that an agent was asked for.
@@ -55,6 +65,8 @@ pub struct Soft {
 struct Asked {
     agent: AgentId,
     shape: Arc<Shape>,
+    strategy: Strategy,
+    weighed: Weighed,
     tag: u64,
     since: Millis,
     at: Millis,
@@ -83,30 +95,59 @@ impl Soft {
         let question = self.questions.values().next().map(|q| q.at.saturating_add(config.ask_timeout_ms));
         let question = question.filter(|_| !is_planted(Bug::QuestionNeverExpires));
         let avoided = self.avoided_until.front().map(|(until, _)| *until);
-        question.into_iter().chain(avoided).chain(self.paused_until).min()
+        let planned = self.planner.as_ref().and_then(|planner| planner.deadline());
+        question.into_iter().chain(avoided).chain(self.paused_until).chain(planned).min()
     }
 
     /// All tasks that may be asked for stand in line.
-    fn line_up_all(&mut self, state: &Optimizer) {
+    fn line_up_all(&mut self, state: &Optimizer, clock: Clock<'_>) {
         self.lines = Lines::default();
+        self.planner = None;
         for (task, _) in state.queue.iter() {
-            self.line_up(state, task);
+            self.line_up(state, task, clock);
         }
     }
 
     /// The task stands in line if it may be asked for.
-    fn line_up(&mut self, state: &Optimizer, task: &TaskId) {
+    fn line_up(&mut self, state: &Optimizer, task: &TaskId, clock: Clock<'_>) {
         let Some(queued) = state.queue.get(task) else { return };
         let avoided = self.avoided.get(task).is_some_and(|avoided| avoided.task);
-        if !avoided && !self.asked.contains_key(task) {
+        if avoided || self.asked.contains_key(task) {
+            return;
+        }
+        let looks_ahead = state.strategy_of(task.run) == Strategy::Adaptive;
+        if !looks_ahead || !self.planner(state).add(state, task, queued, clock) {
             self.lines.add(task, queued);
+        }
+    }
+
+    /// The planner: from when the first task is placed by what was learned.
+    fn planner(&mut self, state: &Optimizer) -> &mut Planner {
+        let Self { planner, asked, .. } = self;
+        planner.get_or_insert_with(|| {
+            let mut planner = Planner::new(state);
+            for (task, Asked { agent, at, .. }) in asked {
+                planner.began(task, agent, *at);
+            }
+            Box::new(planner)
+        })
+    }
+
+    /// What an agent holds may have changed, but not what it can do.
+    fn changed(&mut self, state: &Optimizer, agent: &AgentId) {
+        self.room.changed(state, agent);
+        if let Some(planner) = &mut self.planner {
+            planner.touch(agent);
         }
     }
 
     /// Nothing is set aside for the task any more.
     fn release(&mut self, state: &Optimizer, task: &TaskId) -> Option<Asked> {
         let asked = self.asked.remove(task)?;
-        self.room.release(&state.fleet, &asked.agent, &asked.shape);
+        self.room.release(state, &asked.agent, &asked.shape);
+        if let Some(planner) = &mut self.planner {
+            planner.ended(task, &asked.agent);
+        }
         if let Some(question) = self.questions.get_mut(&asked.tag) {
             question.left -= 1;
             if question.left == 0 {
@@ -117,12 +158,12 @@ impl Soft {
     }
 
     /// Nothing is set aside for a question any more.
-    fn give_up(&mut self, state: &Optimizer, tag: u64) {
+    fn give_up(&mut self, state: &Optimizer, tag: u64, clock: Clock<'_>) {
         let of_question = self.asked.iter().filter(|(_, asked)| asked.tag == tag);
         let tasks: Vec<_> = of_question.map(|(task, _)| task.clone()).collect();
         for task in tasks {
             self.release(state, &task);
-            self.line_up(state, &task);
+            self.line_up(state, &task, clock);
         }
         self.questions.remove(&tag);
     }
@@ -141,10 +182,33 @@ impl Soft {
     }
 
     /// Chooses agents for as many tasks as possible.
-    fn choose(&mut self, state: &Optimizer, clock: (Millis, Millis)) -> Vec<Chosen> {
-        if self.lines.len() > 2 * state.queue.len() + MAX_GONE {
-            self.line_up_all(state);
+    fn choose(&mut self, state: &Optimizer, clock: Clock<'_>) -> Vec<Chosen> {
+        let is_stale = self.planner.as_ref().is_some_and(|planner| planner.is_stale(state));
+        if is_stale || self.lines.len() > 2 * state.queue.len() + MAX_GONE {
+            self.line_up_all(state, clock);
         }
+        let (config, now) = clock;
+        let planned = self.planner.as_ref().and_then(|planner| planner.level(clock));
+        let Some(planned) = planned else { return self.choose_in_line(state, clock) };
+        // Of the two sorts of tasks, those come first whose first stands higher in the queue.
+        let lines_first = self.lines.level(now, config.ageing_ms).is_some_and(|level| level >= planned);
+        let mut plan = Vec::new();
+        if lines_first {
+            plan = self.choose_in_line(state, clock);
+        }
+        let Self { planner, room, avoided, .. } = self;
+        if let Some(planner) = planner {
+            let barred = |task: &TaskId| avoided.get(task).map(|avoided| &avoided.agents);
+            plan.extend(planner.plan(state, room, clock, barred));
+        }
+        if !lines_first {
+            plan.extend(self.choose_in_line(state, clock));
+        }
+        plan
+    }
+
+    /// Chooses agents for tasks that are placed without looking ahead.
+    fn choose_in_line(&mut self, state: &Optimizer, (config, now): Clock<'_>) -> Vec<Chosen> {
         let Self { lines, room, avoided, .. } = self;
         let standing = |head: &Head| {
             let task = head.task();
@@ -152,45 +216,70 @@ impl Soft {
                 return Standing::Gone;
             }
             let not = avoided.get(task).map(|avoided| &avoided.agents);
-            Standing::Free { not, rather_not: state.runs.failed_under(task) }
+            let (strategy, rather_not) = state.runs.get(task.run).map_or((state.strategy, None), |run| {
+                (run.strategy.unwrap_or(state.strategy), run.failed_under(&task.stage))
+            });
+            Standing::Free { not, rather_not, strategy }
         };
-        room.plan(lines, &state.fleet, state.strategy, clock, standing)
+        let plan = room.plan(lines, state, (now, config.ageing_ms), standing);
+        if let Some(planner) = &mut self.planner {
+            for Chosen { task, agent, .. } in &plan {
+                planner.began(task, agent, now);
+            }
+        }
+        plan
     }
 }
 
+/// The settings and the time.
+pub(crate) type Clock<'a> = (&'a Config, Millis);
+
 /// Does something with what the leader knows, in the light of what the log says.
-fn with<T>(turn: &mut Turn<'_, Optimizer>, act: impl FnOnce(&mut Soft, &Optimizer) -> T) -> T {
+fn with<T>(turn: &mut Turn<'_, Optimizer>, act: impl FnOnce(&mut Soft, &Optimizer, Clock<'_>) -> T) -> T {
     let mut soft = std::mem::take(turn.soft);
-    let result = act(&mut soft, turn.state());
+    let result = act(&mut soft, turn.state(), (turn.config(), turn.now()));
     *turn.soft = soft;
     result
 }
 
 /// Begins a term.
 pub(crate) fn begin(turn: &mut Turn<'_, Optimizer>) {
-    with(turn, |soft, state| {
+    with(turn, |soft, state, clock| {
         soft.unnamed = state.unnamed;
-        soft.line_up_all(state);
+        soft.line_up_all(state, clock);
     });
+}
+
+/// Other things are known of agents from now on.
+pub(crate) fn learned_elsewhere(turn: &mut Turn<'_, Optimizer>) {
+    with(turn, |soft, state, clock| {
+        soft.room.forget_pools();
+        soft.line_up_all(state, clock);
+    });
+}
+
+/// Tasks are placed differently from now on.
+pub(crate) fn line_up_all(turn: &mut Turn<'_, Optimizer>) {
+    with(turn, Soft::line_up_all);
 }
 
 /// Places as many tasks as possible, and asks for all of it.
 pub(crate) fn place(turn: &mut Turn<'_, Optimizer>) {
-    let (now, ageing_ms) = (turn.now(), turn.config().ageing_ms);
+    let now = turn.now();
     if turn.soft.paused_until.is_some_and(|until| now < until) {
         return;
     }
     turn.soft.paused_until = None;
     let seen = turn.workflow_number();
-    let mut plan = with(turn, |soft, state| soft.choose(state, (now, ageing_ms))).into_iter().peekable();
+    let mut plan = with(turn, Soft::choose).into_iter().peekable();
     while plan.peek().is_some() {
         // Also the answer to a question of an earlier term must find nothing here.
         let tag = now.max(turn.soft.last_tag + 1);
         turn.soft.last_tag = tag;
         let mut placements = Vec::new();
-        for Chosen { task, agent, shape, since } in plan.by_ref().take(MAX_PLACEMENTS) {
+        for Chosen { task, agent, shape, since, strategy, weighed } in plan.by_ref().take(MAX_PLACEMENTS) {
             placements.push(Placement { task: task.clone(), agent: agent.clone() });
-            turn.soft.asked.insert(task, Asked { agent, shape, tag, since, at: now });
+            turn.soft.asked.insert(task, Asked { agent, shape, strategy, weighed, tag, since, at: now });
         }
         turn.soft.questions.insert(tag, Question { at: now, left: placements.len(), answered: false });
         let body = Json::of(&AssignTasks { seen, placements }).expect("what the protocol asks can be written as JSON");
@@ -202,12 +291,12 @@ pub(crate) fn place(turn: &mut Turn<'_, Optimizer>) {
 /// asked for, the most of all records, change nothing.
 pub(crate) fn settle(turn: &mut Turn<'_, Optimizer>, commit: &AnyCommit) -> bool {
     let mut placed = Vec::new();
-    let news = with(turn, |soft, state| {
+    let news = with(turn, |soft, state, clock| {
         let mut news = false;
         match commit {
             AnyCommit::Workflow(commit) => {
                 for (_, record) in commit.stamped() {
-                    news |= settle_workflow(soft, state, record);
+                    news |= settle_workflow(soft, state, record, clock);
                 }
             }
             AnyCommit::Resource(commit) => {
@@ -220,26 +309,38 @@ pub(crate) fn settle(turn: &mut Turn<'_, Optimizer>, commit: &AnyCommit) -> bool
         if soft.unnamed != state.unnamed {
             soft.unnamed = state.unnamed;
             soft.room.forget_pools();
+            soft.line_up_all(state, clock);
         }
         news
     });
     for (task, asked) in placed {
         show_placement(turn, &task, &asked);
+        if turn.soft.placed.len() >= MAX_EXPLAINED {
+            turn.soft.placed.pop_front();
+        }
+        turn.soft.placed.push_back((task, asked));
     }
     news
 }
 
-fn settle_workflow(soft: &mut Soft, state: &Optimizer, record: &WorkflowRecord) -> bool {
+fn settle_workflow(soft: &mut Soft, state: &Optimizer, record: &WorkflowRecord, clock: Clock<'_>) -> bool {
     match record {
         WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) => false,
         WorkflowRecord::StageReady(record) => {
-            soft.line_up(state, &record.task);
+            soft.line_up(state, &record.task, clock);
             true
         }
         WorkflowRecord::StageEnded(record) => {
             soft.release(state, &record.task);
+            if let Some(planner) = &mut soft.planner {
+                planner.remove(&record.task);
+                if let Some(agent) = &record.agent {
+                    planner.ended(&record.task, agent);
+                }
+                planner.learned(state, &record.task, clock);
+            }
             if let Some(agent) = &record.agent {
-                soft.room.changed(&state.fleet, agent);
+                soft.changed(state, agent);
             }
             true
         }
@@ -257,6 +358,9 @@ fn release_run(soft: &mut Soft, state: &Optimizer, run: RunId) {
     for task in tasks {
         soft.release(state, &task);
     }
+    if let Some(planner) = &mut soft.planner {
+        planner.forget(run);
+    }
 }
 
 /// A task that none of a run's is before.
@@ -273,8 +377,15 @@ fn settle_resource(
 ) -> bool {
     match record {
         ResourceRecord::Assigned(record) => {
-            soft.room.changed(&state.fleet, &record.agent);
-            let Some(asked) = soft.release(state, &record.task) else { return false };
+            soft.changed(state, &record.agent);
+            let asked = soft.release(state, &record.task);
+            if let Some(planner) = &mut soft.planner {
+                planner.remove(&record.task);
+                if let Some(holder) = state.runs.holder(&record.task) {
+                    planner.began(&record.task, &holder.agent, holder.since);
+                }
+            }
+            let Some(asked) = asked else { return false };
             let as_asked = asked.agent == record.agent;
             if as_asked {
                 placed.push((record.task.clone(), asked));
@@ -284,14 +395,23 @@ fn settle_resource(
         // What is asked of an agent that left is refused.
         ResourceRecord::AgentRegistered(AgentRegistered { agent, .. })
         | ResourceRecord::AgentLeft(AgentLeft { agent, .. }) => {
-            soft.room.came_or_left(&state.fleet, agent);
+            soft.room.came_or_left(state, agent);
+            if let Some(planner) = &mut soft.planner {
+                planner.touch(agent);
+            }
             true
         }
-        ResourceRecord::LeaseEnded(LeaseEnded { agent, .. })
-        | ResourceRecord::BreakerOpened(BreakerOpened { agent, .. })
+        ResourceRecord::LeaseEnded(record) => {
+            if let Some(planner) = &mut soft.planner {
+                planner.ended(&record.task, &record.agent);
+            }
+            soft.changed(state, &record.agent);
+            true
+        }
+        ResourceRecord::BreakerOpened(BreakerOpened { agent, .. })
         | ResourceRecord::BreakerHalfOpened(BreakerHalfOpened { agent, .. })
         | ResourceRecord::BreakerClosed(BreakerClosed { agent, .. }) => {
-            soft.room.changed(&state.fleet, agent);
+            soft.changed(state, agent);
             true
         }
     }
@@ -315,7 +435,7 @@ fn show_placement(turn: &mut Turn<'_, Optimizer>, task: &TaskId, asked: &Asked) 
             ("baton.run.id", task.run.to_string()),
             ("baton.stage.name", task.stage.to_string()),
             ("baton.agent.id", asked.agent.to_string()),
-            ("baton.strategy", state.strategy.as_str().to_owned()),
+            ("baton.strategy", asked.strategy.as_str().to_owned()),
         ],
         error: None,
     };
@@ -331,20 +451,20 @@ pub(crate) fn answered(turn: &mut Turn<'_, Optimizer>, tag: u64, reply: Reply) -
         json.read::<AssignAnswer>().map_err(|error| Rejection::new(Code::Internal, format!("unreadable: {error}")))
     };
     match reply.and_then(read) {
-        Ok(answer) => with(turn, |soft, state| {
+        Ok(answer) => with(turn, |soft, state, clock| {
             let refused = !answer.refused.is_empty();
             for Refusal { task, agent, rejection } in answer.refused {
                 if soft.asked.get(&task).is_some_and(|asked| asked.tag == tag) {
                     soft.release(state, &task);
                     soft.avoid(now, &task, agent, rejection.code);
-                    soft.line_up(state, &task);
+                    soft.line_up(state, &task, clock);
                 }
             }
             refused
         }),
         Err(_) => {
             if !is_planted(Bug::QuestionNeverExpires) {
-                with(turn, |soft, state| soft.give_up(state, tag));
+                with(turn, |soft, state, clock| soft.give_up(state, tag, clock));
             }
             turn.soft.paused_until = Some(now.saturating_add(PAUSE_MS));
             false
@@ -358,22 +478,155 @@ pub(crate) fn answered(turn: &mut Turn<'_, Optimizer>, tag: u64, reply: Reply) -
 /// refusal; not asking again would cost the task.
 pub(crate) fn expire(turn: &mut Turn<'_, Optimizer>) {
     let (now, timeout) = (turn.now(), turn.config().ask_timeout_ms);
-    with(turn, |soft, state| {
+    with(turn, |soft, state, clock| {
         while let Some((tag, question)) = soft.questions.first_key_value()
             && question.at.saturating_add(timeout) <= now
             && !is_planted(Bug::QuestionNeverExpires)
         {
             let tag = *tag;
-            soft.give_up(state, tag);
+            soft.give_up(state, tag, clock);
         }
         while let Some((_, task)) = soft.avoided_until.pop_front_if(|(until, _)| *until <= now) {
             let old = soft.avoided.get(&task).is_some_and(|avoided| avoided.until <= now);
             if old && !is_planted(Bug::RefusalNeverForgotten) {
                 soft.avoided.remove(&task);
-                soft.line_up(state, &task);
+                soft.line_up(state, &task, clock);
             }
         }
     });
+}
+
+/// Why an agent has the last attempt of a stage, or why that waits.
+pub(crate) fn explain(
+    turn: &mut Turn<'_, Optimizer>,
+    request: &ExplainPlacement,
+) -> Result<PlacementExplained, Rejection> {
+    with(turn, |soft, state, (_, now)| {
+        let ExplainPlacement { run, stage } = request;
+        let placed = soft.placed.iter().rev().find(|(task, _)| task.run == *run && task.stage == *stage);
+        let Some(attempt) = state.runs.get(*run).and_then(|run| run.attempt(stage)) else {
+            let message = format!(
+                "stage {stage} of run {run} neither waits nor is it at work, and how it was placed is not known any more"
+            );
+            let last = placed.map(|(task, asked)| asked.explain(task, state));
+            return last.ok_or_else(|| Rejection::new(Code::UnknownRun, message));
+        };
+        let task = TaskId { run: *run, stage: stage.clone(), attempt };
+        let placed = placed.filter(|(known, _)| *known == task).map(|(_, asked)| asked);
+        if let Some(asked) = soft.asked.get(&task).or(placed) {
+            return Ok(asked.explain(&task, state));
+        }
+        if let Some(holder) = state.runs.holder(&task) {
+            return Ok(PlacementExplained {
+                strategy: holder.strategy,
+                agent: Some(holder.agent.clone()),
+                since: None,
+                at: Some(holder.since),
+                reason: "it was placed before this instance led, or by somebody else: how it was weighed is not known"
+                    .to_owned(),
+                candidates: Vec::new(),
+                task,
+            });
+        }
+        Ok(soft.explain_waiting(state, task, now))
+    })
+}
+
+impl Soft {
+    fn explain_waiting(&mut self, state: &Optimizer, task: TaskId, now: Millis) -> PlacementExplained {
+        let strategy = state.strategy_of(task.run);
+        let Self { planner, room, .. } = self;
+        let planned = planner.as_mut().and_then(|planner| planner.weigh(state, room, now, &task));
+        let queued = state.queue.get(&task);
+        let weighed = planned.or_else(|| queued.map(|queued| room.weigh(state, strategy, &queued.shape)));
+        let candidates = weighed.map_or_else(Vec::new, |weighed| weighed.candidates(state, strategy, queued, now));
+        let avoided = self.avoided.contains_key(&task);
+        let first = candidates.first().map(|first| (&first.agent, first.has_room));
+        let reason = match (queued, first) {
+            (None, _) => "it is not in the queue".to_owned(),
+            _ if avoided => "the resource-manager has just refused it: it is asked for again in a moment".to_owned(),
+            (Some(queued), None) => {
+                let able = state.fleet.iter().filter(|(_, agent)| agent.could_hold(&queued.shape)).count();
+                let what = &queued.shape.agent_type;
+                match able {
+                    0 => format!("no agent that is there can do {what} with what it needs"),
+                    able => format!("all {able} agents that can do {what} have no room"),
+                }
+            }
+            (Some(_), Some((agent, false))) => {
+                format!("it is expected to end soonest at {agent}, though that has no room yet")
+            }
+            (Some(_), Some((agent, true))) => {
+                format!("{agent} comes first, but tasks before it in the queue have a claim on what is free")
+            }
+        };
+        let since = queued.map(|queued| queued.since);
+        PlacementExplained { task, strategy, agent: None, since, at: None, reason, candidates }
+    }
+}
+
+impl Asked {
+    fn explain(&self, task: &TaskId, state: &Optimizer) -> PlacementExplained {
+        let candidates = self.weighed.candidates(state, self.strategy, None, self.at);
+        let reason = match self.strategy {
+            Strategy::RoundRobin => "it was its turn",
+            Strategy::PriorityBased => "of those with room it had the highest priority, then the best score",
+            Strategy::LoadBalanced => "of those with room it had the smallest part of its slots in use",
+            Strategy::Adaptive => "it was expected to end soonest there",
+            Strategy::Historical => "of those with room it did such tasks best so far",
+            Strategy::Swarm => "it was drawn by the trails",
+        };
+        PlacementExplained {
+            task: task.clone(),
+            strategy: self.strategy,
+            agent: Some(self.agent.clone()),
+            since: Some(self.since),
+            at: Some(self.at),
+            reason: reason.to_owned(),
+            candidates,
+        }
+    }
+}
+
+impl Weighed {
+    fn candidates(
+        &self,
+        state: &Optimizer,
+        strategy: Strategy,
+        queued: Option<&Queued>,
+        now: Millis,
+    ) -> Vec<Candidate> {
+        let named = |terms: &[(&str, f64)]| terms.iter().map(|(name, term)| ((*name).to_owned(), *term)).collect();
+        match self {
+            Self::Ranked(ranks) => {
+                let candidate = |rank: &Rank| {
+                    let mut terms = rank.terms(now).to_vec();
+                    if let (Strategy::Swarm, Some(queued)) = (strategy, queued) {
+                        terms.push(("trail", state.learning.trail(&rank.agent, &queued.shape.agent_type)));
+                    }
+                    if let Some(skill) = rank.skill().filter(|_| strategy == Strategy::Historical) {
+                        terms.push(("skill", skill));
+                    }
+                    Candidate { agent: rank.agent.clone(), has_room: true, terms: named(&terms) }
+                };
+                ranks.iter().map(candidate).collect()
+            }
+            Self::Finish(all) => {
+                let candidate = |of: &Finish| Candidate {
+                    agent: of.agent.clone(),
+                    has_room: of.has_room,
+                    terms: named(&[
+                        ("available_ms", of.available),
+                        ("duration_ms", of.duration),
+                        ("failure", of.failure),
+                        ("failure_cost_ms", of.risk),
+                        ("ends_ms", of.available + of.duration + of.risk),
+                    ]),
+                };
+                all.iter().map(candidate).collect()
+            }
+        }
+    }
 }
 
 /// Sets the gauge if the queue is longer or shorter than it was.

@@ -16,7 +16,7 @@ pub(crate) fn agents(state: &Optimizer, request: &FindAgents) -> AgentsFound {
     let FindAgents { capability, requires, resources, limit } = request;
     let able = state.fleet.iter().filter(|(_, agent)| agent.can(capability, requires));
     let ranked =
-        able.map(|(id, agent)| (Reverse(agent.has_room(capability, resources, None)), agent.rank(id, None), agent));
+        able.map(|(id, agent)| (Reverse(agent.has_room(capability, resources, None)), agent.rank(id, 0, None), agent));
     let mut ranked: Vec<_> = ranked.collect();
     ranked.sort_unstable_by(|(room, rank, _), (other_room, other, _)| (room, rank).cmp(&(other_room, other)));
     let found = ranked.len() as u64;

@@ -11,9 +11,11 @@ use baton_machine::Shelves;
 use baton_protocol::amount::covers;
 use baton_protocol::breaker::BreakerState;
 use baton_protocol::record::{AgentRegistered, Stamp};
+use baton_protocol::request::Strategy;
 use baton_protocol::{AgentId, Amount, Capability, Metadata, Millis, Number, Requirements, ResourceName, Resources};
 use serde::{Deserialize, Serialize};
 
+use crate::learning::FULL;
 use crate::queue::Shape;
 
 /// The agents that are there.
@@ -70,17 +72,41 @@ pub(crate) struct Holder {
     /// For which capability the agent was tried with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     probe: Option<Capability>,
+    /// Since when.
+    #[serde(default)]
+    pub(crate) since: Millis,
+    /// By which strategy it was placed.
+    #[serde(default)]
+    pub(crate) strategy: Strategy,
 }
 
-/// What makes an agent preferable: less of its slots in use, then higher priority, a better score, longer idleness. Less
-/// is better.
+/// What makes an agent preferable: what a strategy puts first, if anything; less of its slots in use, then higher priority,
+/// a better score, longer idleness. Less is better.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Rank {
+    first: Reverse<u64>,
     load: u64,
     priority: Reverse<i32>,
     score: Reverse<u32>,
     idle_since: Millis,
     pub(crate) agent: AgentId,
+}
+
+impl Rank {
+    /// How good it is at such tasks, if the rank is by that.
+    pub(crate) fn skill(&self) -> Option<f64> {
+        Some(self.first.0 as f64 / f64::from(FULL))
+    }
+
+    /// What is weighed, by name, at a time.
+    pub(crate) fn terms(&self, now: Millis) -> [(&'static str, f64); 4] {
+        [
+            ("load", self.load as f64 / (1_u64 << 32) as f64),
+            ("priority", f64::from(self.priority.0)),
+            ("score", f64::from(self.score.0) / f64::from(FULL)),
+            ("idle_ms", now.saturating_sub(self.idle_since) as f64),
+        ]
+    }
 }
 
 impl Load {
@@ -118,17 +144,33 @@ impl Load {
 }
 
 impl Agent {
-    /// Its rank if it held this besides what it does.
-    pub(crate) fn rank(&self, id: &AgentId, aside: Option<&Load>) -> Rank {
+    /// Its priority, then its score, as a number: more is better.
+    pub(crate) fn worth(&self) -> u64 {
+        u64::from(self.priority.cast_unsigned() ^ 1 << 31) << 32 | u64::from(self.score)
+    }
+
+    /// Its rank if it held this besides what it does. What comes first: more is better.
+    pub(crate) fn rank(&self, id: &AgentId, first: u64, aside: Option<&Load>) -> Rank {
         // In units small enough to tell any two fractions of up to 1024 slots apart.
         let load = (self.held(aside) as u64).saturating_mul(1 << 32) / u64::from(self.slots.max(1));
         Rank {
+            first: Reverse(first),
             load,
             priority: Reverse(self.priority),
             score: Reverse(self.score),
             idle_since: self.idle_since,
             agent: id.clone(),
         }
+    }
+
+    /// How many tasks it takes at a time.
+    pub(crate) fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// Which part of its slots is in use.
+    pub(crate) fn in_use(&self) -> f64 {
+        self.holds.tasks as f64 / f64::from(self.slots.max(1))
     }
 
     /// How many it holds, with what is set aside.
@@ -151,10 +193,6 @@ impl Agent {
             let used = self.holds.of(name) + aside.map(|aside| aside.of(name)).unwrap_or_default();
             used + *need <= self.resources.get(name).copied().unwrap_or_default()
         })
-    }
-
-    pub(crate) fn slots(&self) -> u32 {
-        self.slots
     }
 
     /// Where its circuit breaker for a capability stands.
@@ -181,6 +219,11 @@ impl Agent {
 }
 
 impl Fleet {
+    /// Whether a session of that agent is in the fleet.
+    pub(crate) fn has_session(&self, agent: &AgentId, session: &str) -> bool {
+        self.agents.get(agent).is_some_and(|agent| agent.session == session)
+    }
+
     pub(crate) fn registered(&mut self, stamp: Stamp, record: &AgentRegistered, score: u32) {
         let before = self.agents.remove(&record.agent);
         let kept = before.filter(|before| before.session == record.session);
@@ -210,7 +253,13 @@ impl Fleet {
     }
 
     /// An agent has a task that needs this, if it is there.
-    pub(crate) fn leased(&mut self, id: &AgentId, capability: &Capability, resources: &Resources) -> Option<Holder> {
+    pub(crate) fn leased(
+        &mut self,
+        since: Millis,
+        id: &AgentId,
+        (capability, resources): (&Capability, &Resources),
+        strategy: Strategy,
+    ) -> Option<Holder> {
         let agent = self.agents.change(id)?;
         agent.holds.add(resources);
         let probe = match agent.breakers.get_mut(capability) {
@@ -220,7 +269,7 @@ impl Fleet {
             }
             Some(Breaker::Open) | None => None,
         };
-        Some(Holder { agent: id.clone(), life: agent.life, resources: resources.clone(), probe })
+        Some(Holder { agent: id.clone(), life: agent.life, resources: resources.clone(), probe, since, strategy })
     }
 
     /// A task is held no more. Whether it was, by an agent that is still there.
@@ -248,6 +297,10 @@ impl Fleet {
         if let Some(agent) = self.agents.change(agent) {
             agent.score = score;
         }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.agents.len()
     }
 
     pub(crate) fn is_present(&self, agent: &AgentId) -> bool {

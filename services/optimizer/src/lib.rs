@@ -9,19 +9,25 @@
 //! - A task is in the queue from its *ready* to its *assigned*, or to its end; never longer, never again.
 //! - What is asked for is set aside until the log or a refusal answers: no slot is promised twice.
 //! - No task waits while a capable agent has room for it, and none waits for ever behind smaller ones: see
-//!   `placement`.
-//! - What was learned follows from the log alone: no setting enters the fold, and all of it is in integers, so that a
-//!   snapshot gives back exactly what was put in.
+//!   `placement`. Under ADAPTIVE one may wait for a better agent, but not for ever: see `adaptive`.
+//! - What was learned follows from the log alone: no setting enters the fold, and what is in floats comes of the four
+//!   operations and the square root, which are exact everywhere; a snapshot gives back exactly what was put in.
 //!
 //! # What is deliberately not here
 //!
-//! Leases and capacity as facts (resource-manager), what may run when (workflow-manager). There is one writer of
-//! strategies and one strategy for all runs so far.
+//! Leases and capacity as facts (resource-manager), what may run when (workflow-manager). Second, speculative copies of a
+//! task: the log has one attempt of a stage at a time.
 
+mod adaptive;
 mod ask;
+mod capacity;
+mod durations;
+mod figures;
 mod find;
 mod fleet;
+mod graph;
 mod learning;
+mod math;
 mod placement;
 mod queue;
 mod runs;
@@ -31,16 +37,20 @@ mod view;
 
 use baton_machine::{Foreign, Machine, Reply, RequestContext, Turn, answer};
 use baton_protocol::record::{
-    AnyCommit, OptimizerRecord, ResourceRecord, StageEnded, StageReady, Stamp, StrategyChanged, WorkflowRecord,
+    AnyCommit, LearningImported, OptimizerRecord, Outcome, ResourceRecord, StageEnded, StageReady, Stamp,
+    StrategyChanged, WorkflowRecord,
 };
-use baton_protocol::request::{Done, OptimizerRequest, Strategy};
-use baton_protocol::{AgentId, Millis, RunId, Service};
+use baton_protocol::request::{Done, ImportLearning, Lesson, MAX_LESSONS, OptimizerRequest, Strategy, Subject};
+use baton_protocol::{AgentId, Code, Millis, Rejection, RunId, Service, TaskId};
 use serde::{Deserialize, Serialize};
 
+use crate::durations::Place;
+use crate::figures::Figures;
 use crate::fleet::{Breaker, Fleet, Holder};
-use crate::learning::Learning;
+use crate::graph::Graphs;
+use crate::learning::{Learned, Learning};
 use crate::queue::{Queue, Queued, Shape};
-use crate::runs::Runs;
+use crate::runs::{Ended, Finished, Runs};
 
 pub use crate::ask::Soft;
 
@@ -50,8 +60,12 @@ pub struct Optimizer {
     strategy: Strategy,
     queue: Queue,
     fleet: Fleet,
+    #[serde(default)]
+    graphs: Graphs,
     runs: Runs,
     learning: Learning,
+    #[serde(default)]
+    figures: Figures,
     /// How often an agent got free by a record that does not name it.
     unnamed: u64,
 }
@@ -64,11 +78,14 @@ pub struct Config {
     pub ageing_ms: Millis,
     /// How long what was asked for is set aside when no answer comes.
     pub ask_timeout_ms: Millis,
+    /// Whether runs that are due go by their deadlines alone, where placement is ADAPTIVE: as many as possible are in time, and
+    /// what is not due waits.
+    pub deadlines_first: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { ageing_ms: 60_000, ask_timeout_ms: 2000 }
+        Self { ageing_ms: 60_000, ask_timeout_ms: 2000, deadlines_first: false }
     }
 }
 
@@ -80,9 +97,12 @@ impl Machine for Optimizer {
 
     const FOLLOWS: &'static [Service] = &[Service::WorkflowManager, Service::ResourceManager];
 
-    fn apply(&mut self, _: Stamp, record: &OptimizerRecord) {
+    fn apply(&mut self, stamp: Stamp, record: &OptimizerRecord) {
         match record {
             OptimizerRecord::StrategyChanged(record) => self.strategy = record.strategy,
+            OptimizerRecord::LearningImported(record) => {
+                record.lessons.iter().for_each(|lesson| self.import(stamp, lesson));
+            }
         }
     }
 
@@ -106,10 +126,20 @@ impl Machine for Optimizer {
             OptimizerRequest::SetStrategy(request) => {
                 if turn.state().strategy != request.strategy {
                     turn.emit(OptimizerRecord::StrategyChanged(StrategyChanged { strategy: request.strategy }));
+                    ask::line_up_all(turn);
+                    ask::place(turn);
                 }
                 answer(&Done {})
             }
             OptimizerRequest::FindAgents(request) => answer(&find::agents(turn.state(), &request)),
+            OptimizerRequest::ExplainPlacement(request) => answer(&ask::explain(turn, &request)?),
+            OptimizerRequest::PlanCapacity(request) => answer(&capacity::plan(turn.state(), &request)?),
+            OptimizerRequest::Advise(request) => answer(&capacity::advise(turn.state(), &request)?),
+            OptimizerRequest::GetLearning(request) => answer(&turn.state().learning.page(request.after.as_ref())),
+            OptimizerRequest::ImportLearning(request) => {
+                import(turn, request)?;
+                answer(&Done {})
+            }
             OptimizerRequest::GetPlacement(_) => answer(&view::placement(turn.state(), turn.config(), turn.now())),
         }
     }
@@ -136,11 +166,44 @@ impl Machine for Optimizer {
     }
 }
 
+/// Takes what was learned elsewhere, all of it or nothing.
+fn import(turn: &mut Turn<'_, Optimizer>, request: ImportLearning) -> Result<(), Rejection> {
+    let ImportLearning { lessons } = request;
+    if lessons.len() > MAX_LESSONS {
+        let message = format!("there are {} lessons; at most {MAX_LESSONS} are imported at a time", lessons.len());
+        return Err(Rejection::new(Code::TooLarge, message));
+    }
+    for (nth, lesson) in lessons.iter().enumerate() {
+        Learning::check(lesson).map_err(|error| {
+            Rejection::invalid(format!("lesson {nth}, of {:?}, can not be read: {error}", lesson.of))
+        })?;
+    }
+    if !lessons.is_empty() {
+        turn.emit(OptimizerRecord::LearningImported(LearningImported { lessons }));
+        ask::learned_elsewhere(turn);
+    }
+    Ok(())
+}
+
 impl Optimizer {
+    fn import(&mut self, stamp: Stamp, lesson: &Lesson) {
+        self.learning.import(lesson);
+        if let Subject::Agent(agent) = &lesson.of {
+            self.fleet.scored(agent, self.learning.score(agent));
+            if !self.fleet.is_present(agent) {
+                self.learning.left(stamp.at, agent);
+            }
+        }
+    }
+
     fn observe_workflow(&mut self, stamp: Stamp, record: &WorkflowRecord) {
         match record {
-            WorkflowRecord::WorkflowRegistered(_) => {}
-            WorkflowRecord::RunStarted(record) => self.runs.started(record),
+            WorkflowRecord::WorkflowRegistered(record) => self.graphs.registered(record.version, &record.definition),
+            WorkflowRecord::RunStarted(record) => {
+                if self.runs.started(stamp.at, record) {
+                    self.graphs.run_started(&record.workflow, record.version);
+                }
+            }
             WorkflowRecord::StageReady(record) => self.stage_ready(stamp, record),
             WorkflowRecord::StageEnded(record) => self.stage_ended(stamp, record),
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record.run),
@@ -150,7 +213,8 @@ impl Optimizer {
     fn observe_resource(&mut self, stamp: Stamp, record: &ResourceRecord) {
         match record {
             ResourceRecord::AgentRegistered(record) => {
-                self.learning.returned(&record.agent);
+                let anew = !self.fleet.has_session(&record.agent, &record.session);
+                self.learning.returned(&record.agent, anew);
                 let score = self.learning.score(&record.agent);
                 self.fleet.registered(stamp, record, score);
             }
@@ -160,9 +224,12 @@ impl Optimizer {
             }
             // A task that has ended as it was leased is not in the queue any more, and its lease is none.
             ResourceRecord::Assigned(record) => {
-                if let Some(Queued { shape, .. }) = self.queue.remove(&record.task)
-                    && let Some(holder) = self.fleet.leased(&record.agent, &shape.agent_type, &record.resources)
+                let strategy = self.strategy_of(record.task.run);
+                let (agent, resources) = (&record.agent, &record.resources);
+                if let Some(Queued { shape, since, .. }) = self.queue.remove(&record.task)
+                    && let Some(holder) = self.fleet.leased(stamp.at, agent, (&shape.agent_type, resources), strategy)
                 {
+                    self.figures.placed(stamp.at.saturating_sub(since));
                     self.runs.held(&record.task, holder);
                 }
             }
@@ -183,7 +250,7 @@ impl Optimizer {
     }
 
     fn stage_ready(&mut self, stamp: Stamp, record: &StageReady) {
-        if self.runs.stage_ready(&record.task) {
+        if self.runs.stage_ready(&record.task, &record.agent_type) {
             let (agent_type, requires) = (record.agent_type.clone(), record.requires.clone());
             let shape = Shape { agent_type, requires, resources: record.resources.clone() };
             self.queue.insert(record.task.clone(), shape, record.priority, stamp.at);
@@ -191,24 +258,52 @@ impl Optimizer {
     }
 
     fn stage_ended(&mut self, stamp: Stamp, record: &StageEnded) {
-        let Some(ended) = self.runs.stage_ended(record) else { return };
-        self.freed(stamp, ended.holder.as_deref(), record.agent.as_ref());
-        if ended.holder.is_none() {
-            self.queue.remove(&record.task);
+        let Some(Ended { run, agent_type, holder }) = self.runs.stage_ended(record) else { return };
+        let graph = self.graphs.get(&run.workflow, run.version);
+        let place = graph.and_then(|graph| Some((graph, graph.place(&record.task.stage)?)));
+        if let Some((_, place)) = place.filter(|_| record.retry_at.is_none()) {
+            run.set_over(place);
         }
-        if let Some(agent) = self.learning.stage_ended(&ended.workflow, record) {
-            self.fleet.scored(agent, self.learning.score(agent));
-            if !self.fleet.is_present(agent) {
-                self.learning.left(stamp.at, agent);
+        if let Some(agent_type) = &agent_type {
+            let node = place.map(|(graph, place)| &graph.stages[place as usize]);
+            let place = node.map(|node| Place { workflow: &run.workflow, node, run: run.work });
+            let strategy = holder.as_ref().map_or(self.strategy, |holder| holder.strategy);
+            let learned = self.learning.stage_ended(&learning::Ended { record, agent_type, place, strategy });
+            if let Some(Learned { agent, run: work }) = learned {
+                run.work = work.unwrap_or(run.work);
+                self.figures.ended(stamp.at, record.outcome == Outcome::Succeeded, record.duration_ms);
+                self.fleet.scored(agent, self.learning.score(agent));
+                if !self.fleet.is_present(agent) {
+                    self.learning.left(stamp.at, agent);
+                }
             }
+        }
+        self.freed(stamp, holder.as_deref(), record.agent.as_ref());
+        if holder.is_none() {
+            self.queue.remove(&record.task);
         }
     }
 
     fn run_finished(&mut self, stamp: Stamp, run: RunId) {
-        for (task, holder) in self.runs.finished(run) {
+        let Some(Finished { run, open }) = self.runs.finished(run) else { return };
+        self.graphs.run_finished(&run.workflow, run.version);
+        for (task, holder) in open {
             self.queue.remove(&task);
             self.freed(stamp, holder.as_deref(), None);
         }
+    }
+
+    /// Where a task stands, if the graph of its workflow is known.
+    fn place<'a>(&'a self, task: &TaskId) -> Option<Place<'a>> {
+        let run = self.runs.get(task.run)?;
+        let graph = self.graphs.get(&run.workflow, run.version)?;
+        let place = graph.place(&task.stage)?;
+        Some(Place { workflow: &run.workflow, node: &graph.stages[place as usize], run: run.work })
+    }
+
+    /// How the tasks of a run are placed.
+    fn strategy_of(&self, run: RunId) -> Strategy {
+        self.runs.get(run).and_then(|run| run.strategy).unwrap_or(self.strategy)
     }
 
     fn freed(&mut self, stamp: Stamp, holder: Option<&Holder>, named: Option<&AgentId>) {

@@ -4,6 +4,18 @@
 //! all tasks of that shape are left out. So a long queue or a large fleet costs little where nothing can be placed:
 //! shapes are few, and the agents that have room for one are kept in a [pool](Pools), the one to be preferred first.
 //!
+//! The strategies differ in which agent with room is preferred:
+//!
+//! | strategy | prefers |
+//! |---|---|
+//! | `ROUND_ROBIN` | whose turn it is, by name |
+//! | `LOAD_BALANCED` | the smallest part of its slots in use; then priority, score, the longest idle |
+//! | `PRIORITY_BASED` | the highest priority, then the best score: what goes first in the queue gets the best |
+//! | `HISTORICAL` | who did tasks of this type best so far |
+//! | `SWARM` | drawn, with odds as the trails that those left who succeeded |
+//!
+//! `ADAPTIVE` is its own module, [`adaptive`](crate::adaptive): it also decides the order, and to wait.
+//!
 //! A task whose last attempt failed goes to another agent if one has room: what an agent declined, or can not do, must
 //! not use up its attempts there.
 //!
@@ -15,16 +27,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
+use baton_protocol::id::mix;
 use baton_protocol::request::Strategy;
 use baton_protocol::{AgentId, Capability, Millis, Requirements, Resources, TaskId};
 
-use crate::fleet::{Agent, Fleet, Load, Rank};
+use crate::Optimizer;
+use crate::fleet::{Agent, Load, Rank};
 use crate::queue::{Lines, Shape};
 
 /// How many pools are kept. Beyond that those are forgotten that were not asked for longest.
 const MAX_POOLS: usize = 64;
+/// How many agents are told of that were weighed.
+pub(crate) const TOLD: usize = 3;
+/// What an agent that has left no trail is drawn with: as much as half a success.
+const NO_TRAIL: f64 = 0.05;
 /// How long an agent stays the one that is kept for a shape, at the most.
-const KEEP_MS: Millis = 1000;
+pub(crate) const KEEP_MS: Millis = 1000;
 
 /// Whose turn it was, by capability.
 type Turns = BTreeMap<Capability, AgentId>;
@@ -36,6 +54,32 @@ pub(crate) struct Chosen {
     pub(crate) agent: AgentId,
     pub(crate) shape: Arc<Shape>,
     pub(crate) since: Millis,
+    pub(crate) strategy: Strategy,
+    /// How it was weighed.
+    pub(crate) weighed: Weighed,
+}
+
+/// Those that came first when a task was weighed.
+#[derive(Debug, Clone)]
+pub(crate) enum Weighed {
+    /// By rank, among those with room.
+    Ranked(Vec<Rank>),
+    /// By when each would finish it, with room or without.
+    Finish(Vec<Finish>),
+}
+
+/// When an agent would finish a task, all in milliseconds.
+#[derive(Debug, Clone)]
+pub(crate) struct Finish {
+    pub(crate) agent: AgentId,
+    pub(crate) has_room: bool,
+    /// In how long it can begin.
+    pub(crate) available: f64,
+    pub(crate) duration: f64,
+    /// How likely it fails.
+    pub(crate) failure: f64,
+    /// What that costs.
+    pub(crate) risk: f64,
 }
 
 /// Whether a task may be placed now.
@@ -46,6 +90,8 @@ pub(crate) enum Standing<'a> {
         not: Option<&'a BTreeSet<AgentId>>,
         /// Nor with this one, if another has room: the attempt before failed under it.
         rather_not: Option<&'a AgentId>,
+        /// How its run's tasks are placed.
+        strategy: Strategy,
     },
     /// It does not wait any more.
     Gone,
@@ -58,6 +104,8 @@ pub(crate) struct Room {
     aside: BTreeMap<AgentId, Load>,
     pools: Pools,
     turns: Turns,
+    /// How often an agent was drawn.
+    draws: u64,
     kept: BTreeMap<Arc<Shape>, Kept>,
 }
 
@@ -78,26 +126,58 @@ struct Pools {
     asked: u64,
 }
 
+/// Which agent of a pool is first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum First {
+    LeastLoaded,
+    Priority,
+    Skill,
+}
+
+impl First {
+    fn of(strategy: Strategy) -> Self {
+        match strategy {
+            Strategy::RoundRobin | Strategy::LoadBalanced | Strategy::Swarm => Self::LeastLoaded,
+            // Here is only what it can not look ahead for.
+            Strategy::Adaptive => Self::LeastLoaded,
+            Strategy::PriorityBased => Self::Priority,
+            Strategy::Historical => Self::Skill,
+        }
+    }
+}
+
 /// The agents that have room for one shape.
 #[derive(Debug)]
 struct Pool {
+    agent_type: Capability,
     requires: Requirements,
     resources: Resources,
+    first: First,
     by_id: BTreeMap<AgentId, Rank>,
     ranked: BTreeSet<Rank>,
     asked: u64,
 }
 
 impl Pool {
-    fn is_of(&self, shape: &Shape) -> bool {
-        self.resources == shape.resources && self.requires == shape.requires
+    fn is_of(&self, shape: &Shape, first: First) -> bool {
+        self.resources == shape.resources && self.requires == shape.requires && self.first == first
     }
 
-    /// The rank of an agent that has the capability, if it is what is asked for and has room.
-    fn rank(&self, id: &AgentId, agent: &Agent, capability: &Capability, aside: Option<&Load>) -> Option<Rank> {
-        let fits = (self.requires.is_empty() || agent.can(capability, &self.requires))
-            && agent.has_room(capability, &self.resources, aside);
-        fits.then(|| agent.rank(id, aside))
+    /// Ranks an agent that has the capability, if it is what is asked for and has room.
+    fn update(&mut self, state: &Optimizer, id: &AgentId, agent: Option<&Agent>, aside: Option<&Load>) {
+        let agent = agent.filter(|agent| {
+            (self.requires.is_empty() || agent.can(&self.agent_type, &self.requires))
+                && agent.has_room(&self.agent_type, &self.resources, aside)
+        });
+        let rank = agent.map(|agent| {
+            let first = match self.first {
+                First::LeastLoaded => 0,
+                First::Priority => agent.worth(),
+                First::Skill => state.learning.skill(id, &self.agent_type).into(),
+            };
+            agent.rank(id, first, aside)
+        });
+        self.set(id, rank);
     }
 
     fn set(&mut self, id: &AgentId, rank: Option<Rank>) {
@@ -126,21 +206,23 @@ impl Pool {
 
 impl Pools {
     /// The pool of a shape.
-    fn of(&mut self, shape: &Shape, fleet: &Fleet, aside: &BTreeMap<AgentId, Load>) -> &Pool {
+    fn of(&mut self, shape: &Shape, first: First, state: &Optimizer, aside: &BTreeMap<AgentId, Load>) -> &Pool {
         self.asked += 1;
         let asked = self.asked;
         let known = self.pools.get(&shape.agent_type);
-        let known = known.and_then(|pools| pools.iter().position(|pool| pool.is_of(shape)));
+        let known = known.and_then(|pools| pools.iter().position(|pool| pool.is_of(shape, first)));
         if known.is_none() {
             self.make_room();
         }
         let pools = self.pools.entry(shape.agent_type.clone()).or_default();
         let at = known.unwrap_or_else(|| {
             let (by_id, ranked) = (BTreeMap::new(), BTreeSet::new());
-            let (requires, resources) = (shape.requires.clone(), shape.resources.clone());
-            let mut pool = Pool { requires, resources, by_id, ranked, asked };
-            for (id, agent) in fleet.iter().filter(|(_, agent)| agent.capabilities.contains_key(&shape.agent_type)) {
-                pool.set(id, pool.rank(id, agent, &shape.agent_type, aside.get(id)));
+            let (agent_type, requires) = (shape.agent_type.clone(), shape.requires.clone());
+            let resources = shape.resources.clone();
+            let mut pool = Pool { agent_type, requires, resources, first, by_id, ranked, asked };
+            let able = state.fleet.iter().filter(|(_, agent)| agent.capabilities.contains_key(&shape.agent_type));
+            for (id, agent) in able {
+                pool.update(state, id, Some(agent), aside.get(id));
             }
             pools.push(pool);
             self.len += 1;
@@ -168,23 +250,23 @@ impl Pools {
 
 impl Room {
     /// What an agent holds may have changed, but not what it can do.
-    pub(crate) fn changed(&mut self, fleet: &Fleet, id: &AgentId) {
-        let Some(agent) = fleet.get(id) else { return };
+    pub(crate) fn changed(&mut self, state: &Optimizer, id: &AgentId) {
+        let Some(agent) = state.fleet.get(id) else { return };
         let aside = self.aside.get(id);
         for capability in agent.capabilities.keys() {
             for pool in self.pools.pools.get_mut(capability).into_iter().flatten() {
-                pool.set(id, pool.rank(id, agent, capability, aside));
+                pool.update(state, id, Some(agent), aside);
             }
         }
     }
 
     /// An agent has come or gone, or can do something else.
-    pub(crate) fn came_or_left(&mut self, fleet: &Fleet, id: &AgentId) {
-        let (agent, aside) = (fleet.get(id), self.aside.get(id));
+    pub(crate) fn came_or_left(&mut self, state: &Optimizer, id: &AgentId) {
+        let (agent, aside) = (state.fleet.get(id), self.aside.get(id));
         for (capability, pools) in &mut self.pools.pools {
             let able = agent.filter(|agent| agent.capabilities.contains_key(capability));
             for pool in pools {
-                pool.set(id, able.and_then(|agent| pool.rank(id, agent, capability, aside)));
+                pool.update(state, id, able, aside);
             }
         }
     }
@@ -194,35 +276,43 @@ impl Room {
         self.pools = Pools::default();
     }
 
-    pub(crate) fn set_aside(&mut self, fleet: &Fleet, id: &AgentId, shape: &Shape) {
+    /// What was asked of an agent and is not in the log yet.
+    pub(crate) fn aside(&self, id: &AgentId) -> Option<&Load> {
+        self.aside.get(id)
+    }
+
+    pub(crate) fn set_aside(&mut self, state: &Optimizer, id: &AgentId, shape: &Shape) {
         match self.aside.get_mut(id) {
             Some(aside) => aside.add(&shape.resources),
             None => self.aside.entry(id.clone()).or_default().add(&shape.resources),
         }
-        self.changed(fleet, id);
+        self.changed(state, id);
     }
 
-    pub(crate) fn release(&mut self, fleet: &Fleet, id: &AgentId, shape: &Shape) {
+    pub(crate) fn release(&mut self, state: &Optimizer, id: &AgentId, shape: &Shape) {
         if let Some(aside) = self.aside.get_mut(id) {
             aside.take(&shape.resources);
             if aside.is_nothing() {
                 self.aside.remove(id);
             }
         }
-        self.changed(fleet, id);
+        self.changed(state, id);
     }
 
     /// The agent that should have a task of this shape, if one of those that may has room.
     fn choose(
         &mut self,
-        fleet: &Fleet,
+        state: &Optimizer,
         strategy: Strategy,
         shape: &Shape,
         may: impl Fn(&AgentId) -> bool,
     ) -> Option<AgentId> {
-        let pool = self.pools.of(shape, fleet, &self.aside);
+        let first = First::of(strategy);
+        let pool = self.pools.of(shape, first, state, &self.aside);
         match strategy {
-            Strategy::LoadBalanced => pool.ranked.iter().map(|rank| &rank.agent).find(|agent| may(agent)).cloned(),
+            Strategy::LoadBalanced | Strategy::PriorityBased | Strategy::Historical | Strategy::Adaptive => {
+                pool.ranked.iter().map(|rank| &rank.agent).find(|agent| may(agent)).cloned()
+            }
             Strategy::RoundRobin => {
                 let from = self.turns.get(&shape.agent_type).map_or(Bound::Unbounded, Bound::Excluded);
                 let after = pool.by_id.range::<AgentId, _>((from, Bound::Unbounded));
@@ -230,13 +320,31 @@ impl Room {
                 self.turns.insert(shape.agent_type.clone(), agent.clone());
                 Some(agent)
             }
+            Strategy::Swarm => {
+                let trail = |id| state.learning.trail(id, &shape.agent_type) + NO_TRAIL;
+                let trails: Vec<_> = pool.by_id.keys().filter(|id| may(id)).map(|id| (id, trail(id))).collect();
+                self.draws += 1;
+                let sum: f64 = trails.iter().map(|(_, trail)| trail).sum();
+                let mut drawn = sum * (mix(self.draws) >> 11) as f64 / (1_u64 << 53) as f64;
+                let reached = trails.iter().find(|(_, trail)| {
+                    drawn -= trail;
+                    drawn < 0.0
+                });
+                reached.or(trails.last()).map(|(id, _)| (*id).clone())
+            }
         }
+    }
+
+    /// Those with room for this shape that come first.
+    pub(crate) fn weigh(&mut self, state: &Optimizer, strategy: Strategy, shape: &Shape) -> Weighed {
+        let pool = self.pools.of(shape, First::of(strategy), state, &self.aside);
+        Weighed::Ranked(pool.ranked.iter().take(TOLD).cloned().collect())
     }
 
     /// Who is kept for a shape that has no room anywhere, if anybody could hold it at all who is not kept yet.
     fn keep_one(
         &mut self,
-        fleet: &Fleet,
+        state: &Optimizer,
         shape: &Arc<Shape>,
         kept: &BTreeSet<AgentId>,
         now: Millis,
@@ -247,11 +355,11 @@ impl Room {
         }
         let could = |id: &AgentId, agent: &Agent| !kept.contains(id) && agent.could_hold(shape);
         let before = self.kept.get(shape).filter(|kept| now < kept.since.saturating_add(KEEP_MS));
-        let before = before.filter(|kept| fleet.get(&kept.agent).is_some_and(|agent| could(&kept.agent, agent)));
+        let before = before.filter(|kept| state.fleet.get(&kept.agent).is_some_and(|agent| could(&kept.agent, agent)));
         if let Some(before) = before {
             return Some(before.agent.clone());
         }
-        let able = fleet.iter().filter(|(id, agent)| could(id, agent));
+        let able = state.fleet.iter().filter(|(id, agent)| could(id, agent));
         let (id, _) = able.min_by_key(|(id, agent)| (agent.held(self.aside.get(*id)), *id))?;
         self.kept.insert(Arc::clone(shape), Kept { agent: id.clone(), since: now });
         Some(id.clone())
@@ -261,8 +369,7 @@ impl Room {
     pub(crate) fn plan<'a>(
         &mut self,
         lines: &mut Lines,
-        fleet: &Fleet,
-        strategy: Strategy,
+        state: &Optimizer,
         (now, ageing_ms): (Millis, Millis),
         standing: impl Fn(&crate::queue::Head) -> Standing<'a>,
     ) -> Vec<Chosen> {
@@ -270,22 +377,23 @@ impl Room {
         let mut kept = BTreeSet::new();
         let mut walk = lines.walk(now, ageing_ms);
         while let Some(head) = walk.next() {
-            let Standing::Free { not, rather_not } = standing(&head) else {
+            let Standing::Free { not, rather_not, strategy } = standing(&head) else {
                 walk.take(&head);
                 continue;
             };
             let shape = &head.shape;
             let may = |id: &AgentId| !kept.contains(id) && not.is_none_or(|not| !not.contains(id));
             let elsewhere =
-                rather_not.and_then(|failed| self.choose(fleet, strategy, shape, |id| id != failed && may(id)));
-            if let Some(agent) = elsewhere.or_else(|| self.choose(fleet, strategy, shape, may)) {
+                rather_not.and_then(|failed| self.choose(state, strategy, shape, |id| id != failed && may(id)));
+            if let Some(agent) = elsewhere.or_else(|| self.choose(state, strategy, shape, may)) {
                 walk.take(&head);
-                self.set_aside(fleet, &agent, shape);
+                let weighed = self.weigh(state, strategy, shape);
+                self.set_aside(state, &agent, shape);
                 let (task, shape, since) = (head.task().clone(), Arc::clone(shape), head.since());
-                plan.push(Chosen { task, agent, shape, since });
+                plan.push(Chosen { task, agent, shape, since, strategy, weighed });
             } else if not.is_none_or(BTreeSet::is_empty) {
                 if now.saturating_sub(head.since()) >= ageing_ms {
-                    kept.extend(self.keep_one(fleet, shape, &kept, now));
+                    kept.extend(self.keep_one(state, shape, &kept, now));
                 }
                 walk.close(head);
             } else {

@@ -112,6 +112,13 @@ impl Lines {
         self.len
     }
 
+    /// Where the first stands in the queue.
+    pub(crate) fn level(&self, now: Millis, ageing_ms: Millis) -> Option<i128> {
+        let lines = self.lines.values().flatten();
+        let first = lines.filter_map(|(priority, line)| Some(order((), *priority, line.first()?.0, now, ageing_ms).0));
+        first.max()
+    }
+
     /// A walk in the order in which they should be placed.
     pub(crate) fn walk(&mut self, now: Millis, ageing_ms: Millis) -> Walk<'_> {
         let mut heads = BinaryHeap::new();

@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use baton_machine::Shelves;
 use baton_protocol::record::{Outcome, RunStarted, StageEnded};
+use baton_protocol::request::Strategy;
 use baton_protocol::trace::{TraceContext, part_span};
-use baton_protocol::{AgentId, RunId, StageName, TaskId, WorkflowName};
+use baton_protocol::{AgentId, Capability, Millis, RunId, StageName, TaskId, WorkflowName};
 use serde::{Deserialize, Serialize};
 
+use crate::durations::{Gauss, unknown_run};
 use crate::fleet::Holder;
 
 /// The runs that have not ended.
@@ -18,9 +20,26 @@ pub(crate) struct Runs {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Run {
-    workflow: WorkflowName,
+pub(crate) struct Run {
+    pub(crate) workflow: WorkflowName,
+    #[serde(default)]
+    pub(crate) version: u32,
     trace: Option<TraceContext>,
+    /// How its tasks are placed, if not as those of all runs are.
+    #[serde(default)]
+    pub(crate) strategy: Option<Strategy>,
+    /// When it should have ended.
+    #[serde(default)]
+    pub(crate) due: Option<Millis>,
+    /// When it began.
+    #[serde(default)]
+    pub(crate) since: Millis,
+    /// The stages that are over, by their places in the graph: a bit each.
+    #[serde(default)]
+    over: Vec<u64>,
+    /// How much more or less work it is than others.
+    #[serde(default = "unknown_run")]
+    pub(crate) work: Gauss,
     /// The attempt that is under way, by stage: there is at most one.
     open: BTreeMap<StageName, Open>,
     /// Under whom the last attempt failed, by stage.
@@ -31,34 +50,89 @@ struct Run {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Open {
     attempt: u32,
+    /// What it asks for.
+    #[serde(default)]
+    agent_type: Option<Capability>,
     holder: Option<Arc<Holder>>,
 }
 
 /// What becomes free when a task ends.
 #[derive(Debug)]
-pub(crate) struct Ended {
-    pub(crate) workflow: WorkflowName,
+pub(crate) struct Ended<'a> {
+    pub(crate) run: &'a mut Run,
+    /// The task type, if anything is known of the task.
+    pub(crate) agent_type: Option<Capability>,
     pub(crate) holder: Option<Arc<Holder>>,
 }
 
+/// A run that has ended, with the tasks that were open, and who held each.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub(crate) run: Arc<Run>,
+    pub(crate) open: Vec<(TaskId, Option<Arc<Holder>>)>,
+}
+
+impl Run {
+    /// Which attempt of a stage is under way.
+    pub(crate) fn attempt(&self, stage: &StageName) -> Option<u32> {
+        self.open.get(stage).map(|open| open.attempt)
+    }
+
+    /// Under whom the last attempt of a stage failed.
+    pub(crate) fn failed_under(&self, stage: &StageName) -> Option<&AgentId> {
+        self.failed.get(stage)
+    }
+
+    /// Whether the stage at this place of the graph is over.
+    pub(crate) fn is_over(&self, place: u32) -> bool {
+        self.over.get(place as usize / 64).is_some_and(|bits| bits >> (place % 64) & 1 == 1)
+    }
+
+    /// The stage at this place of the graph is over.
+    pub(crate) fn set_over(&mut self, place: u32) {
+        let at = place as usize / 64;
+        if self.over.len() <= at {
+            self.over.resize(at + 1, 0);
+        }
+        self.over[at] |= 1 << (place % 64);
+    }
+
+    fn held(&self, run: RunId) -> impl Iterator<Item = (TaskId, &Holder)> {
+        self.open.iter().filter_map(move |(stage, open)| {
+            let holder = open.holder.as_deref()?;
+            Some((TaskId { run, stage: stage.clone(), attempt: open.attempt }, holder))
+        })
+    }
+}
+
 impl Runs {
-    pub(crate) fn started(&mut self, record: &RunStarted) {
+    /// Whether it is a new one.
+    pub(crate) fn started(&mut self, at: Millis, record: &RunStarted) -> bool {
+        let before = self.runs.len();
         self.runs.get_or_insert_with(&record.run, || {
             Arc::new(Run {
                 workflow: record.workflow.clone(),
+                version: record.version,
                 trace: record.trace,
+                strategy: record.strategy,
+                due: record.due,
+                since: at,
+                over: Vec::new(),
+                work: unknown_run(),
                 open: BTreeMap::new(),
                 failed: BTreeMap::new(),
             })
         });
+        self.runs.len() > before
     }
 
     /// Opens a task. False if its run is not live, or the stage has an attempt under way.
-    pub(crate) fn stage_ready(&mut self, task: &TaskId) -> bool {
+    pub(crate) fn stage_ready(&mut self, task: &TaskId, agent_type: &Capability) -> bool {
         let Some(run) = self.runs.change(&task.run).filter(|run| !run.open.contains_key(&task.stage)) else {
             return false;
         };
-        run.open.insert(task.stage.clone(), Open { attempt: task.attempt, holder: None });
+        let open = Open { attempt: task.attempt, agent_type: Some(agent_type.clone()), holder: None };
+        run.open.insert(task.stage.clone(), open);
         true
     }
 
@@ -80,7 +154,7 @@ impl Runs {
     }
 
     /// Ends a task, if it was open.
-    pub(crate) fn stage_ended(&mut self, record: &StageEnded) -> Option<Ended> {
+    pub(crate) fn stage_ended(&mut self, record: &StageEnded) -> Option<Ended<'_>> {
         let TaskId { run, stage, attempt } = &record.task;
         let run = self.runs.change(run)?;
         run.open.get(stage).filter(|open| open.attempt == *attempt)?;
@@ -94,25 +168,37 @@ impl Runs {
             }
             (Outcome::Failed | Outcome::Lost | Outcome::TimedOut, None) => {}
         }
-        Some(Ended { workflow: run.workflow.clone(), holder: open.holder })
+        Some(Ended { run, agent_type: open.agent_type, holder: open.holder })
     }
 
     /// Ends a run. Gives the tasks that were open, and who held each.
-    pub(crate) fn finished(&mut self, run: RunId) -> Vec<(TaskId, Option<Arc<Holder>>)> {
-        let ended = self.runs.remove(&run);
-        let open = ended.iter().flat_map(|run| &run.open);
-        open.map(|(stage, open)| (TaskId { run, stage: stage.clone(), attempt: open.attempt }, open.holder.clone()))
-            .collect()
+    pub(crate) fn finished(&mut self, run: RunId) -> Option<Finished> {
+        let ended = self.runs.remove(&run)?;
+        let task = |(stage, open): (&StageName, &Open)| {
+            (TaskId { run, stage: stage.clone(), attempt: open.attempt }, open.holder.clone())
+        };
+        Some(Finished { open: ended.open.iter().map(task).collect(), run: ended })
     }
 
     /// Under whom the attempt before this one failed.
     pub(crate) fn failed_under(&self, task: &TaskId) -> Option<&AgentId> {
-        self.runs.get(&task.run)?.failed.get(&task.stage)
+        self.runs.get(&task.run)?.failed_under(&task.stage)
     }
 
-    /// The run's workflow, while it lives.
-    pub(crate) fn workflow(&self, run: RunId) -> Option<&WorkflowName> {
-        self.runs.get(&run).map(|run| &run.workflow)
+    /// A run, while it lives.
+    pub(crate) fn get(&self, run: RunId) -> Option<&Run> {
+        self.runs.get(&run).map(Arc::as_ref)
+    }
+
+    /// Who holds a task.
+    pub(crate) fn holder(&self, task: &TaskId) -> Option<&Holder> {
+        let open = self.runs.get(&task.run)?.open.get(&task.stage)?;
+        open.holder.as_deref().filter(|_| open.attempt == task.attempt)
+    }
+
+    /// All tasks that are held, and by whom.
+    pub(crate) fn held_tasks(&self) -> impl Iterator<Item = (TaskId, &Holder)> {
+        self.runs.iter().flat_map(|(run, of)| of.held(*run))
     }
 
     /// Where in its run's trace a part of a task is.

@@ -24,18 +24,18 @@ pub(crate) fn placement(state: &Optimizer, config: &Config, now: Millis) -> Plac
     }
     queue.sort_unstable_by(earlier);
     let queued = |(task, queued): (&TaskId, &Queued)| {
-        let workflow = state.runs.workflow(task.run);
-        let estimate = workflow.and_then(|workflow| state.learning.estimate(workflow, &task.stage));
+        let run = state.runs.get(task.run);
+        let average = run.and_then(|run| state.learning.durations.average(&run.workflow, &task.stage));
         QueuedTask {
             task: task.clone(),
             agent_type: queued.shape.agent_type.clone(),
             priority: queued.priority,
             since: queued.since,
-            estimate_ms: estimate.map(crate::learning::Estimate::ms),
+            estimate_ms: average.filter(|average| average.seen > 0).map(|average| average.mean.round() as Millis),
         }
     };
     let agents = state.fleet.ids().take(MAX_LEARNED).map(|agent| {
-        let performance = state.learning.performance(agent);
+        let performance = state.learning.performance(agent).cloned().unwrap_or_default();
         AgentPerformance {
             agent: agent.clone(),
             score: f64::from(performance.score) / f64::from(FULL),
@@ -43,17 +43,19 @@ pub(crate) fn placement(state: &Optimizer, config: &Config, now: Millis) -> Plac
             failed: performance.failed,
         }
     });
-    let stages = state.learning.estimates().take(MAX_LEARNED).map(|(workflow, stage, estimate)| StageEstimate {
-        workflow: workflow.clone(),
-        stage: stage.clone(),
-        estimate_ms: estimate.ms(),
-        samples: estimate.samples,
-    });
+    let stages =
+        state.learning.durations.stages().take(MAX_LEARNED).map(|(workflow, stage, duration, _)| StageEstimate {
+            workflow: workflow.clone(),
+            stage: stage.clone(),
+            estimate_ms: duration.mean.round() as Millis,
+            samples: duration.seen,
+        });
     PlacementView {
         strategy: state.strategy,
         queued: state.queue.len() as u64,
         queue: queue.into_iter().map(queued).collect(),
         agents: agents.collect(),
         stages: stages.collect(),
+        figures: state.figures.view(state, now),
     }
 }

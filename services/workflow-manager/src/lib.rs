@@ -101,7 +101,7 @@ impl Machine for WorkflowManager {
                 | ResourceRecord::BreakerHalfOpened(_)
                 | ResourceRecord::BreakerClosed(_),
             )
-            | Foreign::Optimizer(OptimizerRecord::StrategyChanged(_))
+            | Foreign::Optimizer(OptimizerRecord::StrategyChanged(_) | OptimizerRecord::LearningImported(_))
             | Foreign::Workflow(_) => {}
         }
     }

@@ -39,8 +39,9 @@ pub(crate) fn start(
         None => unused(turn),
     };
     let trace = request.trace.or(context.trace);
-    let StartRun { workflow, priority, key, .. } = request;
-    let record = RunStarted { run, workflow, version, input, priority, key, trace };
+    let due = request.due_ms.map(|due_ms| turn.now().saturating_add(due_ms));
+    let StartRun { workflow, priority, key, strategy, .. } = request;
+    let record = RunStarted { run, workflow, version, input, priority, key, trace, strategy, due };
     turn.emit(WorkflowRecord::RunStarted(record));
     telemetry::run_started(turn, run);
     advance::advance(turn, run);

@@ -87,7 +87,7 @@ fn w1_what_is_wrong_with_a_definition_is_said_with_its_place() {
     let said = bad.map(|(what, text)| format!("{what}: {}\n", definition::parse(text).unwrap_err()));
     expect![[r#"
         empty: unexpected end of input at line 1, column 1
-        unknown key: unknown field `depend_on`, expected one of name, agent_type, requires, depends_on, parallel, optional, params, resources, retry, start_timeout_ms, timeout_ms at line 5, column 5
+        unknown key: unknown field `depend_on`, expected one of name, agent_type, requires, depends_on, parallel, optional, params, resources, estimate, retry, start_timeout_ms, timeout_ms at line 5, column 5
         unknown key of retry: unknown field `attempts`, expected one of max_attempts, initial_ms, factor, max_ms, jitter at line 6, column 7
         missing key: missing field `agent_type` at line 3, column 5
         key twice: duplicate key `name` at line 5, column 5
@@ -480,7 +480,8 @@ fn own_commit(world: &mut World, records: Vec<WorkflowRecord>) {
 
 fn run_started(run: RunId, workflow: &str) -> WorkflowRecord {
     let (workflow, input) = (name(workflow), json("{}"));
-    WorkflowRecord::RunStarted(RunStarted { run, workflow, version: 1, input, priority: 0, key: None, trace: None })
+    let (key, trace, strategy, due) = (None, None, None, None);
+    WorkflowRecord::RunStarted(RunStarted { run, workflow, version: 1, input, priority: 0, key, trace, strategy, due })
 }
 
 #[test]

@@ -93,6 +93,8 @@ fn start_of(workflow: &WorkflowName, input: &Json, run: RunId) -> StartRun {
         key: None,
         run: Some(run),
         trace: None,
+        strategy: None,
+        due_ms: None,
     }
 }
 

@@ -8,9 +8,10 @@ use async_nats::header::HeaderMap;
 use async_nats::{Message, Request, RequestErrorKind};
 use baton_protocol::message::MessageType;
 use baton_protocol::request::{
-    AgentList, AgentsFound, CancelRun, Done, FindAgents, GetPlacement, GetRun, GetWorkflow, ListAgents, ListRuns,
-    ListWorkflows, PlacementView, RegisterWorkflow, RunAccepted, RunList, SetStrategy, StartRun, Strategy,
-    WorkflowList, WorkflowView,
+    Advice, Advise, AgentList, AgentsFound, CancelRun, CapacityPlan, Done, ExplainPlacement, FindAgents, GetLearning,
+    GetPlacement, GetRun, GetWorkflow, ImportLearning, LearningPage, ListAgents, ListRuns, ListWorkflows,
+    PlacementExplained, PlacementView, PlanCapacity, RegisterWorkflow, RunAccepted, RunList, SetStrategy, StartRun,
+    Strategy, WorkflowList, WorkflowView,
 };
 use baton_protocol::run::RunView;
 use baton_protocol::{Code, Rejection, RunId, Service, subject};
@@ -308,6 +309,33 @@ impl Client {
     pub async fn get_placement(&self) -> Result<PlacementView, ClientError> {
         let headers = Headers::of(MessageType::CoordinationRequest);
         self.request(Service::Optimizer, "placement.get", &GetPlacement {}, headers).await
+    }
+
+    /// Says why an agent has a task, or why the task waits.
+    pub async fn explain_placement(&self, request: &ExplainPlacement) -> Result<PlacementExplained, ClientError> {
+        let headers = Headers::of(MessageType::CoordinationRequest);
+        self.request(Service::Optimizer, "placement.explain", request, headers).await
+    }
+
+    /// Says how many agents of which type a workflow and a rate of runs need.
+    pub async fn plan_capacity(&self, request: &PlanCapacity) -> Result<CapacityPlan, ClientError> {
+        self.request(Service::Optimizer, "capacity.plan", request, Headers::of(MessageType::CoordinationRequest)).await
+    }
+
+    /// Says how agents should work together on a workflow, and why.
+    pub async fn advise(&self, request: &Advise) -> Result<Advice, ClientError> {
+        self.request(Service::Optimizer, "advice.get", request, Headers::of(MessageType::CoordinationRequest)).await
+    }
+
+    /// Gives what was learned, a page at a time.
+    pub async fn get_learning(&self, request: &GetLearning) -> Result<LearningPage, ClientError> {
+        self.request(Service::Optimizer, "learning.get", request, Headers::of(MessageType::CoordinationRequest)).await
+    }
+
+    /// Brings what was learned elsewhere.
+    pub async fn import_learning(&self, request: &ImportLearning) -> Result<Done, ClientError> {
+        self.request(Service::Optimizer, "learning.import", request, Headers::of(MessageType::CoordinationRequest))
+            .await
     }
 
     async fn manager<Q: Serialize, A: DeserializeOwned>(&self, endpoint: &str, request: &Q) -> Result<A, ClientError> {

@@ -72,6 +72,8 @@ async fn a_request_is_repeated_until_the_service_answers() {
         key: None,
         run: None,
         trace: None,
+        strategy: None,
+        due_ms: None,
     };
     // Nobody listens yet.
     let started = tokio::spawn({
@@ -303,6 +305,8 @@ fn started(run: RunId) -> WorkflowRecord {
         priority: 0,
         key: None,
         trace: None,
+        strategy: None,
+        due: None,
     })
 }
 

@@ -17,6 +17,9 @@ use crate::requirement::Requirements;
 /// The most stages that a workflow may have.
 pub const MAX_STAGES: usize = 10_000;
 
+/// The most bytes of the kind of a stage's work.
+pub const MAX_KIND_BYTES: usize = 100;
+
 /// A workflow's definition.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -62,6 +65,9 @@ pub struct StageDefinition {
     /// What the agent must set aside for it, beside one slot.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub resources: Resources,
+    /// What is known beforehand of how much work it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<Estimate>,
     /// What happens when an attempt fails.
     #[serde(default, skip_serializing_if = "RetryPolicy::is_default")]
     pub retry: RetryPolicy,
@@ -97,6 +103,25 @@ fn default_stage_timeout_ms() -> Millis {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
 fn is_default_stage_timeout_ms(value: &Millis) -> bool {
     *value == default_stage_timeout_ms()
+}
+
+/// What is known beforehand of how much work a stage is. Placement starts from it, and learns.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Estimate {
+    /// What kind of work it is: stages of one kind take alike long for alike much, in whatever workflow they are. Unless
+    /// given, stages of one agent type whose names differ in a number at the end are of one kind.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// How long it takes an agent of ordinary speed, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<Millis>,
+    /// How much it has to read, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// How many tokens it takes a model, in and out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
 }
 
 /// When and how often a failed attempt is followed by another.
@@ -304,6 +329,14 @@ impl StageDefinition {
         check_positive(&place, "start_timeout_ms", self.start_timeout_ms)?;
         let wrong =
             |field, value: String, rule| Err(DefinitionError::Value { place: place.clone(), field, value, rule });
+        if let Some(estimate) = &self.estimate {
+            if let Some(duration_ms) = estimate.duration_ms {
+                check_positive(&place, "estimate.duration_ms", duration_ms)?;
+            }
+            if let Some(kind) = estimate.kind.as_ref().filter(|kind| kind.is_empty() || kind.len() > MAX_KIND_BYTES) {
+                return wrong("estimate.kind", format!("{kind:?}"), "a text of 1 to 100 bytes");
+            }
+        }
         let retry = &self.retry;
         if retry.max_attempts == 0 || retry.max_attempts > 1000 {
             return wrong("retry.max_attempts", retry.max_attempts.to_string(), "from 1 to 1000");
@@ -374,6 +407,7 @@ impl Builder {
                 optional: false,
                 params: BTreeMap::new(),
                 resources: Resources::new(),
+                estimate: None,
                 retry: RetryPolicy::default(),
                 start_timeout_ms: default_stage_timeout_ms(),
                 timeout_ms: default_stage_timeout_ms(),

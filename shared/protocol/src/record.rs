@@ -19,7 +19,7 @@ use crate::definition::Definition;
 use crate::id::{LeaseId, Millis, Number, Position, RunId, Service, TaskId};
 use crate::json::Json;
 use crate::name::{AgentId, Capability, StageName, WorkflowName};
-use crate::request::{Strategy, Usage};
+use crate::request::{Lesson, Strategy, Usage};
 use crate::requirement::Requirements;
 use crate::trace::TraceContext;
 
@@ -163,6 +163,12 @@ pub struct RunStarted {
     /// The trace that it belongs to, if its starter brought one; otherwise its id is its trace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<TraceContext>,
+    /// How its tasks are placed; none: as those of all runs are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<Strategy>,
+    /// When it should have ended, in milliseconds since 1970. Placement strives for it; nothing ends because of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due: Option<Millis>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
@@ -370,6 +376,8 @@ pub struct LeaseEnded {
 pub enum OptimizerRecord {
     /// Placement works differently from here on.
     StrategyChanged(StrategyChanged),
+    /// What was learned elsewhere counts from here on.
+    LearningImported(LearningImported),
 }
 
 /// See [`OptimizerRecord::StrategyChanged`].
@@ -377,6 +385,13 @@ pub enum OptimizerRecord {
 pub struct StrategyChanged {
     /// The strategy.
     pub strategy: Strategy,
+}
+
+/// See [`OptimizerRecord::LearningImported`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct LearningImported {
+    /// What was learned. What can not be read is passed over.
+    pub lessons: Vec<Lesson>,
 }
 
 /// What every service's records have in common.
@@ -481,12 +496,13 @@ impl Record for OptimizerRecord {
     fn kind(&self) -> &'static str {
         match self {
             Self::StrategyChanged(_) => "strategy_changed",
+            Self::LearningImported(_) => "learning_imported",
         }
     }
 
     fn topic(&self) -> Topic<'_> {
         match self {
-            Self::StrategyChanged(_) => Topic::Service(Service::Optimizer),
+            Self::StrategyChanged(_) | Self::LearningImported(_) => Topic::Service(Service::Optimizer),
         }
     }
 
@@ -670,6 +686,8 @@ mod tests {
                 priority: 0,
                 key: None,
                 trace: None,
+                strategy: None,
+                due: None,
             }),
             WorkflowRecord::StageReady(StageReady {
                 task,

@@ -5,6 +5,8 @@
 //! [`Rejection`], with its code in the header `Nats-Service-Error-Code` (as an HTTP status) and its text in
 //! `Nats-Service-Error`.
 
+mod capacity;
+mod learning;
 mod optimizer;
 mod resource;
 mod workflow;
@@ -20,6 +22,8 @@ use crate::name::AgentId;
 use crate::rejection::Rejection;
 use crate::subject::{self, AgentVerb};
 
+pub use capacity::*;
+pub use learning::*;
 pub use optimizer::*;
 pub use resource::*;
 pub use workflow::*;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use baton_protocol::amount::covers;
 use baton_protocol::record::{AgentRegistered, Outcome};
-use baton_protocol::request::Report;
+use baton_protocol::request::{Lesson, Report, Strategy};
 use baton_protocol::run::RunStatus;
 use baton_protocol::{
     AgentId, Capability, Definition, Json, LeaseId, Millis, Number, Requirements, Resources, RunId, Service, TaskId,
@@ -75,6 +75,8 @@ pub(crate) struct Facts {
     left: BTreeSet<(AgentId, String)>,
     pub(crate) leases: BTreeMap<LeaseId, Lease>,
     strategies: u64,
+    /// Lessons that were imported.
+    imported: Vec<Lesson>,
     /// Every report that was ever sent, by the lease it names.
     reports: BTreeMap<LeaseId, Vec<(AgentId, Report)>>,
     /// Runs that somebody asked to be cancelled.
@@ -105,6 +107,8 @@ pub(crate) struct Run {
     pub(crate) workflow: WorkflowName,
     pub(crate) version: u32,
     key: Option<String>,
+    strategy: Option<Strategy>,
+    due: Option<Millis>,
     definition: Arc<Definition>,
     stages: Vec<Stage>,
     /// A stage was cancelled: nothing but the end may follow.

@@ -174,7 +174,7 @@ counted! {
 }
 
 /// The kinds of records, in the order of their counters.
-pub(crate) const RECORDS: [&str; 13] = [
+pub(crate) const RECORDS: [&str; 14] = [
     "workflow_registered",
     "run_started",
     "stage_ready",
@@ -188,6 +188,7 @@ pub(crate) const RECORDS: [&str; 13] = [
     "breaker_half_opened",
     "breaker_closed",
     "strategy_changed",
+    "learning_imported",
 ];
 
 /// Counters of one history, or of many.

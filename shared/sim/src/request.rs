@@ -49,6 +49,11 @@ impl AnyRequest {
                 OptimizerRequest::SetStrategy(_) => "strategy.set",
                 OptimizerRequest::GetPlacement(_) => "placement.get",
                 OptimizerRequest::FindAgents(_) => "agent.find",
+                OptimizerRequest::ExplainPlacement(_) => "placement.explain",
+                OptimizerRequest::PlanCapacity(_) => "capacity.plan",
+                OptimizerRequest::Advise(_) => "advice.get",
+                OptimizerRequest::GetLearning(_) => "learning.get",
+                OptimizerRequest::ImportLearning(_) => "learning.import",
             },
         }
     }

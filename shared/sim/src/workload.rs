@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use baton_protocol::definition::{Definition, RetryPolicy, StageDefinition};
-use baton_protocol::request::RegisterAgent;
+use baton_protocol::definition::{Definition, Estimate, RetryPolicy, StageDefinition};
+use baton_protocol::request::{RegisterAgent, Strategy};
 use baton_protocol::{
     AgentId, Amount, Capability, Metadata, Millis, Requirements, ResourceName, Resources, StageName, WorkflowName,
 };
@@ -17,7 +17,7 @@ pub(crate) enum Wish {
     /// To register a definition.
     Register(usize),
     /// To start a run of a workflow.
-    Start { workflow: usize, own_id: bool, key: Option<u32> },
+    Start { workflow: usize, own_id: bool, key: Option<u32>, placed: Placed },
     /// To cancel a run that it knows of.
     Cancel(u32),
     /// To see a run that it knows of.
@@ -29,13 +29,26 @@ pub(crate) enum Wish {
     /// To see all agents.
     Agents,
     /// To change how tasks are placed.
-    Strategy(bool),
+    Strategy(Strategy),
     /// To see how tasks are placed.
     Placement,
     /// To find the best agents for something.
     Find(u32),
+    /// To see why a stage of a run that it knows of is where it is.
+    Explain(u32),
+    /// To see what was learned.
+    Learning,
+    /// To import what was learned of an agent elsewhere.
+    Import(u32),
     /// To lease some task to some agent, whether that is right or not.
     Assign(u32, u32),
+}
+
+/// How a run's tasks are to be placed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Placed {
+    pub(crate) strategy: Option<Strategy>,
+    pub(crate) due_ms: Option<Millis>,
 }
 
 /// What is to be done in a history.
@@ -76,20 +89,27 @@ impl Workload {
         for _ in 0..1 + draws.below(4) {
             let workflow = draws.below(u32::try_from(definitions.len()).unwrap_or(1)) as usize;
             let key = draws.chance(400).then(|| draws.below(3));
-            let start = Wish::Start { workflow, own_id: draws.chance(300), key };
+            let placed = Placed {
+                strategy: draws.chance(400).then(|| *draws.pick(&Strategy::ALL)),
+                due_ms: draws.chance(200).then(|| draws.between(1, 20_000)),
+            };
+            let start = Wish::Start { workflow, own_id: draws.chance(300), key, placed };
             wishes.push((draws.between(0, length), start));
         }
         for _ in 0..draws.below(12) {
-            let wish = match draws.below(13) {
+            let wish = match draws.below(16) {
                 0 | 8 => Wish::Get(draws.below(4)),
                 1 | 9 => Wish::List,
                 10 | 11 => Wish::Assign(draws.below(64), draws.below(4)),
                 2 => Wish::Cancel(draws.below(4)),
                 3 => Wish::Agents,
-                4 => Wish::Strategy(draws.chance(500)),
+                4 => Wish::Strategy(*draws.pick(&Strategy::ALL)),
                 5 => Wish::Placement,
                 6 => Wish::GetNothing,
-                12 => Wish::Find(draws.below(3)),
+                12 => Wish::Explain(draws.below(4)),
+                13 => Wish::Learning,
+                14 => Wish::Import(draws.below(4)),
+                15 => Wish::Find(draws.below(3)),
                 _ => Wish::Register(draws.below(u32::try_from(definitions.len()).unwrap_or(1)) as usize),
             };
             wishes.push((draws.between(0, length), wish));
@@ -174,6 +194,11 @@ fn definition(draws: &mut Draws, number: u32, kinds: usize) -> Definition {
             optional: draws.chance(200),
             params: BTreeMap::new(),
             resources: if draws.chance(250) { cpu(1 + draws.below(3)) } else { Resources::new() },
+            estimate: draws.chance(200).then(|| Estimate {
+                duration_ms: draws.chance(500).then(|| draws.between(1, 5000)),
+                size: draws.chance(500).then(|| draws.between(0, 1_000_000)),
+                ..Estimate::default()
+            }),
             retry: RetryPolicy {
                 max_attempts: 4 - draws.below(4),
                 initial_ms: draws.between(0, 800),

@@ -291,7 +291,7 @@ impl World {
                     ..BreakerConfig::default()
                 },
             },
-            optimizer: baton_optimizer::Config { ageing_ms: 5000, ask_timeout_ms: 2000 },
+            optimizer: baton_optimizer::Config { ageing_ms: 5000, ask_timeout_ms: 2000, deadlines_first: false },
             commit_bytes: *draws.pick(&[128 * 1024, 3000, 600]),
             snapshot_every: *draws.pick(&[0, 5, 20]),
             prove_by_commit: draws.chance(250),

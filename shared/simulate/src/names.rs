@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use baton_protocol::definition::Definition;
+use baton_protocol::definition::{Definition, Estimate};
 use baton_protocol::{AgentId, Capability, Millis, StageName, WorkflowName};
-use serde_json::Value;
 
 use crate::draws::fnv1a;
 use crate::workload::Graph;
@@ -71,7 +70,7 @@ pub(crate) fn definition(graph: &Graph) -> Arc<Definition> {
         let parents: Vec<&str> = parents.iter().map(|&parent| stages[parent].as_str()).collect();
         let capability = capabilities[graph.category[place]].as_str();
         builder = builder.add_stage(stages[place].as_str(), capability, &parents).with(|stage| {
-            stage.params.insert("input_bytes".to_owned(), Value::from(graph.input_bytes[place]));
+            stage.estimate = Some(Estimate { size: Some(graph.input_bytes[place]), ..Estimate::default() });
             stage.retry.max_attempts = MANY;
             stage.retry.initial_ms = 0;
             stage.start_timeout_ms = FOREVER_MS;

@@ -536,6 +536,8 @@ impl Baton {
                 priority: 0,
                 key: None,
                 trace: None,
+                strategy: None,
+                due: None,
             }));
             records.extend(chunk.iter().enumerate().map(|(stage, request)| {
                 WorkflowRecord::StageReady(StageReady {

@@ -91,8 +91,7 @@ impl Who {
 /// Every strategy of the optimizer.
 #[must_use]
 pub fn strategies() -> Vec<Strategy> {
-    let names = ["ROUND_ROBIN", "PRIORITY_BASED", "LOAD_BALANCED", "SWARM", "HISTORICAL", "ADAPTIVE"];
-    names.iter().filter_map(|name| serde_json::from_value(serde_json::Value::from(*name)).ok()).collect()
+    Strategy::ALL.to_vec()
 }
 
 /// What the optimizer has seen before it is measured.

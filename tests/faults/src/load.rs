@@ -172,6 +172,8 @@ impl Clients {
             key: Some(format!("{}-{number}", self.inner.prefix)),
             run: None,
             trace: None,
+            strategy: None,
+            due_ms: None,
         })
     }
 

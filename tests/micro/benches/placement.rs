@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use baton_micro::{Scale, Work, World};
+use baton_protocol::request::Strategy;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 const QUEUED: usize = 10_000;
@@ -13,8 +14,11 @@ const AGENTS: usize = 1000;
 /// How many placements percentiles are taken of.
 const SAMPLES: usize = 20_000;
 
-fn percentiles(name: &str, scale: Scale) {
+fn percentiles(name: &str, scale: Scale, strategy: Strategy) {
     let mut world = World::filled(scale);
+    if strategy != Strategy::default() {
+        world.place_by(strategy);
+    }
     world.turn(2000);
     let mut samples: Vec<Duration> = (0..SAMPLES)
         .map(|_| {
@@ -29,7 +33,7 @@ fn percentiles(name: &str, scale: Scale) {
     let sum: Duration = samples.iter().sum();
     let at = |part: f64| samples[((samples.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e6;
     println!(
-        "placement, {name}: p50 {:.1} µs, p90 {:.1} µs, p99 {:.1} µs, most {:.1} µs; {:.0} placements/s",
+        "placement, {strategy}, {name}: p50 {:.1} µs, p90 {:.1} µs, p99 {:.1} µs, most {:.1} µs; {:.0} placements/s",
         at(0.5),
         at(0.9),
         at(0.99),
@@ -40,11 +44,13 @@ fn percentiles(name: &str, scale: Scale) {
 
 fn placement(criterion: &mut Criterion) {
     let scale = Scale { work: Work::Chain, agents: AGENTS, slots: 1, runs: QUEUED + AGENTS, batch: 1, cpu: 0 };
-    percentiles("a slot an agent", scale);
-    percentiles("a slot an agent, with resources", Scale { cpu: 1, ..scale });
     let slots = Scale { slots: 64, runs: QUEUED + AGENTS * 64, ..scale };
-    percentiles("64 slots an agent, with resources", Scale { cpu: 1, ..slots });
-    percentiles("no queue, 1000 agents with free slots", Scale { slots: 64, runs: QUEUED, ..scale });
+    for strategy in [Strategy::LoadBalanced, Strategy::Adaptive] {
+        percentiles("a slot an agent", scale, strategy);
+        percentiles("a slot an agent, with resources", Scale { cpu: 1, ..scale }, strategy);
+        percentiles("64 slots an agent, with resources", Scale { cpu: 1, ..slots }, strategy);
+        percentiles("no queue, 1000 agents with free slots", Scale { slots: 64, runs: QUEUED, ..scale }, strategy);
+    }
 
     let mut group = criterion.benchmark_group("placement");
     group.throughput(Throughput::Elements(QUEUED as u64));

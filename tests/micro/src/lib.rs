@@ -13,8 +13,8 @@ use baton_optimizer::Optimizer;
 use baton_protocol::definition::Definition;
 use baton_protocol::record::{AnyCommit, Record, ResourceRecord, WorkflowRecord};
 use baton_protocol::request::{
-    AssignTasks, RegisterAgent, RegisterWorkflow, Report, ReportStatus, ResourceRequest, StartRun, Usage,
-    WorkflowRequest,
+    AssignTasks, OptimizerRequest, RegisterAgent, RegisterWorkflow, Report, ReportStatus, ResourceRequest, SetStrategy,
+    StartRun, Strategy, Usage, WorkflowRequest,
 };
 use baton_protocol::{AgentId, Capability, Json, LeaseId, Millis, Money, Service, TaskId, WorkflowName};
 use baton_resource_manager::ResourceManager;
@@ -249,6 +249,18 @@ impl World {
         world
     }
 
+    /// Tasks are placed so from now on.
+    ///
+    /// # Panics
+    /// If the machines refuse what they are asked.
+    pub fn place_by(&mut self, strategy: Strategy) {
+        self.token += 1;
+        let (token, now) = (self.token, self.now);
+        let request = OptimizerRequest::SetStrategy(SetStrategy { strategy });
+        self.optimizer.request(token, "strategy.set", request, RequestContext::default(), now);
+        self.settle();
+    }
+
     /// The log, if it was kept.
     pub fn messages(&self) -> impl Iterator<Item = &Message> {
         self.log.iter()
@@ -308,6 +320,8 @@ impl World {
                 key: None,
                 run: None,
                 trace: None,
+                strategy: None,
+                due_ms: None,
             };
             self.ask_workflow("run.start", WorkflowRequest::StartRun(request));
         }

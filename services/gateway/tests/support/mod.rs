@@ -13,8 +13,8 @@ use baton_gateway::GatewayError;
 use baton_protocol::definition::Definition;
 use baton_protocol::record::{Cause, FORMAT, RunFinished, RunStarted, StageReady, Turn};
 use baton_protocol::request::{
-    AgentList, AgentsFound, Done, PlacementView, Role, RunAccepted, RunList, StartRun, Strategy, Usage, WorkflowList,
-    WorkflowSummary, WorkflowView,
+    AgentList, AgentsFound, Done, ExplainPlacement, Figures, LearningPage, PlacementExplained, PlacementView, Role,
+    RunAccepted, RunList, StartRun, Strategy, Usage, WorkflowList, WorkflowSummary, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
 use baton_protocol::subject::{self, Shard};
@@ -396,7 +396,24 @@ impl Script {
                 queue: vec![],
                 agents: vec![],
                 stages: vec![],
+                figures: Figures::default(),
             }),
+            "learning.get" => is(&LearningPage { lessons: vec![], more: false }),
+            "learning.import" => is(&Done {}),
+            "capacity.plan" => no(Code::UnknownWorkflow, "there is no such workflow"),
+            "advice.get" => no(Code::UnknownWorkflow, "there is no such workflow"),
+            "placement.explain" => {
+                let ExplainPlacement { run, stage } = serde_json::from_value(body).unwrap();
+                is(&PlacementExplained {
+                    task: TaskId { run, stage, attempt: 1 },
+                    strategy: Strategy::RoundRobin,
+                    agent: None,
+                    since: None,
+                    at: None,
+                    reason: "nobody can do it".into(),
+                    candidates: vec![],
+                })
+            }
             _ => panic!("nobody knows {endpoint}"),
         }
     }
@@ -487,6 +504,8 @@ pub(crate) fn started(run: RunId) -> WorkflowRecord {
         priority: 0,
         key: None,
         trace: None,
+        strategy: None,
+        due: None,
     })
 }
 

@@ -4,13 +4,16 @@ mod discovery;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use baton_machine::{Effect, Processor, RequestContext, Value, answer};
-use baton_protocol::record::{Outcome, ResourceRecord, WorkflowRecord};
+use baton_protocol::definition::{Definition, Estimate};
+use baton_protocol::record::{Outcome, ResourceRecord, RunStarted, WorkflowRecord, WorkflowRegistered};
 use baton_protocol::request::{
-    AssignAnswer, AssignTasks, OptimizerRequest, PlacementView, Refusal, SetStrategy, Strategy,
+    Advise, AssignAnswer, AssignTasks, Candidate, CapacityPlan, ExplainPlacement, ImportLearning, Lesson,
+    OptimizerRequest, PlacementExplained, PlacementView, PlanCapacity, Refusal, SetStrategy, Strategy, Subject,
 };
-use baton_protocol::{Code, Json, Millis, Rejection, TaskId};
+use baton_protocol::{Capability, Code, Json, Millis, Rejection, TaskId};
 use expect_test::{Expect, expect};
 
 use super::{
@@ -406,6 +409,365 @@ fn o2_agents_take_turns_and_the_strategy_is_switched_live() {
         answer Ok({})
         +0 ask lease.assign seen 15: R7/1 -> cid
     "#]]);
+}
+
+/// Agents that do a task each, one after another, so that something is learned of them.
+fn practise(world: &mut World, first: u64, each: &[(&str, Outcome, Millis)]) {
+    for (n, (agent, outcome, duration_ms)) in (first..).zip(each) {
+        world.workflow(vec![started(n), ready(task(n, 1), "research", 0, 0)]);
+        world.asked.clear();
+        world.resource(vec![assigned(task(n, 1), agent, 0)]);
+        world.wait(*duration_ms);
+        world.end(n, agent, *outcome, *duration_ms);
+    }
+}
+
+fn placed(world: &mut World, n: u64, strategy: Strategy) -> Vec<String> {
+    let WorkflowRecord::RunStarted(run) = started(n) else { unreachable!() };
+    let run = WorkflowRecord::RunStarted(RunStarted { strategy: Some(strategy), ..run });
+    world.workflow(vec![run, ready(task(n, 1), "research", 0, 0)]);
+    world.grant().into_iter().map(|(_, agent)| agent).collect()
+}
+
+#[test]
+fn o2_each_run_may_have_a_strategy_of_its_own() {
+    use Outcome::{Failed, Succeeded};
+    let mut world = World::new();
+    world.resource(vec![
+        registered("ann", "s", "research", 9, 0, 0),
+        registered("bob", "s", "research", 9, 0, 0),
+        registered("cid", "s", "research", 9, 0, 5),
+        registered("dan", "s", "research", 9, 0, 0),
+    ]);
+    // Ann is quick, bob as good and slow, cid has the highest priority and fails, dan has done least.
+    let lessons: Vec<_> =
+        (0..8).flat_map(|_| [("ann", Succeeded, 500), ("bob", Succeeded, 2000), ("cid", Failed, 500)]).collect();
+    practise(&mut world, 1, &lessons);
+    assert_eq!(placed(&mut world, 25, Strategy::PriorityBased), ["cid"]);
+    assert_eq!(placed(&mut world, 26, Strategy::Historical), ["ann"]);
+    assert_eq!(placed(&mut world, 27, Strategy::Adaptive), ["ann"]);
+    assert_eq!(placed(&mut world, 28, Strategy::RoundRobin), ["ann"]);
+    assert_eq!(placed(&mut world, 29, Strategy::RoundRobin), ["bob"]);
+    assert_eq!(placed(&mut world, 30, Strategy::LoadBalanced), ["dan"]);
+}
+
+#[test]
+fn o3_agents_are_drawn_by_trails_that_evaporate() {
+    let mut world = World::new();
+    world.resource(vec![registered("ann", "s", "research", 9, 0, 0), registered("bob", "s", "research", 9, 0, 0)]);
+    practise(&mut world, 1, &[("ann", Outcome::Succeeded, 100); 12]);
+    let trail = |world: &World, id: &str| {
+        world.machine.machine().learning.trail(&agent(id), &Capability::new("research").unwrap())
+    };
+    let strong = trail(&world, "ann");
+    // Each success adds 0.1, and each step leaves 0.95: a series that goes towards 2.
+    let series = (0..12).fold(0.0, |sum, _| sum * 0.95 + 0.1);
+    assert!((strong - series).abs() < 1e-9, "{strong} is not {series}");
+    practise(&mut world, 13, &[("bob", Outcome::Failed, 100); 8]);
+    assert!(trail(&world, "bob") <= 0.0 && (trail(&world, "ann") - series * 0.95_f64.powi(8)).abs() < 1e-9);
+    let mut drawn: BTreeMap<String, u32> = BTreeMap::new();
+    for n in 101..=300 {
+        for agent in placed(&mut world, n, Strategy::Swarm) {
+            *drawn.entry(agent.clone()).or_default() += 1;
+            let lease = world.leases[&task(n, 1)];
+            world.workflow(vec![ended(task(n, 1), Some((lease, &agent)), Outcome::Cancelled, 0), finished(n)]);
+        }
+    }
+    // Odds of about 11 to 1, for who has no trail is drawn now and then.
+    assert!((8..=35).contains(&drawn["bob"]) && drawn["ann"] + drawn["bob"] == 200, "{drawn:?}");
+}
+
+#[test]
+fn o2_a_task_waits_for_a_much_faster_agent_where_that_ends_sooner() {
+    let mut world = World::new();
+    world.resource(vec![registered("ann", "s", "research", 1, 0, 0), registered("bob", "s", "research", 1, 0, 0)]);
+    let lessons: Vec<_> =
+        (0..10).flat_map(|_| [("ann", Outcome::Succeeded, 1000), ("bob", Outcome::Succeeded, 10_000)]).collect();
+    practise(&mut world, 1, &lessons);
+    world.strategy(Strategy::Adaptive);
+    world.ready(21, "research", 0, 0);
+    assert_eq!(world.grant(), [(task(21, 1), "ann".to_owned())]);
+    world.wait(500);
+    // Ann will be done in half a second, and then sooner with this than bob would be.
+    world.ready(22, "research", 0, 0);
+    assert_eq!(world.grant(), []);
+    world.wait(500);
+    world.end(21, "ann", Outcome::Succeeded, 1000);
+    assert_eq!(world.grant(), [(task(22, 1), "ann".to_owned())]);
+    // With so much to do bob is needed.
+    for n in 23..=45 {
+        world.ready(n, "research", 0, 0);
+    }
+    let granted = world.grant();
+    assert_eq!(granted.len(), 1);
+    assert_eq!(granted[0].1, "bob");
+    // What waits in vain does not wait for ever: ann seems to hang.
+    let bobs = (23..=45).find(|n| run(*n) == granted[0].0.run).unwrap();
+    world.workflow((23..=44).filter(|n| *n != bobs).map(finished).collect());
+    world.end(bobs, "bob", Outcome::Succeeded, 10_000);
+    let mut granted = world.grant();
+    for _ in 0..60 {
+        if granted.is_empty() {
+            world.wait(1000);
+            granted = world.grant();
+        }
+    }
+    assert_eq!(granted, [(task(45, 1), "bob".to_owned())]);
+}
+
+#[test]
+fn o5_success_is_told_apart_by_task_type_agent_and_strategy() {
+    let mut world = World::new();
+    world.resource(vec![registered("ann", "s", "research", 9, 0, 0)]);
+    for (n, strategy, outcome) in [
+        (1, Strategy::Swarm, Outcome::Succeeded),
+        (2, Strategy::Historical, Outcome::Failed),
+        (3, Strategy::Swarm, Outcome::Succeeded),
+    ] {
+        placed(&mut world, n, strategy);
+        world.end(n, "ann", outcome, 100);
+    }
+    let learning = &world.machine.machine().learning;
+    let patterns = &learning.performance(&agent("ann")).unwrap().types[&Capability::new("research").unwrap()].patterns;
+    let said: Vec<_> = patterns.iter().map(|(s, p)| format!("{s} {:.3} of {}", p.success, p.seen)).collect();
+    assert_eq!(said, ["HISTORICAL 0.450 of 1", "SWARM 0.595 of 2"]);
+}
+
+#[test]
+fn o4_an_agent_that_fails_fast_does_not_draw_work() {
+    let mut world = World::new();
+    world.resource(vec![registered("ann", "s", "research", 1, 0, 0), registered("bob", "s", "research", 1, 0, 0)]);
+    practise(&mut world, 1, &[("ann", Outcome::Succeeded, 1000); 6]);
+    practise(&mut world, 7, &[("bob", Outcome::Failed, 1); 6]);
+    world.strategy(Strategy::Adaptive);
+    let mut given: BTreeMap<String, u32> = BTreeMap::new();
+    for n in 101..=160 {
+        world.ready(n, "research", 0, 0);
+        for (task, agent) in world.grant() {
+            *given.entry(agent.clone()).or_default() += 1;
+            let n = (101..=160).find(|n| run(*n) == task.run).unwrap();
+            let (outcome, took) = if agent == "bob" { (Outcome::Failed, 1) } else { (Outcome::Succeeded, 1000) };
+            world.wait(took);
+            world.end(n, &agent, outcome, took);
+        }
+    }
+    assert!(given.get("bob").is_none_or(|count| *count <= 5) && given["ann"] >= 55, "{given:?}");
+}
+
+#[test]
+fn o2_each_placement_is_explained() {
+    let mut world = World::new();
+    world.resource(vec![registered("ann", "s", "research", 1, 0, 0), registered("bob", "s", "research", 1, 0, 0)]);
+    let lessons: Vec<_> =
+        (0..10).flat_map(|_| [("ann", Outcome::Succeeded, 1000), ("bob", Outcome::Succeeded, 10_000)]).collect();
+    practise(&mut world, 1, &lessons);
+    world.strategy(Strategy::Adaptive);
+    world.ready(21, "research", 0, 0);
+    world.grant();
+    world.wait(500);
+    world.ready(22, "research", 0, 0);
+    world.ready(23, "cooking", 0, 0);
+    placed(&mut world, 24, Strategy::LoadBalanced);
+    let mut said = String::new();
+    for n in [21, 22, 23, 24, 25] {
+        let request = ExplainPlacement { run: run(n), stage: task(n, 1).stage };
+        let request = OptimizerRequest::ExplainPlacement(request);
+        world.machine.request(1, "placement.explain", request, RequestContext::default(), world.now);
+        for effect in world.log.settle(&mut world.machine, world.now).effects {
+            let Effect::Answer { reply, .. } = effect else { continue };
+            match reply {
+                Ok(answer) => {
+                    let why: PlacementExplained = answer.read().unwrap();
+                    let agent = why.agent.map_or("nobody".to_owned(), |agent| agent.to_string());
+                    writeln!(said, "R{n} {agent} {}: {}", why.strategy, why.reason).unwrap();
+                    for Candidate { agent, has_room, terms } in why.candidates {
+                        let terms: Vec<_> = terms.iter().map(|(name, term)| format!("{name} {term:.2}")).collect();
+                        writeln!(said, "   {agent} {has_room} {}", terms.join(", ")).unwrap();
+                    }
+                }
+                Err(rejection) => writeln!(said, "R{n} {}", rejection.code).unwrap(),
+            }
+        }
+    }
+    expect![[r#"
+        R21 ann ADAPTIVE: it was expected to end soonest there
+           ann true available_ms 0.00, duration_ms 2037.81, ends_ms 2144.61, failure 0.02, failure_cost_ms 106.80
+           bob true available_ms 0.00, duration_ms 9078.58, ends_ms 9185.38, failure 0.02, failure_cost_ms 106.80
+        R22 nobody ADAPTIVE: it is expected to end soonest at ann, though that has no room yet
+           ann false available_ms 2231.87, duration_ms 2037.81, ends_ms 4376.48, failure 0.02, failure_cost_ms 106.80
+           bob false available_ms 12281.96, duration_ms 9078.58, ends_ms 21467.33, failure 0.02, failure_cost_ms 106.80
+        R23 nobody ADAPTIVE: no agent that is there can do cooking with what it needs
+        R24 bob LOAD_BALANCED: of those with room it had the smallest part of its slots in use
+           bob true idle_ms 500.00, load 0.00, priority 0.00, score 0.70
+        R25 unknown_run
+    "#]]
+    .assert_eq(&said);
+}
+
+/// A workflow with a stage that divides the work, five that do it, and one that brings it together.
+fn fan() -> WorkflowRecord {
+    let mut builder = Definition::builder("fan").add_stage("split", "research", &[]);
+    for n in 0..5 {
+        builder = builder.add_stage(&format!("part-{n}"), "writing", &["split"]).with(|stage| {
+            stage.estimate = Some(Estimate { duration_ms: Some(60_000), ..Estimate::default() });
+        });
+    }
+    let parts: Vec<_> = (0..5).map(|n| format!("part-{n}")).collect();
+    let parts: Vec<_> = parts.iter().map(String::as_str).collect();
+    let definition = builder.add_stage("join", "editing", &parts).build().unwrap();
+    WorkflowRecord::WorkflowRegistered(WorkflowRegistered { version: 1, definition: Arc::new(definition) })
+}
+
+#[test]
+fn o4_o6_what_was_learned_is_exported_and_imported() {
+    let mut world = World::new();
+    world.resource(vec![registered("ann", "s", "research", 9, 0, 0), registered("bob", "s", "research", 9, 0, 0)]);
+    let lessons: Vec<_> =
+        (0..8).flat_map(|_| [("ann", Outcome::Succeeded, 500), ("bob", Outcome::Succeeded, 2000)]).collect();
+    practise(&mut world, 1, &lessons);
+    practise(&mut world, 17, &[("bob", Outcome::Failed, 10)]);
+    let page = |world: &World, after: Option<&Subject>| world.machine.machine().learning.page(after);
+    let all = page(&world, None);
+    assert!(!all.more && all.lessons.len() == 5, "{all:?}");
+    for (nth, lesson) in all.lessons.iter().enumerate() {
+        let rest = page(&world, Some(&lesson.of)).lessons;
+        assert_eq!(rest, all.lessons[nth + 1..], "after {:?}", lesson.of);
+    }
+    // Another world begins where this one is.
+    let mut other = World::new();
+    let import = |world: &mut World, lessons: Vec<Lesson>| {
+        let request = OptimizerRequest::ImportLearning(ImportLearning { lessons });
+        world.machine.request(1, "learning.import", request, RequestContext::default(), world.now);
+        world.settle();
+    };
+    import(&mut other, all.lessons.clone());
+    let ours = serde_json::to_value(&world.machine.machine().learning.durations).unwrap();
+    assert_eq!(serde_json::to_value(&other.machine.machine().learning.durations).unwrap(), ours);
+    other.resource(vec![registered("ann", "s", "research", 9, 0, 0), registered("bob", "s", "research", 9, 0, 0)]);
+    assert_eq!(placed(&mut other, 25, Strategy::Adaptive), ["ann"]);
+    // What can not be read is refused as a whole.
+    let before = other.machine.machine().clone();
+    let mut lessons = all.lessons;
+    lessons[1].known = Json::from_text("{\"score\":1}".to_owned()).unwrap();
+    import(&mut other, lessons);
+    assert_eq!(other.machine.machine(), &before);
+    assert!(other.transcript.contains("lesson 1, of Agent"), "{}", other.transcript);
+}
+
+#[test]
+fn o7_capacity_by_the_formula_and_by_what_was_learned() {
+    let mut world = World::new();
+    world.workflow(vec![fan()]);
+    world.resource(vec![registered("ann", "s", "writing", 2, 0, 0)]);
+    let plan = |world: &World, runs_per_hour, more: &[(&str, u32)]| {
+        let more = more.iter().map(|(of, slots)| (of.parse().unwrap(), *slots)).collect();
+        let workflow = "fan".parse().unwrap();
+        let request = PlanCapacity { workflow, runs_per_hour, complexity: 2.0, utilization: 0.8, more };
+        crate::capacity::plan(world.machine.machine(), &request).unwrap()
+    };
+    let calm = plan(&world, 6.0, &[]);
+    // Seven stages, five side by side, twice as complex.
+    assert_eq!(calm.formula.required, 70);
+    let writing =
+        |plan: &CapacityPlan| plan.agents.iter().find(|of| of.agent_type.as_str() == "writing").cloned().unwrap();
+    let (of, busier) = (writing(&calm), writing(&plan(&world, 12.0, &[])));
+    assert_eq!((of.stages, of.slots), (5, 2.0));
+    assert!((busier.busy / of.busy - 2.0).abs() < 1e-9, "twice the runs, twice the work: {of:?} {busier:?}");
+    // Ten minutes of work a run, and a little for attempts that fail; six runs an hour: one slot is always at work.
+    assert!((0.9..1.6).contains(&of.busy) && of.needed >= 2.0, "{of:?}");
+    let more = writing(&plan(&world, 12.0, &[("writing", 2)]));
+    assert!((more.utilization.unwrap() - busier.utilization.unwrap() / 2.0).abs() < 1e-9);
+    assert!(calm.advice.iter().any(|line| line.starts_with("research: ")), "{:?}", calm.advice);
+    let nobody = PlanCapacity {
+        workflow: "none".parse().unwrap(),
+        runs_per_hour: 1.0,
+        complexity: 1.0,
+        utilization: 0.8,
+        more: BTreeMap::new(),
+    };
+    assert_eq!(crate::capacity::plan(world.machine.machine(), &nobody).unwrap_err().code, Code::UnknownWorkflow);
+    let full = PlanCapacity { workflow: "fan".parse().unwrap(), utilization: 0.0, ..nobody };
+    assert_eq!(crate::capacity::plan(world.machine.machine(), &full).unwrap_err().code, Code::InvalidRequest);
+}
+
+#[test]
+fn o10_o11_protocol_and_pattern_by_the_rules_of_the_sources() {
+    let mut world = World::new();
+    world.workflow(vec![fan()]);
+    let mut said = String::new();
+    let mut ask = |workflow: &str, agents, hierarchy, fault_tolerance| {
+        let workflow = workflow.parse().unwrap();
+        let request = Advise { workflow, agents: Some(agents), strict_order: None, hierarchy, fault_tolerance };
+        let advice = crate::capacity::advise(world.machine.machine(), &request).unwrap();
+        let (protocol, pattern) = (advice.protocol.choice, advice.pattern.choice);
+        writeln!(said, "{agents}: {protocol:?}, {pattern:?}: {}", advice.pattern.reasons.join("; ")).unwrap();
+    };
+    ask("article", 4, None, None);
+    ask("fan", 2, None, None);
+    ask("fan", 200, None, None);
+    ask("fan", 200, None, Some(true));
+    ask("fan", 3, Some(false), None);
+    ask("fan", 5, Some(false), None);
+    ask("fan", 8, Some(false), Some(true));
+    ask("fan", 200, Some(false), Some(true));
+    ask("fan", 200, Some(false), None);
+    expect![[r#"
+        4: Asynchronous, PeerToPeer: stages need not run in one strict order; there is no natural hierarchy; 4 agents are not more than 100
+        2: Synchronous, Hierarchical: stages need not run in one strict order; a stage divides the work, others do it: there is a natural hierarchy
+        200: Broadcast, Hybrid(HierarchicalCentralized): stages need not run in one strict order; a stage divides the work, others do it: there is a natural hierarchy; 200 agents are too many for one head; each team has a head, and heads are peers
+        200: Broadcast, Hybrid(PeerToPeerHierarchical): stages need not run in one strict order; a stage divides the work, others do it: there is a natural hierarchy; 200 agents are too many for one head; the loss of any agent must not matter: groups of peers, and heads between them
+        3: Asynchronous, Centralized: stages need not run in one strict order; there is no natural hierarchy; 3 agents are not more than 100; so few are directed most simply by one
+        5: Asynchronous, PeerToPeer: stages need not run in one strict order; there is no natural hierarchy; 5 agents are not more than 100
+        8: Broadcast, PeerToPeer: stages need not run in one strict order; there is no natural hierarchy; the loss of any agent must not matter
+        200: Broadcast, Swarm: stages need not run in one strict order; there is no natural hierarchy; the loss of any agent must not matter; 200 agents are more than 100
+        200: Broadcast, Hybrid(CentralizedSwarm): stages need not run in one strict order; there is no natural hierarchy; 200 agents are more than 100
+    "#]].assert_eq(&said);
+}
+
+#[test]
+fn o9_work_leaves_a_lost_agent_at_once() {
+    for strategy in Strategy::ALL {
+        let mut world = World::new();
+        world.strategy(strategy);
+        world.resource(vec![registered("ann", "s", "research", 1, 0, 0)]);
+        world.ready(1, "research", 0, 0);
+        world.ready(2, "research", 0, 0);
+        world.grant();
+        // What waits is bound to nobody: it goes to whoever comes.
+        world.resource(vec![registered("bob", "s", "research", 2, 0, 0)]);
+        world.wait(1000);
+        let (first, second) = if world.leases.contains_key(&task(1, 1)) { (1, 2) } else { (2, 1) };
+        assert_eq!(world.grant(), [(task(second, 1), "bob".to_owned())], "{strategy}");
+        // Ann is lost, and with her what she had not finished: the next attempt is asked for in the same turn.
+        world.resource(vec![left("ann")]);
+        let lease = world.leases[&task(first, 1)];
+        let lost = ended(task(first, 1), Some((lease, "ann")), Outcome::Lost, 0);
+        let before = world.now;
+        world.workflow(vec![lost, ready(task(first, 2), "research", 0, 0)]);
+        assert_eq!(world.grant(), [(task(first, 2), "bob".to_owned())], "{strategy}");
+        assert_eq!(world.now, before);
+    }
+}
+
+#[test]
+fn o12_figures_are_those_of_the_source() {
+    let mut world = World::new();
+    world.resource(vec![registered("ann", "s", "research", 2, 0, 0), registered("bob", "s", "research", 2, 0, 0)]);
+    practise(&mut world, 1, &[("ann", Outcome::Succeeded, 1000), ("bob", Outcome::Succeeded, 3000)]);
+    practise(&mut world, 3, &[("bob", Outcome::Failed, 10)]);
+    world.ready(4, "research", 0, 0);
+    world.wait(500);
+    world.grant();
+    let figures = world.view().figures;
+    assert_eq!((figures.total_coordinations, figures.active_coordinations, figures.throughput_per_hour), (3, 1, 2));
+    assert_eq!(figures.average_coordination_ms, Some(2000.0));
+    assert_eq!(figures.average_wait_ms, Some(125.0));
+    assert_eq!((figures.resource_efficiency, figures.balance), (Some(0.25), Some(0.5)));
+    assert!((figures.success_rate.unwrap() - 2.0 / 3.0).abs() < 1e-9);
+    world.wait(59 * 60_000);
+    assert_eq!(world.view().figures.throughput_per_hour, 2);
+    world.wait(60_000);
+    assert_eq!(world.view().figures.throughput_per_hour, 0);
 }
 
 #[test]

@@ -288,7 +288,7 @@ enum Act {
     EndLeased { nth: u8 },
     EndWaiting { nth: u8 },
     Retry,
-    Strategy(bool),
+    Strategy(Strategy),
     Optimizer,
     Manager { lost: bool },
     Answer { lost: bool },
@@ -309,7 +309,7 @@ fn act() -> impl Generator<Value = Act> {
         5 => any::<u8>().prop_map(|nth| Act::EndLeased { nth }),
         1 => any::<u8>().prop_map(|nth| Act::EndWaiting { nth }),
         2 => Just(Act::Retry),
-        1 => any::<bool>().prop_map(Act::Strategy),
+        1 => prop::sample::select(&Strategy::ALL).prop_map(Act::Strategy),
         8 => Just(Act::Optimizer),
         8 => rarely().prop_map(|lost| Act::Manager { lost }),
         6 => rarely().prop_map(|lost| Act::Answer { lost }),
@@ -356,8 +356,7 @@ impl World {
                 let open = self.facts.open.clone();
                 self.retry_lost(&open);
             }
-            Act::Strategy(round_robin) => {
-                let strategy = if round_robin { Strategy::RoundRobin } else { Strategy::LoadBalanced };
+            Act::Strategy(strategy) => {
                 let request = OptimizerRequest::SetStrategy(SetStrategy { strategy });
                 self.optimizer.request(1, "strategy.set", request, RequestContext::default(), self.now);
             }
@@ -393,7 +392,9 @@ proptest! {
         let mut world = World::new(Config { ageing_ms: 1 << 40, ..Config::default() });
         let mut runs = 0;
         for act in &acts {
-            world.act(act, &mut runs);
+            // That one waits on purpose.
+            let looks_ahead = matches!(act, Act::Strategy(Strategy::Adaptive));
+            world.act(if looks_ahead { &Act::Strategy(Strategy::Swarm) } else { act }, &mut runs);
         }
         world.quiesce();
         world.check_placed();
@@ -403,11 +404,31 @@ proptest! {
         }
     }
 
+    /// The same where tasks may wait for a better agent: not for ever.
+    #[test]
+    fn o2_whatever_the_strategy_all_is_placed_in_the_end(acts in prop::collection::vec(act(), 1..120), own in prop::sample::select(&Strategy::ALL)) {
+        let mut world = World::new(Config { ageing_ms: 1 << 40, ..Config::default() });
+        let mut runs = 0;
+        world.act(&Act::Strategy(own), &mut runs);
+        for act in &acts {
+            world.act(act, &mut runs);
+        }
+        world.quiesce();
+        while world.end_one(0) {
+            world.quiesce();
+        }
+        for _ in 0..20 {
+            world.now += 30_000;
+            world.quiesce();
+        }
+        world.check_placed();
+    }
+
     /// Urgent and small tasks keep coming; the one that nobody wants to take is taken all the same.
     #[test]
-    fn o1_nothing_waits_for_ever(urgency in 1..4i32, cpu in 0..5u32, agents in 1..3u8, round_robin in any::<bool>()) {
+    fn o1_nothing_waits_for_ever(urgency in 1..4i32, cpu in 0..5u32, agents in 1..3u8, strategy in prop::sample::select(&Strategy::ALL)) {
         let mut world = World::new(Config { ageing_ms: 2000, ..Config::default() });
-        world.act(&Act::Strategy(round_robin), &mut 0);
+        world.act(&Act::Strategy(strategy), &mut 0);
         for agent in 0..agents {
             world.register(&format!("a{agent}"), "s", "research", 4, 4);
         }

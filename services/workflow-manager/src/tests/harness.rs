@@ -389,6 +389,8 @@ pub(crate) fn start(workflow: &str) -> StartRun {
         key: None,
         run: None,
         trace: None,
+        strategy: None,
+        due_ms: None,
     }
 }
 

@@ -1,12 +1,19 @@
 //! What may be asked of the optimizer.
 
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Done, Endpoint, Requests, body, endpoint, schema, unknown_endpoint};
+use super::{
+    Advice, Advise, CapacityPlan, Done, Endpoint, GetLearning, ImportLearning, LearningPage, PlanCapacity, Requests,
+    body, endpoint, schema, unknown_endpoint,
+};
 use crate::amount::Resources;
 use crate::breaker::BreakerState;
-use crate::id::{Millis, TaskId};
+use crate::id::{Millis, RunId, TaskId};
 use crate::name::{AgentId, Capability, StageName, WorkflowName};
 use crate::rejection::Rejection;
 use crate::requirement::Requirements;
@@ -20,6 +27,16 @@ pub enum OptimizerRequest {
     GetPlacement(GetPlacement),
     /// See [`FindAgents`].
     FindAgents(FindAgents),
+    /// See [`ExplainPlacement`].
+    ExplainPlacement(ExplainPlacement),
+    /// See [`PlanCapacity`].
+    PlanCapacity(PlanCapacity),
+    /// See [`Advise`].
+    Advise(Advise),
+    /// See [`GetLearning`].
+    GetLearning(GetLearning),
+    /// See [`ImportLearning`].
+    ImportLearning(ImportLearning),
 }
 
 impl Requests for OptimizerRequest {
@@ -45,6 +62,41 @@ impl Requests for OptimizerRequest {
             schema::<FindAgents>,
             schema::<AgentsFound>,
         ),
+        endpoint(
+            "placement.explain",
+            None,
+            "Says why an agent has a task, or why the task waits: who was considered, and how each was weighed.",
+            schema::<ExplainPlacement>,
+            schema::<PlacementExplained>,
+        ),
+        endpoint(
+            "capacity.plan",
+            None,
+            "Says how many agents of which type a workflow and a rate of runs need, or what if there were more.",
+            schema::<PlanCapacity>,
+            schema::<CapacityPlan>,
+        ),
+        endpoint(
+            "advice.get",
+            None,
+            "Says how agents should work together on a workflow, and why.",
+            schema::<Advise>,
+            schema::<Advice>,
+        ),
+        endpoint(
+            "learning.get",
+            None,
+            "Gives what was learned, a page at a time.",
+            schema::<GetLearning>,
+            schema::<LearningPage>,
+        ),
+        endpoint(
+            "learning.import",
+            None,
+            "Brings what was learned elsewhere, in place of what was learned here of the same.",
+            schema::<ImportLearning>,
+            schema::<Done>,
+        ),
     ];
 
     fn decode(endpoint: &str, _subject: &str, payload: &[u8]) -> Result<Self, Rejection> {
@@ -52,6 +104,11 @@ impl Requests for OptimizerRequest {
             "strategy.set" => Self::SetStrategy(body(endpoint, payload)?),
             "placement.get" => Self::GetPlacement(body(endpoint, payload)?),
             "agent.find" => Self::FindAgents(body(endpoint, payload)?),
+            "placement.explain" => Self::ExplainPlacement(body(endpoint, payload)?),
+            "capacity.plan" => Self::PlanCapacity(body(endpoint, payload)?),
+            "advice.get" => Self::Advise(body(endpoint, payload)?),
+            "learning.get" => Self::GetLearning(body(endpoint, payload)?),
+            "learning.import" => Self::ImportLearning(body(endpoint, payload)?),
             _ => return Err(unknown_endpoint(endpoint)),
         })
     }
@@ -63,19 +120,55 @@ impl Requests for OptimizerRequest {
 pub enum Strategy {
     /// Agents take turns.
     RoundRobin,
+    /// The agent with the highest priority, then the best score: what goes first in the queue gets the best.
+    PriorityBased,
     /// The agent with the smallest part of its slots in use.
     #[default]
     LoadBalanced,
+    /// What is done soonest, by all that was learned: looks ahead over the graph of the workflow, and waits for a faster
+    /// agent where that ends sooner.
+    Adaptive,
+    /// The agent that did tasks of this type best so far.
+    Historical,
+    /// Agents are drawn by the trails that those left who succeeded; trails evaporate.
+    Swarm,
 }
 
 impl Strategy {
+    /// All there are.
+    pub const ALL: [Self; 6] =
+        [Self::RoundRobin, Self::PriorityBased, Self::LoadBalanced, Self::Adaptive, Self::Historical, Self::Swarm];
+
     /// As it is written.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::RoundRobin => "ROUND_ROBIN",
+            Self::PriorityBased => "PRIORITY_BASED",
             Self::LoadBalanced => "LOAD_BALANCED",
+            Self::Adaptive => "ADAPTIVE",
+            Self::Historical => "HISTORICAL",
+            Self::Swarm => "SWARM",
         }
+    }
+}
+
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Strategy {
+    type Err = String;
+
+    /// Capitals do not matter, and `-` is as good as `_`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name = text.to_ascii_uppercase().replace('-', "_");
+        let known = Self::ALL.into_iter().find(|strategy| strategy.as_str() == name);
+        known.ok_or_else(|| {
+            format!("there is no strategy {text:?}; there are {}", Self::ALL.map(Self::as_str).join(", "))
+        })
     }
 }
 
@@ -103,6 +196,77 @@ pub struct PlacementView {
     pub agents: Vec<AgentPerformance>,
     /// What was learned of the stages.
     pub stages: Vec<StageEstimate>,
+    /// How it goes altogether.
+    #[serde(default)]
+    pub figures: Figures,
+}
+
+/// How coordination goes: since the log began, unless a line says otherwise. The names are those of the first source document.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Figures {
+    /// How many tasks an agent had that have ended.
+    pub total_coordinations: u64,
+    /// How many agents have now.
+    pub active_coordinations: u64,
+    /// Which part of them succeeded, from 0 to 1; none before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub success_rate: Option<f64>,
+    /// How long those took that succeeded, on average, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub average_coordination_ms: Option<f64>,
+    /// How long tasks waited for an agent, on average, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub average_wait_ms: Option<f64>,
+    /// Which part of the slots of all agents is in use now, from 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource_efficiency: Option<f64>,
+    /// How many tasks succeeded in the last hour.
+    pub throughput_per_hour: u64,
+    /// How evenly agents are loaded now: Jain's index of the parts of their slots in use, from `1/n` where one has all, to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balance: Option<f64>,
+}
+
+/// Asks why an agent has a task, or why the task waits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ExplainPlacement {
+    /// The run.
+    pub run: RunId,
+    /// The stage; its last attempt is meant.
+    pub stage: StageName,
+}
+
+/// Why an agent has a task, or why the task waits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PlacementExplained {
+    /// The task.
+    pub task: TaskId,
+    /// How it is placed.
+    pub strategy: Strategy,
+    /// Who has it, or is asked to take it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentId>,
+    /// Since when it waits, or waited, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Millis>,
+    /// When the agent was chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Millis>,
+    /// In a sentence.
+    pub reason: String,
+    /// Those that came first when it was weighed: then, if the task is placed; now, if it waits.
+    pub candidates: Vec<Candidate>,
+}
+
+/// An agent that was considered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Candidate {
+    /// The agent.
+    pub agent: AgentId,
+    /// Whether it had room.
+    pub has_room: bool,
+    /// What was weighed, by name: see docs/placement.md.
+    pub terms: BTreeMap<String, f64>,
 }
 
 /// Finds agents that can do something.

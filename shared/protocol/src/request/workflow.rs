@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Endpoint, Mark, Requests, body, endpoint, schema, speaker, unknown_endpoint};
+use super::{Endpoint, Mark, Requests, Strategy, body, endpoint, schema, speaker, unknown_endpoint};
 use crate::amount::Money;
 use crate::definition::Definition;
 use crate::id::{LeaseId, Millis, RunId, Service, TaskId};
@@ -211,6 +211,13 @@ pub struct StartRun {
     /// The trace to join. A `traceparent` header says the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<TraceContext>,
+    /// How its tasks are placed; as those of all runs are, unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<Strategy>,
+    /// In how many milliseconds it should have ended. Placement strives for it; nothing ends because of it (that is
+    /// `timeout_ms` of the definition).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due_ms: Option<Millis>,
 }
 
 /// A run that was accepted, or cancelled.

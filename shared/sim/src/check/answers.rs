@@ -9,8 +9,8 @@ use baton_machine::{Publication, Reply};
 use baton_protocol::record::{Event, Outcome};
 use baton_protocol::request::{
     AgentsFound, AssignAnswer, AssignTasks, Assignment, Assignments, CancelTask, HeartbeatAnswer, OptimizerRequest,
-    Report, ReportAnswer, ReportStatus, Reports, ReportsAnswered, ResourceRequest, RunAccepted, RunList, StartRun,
-    WorkflowRequest, WorkflowView,
+    PlacementExplained, Report, ReportAnswer, ReportStatus, Reports, ReportsAnswered, ResourceRequest, RunAccepted,
+    RunList, StartRun, WorkflowRequest, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
 use baton_protocol::{AgentId, Code, Json, LeaseId, Rejection, RunId};
@@ -61,7 +61,22 @@ impl Facts {
                 hold!(ranked, APPLIED, "agents without room are found before those with: {found:?}");
                 Ok(())
             }
-            (AnyRequest::Optimizer(OptimizerRequest::GetPlacement(_)), Ok(_)) => Ok(()),
+            (AnyRequest::Optimizer(OptimizerRequest::ImportLearning(request)), Ok(_)) => {
+                let imported = request.lessons.iter().all(|lesson| self.imported.contains(lesson));
+                hold!(imported, APPLIED, "lessons that were imported are not in the log: {request:?}");
+                Ok(())
+            }
+            (AnyRequest::Optimizer(OptimizerRequest::ExplainPlacement(request)), Ok(answer)) => {
+                let explained: PlacementExplained = read(answer)?;
+                let meant = explained.task.run == request.run && explained.task.stage == request.stage;
+                hold!(meant, APPLIED, "it was explained why {} is placed, not {request:?}", explained.task);
+                let candidates = explained.candidates.iter().map(|candidate| &candidate.agent);
+                for agent in candidates.chain(&explained.agent) {
+                    hold!(self.agents.contains_key(agent), COMMITTED, "{agent} was considered, and is nobody");
+                }
+                Ok(())
+            }
+            (AnyRequest::Optimizer(_), Ok(_)) => Ok(()),
             (request, Err(rejection)) => self.refused(request, rejection, asked.sent),
         }
     }
@@ -137,6 +152,9 @@ impl Facts {
         let found = request.key.as_ref().is_none_or(|key| run.key.as_ref() == Some(key))
             && (request.key.is_some() || request.run.is_none_or(|id| id == answer.run));
         hold!(found, APPLIED, "run {} is not the one that was asked for: {request:?}", answer.run);
+        let due = request.due_ms.map(|due_ms| run.started_at + due_ms);
+        let placed = answer.existing || (run.strategy, run.due) == (request.strategy, due);
+        hold!(placed, APPLIED, "run {} is not to be placed as it was asked for: {request:?}", answer.run);
         Ok(())
     }
 
@@ -265,6 +283,8 @@ impl Facts {
                 };
                 lie(self.runs.get(&run).is_some_and(|run| run.started <= sent))
             }
+            // It may not have read of the run yet, or have forgotten how it was placed.
+            (Code::UnknownRun, AnyRequest::Optimizer(_)) => Ok(()),
             (Code::UnknownWorkflow, AnyRequest::Workflow(WorkflowRequest::StartRun(request))) => {
                 let version = request.version.map_or(0, |version| version as usize - 1);
                 let known = self.definitions.get(&request.workflow).and_then(|versions| versions.get(version));

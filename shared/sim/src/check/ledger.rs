@@ -74,6 +74,7 @@ impl Facts {
                 self.writer(commit)?;
                 commit.stamped().for_each(|(_, record)| match record {
                     OptimizerRecord::StrategyChanged(_) => self.strategies += 1,
+                    OptimizerRecord::LearningImported(record) => self.imported.extend(record.lessons.iter().cloned()),
                 });
                 Ok(())
             }
@@ -161,6 +162,8 @@ impl Facts {
             workflow: record.workflow.clone(),
             version: record.version,
             key: record.key.clone(),
+            strategy: record.strategy,
+            due: record.due,
             definition: definition.clone(),
             stages: definition.stages.iter().map(|_| Stage::default()).collect(),
             ending: false,

@@ -4,15 +4,16 @@ use std::collections::BTreeSet;
 
 use baton_machine::Reply;
 use baton_protocol::request::{
-    AssignTasks, CancelRun, FindAgents, GetPlacement, GetRun, ListAgents, ListRuns, OptimizerRequest, Placement,
-    RegisterWorkflow, ResourceRequest, RunAccepted, SetStrategy, StartRun, Strategy, WorkflowRequest,
+    AssignTasks, CancelRun, ExplainPlacement, FindAgents, GetLearning, GetPlacement, GetRun, ImportLearning, Lesson,
+    ListAgents, ListRuns, OptimizerRequest, Placement, RegisterWorkflow, ResourceRequest, RunAccepted, SetStrategy,
+    StartRun, Subject, WorkflowRequest,
 };
 use baton_protocol::{Json, Requirements, Resources, RunId, Service, WorkflowName};
 
 use super::{Asker, EPOCH, World};
 use crate::coverage::Branch;
 use crate::request::AnyRequest;
-use crate::workload::Wish;
+use crate::workload::{Placed, Wish};
 
 /// What a client waits to be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,8 +51,8 @@ impl World {
                 let definition = Json::of(&self.workload.definitions[definition]).ok();
                 WorkflowRequest::RegisterWorkflow(RegisterWorkflow { source: None, definition })
             }
-            Wish::Start { workflow, own_id, key } => {
-                self.start(workflow, own_id, key);
+            Wish::Start { workflow, own_id, key, placed } => {
+                self.start(workflow, own_id, key, placed);
                 return;
             }
             Wish::Cancel(number) => {
@@ -69,8 +70,7 @@ impl World {
                 let request = AnyRequest::Resource(ResourceRequest::ListAgents(ListAgents::default()));
                 return self.ask(Asker::Client(Wanted::Other), request, true);
             }
-            Wish::Strategy(round_robin) => {
-                let strategy = if round_robin { Strategy::RoundRobin } else { Strategy::LoadBalanced };
+            Wish::Strategy(strategy) => {
                 let request = AnyRequest::Optimizer(OptimizerRequest::SetStrategy(SetStrategy { strategy }));
                 return self.ask(Asker::Client(Wanted::Other), request, true);
             }
@@ -93,6 +93,26 @@ impl World {
                 let request = AnyRequest::Optimizer(OptimizerRequest::FindAgents(find));
                 return self.ask(Asker::Client(Wanted::Other), request, true);
             }
+            Wish::Explain(number) => {
+                let Some(run) = known(self, number) else { return };
+                let stages = self.workload.definitions.iter().flat_map(|definition| &definition.stages);
+                let Some(stage) = stages.map(|stage| stage.name.clone()).nth(number as usize) else { return };
+                let explain = ExplainPlacement { run, stage };
+                let request = AnyRequest::Optimizer(OptimizerRequest::ExplainPlacement(explain));
+                return self.ask(Asker::Client(Wanted::Other), request, true);
+            }
+            Wish::Learning => {
+                let request = AnyRequest::Optimizer(OptimizerRequest::GetLearning(GetLearning::default()));
+                return self.ask(Asker::Client(Wanted::Other), request, true);
+            }
+            Wish::Import(agent) => {
+                let agents = &self.workload.agents;
+                let of = Subject::Agent(agents[agent as usize % agents.len()].0.clone());
+                let known = r#"{"score":700000,"succeeded":7,"failed":1,"gone":null,"failing":0.125}"#;
+                let lessons = vec![Lesson { of, known: Json::from_text(known.to_owned()).unwrap_or_default() }];
+                let request = AnyRequest::Optimizer(OptimizerRequest::ImportLearning(ImportLearning { lessons }));
+                return self.ask(Asker::Client(Wanted::Other), request, true);
+            }
             Wish::Placement => {
                 let request = AnyRequest::Optimizer(OptimizerRequest::GetPlacement(GetPlacement {}));
                 return self.ask(Asker::Client(Wanted::Other), request, true);
@@ -101,7 +121,7 @@ impl World {
         self.ask(Asker::Client(Wanted::Other), AnyRequest::Workflow(request), true);
     }
 
-    fn start(&mut self, workflow: usize, own_id: bool, key: Option<u32>) {
+    fn start(&mut self, workflow: usize, own_id: bool, key: Option<u32>, placed: Placed) {
         let Some(definition) = self.workload.definitions.get(workflow) else { return };
         let name: WorkflowName = definition.name.clone();
         self.clients.starts += 1;
@@ -109,14 +129,24 @@ impl World {
         let run = own_id.then(|| RunId::derive(EPOCH + self.now / 1000, (7 << 70) | u128::from(number)));
         let input = Json::from_text(format!("{{\"n\":{}}}", key.map_or(number, |_| 0))).unwrap_or_default();
         let key = key.map(|key| format!("key-{key}"));
-        let start = StartRun { workflow: name, version: None, input, priority: 0, key, run, trace: None };
+        let start = StartRun {
+            workflow: name,
+            version: None,
+            input,
+            priority: 0,
+            key,
+            run,
+            trace: None,
+            strategy: placed.strategy,
+            due_ms: placed.due_ms,
+        };
         self.ask(Asker::Client(Wanted::Start), AnyRequest::Workflow(WorkflowRequest::StartRun(start)), true);
     }
 
     /// When the calm begins, every workflow is started once more.
     pub(super) fn wish_in_calm(&mut self) {
         for workflow in 0..self.workload.definitions.len() {
-            self.start(workflow, true, None);
+            self.start(workflow, true, None, Placed::default());
         }
     }
 

@@ -1,0 +1,572 @@
+//! The agents as the planner sees them: when each is available, how fast it is, how it fails. Arrays, one entry for each agent,
+//! so that a thousand are looked through in about a microsecond.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use baton_protocol::{AgentId, Capability, Millis, TaskId};
+
+use crate::durations::{Gauss, Speed};
+use crate::fleet::Load;
+use crate::learning::ALARM;
+use crate::math::exp;
+use crate::placement::{Finish, KEEP_MS, Room, TOLD};
+use crate::queue::Shape;
+use crate::{Config, Optimizer};
+
+/// By how much longer a task is expected to go on than its estimate says: waiting for what never ends costs more than not
+/// waiting.
+const MARGIN: f64 = 1.3;
+/// An agent that fails more often than not counts as this many times slower, but for one task in this many average durations.
+const ALARMED: f64 = 30.0;
+const PROBE_AFTER: f64 = 20.0;
+/// How much older a task may become before it is estimated anew how long it goes on.
+const ESTIMATE_AGES: f64 = 0.05;
+/// How much longer a task takes in expectation where it has just failed.
+const FAILED_HERE: f64 = 1.25;
+/// Up to so many tasks at work are estimated anew with every walk.
+const FEW: usize = 64;
+/// How many entries are looked at side by side.
+const LANES: usize = 8;
+
+/// The agents. Rows are for good: one that leaves keeps its row until it is back.
+#[derive(Debug, Default)]
+pub(super) struct Agents {
+    rows: Vec<Row>,
+    by_id: BTreeMap<AgentId, u32>,
+    /// When each has a free slot: now, if that is past.
+    available: Vec<f64>,
+    /// The reciprocal of how many times faster than ordinary each is.
+    inverse: Vec<f64>,
+    /// When `available` is to be estimated anew.
+    stale: Vec<f64>,
+    /// How many tasks are at work.
+    running: usize,
+    /// Who is kept for tasks of a class that need much, and since when.
+    kept: BTreeMap<usize, (usize, Millis)>,
+    /// Rows that have changed.
+    touched: Vec<u32>,
+    /// Rows of agents that fail more often than not.
+    alarmed: BTreeSet<u32>,
+    /// Counts changes of who is there and what that can do.
+    pub(super) fleet: u64,
+    groups: BTreeMap<Vec<Capability>, Known>,
+}
+
+/// Who can do what of some types.
+#[derive(Debug)]
+pub(super) struct Groups {
+    /// For each type, which of the fields it belongs to: types that just the same agents can do are one field.
+    pub(super) field: Vec<usize>,
+    /// How many fields there are.
+    pub(super) fields: usize,
+    /// How fast those agents are together that can do the same: the fields as bits, and the speed.
+    pub(super) speeds: Vec<(u64, f64)>,
+}
+
+#[derive(Debug)]
+struct Known {
+    fleet: u64,
+    uses: usize,
+    groups: Arc<Groups>,
+}
+
+/// How many fields are told apart.
+const MAX_FIELDS: usize = 64;
+
+#[derive(Debug)]
+struct Row {
+    id: AgentId,
+    is_touched: bool,
+    is_new: bool,
+    slots: u32,
+    running: BTreeMap<TaskId, Running>,
+    /// When it may have a task though it fails more often than not.
+    probe: f64,
+}
+
+/// A task that an agent has, or is asked to take.
+#[derive(Debug)]
+struct Running {
+    since: f64,
+    /// When it is expected to end, and when to estimate that anew.
+    ends: f64,
+    stale: f64,
+}
+
+/// What tasks of one shape ask for, and who can do that.
+#[derive(Debug)]
+pub(super) struct Class {
+    pub(super) shape: Arc<Shape>,
+    /// How long one unit of work occupies each agent; infinite for those that can not do it.
+    factor: Vec<f64>,
+    /// How likely each fails.
+    failure: Vec<f64>,
+    /// When each has the resources; long ago if it has them now.
+    resources: Vec<f64>,
+    room: Vec<bool>,
+    /// How many have room.
+    open: usize,
+    /// How many can do it, and the sum of how long one unit of work takes them.
+    able: usize,
+    inverse: f64,
+}
+
+/// What an agent is sought for.
+pub(super) struct Look<'a> {
+    /// How long it takes an agent of ordinary speed.
+    pub(super) work: f64,
+    /// What another attempt costs, besides itself.
+    pub(super) retries: f64,
+    /// Under whom it failed last.
+    pub(super) failed_under: Option<&'a AgentId>,
+    /// Who may not have it.
+    pub(super) not: Option<&'a BTreeSet<AgentId>>,
+    pub(super) now: f64,
+}
+
+/// The agent that would finish first.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Best {
+    pub(super) row: usize,
+    /// When it can begin.
+    pub(super) available: f64,
+    /// How long it takes there.
+    duration: f64,
+}
+
+impl Class {
+    pub(super) fn new(shape: &Arc<Shape>) -> Self {
+        Self {
+            shape: Arc::clone(shape),
+            factor: Vec::new(),
+            failure: Vec::new(),
+            resources: Vec::new(),
+            room: Vec::new(),
+            open: 0,
+            able: 0,
+            inverse: 0.0,
+        }
+    }
+
+    pub(super) fn has_room(&self, row: usize) -> bool {
+        self.room[row]
+    }
+
+    /// How many agents have room.
+    pub(super) fn open(&self) -> usize {
+        self.open
+    }
+
+    fn resize(&mut self, rows: usize) {
+        self.factor.resize(rows, f64::INFINITY);
+        self.failure.resize(rows, 0.0);
+        self.resources.resize(rows, 0.0);
+        self.room.resize(rows, false);
+    }
+}
+
+impl Agents {
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub(super) fn id(&self, row: usize) -> &AgentId {
+        &self.rows[row].id
+    }
+
+    /// An agent may have changed, or has come.
+    pub(super) fn touch(&mut self, id: &AgentId) {
+        let row = self.row(id);
+        self.touch_row(row);
+    }
+
+    pub(super) fn touch_all(&mut self) {
+        for row in 0..self.rows.len() {
+            self.touch_row(row as u32);
+        }
+    }
+
+    fn touch_row(&mut self, row: u32) {
+        let of = &mut self.rows[row as usize];
+        if !std::mem::replace(&mut of.is_touched, true) {
+            self.touched.push(row);
+        }
+    }
+
+    fn row(&mut self, id: &AgentId) -> u32 {
+        if let Some(row) = self.by_id.get(id) {
+            return *row;
+        }
+        let row = self.rows.len() as u32;
+        let probe = f64::NEG_INFINITY;
+        self.rows.push(Row {
+            id: id.clone(),
+            is_touched: false,
+            is_new: true,
+            slots: 1,
+            running: BTreeMap::new(),
+            probe,
+        });
+        self.by_id.insert(id.clone(), row);
+        self.available.push(0.0);
+        self.inverse.push(1.0);
+        self.stale.push(f64::INFINITY);
+        row
+    }
+
+    /// A task is held by an agent, or asked for.
+    pub(super) fn began(&mut self, task: &TaskId, id: &AgentId, since: Millis) {
+        let row = self.row(id);
+        self.touch_row(row);
+        let since = since as f64;
+        let new = Running { since, ends: since, stale: f64::NEG_INFINITY };
+        self.running += usize::from(self.rows[row as usize].running.insert(task.clone(), new).is_none());
+    }
+
+    /// A task is not held by an agent any more, nor asked for.
+    pub(super) fn ended(&mut self, task: &TaskId, id: &AgentId) {
+        let Some(row) = self.by_id.get(id).copied() else { return };
+        self.touch_row(row);
+        self.running -= usize::from(self.rows[row as usize].running.remove(task).is_some());
+    }
+
+    /// Takes notice of all that has changed.
+    pub(super) fn settle(&mut self, state: &Optimizer, room: &Room, classes: &mut [Class], now: Millis) {
+        for class in classes.iter_mut() {
+            class.resize(self.rows.len());
+        }
+        let at = now as f64;
+        let due: Vec<_> = self.alarmed.iter().copied().filter(|row| self.rows[*row as usize].probe <= at).collect();
+        for row in due {
+            self.touch_row(row);
+        }
+        for row in std::mem::take(&mut self.touched) {
+            self.settle_one(state, room, classes, row as usize, now);
+        }
+        let all = self.running <= FEW;
+        for row in 0..self.stale.len() {
+            if self.stale[row] <= at || (all && self.stale[row].is_finite()) {
+                self.settle_one(state, room, classes, row, now);
+            }
+        }
+    }
+
+    /// Takes notice of what has changed with an agent.
+    pub(super) fn settle_one(
+        &mut self,
+        state: &Optimizer,
+        room: &Room,
+        classes: &mut [Class],
+        row: usize,
+        now: Millis,
+    ) {
+        let of = &mut self.rows[row];
+        of.is_touched = false;
+        let agent = state.fleet.get(&of.id);
+        let performance = state.learning.performance(&of.id);
+        let now = now as f64;
+        let alarmed = performance.is_some_and(|performance| performance.failing > ALARM);
+        if alarmed && agent.is_some() {
+            self.alarmed.insert(row as u32);
+        } else {
+            self.alarmed.remove(&(row as u32));
+        }
+        let slower = if alarmed && now < of.probe { ALARMED } else { 1.0 };
+        let inverse = performance.map_or(1.0, |performance| exp(-performance.speed.log.mean));
+        let before = self.inverse[row];
+        self.inverse[row] = inverse;
+        let aside: Option<&Load> = room.aside(&of.id);
+        let has_slot = agent.is_some_and(|agent| agent.held(aside) < agent.slots() as usize);
+        if of.slots != agent.map_or(0, crate::fleet::Agent::slots) {
+            of.slots = agent.map_or(0, crate::fleet::Agent::slots);
+            self.fleet += 1;
+        }
+        self.fleet += u64::from(std::mem::take(&mut of.is_new));
+        // The next to end, if that matters.
+        let needs = !has_slot || classes.iter().any(|class| !class.shape.resources.is_empty());
+        let (mut ends, mut stale) = (f64::INFINITY, f64::INFINITY);
+        if needs {
+            let speed = performance.map_or_else(|| Speed::default().log, |known| known.speed.log);
+            let all = self.running <= FEW;
+            for (task, running) in &mut of.running {
+                if all || running.stale <= now {
+                    running.estimate(work(state, task, speed), now);
+                }
+                ends = ends.min(running.ends);
+                stale = stale.min(running.stale);
+            }
+        }
+        self.available[row] = match agent {
+            Some(_) if has_slot => 0.0,
+            Some(_) => ends,
+            None => f64::INFINITY,
+        };
+        self.stale[row] = stale;
+        for class in classes {
+            class.resize(self.inverse.len());
+            let Shape { agent_type, requires, resources } = class.shape.as_ref();
+            // One whose circuit breaker is half open can do it as long as it may be tried.
+            let has_room = has_slot
+                && agent.is_some_and(|agent| {
+                    agent.can(agent_type, requires) && agent.has_room(agent_type, resources, aside)
+                });
+            let able = has_room || agent.is_some_and(|agent| agent.could_hold(&class.shape));
+            if class.factor[row].is_finite() {
+                (class.able, class.inverse) = (class.able - 1, class.inverse - before);
+            }
+            class.open -= usize::from(class.room[row]);
+            class.room[row] = false;
+            class.factor[row] = f64::INFINITY;
+            if !able {
+                continue;
+            }
+            (class.able, class.inverse) = (class.able + 1, class.inverse + inverse);
+            class.failure[row] = performance.map_or_else(
+                || state.learning.failure(&of.id, &class.shape.agent_type),
+                |performance| performance.failure(&class.shape.agent_type),
+            );
+            class.factor[row] = slower * inverse * (1.0 - class.failure[row] / 2.0);
+            class.room[row] = has_room;
+            class.open += usize::from(class.room[row]);
+            class.resources[row] = if class.room[row] || !has_slot { 0.0 } else { ends };
+        }
+    }
+
+    /// The agent that would finish a task first.
+    pub(super) fn best(&mut self, class: &Class, look: &Look<'_>) -> Option<Best> {
+        if class.able == 0 {
+            return None;
+        }
+        let barred = look.not.into_iter().flatten().filter_map(|id| self.by_id.get(id).copied());
+        let barred: Vec<_> = barred.map(|row| (row as usize, self.available[row as usize])).collect();
+        for (row, _) in &barred {
+            self.available[*row] = f64::INFINITY;
+        }
+        let risk = look.work * (1.0 + look.retries) * class.inverse / class.able as f64;
+        let mut best = self.least(class, look, risk);
+        if let Some((row, ends)) = best
+            && let Some(id) = look.failed_under
+            && self.rows[row].id == *id
+        {
+            let available = std::mem::replace(&mut self.available[row], f64::INFINITY);
+            let other = self.least(class, look, risk);
+            self.available[row] = available;
+            let here = look.now + (ends - look.now) * FAILED_HERE;
+            best = other.filter(|(_, other)| *other < here).or(best);
+        }
+        for (row, available) in barred {
+            self.available[row] = available;
+        }
+        let (row, _) = best?;
+        let available = self.available[row].max(class.resources[row]).max(look.now);
+        Some(Best { row, available, duration: look.work * self.inverse[row] })
+    }
+
+    /// The first of those that would finish a task first, and what is weighed.
+    pub(super) fn weigh(&self, class: &Class, look: &Look<'_>) -> Vec<Finish> {
+        let risk = look.work * (1.0 + look.retries) * class.inverse / class.able.max(1) as f64;
+        let mut first: Vec<(f64, usize)> = Vec::with_capacity(TOLD + 1);
+        for row in 0..self.rows.len() {
+            let begins = self.available[row].max(class.resources[row]).max(look.now);
+            let ends = begins + look.work * class.factor[row] + class.failure[row] * risk;
+            if ends.is_finite() && (first.len() < TOLD || first.last().is_some_and(|(last, _)| ends < *last)) {
+                let at = first.partition_point(|(other, _)| *other <= ends);
+                first.insert(at, (ends, row));
+                first.truncate(TOLD);
+            }
+        }
+        let finish = |(_, row): (f64, usize)| Finish {
+            agent: self.rows[row].id.clone(),
+            has_room: class.room[row],
+            available: self.available[row].max(class.resources[row]).max(look.now) - look.now,
+            duration: look.work * class.factor[row],
+            failure: class.failure[row],
+            risk: class.failure[row] * risk,
+        };
+        first.into_iter().map(finish).collect()
+    }
+
+    /// The agent with room that would finish a task first, if so many wait that it is not better left idle: if the others can not
+    /// do all of them in that time. This is what a walk to the end of the queue would come to, were all tasks alike.
+    pub(super) fn best_now(&self, class: &Class, look: &Look<'_>, waiting: usize) -> Option<Best> {
+        let may = |row: &usize| {
+            self.available[*row].is_finite() && look.not.is_none_or(|not| !not.contains(&self.rows[*row].id))
+        };
+        let rows = (0..self.rows.len()).filter(|row| class.room[*row]).filter(may);
+        let row = rows.min_by(|a, b| class.factor[*a].total_cmp(&class.factor[*b]))?;
+        let ends = look.now + look.work * class.factor[row];
+        let mut done = 0.0;
+        for other in 0..self.rows.len() {
+            let begins = self.available[other].max(class.resources[other]).max(look.now);
+            let each = look.work * class.factor[other] / f64::from(self.rows[other].slots.max(1));
+            if each.is_finite() && begins < ends && other != row {
+                done += (ends - begins) / each;
+            }
+        }
+        let best = Best { row, available: look.now, duration: look.work * self.inverse[row] };
+        (done < waiting as f64).then_some(best)
+    }
+
+    /// The row where `available + work · factor + failure · risk` is least, and what it is there. The loop has no branches, so
+    /// that it is done for several rows at a time.
+    fn least(&self, class: &Class, look: &Look<'_>, risk: f64) -> Option<(usize, f64)> {
+        let (work, now) = (look.work, look.now);
+        let rows = self.available.len();
+        let of = |available: f64, resources: f64, factor: f64, failure: f64| {
+            let begins = if available > resources { available } else { resources };
+            let begins = if begins > now { begins } else { now };
+            begins + work * factor + failure * risk
+        };
+        let (available, resources) = (&self.available[..rows], &class.resources[..rows]);
+        let (factor, failure) = (&class.factor[..rows], &class.failure[..rows]);
+        let mut least = [f64::INFINITY; LANES];
+        let mut block = [0_u32; LANES];
+        let whole = rows / LANES * LANES;
+        for at in (0..whole).step_by(LANES) {
+            let (a, r) = (&available[at..at + LANES], &resources[at..at + LANES]);
+            let (f, p) = (&factor[at..at + LANES], &failure[at..at + LANES]);
+            for lane in 0..LANES {
+                let ends = of(a[lane], r[lane], f[lane], p[lane]);
+                let better = ends < least[lane];
+                least[lane] = if better { ends } else { least[lane] };
+                block[lane] = if better { at as u32 } else { block[lane] };
+            }
+        }
+        let mut best = None;
+        for lane in 0..LANES {
+            take(&mut best, block[lane] as usize + lane, least[lane]);
+        }
+        for row in whole..rows {
+            take(&mut best, row, of(available[row], resources[row], factor[row], failure[row]));
+        }
+        best
+    }
+
+    /// Which agent is kept for a task that needs much and has waited for a step of ageing: what comes after it is not placed there,
+    /// so that the agent runs empty. It is the one that holds least, for a while the same one.
+    pub(super) fn kept_for(
+        &mut self,
+        class: &Class,
+        place: usize,
+        state: &Optimizer,
+        task: &TaskId,
+        (config, now): (&Config, Millis),
+    ) -> Option<usize> {
+        if class.shape.resources.is_empty() {
+            // The next slot that is free will do.
+            return None;
+        }
+        let since = state.queue.get(task)?.since;
+        if now.saturating_sub(since) < config.ageing_ms {
+            return None;
+        }
+        let could = |row: usize| {
+            let agent = state.fleet.get(&self.rows[row].id);
+            self.available[row].is_finite() && agent.is_some_and(|agent| agent.could_hold(&class.shape))
+        };
+        let before = self.kept.get(&place).filter(|(_, since)| now < since.saturating_add(KEEP_MS));
+        if let Some((row, _)) = before.filter(|(row, _)| could(*row)) {
+            return Some(*row);
+        }
+        let row = (0..self.rows.len()).filter(|row| could(*row)).min_by_key(|row| self.rows[*row].running.len())?;
+        self.kept.insert(place, (row, now));
+        Some(row)
+    }
+
+    /// In this walk, the agent is to have nothing more.
+    pub(super) fn keep(&mut self, row: usize) -> (usize, f64) {
+        (row, std::mem::replace(&mut self.available[row], f64::INFINITY))
+    }
+
+    /// In this walk, the agent is to have this task next. What it was is to be given back.
+    pub(super) fn promise(&mut self, best: Best) -> (usize, f64) {
+        let available = self.available[best.row];
+        let slots = f64::from(self.rows[best.row].slots.max(1));
+        self.available[best.row] = best.available + best.duration / slots;
+        (best.row, available)
+    }
+
+    pub(super) fn unpromise(&mut self, row: usize, available: f64) {
+        self.available[row] = available;
+    }
+
+    /// An agent that fails more often than not has got a task: it does not get another one soon.
+    pub(super) fn probed(&mut self, state: &Optimizer, row: usize, now: Millis) {
+        if self.alarmed.contains(&(row as u32)) {
+            self.rows[row].probe = now as f64 + PROBE_AFTER * state.learning.durations.average_ms();
+            self.touch_row(row as u32);
+        }
+    }
+
+    /// When the next agent may be tried again that fails more often than not.
+    pub(super) fn next_probe(&self, now: Millis) -> Option<Millis> {
+        let probes = self.alarmed.iter().map(|row| self.rows[*row as usize].probe).filter(|probe| *probe > now as f64);
+        probes.min_by(f64::total_cmp).map(|probe| probe as Millis + 1)
+    }
+
+    /// Who can do what of these types. None if there are too many fields.
+    pub(super) fn groups(&mut self, state: &Optimizer, types: &[Capability]) -> Option<Arc<Groups>> {
+        let most = self.rows.len() / 4 + 1;
+        if let Some(known) = self.groups.get_mut(types)
+            && known.fleet == self.fleet
+            && known.uses < most
+        {
+            known.uses += 1;
+            return Some(Arc::clone(&known.groups));
+        }
+        let who = |of: &Capability| -> Vec<bool> {
+            state.fleet.iter().map(|(_, agent)| agent.capabilities.contains_key(of)).collect()
+        };
+        let mut fields: Vec<Vec<bool>> = Vec::new();
+        let mut field = Vec::with_capacity(types.len());
+        for of in types {
+            let who = who(of);
+            let known = fields.iter().position(|known| *known == who);
+            field.push(known.unwrap_or(fields.len()));
+            if known.is_none() {
+                fields.push(who);
+            }
+        }
+        if fields.len() > MAX_FIELDS {
+            return None;
+        }
+        let mut speeds: BTreeMap<u64, f64> = BTreeMap::new();
+        for (nth, (id, agent)) in state.fleet.iter().enumerate() {
+            let bits = fields.iter().enumerate().filter(|(_, who)| who[nth]).fold(0, |bits, (of, _)| bits | 1 << of);
+            let speed = state.learning.performance(id).map_or(1.0, |known| exp(known.speed.log.mean));
+            *speeds.entry(bits).or_default() += speed * f64::from(agent.slots());
+        }
+        let speeds = speeds.into_iter().filter(|(bits, _)| *bits != 0).collect();
+        let groups = Arc::new(Groups { field, fields: fields.len(), speeds });
+        if self.groups.len() >= MAX_FIELDS {
+            self.groups.clear();
+        }
+        let known = Known { fleet: self.fleet, uses: 0, groups: Arc::clone(&groups) };
+        self.groups.insert(types.to_vec(), known);
+        Some(groups)
+    }
+}
+
+fn take(best: &mut Option<(usize, f64)>, row: usize, ends: f64) {
+    let better = best.is_none_or(|(least_row, least)| ends < least || (ends <= least && row < least_row));
+    if ends.is_finite() && better {
+        *best = Some((row, ends));
+    }
+}
+
+impl Running {
+    fn estimate(&mut self, log: Gauss, now: f64) {
+        let elapsed = (now - self.since).max(0.0);
+        self.ends = now + MARGIN * log.remaining(elapsed);
+        let whole = self.ends - self.since;
+        self.stale = now + (ESTIMATE_AGES * elapsed).max(0.1 * whole).max(1.0);
+    }
+}
+
+/// The logarithm of how long a task takes an agent of this speed.
+fn work(state: &Optimizer, task: &TaskId, speed: Gauss) -> Gauss {
+    let durations = &state.learning.durations;
+    let work = state.place(task).map_or_else(|| durations.any(), |place| durations.work(place));
+    Gauss { mean: work.mean - speed.mean, variance: work.variance + speed.variance }
+}

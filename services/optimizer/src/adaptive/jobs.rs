@@ -1,0 +1,358 @@
+//! The runs as the planner sees them: how urgent each of their tasks is.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use baton_protocol::{Capability, Millis, RunId};
+
+use super::agents::{Agents, Class};
+use crate::durations::Place;
+use crate::graph::Graph;
+use crate::math::{exp, ln};
+use crate::runs::Run;
+use crate::{Config, Optimizer};
+
+/// How much more urgent a run is at the most because it is due.
+const URGENCY: f64 = 8.0;
+/// How many types of agents are told apart when the bottleneck is sought, and how often the work is shared out among them.
+const MAX_TYPES: usize = 256;
+const ROUNDS: usize = 30;
+/// How strongly agents turn to where more is to be done, each round.
+const DAMPING: f64 = 0.3;
+/// How many times the longest path it is at the most to the bottleneck.
+const FAR: f64 = 10.0;
+
+/// Where a run stands: greater first.
+pub(super) type Key = Reverse<u64>;
+
+/// A task that waits: the more urgent first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Entry {
+    urgency: Reverse<u64>,
+    pub(super) place: u32,
+    pub(super) attempt: u32,
+}
+
+/// A run.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) graph: Arc<Graph>,
+    pub(super) key: Key,
+    /// How long each stage takes an agent of ordinary speed, in milliseconds.
+    pub(super) work: Vec<f64>,
+    urgency: Vec<f64>,
+    /// The longest path of work.
+    longest: f64,
+    /// How much work is left.
+    left: f64,
+    priority: i32,
+    since: Millis,
+    due: Option<Millis>,
+    over: Vec<bool>,
+    /// The tasks that wait, by class.
+    pub(super) ready: BTreeMap<usize, BTreeSet<Entry>>,
+    /// In which class a stage waits.
+    class: BTreeMap<u32, usize>,
+}
+
+impl Job {
+    pub(super) fn new(graph: &Arc<Graph>, run: &Run, priority: i32) -> Self {
+        let over = (0..graph.stages.len() as u32).map(|place| run.is_over(place)).collect();
+        Self {
+            graph: Arc::clone(graph),
+            key: Reverse(0),
+            work: Vec::new(),
+            urgency: Vec::new(),
+            longest: 0.0,
+            left: 0.0,
+            priority,
+            since: run.since,
+            due: run.due,
+            over,
+            ready: BTreeMap::new(),
+            class: BTreeMap::new(),
+        }
+    }
+
+    /// A task waits. False if it did before.
+    pub(super) fn add(&mut self, class: usize, place: u32, attempt: u32) -> bool {
+        let entry = self.entry(place, attempt);
+        self.class.insert(place, class);
+        self.ready.entry(class).or_default().insert(entry)
+    }
+
+    /// A task waits no more. Gives its class, and whether it was the last there.
+    pub(super) fn remove(&mut self, place: u32, attempt: u32) -> Option<(usize, bool)> {
+        let class = *self.class.get(&place)?;
+        let entry = self.entry(place, attempt);
+        let entries = self.ready.get_mut(&class)?;
+        if !entries.remove(&entry) {
+            return None;
+        }
+        self.class.remove(&place);
+        let is_last = entries.is_empty();
+        if is_last {
+            self.ready.remove(&class);
+        }
+        Some((class, is_last))
+    }
+
+    /// In which class a stage waits.
+    pub(super) fn class_of(&self, place: u32) -> Option<usize> {
+        self.class.get(&place).copied()
+    }
+
+    /// How long a stage takes an agent of ordinary speed, by all that is known now.
+    pub(super) fn work_now(&self, state: &Optimizer, run: RunId, place: u32) -> f64 {
+        let node = &self.graph.stages[place as usize];
+        state.runs.get(run).map_or(self.work[place as usize], |run| {
+            state.learning.durations.work(Place { workflow: &run.workflow, node, run: run.work }).expected()
+        })
+    }
+
+    fn entry(&self, place: u32, attempt: u32) -> Entry {
+        let urgency = self.urgency.get(place as usize).copied().unwrap_or_default();
+        Entry { urgency: Reverse(sortable(urgency)), place, attempt }
+    }
+
+    /// A stage is over.
+    pub(super) fn over(&mut self, place: u32) {
+        if !std::mem::replace(&mut self.over[place as usize], true) {
+            self.left = (self.left - self.work[place as usize]).max(0.0);
+        }
+    }
+
+    /// Ranks all stages by what is known now.
+    pub(super) fn rank(&mut self, state: &Optimizer, run: &Run, agents: &mut Agents) {
+        let graph = Arc::clone(&self.graph);
+        let durations = &state.learning.durations;
+        let place = |node| Place { workflow: &run.workflow, node, run: run.work };
+        self.work.clear();
+        self.work.extend(graph.stages.iter().map(|node| durations.work(place(node)).expected()));
+        // The upward rank of HEFT: the longest path of work from a stage to the end, itself included.
+        let mut rank = self.work.clone();
+        for at in (0..rank.len()).rev() {
+            let after = graph.stages[at].children.iter().map(|child| rank[*child as usize]);
+            rank[at] += after.fold(0.0, f64::max);
+        }
+        self.longest = rank.iter().copied().fold(0.0, f64::max);
+        self.left = self.work.iter().zip(&self.over).filter(|(_, over)| !**over).map(|(work, _)| work).sum();
+        let ready: Vec<_> = self.ready.iter().flat_map(|(class, of)| of.iter().map(|e| (*class, *e))).collect();
+        self.urgency = rank;
+        if let Some(distance) = self.to_bottleneck(state, agents) {
+            self.urgency.iter_mut().zip(distance).for_each(|(rank, distance)| *rank -= distance);
+        }
+        self.ready.clear();
+        for (class, Entry { place, attempt, .. }) in ready {
+            let entry = self.entry(place, attempt);
+            self.ready.entry(class).or_default().insert(entry);
+        }
+    }
+
+    /// The shortest path of work from each stage to one for the type of agent that has most to do for what there is of it. None
+    /// where all is for one type.
+    ///
+    /// Agents that can do several types turn to each in proportion to its load, in rounds, so that the load evens out as far as
+    /// it can.
+    fn to_bottleneck(&self, state: &Optimizer, agents: &mut Agents) -> Option<Vec<f64>> {
+        let mut types: Vec<Capability> = Vec::new();
+        let mut of = Vec::with_capacity(self.graph.stages.len());
+        for node in &self.graph.stages {
+            let known = types.iter().position(|known| *known == node.agent_type);
+            let at = known.unwrap_or(types.len());
+            if at == MAX_TYPES {
+                return None;
+            }
+            if known.is_none() {
+                types.push(node.agent_type.clone());
+            }
+            of.push(at);
+        }
+        if types.len() < 2 {
+            return None;
+        }
+        let groups = agents.groups(state, &types)?;
+        let of: Vec<_> = of.into_iter().map(|at| groups.field[at]).collect();
+        if groups.fields < 2 {
+            return None;
+        }
+        let mut work = vec![0.0; groups.fields];
+        for ((at, of), over) in of.iter().enumerate().zip(&self.over) {
+            work[*of] += if *over { 0.0 } else { self.work[at] };
+        }
+        let bottleneck = bottleneck(&work, &groups.speeds);
+        let far = FAR * self.longest;
+        let mut distance = vec![0.0; of.len()];
+        for at in (0..of.len()).rev().filter(|at| of[*at] != bottleneck) {
+            let after = self.graph.stages[at].children.iter().map(|child| distance[*child as usize]);
+            distance[at] = (self.work[at] + after.fold(far, f64::min)).min(far);
+        }
+        Some(distance)
+    }
+
+    /// Its priority, with what it gained by waiting.
+    pub(super) fn level(&self, config: &Config, now: Millis) -> i128 {
+        i128::from(self.priority) + i128::from(now.saturating_sub(self.since) / config.ageing_ms.max(1))
+    }
+
+    /// Where a run stands, as a power of two: its weight doubles with each step of priority, and with each `ageing_ms` that it
+    /// is older than others; it is greater the less is left to do, and up to nine times so when it is due. (The order of Smith's
+    /// rule, with the urgency of the apparent tardiness cost: Vepsäläinen and Morton, 1987.) As ageing is the same for
+    /// all, the order does not change by itself but for what is due.
+    pub(super) fn key(&self, config: &Config, now: Millis) -> Key {
+        let ageing = config.ageing_ms.max(1) as f64;
+        let waits = f64::from(self.priority) - self.since as f64 / ageing;
+        if config.deadlines_first {
+            // By the deadline alone, those without one after all others.
+            let due = self.due.map_or(-1e15 + waits, |due| -(due as f64));
+            return Reverse(sortable(due));
+        }
+        let urgency = self.due.map_or(1.0, |due| {
+            let slack = due as f64 - now as f64 - self.longest;
+            if slack < -2.0 * self.longest {
+                // It will be late whatever is done.
+                return 1.0;
+            }
+            1.0 + URGENCY * exp(-slack.max(0.0) / self.longest.max(1.0))
+        });
+        Reverse(sortable(waits + (ln(urgency) - ln(self.left.max(1.0))) / std::f64::consts::LN_2))
+    }
+}
+
+/// The type with the most work for how fast agents do it, when these have shared it out as evenly as they can. Groups of agents
+/// are given by the bits of what they can do.
+fn bottleneck(work: &[f64], groups: &[(u64, f64)]) -> usize {
+    let types = work.len();
+    let can = |bits: u64, of: usize| bits >> of & 1 == 1;
+    let mut shares: Vec<Vec<f64>> = groups
+        .iter()
+        .map(|(bits, _)| {
+            let even = 1.0 / f64::from(bits.count_ones().max(1));
+            (0..types).map(|of| if can(*bits, of) { even } else { 0.0 }).collect()
+        })
+        .collect();
+    let mut load = work.to_vec();
+    for _ in 0..ROUNDS {
+        for of in 0..types {
+            let speed: f64 = shares.iter().zip(groups).map(|(share, (_, speed))| share[of] * speed).sum();
+            load[of] = work[of] / speed.max(1e-9);
+        }
+        let most = load.iter().copied().fold(1e-9, f64::max);
+        // The root of the root is near enough to the power of 0.3.
+        let pull: Vec<_> = load.iter().map(|load| power(load.max(1e-6 * most) / most)).collect();
+        for share in &mut shares {
+            let mut sum = 0.0;
+            for (share, pull) in share.iter_mut().zip(&pull) {
+                *share *= pull;
+                sum += *share;
+            }
+            if sum > 0.0 {
+                share.iter_mut().for_each(|share| *share /= sum);
+            }
+        }
+    }
+    let most = load.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
+    most.map_or(0, |(of, _)| of)
+}
+
+fn power(x: f64) -> f64 {
+    exp(DAMPING * ln(x))
+}
+
+/// A number whose order as an integer is that of the float.
+fn sortable(x: f64) -> u64 {
+    let bits = x.to_bits();
+    if bits >> 63 == 1 { !bits } else { bits | 1 << 63 }
+}
+
+/// What waits of a class.
+#[derive(Debug, Default)]
+pub(super) struct Line {
+    pub(super) runs: BTreeSet<(Key, RunId)>,
+    /// How many tasks.
+    pub(super) waiting: usize,
+}
+
+/// A walk through the tasks that wait, the most urgent first.
+pub(super) struct Walk<'a> {
+    jobs: &'a BTreeMap<RunId, Job>,
+    cursors: Vec<Cursor<'a>>,
+}
+
+struct Cursor<'a> {
+    class: usize,
+    runs: std::collections::btree_set::Iter<'a, (Key, RunId)>,
+    run: Option<(Key, RunId, &'a Job)>,
+    entries: std::collections::btree_set::Iter<'a, Entry>,
+    next: Option<Entry>,
+}
+
+impl<'a> Walk<'a> {
+    pub(super) fn new(jobs: &'a BTreeMap<RunId, Job>, lines: &'a [Line]) -> Self {
+        static NONE: BTreeSet<Entry> = BTreeSet::new();
+        let cursor = |(class, line): (usize, &'a Line)| {
+            let mut cursor = Cursor { class, runs: line.runs.iter(), run: None, entries: NONE.iter(), next: None };
+            cursor.advance(jobs);
+            cursor
+        };
+        let waiting = lines.iter().enumerate().filter(|(_, line)| line.waiting > 0);
+        Self { jobs, cursors: waiting.map(cursor).collect() }
+    }
+
+    /// The next task. None if no agent has room for any that is left.
+    pub(super) fn next(&mut self, classes: &[Class]) -> Option<(usize, RunId, &'a Job, Entry)> {
+        let is_open = |cursor: &Cursor<'_>| cursor.next.is_some() && classes[cursor.class].open() > 0;
+        if !self.cursors.iter().any(is_open) {
+            return None;
+        }
+        let first = |cursor: &Cursor<'_>| Some((cursor.run?.0, cursor.next?.urgency, cursor.run?.1));
+        let cursors = self.cursors.iter_mut().filter(|cursor| cursor.next.is_some());
+        let cursor = cursors.min_by_key(|cursor| first(cursor))?;
+        let (_, run, job) = cursor.run?;
+        let entry = cursor.next?;
+        cursor.advance(self.jobs);
+        Some((cursor.class, run, job, entry))
+    }
+
+    /// Passes over what is left of a class.
+    pub(super) fn close(&mut self, class: usize) {
+        self.cursors.retain(|cursor| cursor.class != class);
+    }
+}
+
+impl<'a> Cursor<'a> {
+    fn advance(&mut self, jobs: &'a BTreeMap<RunId, Job>) {
+        loop {
+            self.next = self.entries.next().copied();
+            if self.next.is_some() {
+                return;
+            }
+            let Some((key, run)) = self.runs.next() else { return };
+            let Some(job) = jobs.get(run) else { continue };
+            let Some(entries) = job.ready.get(&self.class) else { continue };
+            (self.run, self.entries) = (Some((*key, *run, job)), entries.iter());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn o2_the_bottleneck_is_what_few_can_do() {
+        // Of ten agents nine can do the first, and one the second.
+        assert_eq!(bottleneck(&[10.0, 5.0], &[(0b01, 9.0), (0b10, 1.0)]), 1);
+        // If all of them can do the first and half the second too, they help out where it is needed.
+        assert_eq!(bottleneck(&[10.0, 2.0], &[(0b01, 5.0), (0b11, 5.0)]), 0);
+        // Nobody can do the third.
+        assert_eq!(bottleneck(&[10.0, 2.0, 1.0], &[(0b01, 5.0), (0b11, 5.0)]), 2);
+    }
+
+    #[test]
+    fn floats_sort_as_they_should() {
+        let numbers = [f64::NEG_INFINITY, -2.5, -1e-9, 0.0, 1e-9, 3.0, f64::INFINITY];
+        assert!(numbers.map(sortable).is_sorted());
+    }
+}

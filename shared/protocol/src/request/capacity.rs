@@ -1,0 +1,168 @@
+//! Capacity planning and advice, asked of the optimizer.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::name::{Capability, WorkflowName};
+
+/// Asks how many agents of which type a workflow needs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PlanCapacity {
+    /// The workflow, in its latest version.
+    pub workflow: WorkflowName,
+    /// How many runs begin in an hour.
+    #[serde(default = "one")]
+    pub runs_per_hour: f64,
+    /// How many times more work they are than those that were learned from.
+    #[serde(default = "one")]
+    pub complexity: f64,
+    /// Which part of the slots should be in use, at the most: the fuller, the longer tasks wait.
+    #[serde(default = "most")]
+    pub utilization: f64,
+    /// What if: so many slots more, by type.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub more: BTreeMap<Capability, u32>,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn most() -> f64 {
+    0.8
+}
+
+/// How many agents of which type a workflow needs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CapacityPlan {
+    /// The workflow.
+    pub workflow: WorkflowName,
+    /// By the formula of the source document.
+    pub formula: Formula,
+    /// How long a run takes at the least, on agents of ordinary speed: its critical path, in milliseconds.
+    pub shortest_run_ms: u64,
+    /// How many tokens a run takes, in and out, as far as that is known or stated.
+    pub tokens: u64,
+    /// By what was learned, for each type.
+    pub agents: Vec<AgentsNeeded>,
+    /// What to do.
+    pub advice: Vec<String>,
+}
+
+/// `required = stages · parallel stages · complexity`, rounded up.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Formula {
+    /// How many stages there are.
+    pub stages: u64,
+    /// How many may run side by side.
+    pub parallel_stages: u64,
+    /// As it was asked.
+    pub complexity: f64,
+    /// How many agents.
+    pub required: u64,
+}
+
+/// What is needed of a type of agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AgentsNeeded {
+    /// The type.
+    pub agent_type: Capability,
+    /// How many stages of a run it does.
+    pub stages: u64,
+    /// How long those take an agent of ordinary speed together, in milliseconds.
+    pub work_ms: u64,
+    /// How many slots are at work on average: rate × work, failed attempts and speeds of the agents there are taken into account.
+    pub busy: f64,
+    /// How many slots are needed, so that no larger part of them is in use than was asked for.
+    pub needed: f64,
+    /// How many slots there are. An agent that does several types counts for each.
+    pub slots: f64,
+    /// How many more were supposed.
+    pub more: u32,
+    /// Which part would be in use, of those there are and those that were supposed; above 1 the queue grows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub utilization: Option<f64>,
+}
+
+/// Asks how agents should work together on a workflow. What is not said follows from its graph.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Advise {
+    /// The workflow, in its latest version.
+    pub workflow: WorkflowName,
+    /// How many agents; unless given, those there are that can do some of its stages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agents: Option<u64>,
+    /// Whether the order must be controlled strictly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strict_order: Option<bool>,
+    /// Whether there is a natural hierarchy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hierarchy: Option<bool>,
+    /// Whether the loss of any agent must not matter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault_tolerance: Option<bool>,
+}
+
+/// How agents should work together on a workflow.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Advice {
+    /// For how many agents.
+    pub agents: u64,
+    /// What they should be told by.
+    pub protocol: Suggestion<Protocol>,
+    /// How they should be organised.
+    pub pattern: Suggestion<Pattern>,
+}
+
+/// A choice and its reasons.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Suggestion<T> {
+    /// The choice.
+    pub choice: T,
+    /// Why, in the order in which it was asked.
+    pub reasons: Vec<String>,
+}
+
+/// How agents tell each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// Question and answer: up to two.
+    Synchronous,
+    /// Messages that are answered when there is time: three to five.
+    Asynchronous,
+    /// Each hands on to the next: where stages follow one another.
+    Pipeline,
+    /// One word to all: large groups.
+    Broadcast,
+}
+
+/// How agents are organised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Pattern {
+    /// One that directs all others.
+    Centralized,
+    /// Heads that direct groups.
+    Hierarchical,
+    /// Everybody with everybody.
+    PeerToPeer,
+    /// By signs that each leaves for all.
+    Swarm,
+    /// Of two kinds.
+    Hybrid(Hybrid),
+}
+
+/// Two patterns, one for the whole and one for its parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Hybrid {
+    /// Each team has a head; heads are peers.
+    HierarchicalCentralized,
+    /// One sets the goals, swarms reach them.
+    CentralizedSwarm,
+    /// Groups of peers, and heads between them.
+    PeerToPeerHierarchical,
+}
