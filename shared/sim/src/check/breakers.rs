@@ -132,12 +132,14 @@ impl Facts {
         }
     }
 
+    /// A task is leased, which may have ended in the log already, where the writer has not read.
     pub(super) fn breakers_assigned(
         &mut self,
         stamp: Stamp,
         agent: &AgentId,
         capability: &Capability,
         lease: LeaseId,
+        ended: Option<u64>,
     ) -> Checked {
         let Some(breaker) = self.breakers.breakers.get_mut(&(agent.clone(), capability.clone())) else { return Ok(()) };
         match &mut breaker.state {
@@ -149,7 +151,7 @@ impl Facts {
                 let Probed { under_way, succeeded, failed } = probed(leases, stamp.seen);
                 let may = failed == 0 && under_way + succeeded < *probes;
                 hold!(may, PROBES, "lease {lease} of {agent} for {capability}: {leases:?}, and {probes} may be");
-                leases.insert(lease, None);
+                leases.insert(lease, ended.map(|seq| (seq, None)));
                 self.seen.push(Branch::Probed);
                 Ok(())
             }

@@ -452,7 +452,7 @@ impl Facts {
         let fits = meets(&agent.record, &what, &requires);
         hold!(fits, REQUIRED, "{task} requires {requires} of {what}, and {id} is {:?}", agent.record.capabilities);
         agent.changed_on = now;
-        self.breakers_assigned(stamp, id, &what, lease)?;
+        self.breakers_assigned(stamp, id, &what, lease, ended)?;
         let held = Lease {
             task: task.clone(),
             agent: id.clone(),
