@@ -210,9 +210,11 @@ impl Stock {
 
     fn take(&mut self, need: Need, at: Millis) {
         self.refill(at);
+        // Of a refilled pool too, which nothing is given back to: while somebody names it, another of its name and of another
+        // kind would be given back what was never taken of it.
+        self.leases += 1;
         match self.pool.kind {
             PoolKind::Held | PoolKind::Consumed => {
-                self.leases += 1;
                 self.exclusive |= need.exclusive;
                 self.in_use = self.in_use + need.amount;
             }
@@ -222,8 +224,8 @@ impl Stock {
 
     /// What was taken is not held any more.
     fn give_back(&mut self, need: Need) {
+        self.leases = self.leases.saturating_sub(1);
         if self.pool.kind != PoolKind::Refilled {
-            self.leases = self.leases.saturating_sub(1);
             self.exclusive &= !need.exclusive;
             self.in_use = self.in_use - need.amount;
             self.freed += 1;

@@ -90,6 +90,24 @@ fn r4_who_waits_is_served_in_order_and_what_is_held_expires() {
     "#]]);
 }
 
+/// What was taken of a refilled pool is never given back, so a lock of its name that came in between would lose a holder.
+#[test]
+fn r6_a_refilled_pool_is_not_replaced_by_a_lock_while_somebody_holds_a_lease_on_it() {
+    let mut world = pooled();
+    let tokens = "model:x/tokens";
+    world.acquire("a", &json!({ tokens: 1 }), 0);
+    world.ask("pool.remove", "", &json!({ "name": tokens }));
+    world.release(4);
+    world.ask("pool.remove", "", &json!({ "name": tokens }));
+    world.pool(tokens, &json!({ "kind": "held" }));
+    world.acquire("b", &json!({ tokens: "exclusive" }), 0);
+    world.acquire("c", &json!({ tokens: "exclusive" }), 0);
+    let refused = world.lines(&["refused"]);
+    assert_eq!(refused.len(), 2, "{refused:?}");
+    assert!(refused[0].contains("1 leases hold something of it (pool_in_use)"), "{refused:?}");
+    assert!(refused[1].contains("(pool_exhausted)"), "{refused:?}");
+}
+
 #[test]
 fn r4_who_stops_asking_loses_its_place_and_who_waits_too_long_is_told() {
     let mut world = pooled();

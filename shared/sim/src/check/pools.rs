@@ -132,9 +132,9 @@ impl Pools {
         let (mut sum, mut leases, mut alone) = (0, 0, false);
         for (name, take) in self.held.values().flat_map(|held| &held.takes) {
             let Some(stock) = self.pools.get(name).filter(|_| self.is_part(name, of)) else { continue };
+            leases += 1;
             if stock.pool.kind != PoolKind::Refilled {
-                (sum, leases, alone) =
-                    (sum + amount(&stock.pool, *take), leases + 1, alone || *take == Take::Exclusive);
+                (sum, alone) = (sum + amount(&stock.pool, *take), alone || *take == Take::Exclusive);
             }
         }
         (sum, leases, alone)

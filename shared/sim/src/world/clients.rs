@@ -8,7 +8,7 @@ use baton_protocol::request::{
     Placement, RegisterWorkflow, RemovePool, ResourceRequest, RunAccepted, SetPool, SetStrategy, StartRun, Strategy,
     WorkflowRequest,
 };
-use baton_protocol::{Amount, Json, Requirements, Resources, RunId, Service, WorkflowName};
+use baton_protocol::{Amount, Json, Pool, PoolKind, Requirements, Resources, RunId, Service, WorkflowName};
 
 use super::{Asker, EPOCH, World};
 use crate::coverage::Branch;
@@ -101,8 +101,11 @@ impl World {
             Wish::SetPool(pool, size) => {
                 let Some(named) = self.workload.pools.get(pool) else { return };
                 let mut pool = named.pool.clone();
-                if let Some(size) = size {
-                    pool.size = pool.size.map(|_| Amount::from(size));
+                match size {
+                    // Another kind under the same name: that is refused, unless the pool was removed.
+                    Some(size @ 4..) if pool.kind == PoolKind::Refilled => pool = Pool::new(PoolKind::Held, size),
+                    Some(size) => pool.size = pool.size.map(|_| Amount::from(size)),
+                    None => {}
                 }
                 let request = SetPool { name: named.name.clone(), pool };
                 let request = AnyRequest::Resource(ResourceRequest::SetPool(request));
