@@ -183,9 +183,9 @@ fn distance(from: &str, to: &str) -> usize {
 
 // Acquisitions.
 
-pub(crate) fn acquire(turn: &mut RmTurn<'_>, agent: Option<AgentId>, request: Acquire) -> Reply {
-    let holder = holder(turn, agent, &request)?;
-    check(&request)?;
+pub(crate) fn acquire(turn: &mut RmTurn<'_>, agent: Option<AgentId>, request: &Acquire) -> Reply {
+    let holder = holder(turn, agent, request)?;
+    check(request)?;
     let key = (holder, request.id.clone());
     let state = turn.state();
     match state.pools.known(&key) {
@@ -196,7 +196,7 @@ pub(crate) fn acquire(turn: &mut RmTurn<'_>, agent: Option<AgentId>, request: Ac
         }
         None => {}
     }
-    under_is_held(state, &key.0, &request)?;
+    under_is_held(state, &key.0, request)?;
     let now = turn.now();
     let waits = match turn.soft.waiting.of_key(&key) {
         Some((order, asked)) => {
@@ -562,7 +562,7 @@ pub(crate) fn serve(turn: &mut RmTurn<'_>) {
     let mut waiting = std::mem::take(&mut turn.soft.waiting);
     loop {
         let state = turn.state();
-        let names = waiting.to_serve(|name| state.pools.get(name).map_or(0, |stock| stock.freed));
+        let names = waiting.pools_to_serve(|name| state.pools.get(name).map_or(0, |stock| stock.freed));
         if names.is_empty() {
             break;
         }

@@ -216,7 +216,7 @@ impl Machine for ResourceManager {
             ResourceRequest::SetPool(request) => acquire::set_pool(turn, request),
             ResourceRequest::RemovePool(request) => acquire::remove_pool(turn, request),
             ResourceRequest::ListPools(request) => acquire::list_pools(turn, &request),
-            ResourceRequest::Acquire(agent, request) => acquire::acquire(turn, agent, request),
+            ResourceRequest::Acquire(agent, request) => acquire::acquire(turn, agent, &request),
             ResourceRequest::Renew(agent, request) => acquire::renew(turn, agent.as_ref(), &request),
             ResourceRequest::Release(agent, request) => acquire::release(turn, agent.as_ref(), request),
             ResourceRequest::ListLeases(request) => acquire::list_leases(turn, &request),

@@ -257,7 +257,7 @@ impl Waiting {
     }
 
     /// The queues whose first one may be served now, given what was freed of each pool.
-    pub(crate) fn to_serve(&mut self, freed: impl Fn(&ResourceName) -> u64) -> BTreeSet<ResourceName> {
+    pub(crate) fn pools_to_serve(&mut self, freed: impl Fn(&ResourceName) -> u64) -> BTreeSet<ResourceName> {
         let mut names = BTreeSet::new();
         for (name, queue) in &mut self.queues {
             let freed = Some(freed(name));

@@ -254,7 +254,7 @@ impl Driver {
             let lease = LeaseId(self.log.resource + 1 + leases.len() as u64);
             match grant(lease, &task, &agent) {
                 Ok(resources) => {
-                    leases.push(ResourceRecord::Assigned(Assigned { task, agent, resources, pools: Resources::new() }))
+                    leases.push(ResourceRecord::Assigned(Assigned { task, agent, resources, pools: Resources::new() }));
                 }
                 Err((code, why)) => {
                     refused.push(Refusal { task, agent, rejection: Rejection::new(code, why.to_owned()) });

@@ -260,7 +260,7 @@ fn r3_tasks_of_all_agents_share_a_provider_s_quota() {
     world.check(&expect![[r#"
         9.0 +0 {"assigned":{"task":"RUN1/research/1","agent":"ann","resources":{"cpu":1},"pools":{"gpu":1,"model:x/tokens":60}}} (request lease.assign)
         publish baton.to.ann.assign {"lease":6,"task":"RUN1/research/1","run":"RUN1","stage":"research","attempt":1,"workflow":"article","agent_type":"research","input":{"topic":1},"results":{},"params":{"depth":3},"metadata":{"requires_citations":true},"resources":{"cpu":1,"gpu":1,"model:x/tokens":60},"ready_at":1000000,"timeout_ms":60000,"trace":"00-0000000f4240780d9ef3164331c12185-1db186e7b11955cd-01"} [task_assignment traced]
-        answer 6 {"granted":1,"refused":[{"task":"RUN2/research/1","agent":"bob","rejection":{"code":"pool_exhausted","message":"pool model:x/tokens has not enough: 60 are wanted, its size is 100","retry_after_ms":12000}}]}
+        answer 6 {"granted":1,"refused":[{"task":"RUN2/research/1","agent":"bob","rejection":{"code":"pool_exhausted","message":"pool model:x/tokens has not enough: 60 are wanted, 40 of 100 are there","retry_after_ms":12000}}]}
     "#]]);
     world.ask("lease.list", "", &json!({}));
     world.ask("agent.list", "", &json!({}));
@@ -551,7 +551,7 @@ fn r15_a_running_task_asks_for_more_and_is_granted_or_refused() {
     world.check(&expect![[r#"
         9.0 +0 {"acquired":{"id":"m1","holder":{"agent":"ann"},"takes":{"model:x/tokens":40},"ttl_ms":30000,"under":5}} (request agent.acquire)
         answer 6 {"granted":{"lease":6,"takes":{"model:x/tokens":40},"expires_at":1030000,"ttl_ms":30000}}
-        refused 7 pool model:x/tokens has not enough: 40 are wanted, its size is 100 (pool_exhausted)
+        refused 7 pool model:x/tokens has not enough: 40 are wanted, 10 of 100 are there (pool_exhausted)
     "#]]);
     // It ends with the task; a message that comes late gets nothing.
     world.workflow(vec![ended(task(1, "research", 1), Some((5, "ann")), Outcome::Succeeded)]);
