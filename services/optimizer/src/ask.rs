@@ -23,6 +23,8 @@ const MAX_PLACEMENTS: usize = 1000;
 const AVOID_MS: Millis = 200;
 /// How long nothing is asked after a question that was refused or not answered.
 const PAUSE_MS: Millis = 150;
+/// How long a shape that was refused for want of a pool is not asked for, if nobody is known to have freed anything of it.
+const SHUT_MS: Millis = 2000;
 /// So many tasks more than twice those that wait may stand in line before those that have left the queue are taken out.
 const MAX_GONE: usize = 1000;
 
@@ -44,6 +46,10 @@ pub struct Soft {
     avoided: BTreeMap<TaskId, Avoided>,
     /// When to look at it again. Times only grow.
     avoided_until: VecDeque<(Millis, TaskId)>,
+    /// Shapes that were refused for want of a pool.
+    shut: BTreeMap<Arc<Shape>, Shut>,
+    /// How often a pool had been touched when that was last looked at.
+    touched: u64,
     /// Nothing is asked before this time.
     paused_until: Option<Millis>,
     /// The length of the queue that was last shown.
@@ -56,8 +62,18 @@ struct Asked {
     agent: AgentId,
     shape: Arc<Shape>,
     tag: u64,
+    /// What its pools looked like when it was asked for.
+    watch: u64,
     since: Millis,
     at: Millis,
+}
+
+/// A shape that is not asked for now.
+#[derive(Debug)]
+struct Shut {
+    /// What its pools looked like when it was asked for last.
+    watch: u64,
+    until: Millis,
 }
 
 #[derive(Debug)]
@@ -83,7 +99,8 @@ impl Soft {
         let question = self.questions.values().next().map(|q| q.at.saturating_add(config.ask_timeout_ms));
         let question = question.filter(|_| !is_planted(Bug::QuestionNeverExpires));
         let avoided = self.avoided_until.front().map(|(until, _)| *until);
-        question.into_iter().chain(avoided).chain(self.paused_until).min()
+        let shut = self.shut.values().map(|shut| shut.until).min().filter(|_| !is_planted(Bug::ShutForEver));
+        question.into_iter().chain(avoided).chain(shut).chain(self.paused_until).min()
     }
 
     /// All tasks that may be asked for stand in line.
@@ -145,8 +162,15 @@ impl Soft {
         if self.lines.len() > 2 * state.queue.len() + MAX_GONE {
             self.line_up_all(state);
         }
-        let Self { lines, room, avoided, .. } = self;
+        let (now, _) = clock;
+        self.shut.retain(|shape, shut| {
+            is_planted(Bug::ShutForEver) || (now < shut.until && shut.watch == state.pools.watch(&shape.pools))
+        });
+        let Self { lines, room, avoided, shut, .. } = self;
         let standing = |head: &Head| {
+            if !shut.is_empty() && shut.contains_key(&head.shape) {
+                return Standing::Shut;
+            }
             let task = head.task();
             if !state.queue.get(task).is_some_and(|queued| head.is(queued)) {
                 return Standing::Gone;
@@ -190,7 +214,8 @@ pub(crate) fn place(turn: &mut Turn<'_, Optimizer>) {
         let mut placements = Vec::new();
         for Chosen { task, agent, shape, since } in plan.by_ref().take(MAX_PLACEMENTS) {
             placements.push(Placement { task: task.clone(), agent: agent.clone() });
-            turn.soft.asked.insert(task, Asked { agent, shape, tag, since, at: now });
+            let watch = turn.state().pools.watch(&shape.pools);
+            turn.soft.asked.insert(task, Asked { agent, shape, tag, watch, since, at: now });
         }
         turn.soft.questions.insert(tag, Question { at: now, left: placements.len(), answered: false });
         let body = Json::of(&AssignTasks { seen, placements }).expect("what the protocol asks can be written as JSON");
@@ -216,6 +241,10 @@ pub(crate) fn settle(turn: &mut Turn<'_, Optimizer>, commit: &AnyCommit) -> bool
                 }
             }
             AnyCommit::Optimizer(_) => {}
+        }
+        if soft.touched != state.pools.touched() {
+            soft.touched = state.pools.touched();
+            news |= !soft.shut.is_empty();
         }
         if soft.unnamed != state.unnamed {
             soft.unnamed = state.unnamed;
@@ -294,6 +323,12 @@ fn settle_resource(
             soft.room.changed(&state.fleet, agent);
             true
         }
+        // There may be other shapes than before.
+        ResourceRecord::PoolSet(_) | ResourceRecord::PoolRemoved(_) => {
+            soft.line_up_all(state);
+            true
+        }
+        ResourceRecord::Acquired(_) | ResourceRecord::Renewed(_) | ResourceRecord::Released(_) => false,
     }
 }
 
@@ -335,8 +370,14 @@ pub(crate) fn answered(turn: &mut Turn<'_, Optimizer>, tag: u64, reply: Reply) -
             let refused = !answer.refused.is_empty();
             for Refusal { task, agent, rejection } in answer.refused {
                 if soft.asked.get(&task).is_some_and(|asked| asked.tag == tag) {
-                    soft.release(state, &task);
-                    soft.avoid(now, &task, agent, rejection.code);
+                    let asked = soft.release(state, &task);
+                    match asked.filter(|_| rejection.code == Code::PoolExhausted) {
+                        Some(Asked { shape, watch, .. }) => {
+                            let wait = rejection.retry_after_ms.unwrap_or(SHUT_MS).min(SHUT_MS);
+                            soft.shut.insert(shape, Shut { watch, until: now.saturating_add(wait) });
+                        }
+                        None => soft.avoid(now, &task, agent, rejection.code),
+                    }
                     soft.line_up(state, &task);
                 }
             }

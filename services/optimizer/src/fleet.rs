@@ -10,7 +10,7 @@ use std::sync::Arc;
 use baton_machine::Shelves;
 use baton_protocol::amount::covers;
 use baton_protocol::breaker::BreakerState;
-use baton_protocol::record::{AgentRegistered, Stamp};
+use baton_protocol::record::{AgentRegistered, Assigned, Stamp};
 use baton_protocol::{AgentId, Amount, Capability, Metadata, Millis, Number, Requirements, ResourceName, Resources};
 use serde::{Deserialize, Serialize};
 
@@ -70,6 +70,9 @@ pub(crate) struct Holder {
     /// For which capability the agent was tried with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     probe: Option<Capability>,
+    /// The pools that it holds something of for the task.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) pools: Vec<ResourceName>,
 }
 
 /// What makes an agent preferable: less of its slots in use, then higher priority, a better score, longer idleness. Less
@@ -209,8 +212,9 @@ impl Fleet {
         self.agents.remove(agent);
     }
 
-    /// An agent has a task that needs this, if it is there.
-    pub(crate) fn leased(&mut self, id: &AgentId, capability: &Capability, resources: &Resources) -> Option<Holder> {
+    /// An agent has a task that needs this, of its own and of pools, if it is there.
+    pub(crate) fn leased(&mut self, id: &AgentId, capability: &Capability, record: &Assigned) -> Option<Holder> {
+        let Assigned { resources, pools, .. } = record;
         let agent = self.agents.change(id)?;
         agent.holds.add(resources);
         let probe = match agent.breakers.get_mut(capability) {
@@ -220,7 +224,8 @@ impl Fleet {
             }
             Some(Breaker::Open) | None => None,
         };
-        Some(Holder { agent: id.clone(), life: agent.life, resources: resources.clone(), probe })
+        let pools = pools.keys().cloned().collect();
+        Some(Holder { agent: id.clone(), life: agent.life, resources: resources.clone(), probe, pools })
     }
 
     /// A task is held no more. Whether it was, by an agent that is still there.

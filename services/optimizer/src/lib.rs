@@ -23,6 +23,7 @@ mod find;
 mod fleet;
 mod learning;
 mod placement;
+mod pools;
 mod queue;
 mod runs;
 #[cfg(test)]
@@ -34,11 +35,12 @@ use baton_protocol::record::{
     AnyCommit, OptimizerRecord, ResourceRecord, StageEnded, StageReady, Stamp, StrategyChanged, WorkflowRecord,
 };
 use baton_protocol::request::{Done, OptimizerRequest, Strategy};
-use baton_protocol::{AgentId, Millis, RunId, Service};
+use baton_protocol::{AgentId, Millis, ResourceName, RunId, Service};
 use serde::{Deserialize, Serialize};
 
 use crate::fleet::{Breaker, Fleet, Holder};
 use crate::learning::Learning;
+use crate::pools::Pools;
 use crate::queue::{Queue, Queued, Shape};
 use crate::runs::Runs;
 
@@ -52,6 +54,8 @@ pub struct Optimizer {
     fleet: Fleet,
     runs: Runs,
     learning: Learning,
+    #[serde(default)]
+    pools: Pools,
     /// How often an agent got free by a record that does not name it.
     unnamed: u64,
 }
@@ -153,15 +157,17 @@ impl Optimizer {
                 self.learning.returned(&record.agent);
                 let score = self.learning.score(&record.agent);
                 self.fleet.registered(stamp, record, score);
+                self.pools.touch_all();
             }
             ResourceRecord::AgentLeft(record) => {
                 self.fleet.left(&record.agent);
                 self.learning.left(stamp.at, &record.agent);
+                self.pools.touch_all();
             }
             // A task that has ended as it was leased is not in the queue any more, and its lease is none.
             ResourceRecord::Assigned(record) => {
                 if let Some(Queued { shape, .. }) = self.queue.remove(&record.task)
-                    && let Some(holder) = self.fleet.leased(&record.agent, &shape.agent_type, &record.resources)
+                    && let Some(holder) = self.fleet.leased(&record.agent, &shape.agent_type, record)
                 {
                     self.runs.held(&record.task, holder);
                 }
@@ -170,6 +176,7 @@ impl Optimizer {
             ResourceRecord::LeaseEnded(record) => {
                 let holder = self.runs.freed(&record.task);
                 self.freed(stamp, holder.as_deref(), Some(&record.agent));
+                self.pools.ended(Some(record.lease), pools_of(holder.as_deref()));
             }
             ResourceRecord::BreakerOpened(record) => {
                 self.fleet.switched(&record.agent, &record.capability, Some(Breaker::Open));
@@ -179,13 +186,26 @@ impl Optimizer {
                 self.fleet.switched(&record.agent, &record.capability, Some(probes));
             }
             ResourceRecord::BreakerClosed(record) => self.fleet.switched(&record.agent, &record.capability, None),
+            ResourceRecord::PoolSet(record) => {
+                if self.pools.set(record) {
+                    self.queue.split_anew(&self.pools);
+                }
+            }
+            ResourceRecord::PoolRemoved(record) => {
+                self.pools.remove(&record.name);
+                self.queue.split_anew(&self.pools);
+            }
+            ResourceRecord::Acquired(record) => self.pools.acquired(record),
+            ResourceRecord::Renewed(_) => {}
+            ResourceRecord::Released(record) => self.pools.touch(&record.pools),
         }
     }
 
     fn stage_ready(&mut self, stamp: Stamp, record: &StageReady) {
         if self.runs.stage_ready(&record.task) {
             let (agent_type, requires) = (record.agent_type.clone(), record.requires.clone());
-            let shape = Shape { agent_type, requires, resources: record.resources.clone() };
+            let (pools, resources) = self.pools.split(&record.resources);
+            let shape = Shape { agent_type, requires, resources, pools };
             self.queue.insert(record.task.clone(), shape, record.priority, stamp.at);
         }
     }
@@ -193,6 +213,7 @@ impl Optimizer {
     fn stage_ended(&mut self, stamp: Stamp, record: &StageEnded) {
         let Some(ended) = self.runs.stage_ended(record) else { return };
         self.freed(stamp, ended.holder.as_deref(), record.agent.as_ref());
+        self.pools.ended(record.lease, pools_of(ended.holder.as_deref()));
         if ended.holder.is_none() {
             self.queue.remove(&record.task);
         }
@@ -208,6 +229,7 @@ impl Optimizer {
         for (task, holder) in self.runs.finished(run) {
             self.queue.remove(&task);
             self.freed(stamp, holder.as_deref(), None);
+            self.pools.ended(None, pools_of(holder.as_deref()));
         }
     }
 
@@ -219,4 +241,8 @@ impl Optimizer {
             self.unnamed += 1;
         }
     }
+}
+
+fn pools_of(holder: Option<&Holder>) -> &[ResourceName] {
+    holder.map(|holder| holder.pools.as_slice()).unwrap_or_default()
 }

@@ -6,6 +6,7 @@
 //! `Nats-Service-Error`.
 
 mod optimizer;
+mod pool;
 mod resource;
 mod workflow;
 
@@ -21,6 +22,7 @@ use crate::rejection::Rejection;
 use crate::subject::{self, AgentVerb};
 
 pub use optimizer::*;
+pub use pool::*;
 pub use resource::*;
 pub use workflow::*;
 
