@@ -3,6 +3,7 @@
 pub(crate) mod agent;
 pub(crate) mod agents;
 pub(crate) mod bench;
+pub(crate) mod budgets;
 pub(crate) mod cancel;
 pub(crate) mod completions;
 pub(crate) mod demo;

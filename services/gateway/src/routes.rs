@@ -10,7 +10,7 @@ use axum::routing::{MethodFilter, MethodRouter, get, on};
 use baton_protocol::definition::Definition;
 use baton_protocol::request::{
     Acquire, AcquireAnswer, AgentList, AgentsFound, Done, Granted, LeaseList, PlacementView, PoolList,
-    RegisterWorkflow, RunAccepted, RunList, SetStrategy, StartRun, WorkflowList, WorkflowView,
+    RegisterWorkflow, RunAccepted, RunList, SetStrategy, ShareBy, StartRun, WorkflowList, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView, StageStatus};
 use baton_protocol::{Capability, LeaseId, Pool, Position, ResourceName, RunId, StageName, WorkflowName};
@@ -375,6 +375,17 @@ pub(crate) const ROUTES: &[Route] = &[
         body: json(&[("application/json", of::<Pool>)]),
         answers: &[answer(200, "It is done.", of::<Done>)],
         handler: |method| on(method, pools::set),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/pools/{name}/share",
+        id: "sharePool",
+        tag: "resources",
+        about: "Shares out what is left of a consumed pool among its parts, in proportion to priority or to workload.",
+        parameters: &[POOL],
+        body: json(&[("application/json", of::<ShareBy>)]),
+        answers: &[answer(200, "The parts as they are now.", of::<PoolList>)],
+        handler: |method| on(method, pools::share),
     },
     Route {
         method: Method::Delete,

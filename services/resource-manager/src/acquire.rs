@@ -8,16 +8,16 @@ use baton_protocol::pool::MAX_SIZE;
 use baton_protocol::record::{Acquired, PoolRemoved, PoolSet, ReleaseReason, Released, Renewed, ResourceRecord};
 use baton_protocol::request::{
     Acquire, AcquireAnswer, Done, Granted, HeldView, LeaseList, ListLeases, ListPools, PoolList, PoolView, Release,
-    RemovePool, Renew, SetPool,
+    RemovePool, Renew, SetPool, ShareBy, SharePool,
 };
 use baton_protocol::{
-    AgentId, Code, Holder, Json, LeaseId, Millis, Pool, PoolKind, Rejection, ResourceName, Take, Takes,
+    AgentId, Amount, Code, Holder, Json, LeaseId, Millis, Pool, PoolKind, Rejection, ResourceName, Take, Takes,
 };
 
 use crate::agent::unknown;
-use crate::pool::{Key, Known, Lack, MAX_DEPTH, Needs, Why, takes};
+use crate::pool::{Key, Known, Lack, MAX_DEPTH, Needs, Stock, Why, takes};
 use crate::waiting::{ANSWER_MS, Asked, Due, Order, Waiting, Who};
-use crate::{ResourceManager, lease};
+use crate::{ResourceManager, lease, share};
 
 /// The most pools.
 const MAX_POOLS: usize = 10_000;
@@ -58,13 +58,22 @@ fn may_set(state: &ResourceManager, request: &SetPool) -> Result<(), Rejection> 
         if stock.pool.kind != PoolKind::Consumed {
             return invalid(format!("its parent {parent} is {}; it must be consumed too", stock.pool.kind));
         }
+        if stock.pool.currency != pool.currency || stock.pool.measure != pool.measure {
+            return invalid(format!("its parent {parent} is measured otherwise, or in another currency"));
+        }
         if state.pools.line(parent).count() >= MAX_DEPTH {
             return invalid(format!("it would be part of more than {MAX_DEPTH} others"));
         }
         return Ok(());
     };
-    if before.pool.kind != pool.kind || before.pool.is_lock() != pool.is_lock() || before.pool.parent != pool.parent {
-        return invalid("its kind and its parent can not be changed: remove it, and make it anew".to_owned());
+    if before.pool.kind != pool.kind
+        || before.pool.is_lock() != pool.is_lock()
+        || before.pool.parent != pool.parent
+        || before.pool.currency != pool.currency
+    {
+        return invalid(
+            "its kind, its parent and its currency can not be changed: remove it, and make it anew".to_owned(),
+        );
     }
     let least = before.in_use + before.spent;
     if pool.size.is_some_and(|size| size < least) && !is_planted(Bug::PoolShrinksBelowUse) {
@@ -72,6 +81,61 @@ fn may_set(state: &ResourceManager, request: &SetPool) -> Result<(), Rejection> 
         return Err(Rejection::new(Code::PoolInUse, text));
     }
     Ok(())
+}
+
+/// Shares out what is left of an account among its parts: each has what is set aside and spent there already, and its share.
+pub(crate) fn share_pool(turn: &mut RmTurn<'_>, request: &SharePool) -> Reply {
+    let (state, now) = (turn.state(), turn.now());
+    let SharePool { name, by } = request;
+    let invalid = |why: String| Err(Rejection::invalid(format!("pool {name}: {why}")));
+    let whole = state.pools.get(name).ok_or_else(|| unknown_pool(state, name))?;
+    if whole.pool.kind != PoolKind::Consumed {
+        return invalid(format!("it is {}; only what is left of a consumed pool can be shared out", whole.pool.kind));
+    }
+    let available = whole.available(now).unwrap_or_default().nanos();
+    let (parts, shares): (Vec<_>, Vec<_>) = match by {
+        ShareBy::Priority(of) => {
+            let weights: Vec<_> = of.values().map(|priority| u64::from(*priority)).collect();
+            (of.keys().collect(), share::in_proportion(available, &weights))
+        }
+        ShareBy::Workload { of, minimum } => {
+            let weights: Vec<_> = of.values().map(|load| share::workload(load.recent, load.pending)).collect();
+            (of.keys().collect(), share::by_workload(available, &weights, minimum.rounded_up().nanos()))
+        }
+    };
+    if parts.is_empty() || parts.len() > MAX_LISTED {
+        return invalid(format!("{} parts are named; there must be 1 to {MAX_LISTED}", parts.len()));
+    }
+    let mut changed = Vec::new();
+    for (part, share) in parts.into_iter().zip(shares) {
+        let stock = state.pools.get(part).ok_or_else(|| unknown_pool(state, part))?;
+        if stock.pool.parent.as_ref() != Some(name) {
+            return invalid(format!("{part} is not a part of it"));
+        }
+        let size = stock.in_use + stock.spent + Amount::from_nanos(share);
+        changed.push((part.clone(), Pool { size: Some(size), ..stock.pool.clone() }));
+    }
+    let names: Vec<_> = changed.iter().map(|(name, _)| name.clone()).collect();
+    for (name, pool) in changed {
+        set_pool(turn, SetPool { name, pool })?;
+    }
+    let now = turn.now();
+    let views = names.iter().filter_map(|name| Some(view(turn, name, turn.state().pools.get(name)?, now)));
+    answer(&PoolList { pools: views.collect(), more: false })
+}
+
+fn view(turn: &RmTurn<'_>, name: &ResourceName, stock: &Stock, now: Millis) -> PoolView {
+    PoolView {
+        name: name.clone(),
+        pool: stock.pool.clone(),
+        in_use: stock.in_use,
+        available: stock.available(now),
+        spent: stock.spent,
+        overrun: stock.overrun,
+        exclusive: stock.exclusive,
+        leases: stock.leases,
+        waiting: turn.soft.waiting.len_of(name) as u64,
+    }
 }
 
 pub(crate) fn remove_pool(turn: &mut RmTurn<'_>, request: RemovePool) -> Reply {
@@ -133,17 +197,7 @@ pub(crate) fn list_pools(turn: &RmTurn<'_>, request: &ListPools) -> Reply {
         .iter()
         .filter(|(name, _)| wanted(name))
         .take(MAX_LISTED + 1)
-        .map(|(name, stock)| PoolView {
-            name: name.clone(),
-            pool: stock.pool.clone(),
-            in_use: stock.in_use,
-            available: stock.available(now),
-            spent: stock.spent,
-            overrun: stock.overrun,
-            exclusive: stock.exclusive,
-            leases: stock.leases,
-            waiting: turn.soft.waiting.len_of(name) as u64,
-        })
+        .map(|(name, stock)| view(turn, name, stock, now))
         .collect();
     let more = pools.len() > MAX_LISTED;
     pools.truncate(MAX_LISTED);

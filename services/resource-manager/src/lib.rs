@@ -37,6 +37,7 @@ mod agent;
 mod breaker;
 mod lease;
 mod pool;
+mod share;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -46,7 +47,7 @@ use std::collections::BTreeMap;
 
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Foreign, Machine, Reply, RequestContext, Turn};
-use baton_protocol::record::{AnyCommit, Outcome, ResourceRecord, Stamp, WorkflowRecord};
+use baton_protocol::record::{AnyCommit, ResourceRecord, StageEnded, Stamp, WorkflowRecord};
 use baton_protocol::request::ResourceRequest;
 use baton_protocol::{AgentId, LeaseId, Millis, Pool, ResourceName, Service};
 use serde::{Deserialize, Serialize};
@@ -148,7 +149,7 @@ impl Machine for ResourceManager {
                 }
             }
             ResourceRecord::LeaseEnded(record) => {
-                self.end(record.lease, false);
+                self.end(record.lease, None);
                 self.breakers.over(record.lease);
             }
             ResourceRecord::BreakerOpened(record) => self.breakers.opened(record),
@@ -175,7 +176,7 @@ impl Machine for ResourceManager {
                 let capability = self.tasks.open(&record.task).map(|open| open.agent_type.clone());
                 let lease = self.tasks.stage_ended(record);
                 if let Some(lease) = lease {
-                    self.end(lease, record.outcome == Outcome::Succeeded);
+                    self.end(lease, Some(record));
                 }
                 if let Some(capability) = capability {
                     let there = record.agent.as_ref().is_some_and(|agent| self.agents.is_present(agent));
@@ -184,7 +185,7 @@ impl Machine for ResourceManager {
             }
             WorkflowRecord::RunFinished(record) => {
                 for lease in self.tasks.run_finished(record.run) {
-                    self.end(lease, false);
+                    self.end(lease, None);
                     self.breakers.over(lease);
                 }
             }
@@ -214,6 +215,7 @@ impl Machine for ResourceManager {
             ResourceRequest::Progress(agent, request) => lease::progress(turn, agent, request),
             ResourceRequest::Assign(request) => lease::assign(turn, request),
             ResourceRequest::SetPool(request) => acquire::set_pool(turn, request),
+            ResourceRequest::SharePool(request) => acquire::share_pool(turn, &request),
             ResourceRequest::RemovePool(request) => acquire::remove_pool(turn, request),
             ResourceRequest::ListPools(request) => acquire::list_pools(turn, &request),
             ResourceRequest::Acquire(agent, request) => acquire::acquire(turn, agent, request),
@@ -254,11 +256,11 @@ impl Machine for ResourceManager {
 }
 
 impl ResourceManager {
-    /// A task's lease ends, and with it what was acquired under it. `done`: what it took of consumed pools is used up.
-    fn end(&mut self, lease: LeaseId, done: bool) {
+    /// A task's lease ends, and with it what was acquired under it. What it took of consumed pools is used as its report says.
+    fn end(&mut self, lease: LeaseId, report: Option<&StageEnded>) {
         let Some(ended) = self.leases.end(lease) else { return };
         if !ended.pools.is_empty() {
-            self.pools.give_back(&pool::takes(&ended.pools), |_, taken| done.then_some(taken));
+            self.pools.give_back(&pool::takes(&ended.pools), |pool, taken| pool::used(report?, pool, taken));
         }
         self.pools.end_under(lease);
     }

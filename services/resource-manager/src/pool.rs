@@ -11,9 +11,10 @@ use std::sync::Arc;
 
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{ShelfSet, Shelves};
-use baton_protocol::record::{Acquired, PoolSet, ReleaseReason, Released, Renewed, Stamp};
+use baton_protocol::pool::MAX_SIZE;
+use baton_protocol::record::{Acquired, Outcome, PoolSet, ReleaseReason, Released, Renewed, StageEnded, Stamp};
 use baton_protocol::{
-    AgentId, Amount, Holder, LeaseId, Millis, Pool, PoolKind, Refill, ResourceName, Resources, Take, Takes,
+    AgentId, Amount, Holder, LeaseId, Measure, Millis, Pool, PoolKind, Refill, ResourceName, Resources, Take, Takes,
 };
 use serde::{Deserialize, Serialize};
 
@@ -396,7 +397,7 @@ impl Pools {
 
     fn end(&mut self, lease: LeaseId, used: impl Fn(&ResourceName, Amount) -> Option<Amount>) {
         let Some(held) = self.acquisitions.remove(&lease) else { return };
-        self.give_back(&held.takes, used);
+        self.give_back_named(&held.takes, |name, _, taken| used(name, taken));
         self.expiries.remove(&(held.expires_at, lease));
         if let Holder::Agent(agent) = &held.holder {
             forget(&mut self.of_agent, agent, lease);
@@ -428,20 +429,23 @@ impl Pools {
     }
 
     /// Gives back what was taken; `used` says what of a consumed pool was used, of how much.
-    pub(crate) fn give_back(&mut self, takes: &Takes, used: impl Fn(&ResourceName, Amount) -> Option<Amount>) {
+    pub(crate) fn give_back(&mut self, takes: &Takes, used: impl Fn(&Pool, Amount) -> Option<Amount>) {
+        self.give_back_named(takes, |_, pool, taken| used(pool, taken));
+    }
+
+    fn give_back_named(&mut self, takes: &Takes, used: impl Fn(&ResourceName, &Pool, Amount) -> Option<Amount>) {
         let mut to_spend = Vec::new();
         for (name, take) in takes {
             let Some(stock) = self.get(name) else { continue };
             let (need, consumed) = (stock.need(*take), stock.pool.kind == PoolKind::Consumed);
+            let used = consumed.then(|| used(name, &stock.pool, need.amount).unwrap_or_default().rounded_up());
             let line = self.names(name);
             for name in line.iter().filter(|_| !(consumed && is_planted(Bug::NotGivenBack))) {
                 if let Some(stock) = self.pools.change(name) {
                     stock.give_back(need);
                 }
             }
-            if consumed {
-                to_spend.push((name, line, used(name, need.amount).unwrap_or_default().rounded_up()));
-            }
+            to_spend.extend(used.map(|used| (name, line, used)));
         }
         // Only now, so that what is still set aside for the same lease is not in the way.
         for (name, line, used) in to_spend {
@@ -474,6 +478,30 @@ impl Pools {
         let collect = |part: Vec<(&ResourceName, &Amount)>| part.into_iter().map(|(n, a)| (n.clone(), *a)).collect();
         (collect(pools), collect(own))
     }
+}
+
+/// What a task's report says of what it used of a consumed pool. Where an attempt was lost, cancelled or out of time nobody
+/// knows, and nothing counts.
+pub(crate) fn used(report: &StageEnded, pool: &Pool, taken: Amount) -> Option<Amount> {
+    let succeeded = report.outcome == Outcome::Succeeded;
+    if !succeeded && report.outcome != Outcome::Failed {
+        return None;
+    }
+    match pool.measure {
+        None => succeeded.then_some(taken),
+        Some(Measure::Cost) => Amount::new(report.cost.get()).ok().map(|cost| cost.min(largest())),
+        Some(Measure::Tokens) => Some(Amount::from_nanos(
+            (u128::from(report.usage.tokens_in) + u128::from(report.usage.tokens_out)).min(MAX_SIZE.into()) * NANOS,
+        )),
+        Some(Measure::DurationMs) => Some(Amount::from_nanos(u128::from(report.duration_ms.min(MAX_SIZE)) * NANOS)),
+    }
+}
+
+/// The ninth decimal place.
+const NANOS: u128 = 1_000_000_000;
+
+fn largest() -> Amount {
+    Amount::from_nanos(u128::from(MAX_SIZE) * NANOS)
 }
 
 /// What a task takes of pools.

@@ -10,8 +10,8 @@ use baton_protocol::message::MessageType;
 use baton_protocol::request::{
     Acquire, AcquireAnswer, AgentList, AgentsFound, CancelRun, Done, FindAgents, GetPlacement, GetRun, GetWorkflow,
     Granted, HeldView, LeaseList, ListAgents, ListLeases, ListPools, ListRuns, ListWorkflows, PlacementView, PoolList,
-    RegisterWorkflow, Release, RemovePool, Renew, RunAccepted, RunList, SetPool, SetStrategy, StartRun, Strategy,
-    WorkflowList, WorkflowView,
+    RegisterWorkflow, Release, RemovePool, Renew, RunAccepted, RunList, SetPool, SetStrategy, SharePool, StartRun,
+    Strategy, WorkflowList, WorkflowView,
 };
 use baton_protocol::run::RunView;
 use baton_protocol::{Code, Pool, Rejection, ResourceName, RunId, Service, Take, subject};
@@ -302,6 +302,11 @@ impl Client {
     /// Makes a pool, or changes one.
     pub async fn set_pool(&self, name: ResourceName, pool: Pool) -> Result<Done, ClientError> {
         self.resources("pool.set", &SetPool { name, pool }).await
+    }
+
+    /// Shares out what is left of a consumed pool among its parts.
+    pub async fn share_pool(&self, request: &SharePool) -> Result<PoolList, ClientError> {
+        self.resources("pool.share", request).await
     }
 
     /// Removes a pool that nobody uses.

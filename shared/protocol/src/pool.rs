@@ -39,6 +39,37 @@ pub struct Pool {
     /// The pool that a consumed one is a part of: what is taken here is taken there too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<ResourceName>,
+    /// What of a task's report says how much of a consumed pool was used. Without it, a task that succeeds uses all that it
+    /// took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measure: Option<Measure>,
+    /// The currency of a pool that is measured by cost: `EUR`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub currency: Option<String>,
+}
+
+/// What of a task's report says how much was used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Measure {
+    /// What it cost: the pool is a budget.
+    Cost,
+    /// The tokens that a model read and wrote for it.
+    Tokens,
+    /// How long it took, in milliseconds.
+    DurationMs,
+}
+
+impl FromStr for Measure {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "cost" => Ok(Self::Cost),
+            "tokens" => Ok(Self::Tokens),
+            "duration_ms" => Ok(Self::DurationMs),
+            _ => Err("it must be cost, tokens or duration_ms".to_owned()),
+        }
+    }
 }
 
 /// What becomes of what is taken from a pool.
@@ -100,13 +131,20 @@ impl Pool {
     /// A pool of that kind and size, without anything else.
     #[must_use]
     pub fn new(kind: PoolKind, size: impl Into<Amount>) -> Self {
-        Self { kind, size: Some(size.into()), refill: None, parent: None }
+        Self { kind, size: Some(size.into()), refill: None, parent: None, measure: None, currency: None }
+    }
+
+    /// A budget: a consumed pool that is measured by cost, in that currency.
+    #[must_use]
+    pub fn budget(size: impl Into<Amount>, currency: impl Into<String>) -> Self {
+        let pool = Self::new(PoolKind::Consumed, size);
+        Self { measure: Some(Measure::Cost), currency: Some(currency.into()), ..pool }
     }
 
     /// A lock.
     #[must_use]
     pub fn lock() -> Self {
-        Self { kind: PoolKind::Held, size: None, refill: None, parent: None }
+        Self { kind: PoolKind::Held, size: None, refill: None, parent: None, measure: None, currency: None }
     }
 
     /// One that fills up evenly, so much in that time, and holds as much as comes in one such time.
@@ -114,7 +152,7 @@ impl Pool {
     pub fn refilled(amount: impl Into<Amount>, every_ms: Millis) -> Self {
         let amount = amount.into();
         let refill = Some(Refill { amount, every_ms });
-        Self { kind: PoolKind::Refilled, size: Some(amount), refill, parent: None }
+        Self { kind: PoolKind::Refilled, size: Some(amount), refill, parent: None, measure: None, currency: None }
     }
 
     /// Whether it is a lock.
@@ -156,6 +194,19 @@ impl Pool {
         }
         if self.parent.is_some() && kind != PoolKind::Consumed {
             return wrong(format!("a {kind} pool has no parent: only a consumed one has"));
+        }
+        if self.measure.is_some() && kind != PoolKind::Consumed {
+            return wrong(format!("a {kind} pool has no measure: only a consumed one has"));
+        }
+        match (self.measure, &self.currency) {
+            (Some(Measure::Cost), Some(currency)) => {
+                if currency.len() != 3 || !currency.bytes().all(|b| b.is_ascii_uppercase()) {
+                    return wrong(format!("currency is {currency:?}; it must be three letters, like EUR"));
+                }
+            }
+            (Some(Measure::Cost), None) => return wrong("a pool that is measured by cost needs a currency".to_owned()),
+            (_, Some(_)) => return wrong("only a pool that is measured by cost has a currency".to_owned()),
+            (_, None) => {}
         }
         Ok(())
     }
@@ -297,6 +348,10 @@ mod tests {
             (r#"{"kind": "held", "size": 5, "refill": {"amount": 1, "every_ms": 1}}"#, "has no refill"),
             (r#"{"kind": "held", "size": 5, "parent": "a"}"#, "has no parent"),
             (r#"{"kind": "consumed"}"#, "needs a size"),
+            (r#"{"kind": "held", "size": 1, "measure": "tokens"}"#, "has no measure"),
+            (r#"{"kind": "consumed", "size": 1, "measure": "cost"}"#, "needs a currency"),
+            (r#"{"kind": "consumed", "size": 1, "measure": "cost", "currency": "euro"}"#, "three letters"),
+            (r#"{"kind": "consumed", "size": 1, "measure": "tokens", "currency": "EUR"}"#, "has a currency"),
             (r#"{"kind": "held", "size": "0.0000000001"}"#, "decimal places"),
             (r#"{"kind": "held", "size": 1000000000000001}"#, "at most"),
         ] {
@@ -304,7 +359,9 @@ mod tests {
             assert!(error.contains(says), "{text}: {error}");
         }
         assert!(serde_json::from_str::<Pool>(r#"{"kind": "held", "sice": 5}"#).is_err());
-        for pool in [Pool::lock(), Pool::new(PoolKind::Consumed, 7), Pool::refilled(90_000, 60_000)] {
+        for pool in
+            [Pool::lock(), Pool::new(PoolKind::Consumed, 7), Pool::refilled(90_000, 60_000), Pool::budget(5, "EUR")]
+        {
             pool.check().unwrap();
             assert_eq!(serde_json::from_str::<Pool>(&serde_json::to_string(&pool).unwrap()).unwrap(), pool);
         }

@@ -45,6 +45,7 @@ impl AnyRequest {
                 ResourceRequest::ListAgents(_) => "agent.list",
                 ResourceRequest::Assign(_) => "lease.assign",
                 ResourceRequest::SetPool(_) => "pool.set",
+                ResourceRequest::SharePool(_) => "pool.share",
                 ResourceRequest::RemovePool(_) => "pool.remove",
                 ResourceRequest::ListPools(_) => "pool.list",
                 ResourceRequest::Acquire(None, _) => "lease.acquire",

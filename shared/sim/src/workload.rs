@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use baton_protocol::definition::{Definition, RetryPolicy, StageDefinition};
 use baton_protocol::request::{Acquire, RegisterAgent};
 use baton_protocol::{
-    AgentId, Amount, Capability, Metadata, Millis, Pool, PoolKind, Refill, Requirements, ResourceName, Resources,
-    StageName, Take, Takes, WorkflowName,
+    AgentId, Amount, Capability, Measure, Metadata, Millis, Pool, PoolKind, Refill, Requirements, ResourceName,
+    Resources, StageName, Take, Takes, WorkflowName,
 };
 use serde_json::json;
 
@@ -158,8 +158,12 @@ fn pools(draws: &mut Draws) -> Vec<NamedPool> {
     let held = Pool { size: size(draws, 4), ..Pool::lock() };
     let every_ms = draws.between(200, 2000);
     let refill = Some(Refill { amount: Amount::from(1 + draws.below(3)), every_ms });
-    let refilled = Pool { kind: PoolKind::Refilled, size: size(draws, 5), refill, parent: None };
-    let consumed = |size| Pool { kind: PoolKind::Consumed, size, refill: None, parent: None };
+    let refilled = Pool { kind: PoolKind::Refilled, size: size(draws, 5), refill, ..Pool::lock() };
+    // In some histories tasks use what they say that they cost.
+    let cost = draws.chance(500);
+    let (measure, currency) = (cost.then_some(Measure::Cost), cost.then(|| "EUR".to_owned()));
+    let consumed =
+        move |size| Pool { kind: PoolKind::Consumed, size, measure, currency: currency.clone(), ..Pool::lock() };
     // Mostly there is enough; what is spent does not come back.
     let most = if draws.chance(300) { 12 } else { 200 };
     let whole = consumed(size(draws, most));

@@ -7,7 +7,8 @@ use axum::response::{IntoResponse, Response};
 use baton_client::{ATTEMPT, Headers};
 use baton_protocol::message::MessageType;
 use baton_protocol::request::{
-    Acquire, AcquireAnswer, Done, Granted, LeaseList, ListLeases, ListPools, PoolList, Release, Renew,
+    Acquire, AcquireAnswer, Done, Granted, LeaseList, ListLeases, ListPools, PoolList, Release, Renew, ShareBy,
+    SharePool,
 };
 use baton_protocol::{LeaseId, Millis, Pool, ResourceName, Resources, Service, subject};
 use schemars::JsonSchema;
@@ -28,6 +29,14 @@ pub(crate) async fn set(
     extract::Json(pool): extract::Json<Pool>,
 ) -> Result<Json<Done>, Problem> {
     Ok(Json(door.client.set_pool(name, pool).await?))
+}
+
+pub(crate) async fn share(
+    State(door): State<Door>,
+    Id(name): Id<ResourceName>,
+    extract::Json(by): extract::Json<ShareBy>,
+) -> Result<Json<PoolList>, Problem> {
+    Ok(Json(door.client.share_pool(&SharePool { name, by }).await?))
 }
 
 pub(crate) async fn remove(State(door): State<Door>, Id(name): Id<ResourceName>) -> Result<Json<Done>, Problem> {

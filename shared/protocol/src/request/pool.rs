@@ -23,6 +23,43 @@ pub struct SetPool {
     pub pool: Pool,
 }
 
+/// Shares out what is left of a consumed pool among pools that are a part of it: the size of each becomes what is set aside and
+/// spent there, and its share. Never more is given out than there is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SharePool {
+    /// The pool whose rest is shared out.
+    pub name: ResourceName,
+    /// Among which of its parts, and how.
+    pub by: ShareBy,
+}
+
+/// How something is shared out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ShareBy {
+    /// In proportion to the priority of each.
+    Priority(BTreeMap<ResourceName, u32>),
+    /// In proportion to the workload of each: 0.3 of the tasks done lately and 0.7 of those that wait.
+    Workload {
+        /// The workload of each.
+        of: BTreeMap<ResourceName, Workload>,
+        /// What each has at the least, as far as there is as much.
+        #[serde(default)]
+        minimum: Amount,
+    },
+}
+
+/// How much somebody has to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Workload {
+    /// Tasks that were done lately.
+    #[serde(default)]
+    pub recent: u32,
+    /// Tasks that wait.
+    #[serde(default)]
+    pub pending: u32,
+}
+
 /// Removes a pool that nobody uses.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RemovePool {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{
     Acquire, AcquireAnswer, Done, Endpoint, Granted, LeaseList, ListLeases, ListPools, Mark, PoolList, Release,
-    RemovePool, Renew, Requests, SetPool, body, endpoint, schema, speaker, unknown_endpoint,
+    RemovePool, Renew, Requests, SetPool, SharePool, body, endpoint, schema, speaker, unknown_endpoint,
 };
 use crate::amount::Resources;
 use crate::breaker::BreakerView;
@@ -39,6 +39,8 @@ pub enum ResourceRequest {
     Assign(AssignTasks),
     /// See [`SetPool`].
     SetPool(SetPool),
+    /// See [`SharePool`].
+    SharePool(SharePool),
     /// See [`RemovePool`].
     RemovePool(RemovePool),
     /// See [`ListPools`].
@@ -99,6 +101,13 @@ impl Requests for ResourceRequest {
             schema::<AssignAnswer>,
         ),
         endpoint("pool.set", None, "Makes a pool, or changes one.", schema::<SetPool>, schema::<Done>),
+        endpoint(
+            "pool.share",
+            None,
+            "Shares out what is left of a consumed pool among its parts.",
+            schema::<SharePool>,
+            schema::<PoolList>,
+        ),
         endpoint("pool.remove", None, "Removes a pool that nobody uses.", schema::<RemovePool>, schema::<Done>),
         endpoint("pool.list", None, "Lists the pools.", schema::<ListPools>, schema::<PoolList>),
         endpoint(
@@ -144,6 +153,7 @@ impl Requests for ResourceRequest {
             "agent.list" => Self::ListAgents(body(endpoint, payload)?),
             "lease.assign" => Self::Assign(body(endpoint, payload)?),
             "pool.set" => Self::SetPool(body(endpoint, payload)?),
+            "pool.share" => Self::SharePool(body(endpoint, payload)?),
             "pool.remove" => Self::RemovePool(body(endpoint, payload)?),
             "pool.list" => Self::ListPools(body(endpoint, payload)?),
             "lease.acquire" => Self::Acquire(None, body(endpoint, payload)?),

@@ -354,7 +354,7 @@ impl Facts {
         }
         self.breakers_ended(record, &capability, held_as);
         if let Some(lease) = held {
-            self.pools_task_ended(lease, record.outcome == Outcome::Succeeded);
+            self.pools_task_ended(lease, record.outcome, record.cost);
         }
         Ok(())
     }

@@ -6,9 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use baton_protocol::record::{Acquired, PoolSet, ReleaseReason, Released, Renewed, Stamp};
+use baton_protocol::record::{Acquired, Outcome, PoolSet, ReleaseReason, Released, Renewed, Stamp};
 use baton_protocol::request::{Acquire, PoolList, PoolView};
-use baton_protocol::{AgentId, Amount, Holder, LeaseId, Millis, Pool, PoolKind, ResourceName, Resources, Take, Takes};
+use baton_protocol::{
+    AgentId, Amount, Holder, LeaseId, Millis, Money, Pool, PoolKind, ResourceName, Resources, Take, Takes,
+};
 
 use super::{Checked, Facts, broken, hold};
 use crate::coverage::Branch;
@@ -28,12 +30,31 @@ pub(crate) struct Pools {
     /// All acquisitions that ever were.
     ids: BTreeMap<(Holder, String), LeaseId>,
     over: BTreeSet<LeaseId>,
-    /// Ends of tasks that the resource-manager may not have read of: where in the log, whose lease, with success.
-    unread: VecDeque<(u64, LeaseId, bool)>,
+    /// Ends of tasks that the resource-manager may not have read of: where in the log, whose lease, and how.
+    unread: VecDeque<(u64, LeaseId, End)>,
     /// The message with the last change.
     changed: u64,
     /// Virtual time of it, in microseconds.
     pub(super) changed_on: u64,
+}
+
+/// How a task ended, as far as it matters here.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct End {
+    succeeded: bool,
+    /// What it cost, if its agent said so.
+    cost: Option<Money>,
+}
+
+impl End {
+    const LOST: Self = Self { succeeded: false, cost: None };
+
+    fn used(self, pool: &Pool, taken: Amount) -> Option<Amount> {
+        match pool.measure {
+            None => self.succeeded.then_some(taken),
+            Some(_) => self.cost.and_then(|cost| Amount::new(cost.get()).ok()),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -182,6 +203,10 @@ impl Pools {
 
     /// A lease has ended, and what was acquired under it.
     fn end(&mut self, lease: LeaseId, used: impl Fn(&ResourceName, Amount) -> Option<Amount>) -> bool {
+        self.end_with(lease, |name, _, taken| used(name, taken))
+    }
+
+    fn end_with(&mut self, lease: LeaseId, used: impl Fn(&ResourceName, &Pool, Amount) -> Option<Amount>) -> bool {
         let Some(held) = self.held.remove(&lease) else { return false };
         self.over.insert(lease);
         for (name, take) in &held.takes {
@@ -189,7 +214,7 @@ impl Pools {
                 continue;
             };
             let Take::Amount(taken) = take else { continue };
-            let used = used(name, taken.rounded_up()).unwrap_or_default().nanos();
+            let used = used(name, &stock.pool, taken.rounded_up()).unwrap_or_default().nanos();
             // What was used beyond what there is, in it or in what it is a part of, is not spent of anything.
             let line = self.pools.iter().filter(|(other, _)| self.is_part(name, other));
             let free = line.map(|(other, stock)| stock.size() - self.in_use(other).0 - self.spent(other)).min();
@@ -201,8 +226,8 @@ impl Pools {
         true
     }
 
-    fn end_task(&mut self, lease: LeaseId, succeeded: bool) {
-        self.end(lease, |_, taken| succeeded.then_some(taken));
+    fn end_task(&mut self, lease: LeaseId, end: End) {
+        self.end_with(lease, |_, pool, taken| end.used(pool, taken));
         let under: Vec<_> = self.held.iter().filter(|(_, held)| held.under == Some(lease)).map(|(id, _)| *id).collect();
         for lease in under {
             self.end(lease, |_, _| None);
@@ -227,16 +252,18 @@ impl Pools {
 impl Facts {
     /// The resource-manager has read so far when it wrote what follows.
     pub(super) fn pools_read(&mut self, seen: u64) {
-        while let Some((_, lease, succeeded)) = self.pools.unread.pop_front_if(|(seq, _, _)| *seq <= seen) {
-            self.pools.end_task(lease, succeeded);
+        while let Some((_, lease, end)) = self.pools.unread.pop_front_if(|(seq, _, _)| *seq <= seen) {
+            self.pools.end_task(lease, end);
         }
     }
 
     /// A task's lease ended here in the log, by a record of the workflow-manager.
-    pub(super) fn pools_task_ended(&mut self, lease: LeaseId, succeeded: bool) {
+    pub(super) fn pools_task_ended(&mut self, lease: LeaseId, outcome: Outcome, cost: Money) {
+        let reported = matches!(outcome, Outcome::Succeeded | Outcome::Failed);
+        let end = End { succeeded: outcome == Outcome::Succeeded, cost: reported.then_some(cost) };
         let concerns = |held: &Held| held.under == Some(lease);
         if self.pools.held.contains_key(&lease) || self.pools.held.values().any(concerns) {
-            self.pools.unread.push_back((self.seq, lease, succeeded));
+            self.pools.unread.push_back((self.seq, lease, end));
             self.pools_changed();
         }
     }
@@ -245,7 +272,7 @@ impl Facts {
     pub(super) fn pools_ended_before(&mut self, ended: u64, lease: LeaseId) {
         // In the order of the log: what is read is taken from the front.
         let at = self.pools.unread.partition_point(|(seq, _, _)| *seq <= ended);
-        self.pools.unread.insert(at, (ended, lease, false));
+        self.pools.unread.insert(at, (ended, lease, End::LOST));
     }
 
     fn pools_changed(&mut self) {
@@ -266,7 +293,7 @@ impl Facts {
 
     /// A task is given back, or its holder is gone.
     pub(super) fn pools_lease_lost(&mut self, lease: LeaseId) {
-        self.pools.end_task(lease, false);
+        self.pools.end_task(lease, End::LOST);
         self.pools_changed();
     }
 
