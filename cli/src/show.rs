@@ -59,7 +59,11 @@ pub(crate) fn stages(view: &RunView) -> Table {
     for stage in &view.stages {
         if stage.attempts.is_empty() {
             let waits: Vec<_> = stage.depends_on.iter().map(ToString::to_string).collect();
-            let waits = if waits.is_empty() { String::new() } else { format!("waits for {}", waits.join(", ")) };
+            let waits = match stage.skipped {
+                Some(reason) => reason.text().to_owned(),
+                None if waits.is_empty() => String::new(),
+                None => format!("waits for {}", waits.join(", ")),
+            };
             let status = Cell::status(stage.status.as_str());
             table.row([
                 stage.name.to_string().into(),

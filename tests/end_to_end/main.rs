@@ -5,6 +5,7 @@ mod article;
 mod bench;
 mod cluster;
 mod command_line;
+mod examples;
 mod faults;
 mod fleet;
 mod full;

@@ -230,7 +230,9 @@ pub(crate) fn settle(turn: &mut Turn<'_, Optimizer>, commit: &AnyCommit) -> bool
 
 fn settle_workflow(soft: &mut Soft, state: &Optimizer, record: &WorkflowRecord) -> bool {
     match record {
-        WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) => false,
+        WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) | WorkflowRecord::StageSkipped(_) => {
+            false
+        }
         WorkflowRecord::StageReady(record) => {
             soft.line_up(state, &record.task);
             true

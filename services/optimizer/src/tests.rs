@@ -112,6 +112,7 @@ fn ready(task: TaskId, agent_type: &str, priority: i32, cpu: u32) -> WorkflowRec
         task,
         agent_type: Capability::new(agent_type).unwrap(),
         inputs: vec![],
+        input: None,
         resources: resources(cpu),
         priority,
     })
@@ -129,6 +130,7 @@ fn ended(task: TaskId, lease: Option<(u64, &str)>, outcome: Outcome, duration_ms
         outcome,
         result: None,
         error: None,
+        code: None,
         retry_at: None,
         duration_ms,
         cost: Money::ZERO,

@@ -309,6 +309,7 @@ fn ready(run: RunId, stage: &str) -> WorkflowRecord {
         task: TaskId { run, stage: StageName::new(stage).unwrap(), attempt: 1 },
         agent_type: Capability::new("research").unwrap(),
         inputs: vec![],
+        input: None,
         resources: Resources::new(),
         priority: 0,
     })

@@ -49,6 +49,7 @@ pub mod id;
 pub mod json;
 pub mod message;
 pub mod name;
+pub mod nearest;
 pub mod post;
 pub mod record;
 pub mod rejection;

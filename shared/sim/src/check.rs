@@ -5,6 +5,7 @@
 //! service had read by then (`seen`), not against what stood in the log already: two services write at the same time.
 
 mod answers;
+pub(crate) mod flow;
 mod ledger;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -100,6 +101,7 @@ pub(crate) struct Run {
     pub(crate) version: u32,
     key: Option<String>,
     definition: Arc<Definition>,
+    input: Json,
     stages: Vec<Stage>,
     /// A stage was cancelled: nothing but the end may follow.
     ending: bool,
@@ -111,7 +113,14 @@ struct Stage {
     attempts: Vec<Attempt>,
     retry_at: Option<Millis>,
     over: Option<Outcome>,
-    has_result: bool,
+    skipped: bool,
+    result: Option<Json>,
+}
+
+impl Stage {
+    fn is_over(&self) -> bool {
+        self.over.is_some() || self.skipped
+    }
 }
 
 #[derive(Debug)]
@@ -316,6 +325,7 @@ impl Facts {
         for (id, run) in self.runs.iter().filter(|(_, run)| run.finished.is_none()) {
             for (stage, definition) in run.stages.iter().zip(&run.definition.stages) {
                 let state = match (stage.over, stage.attempts.last()) {
+                    _ if stage.skipped => "skipped".to_owned(),
                     (Some(outcome), _) => format!("over, {outcome}"),
                     (None, None) => "not begun".to_owned(),
                     (None, Some(Attempt { ended: Some(_), .. })) => format!("to be tried again {:?}", stage.retry_at),

@@ -358,6 +358,7 @@ impl Policy for Machine {
                 task: self.id(sim, task),
                 agent_type: self.capabilities[job][it.graph.category[sim.world.place(task)]].clone(),
                 inputs: parents.map(|&parent| self.stages[parent].clone()).collect(),
+                input: None,
                 resources: Resources::new(),
                 priority: it.weight.log2().round() as i32,
             }));
@@ -374,6 +375,7 @@ impl Policy for Machine {
             outcome: if ok { Outcome::Succeeded } else { Outcome::Failed },
             result: None,
             error: (!ok).then(|| "the attempt failed".to_owned()),
+            code: None,
             retry_at: (!ok).then_some(self.time),
             duration_ms: (seconds * 1000.0).round() as Millis,
             cost: Money::ZERO,

@@ -493,6 +493,7 @@ pub(crate) fn ready(run: RunId, stage: &str) -> WorkflowRecord {
         task: task(run, stage),
         agent_type: Capability::new("research").unwrap(),
         inputs: vec![],
+        input: None,
         resources: Resources::new(),
         priority: 0,
     })

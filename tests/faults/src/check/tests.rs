@@ -84,6 +84,7 @@ impl Writing {
             task,
             agent_type: Capability::new("x").unwrap(),
             inputs: vec![],
+            input: None,
             resources: Resources::from([(ResourceName::new("cpu").unwrap(), Amount::from(1))]),
             priority: 0,
         })])
@@ -105,6 +106,7 @@ impl Writing {
             outcome,
             result,
             error,
+            code: None,
             retry_at: None,
             duration_ms: 1,
             cost: Money::ZERO,
