@@ -10,6 +10,7 @@ mod faults;
 mod fleet;
 mod full;
 mod http;
+mod items;
 mod messages;
 mod overload;
 mod rules;

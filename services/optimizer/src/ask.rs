@@ -230,9 +230,10 @@ pub(crate) fn settle(turn: &mut Turn<'_, Optimizer>, commit: &AnyCommit) -> bool
 
 fn settle_workflow(soft: &mut Soft, state: &Optimizer, record: &WorkflowRecord) -> bool {
     match record {
-        WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) | WorkflowRecord::StageSkipped(_) => {
-            false
-        }
+        WorkflowRecord::WorkflowRegistered(_)
+        | WorkflowRecord::RunStarted(_)
+        | WorkflowRecord::StageSkipped(_)
+        | WorkflowRecord::StageExpanded(_) => false,
         WorkflowRecord::StageReady(record) => {
             soft.line_up(state, &record.task);
             true
@@ -263,7 +264,7 @@ fn release_run(soft: &mut Soft, state: &Optimizer, run: RunId) {
 /// A task that none of a run's is before.
 fn first_task(run: RunId) -> TaskId {
     static FIRST: LazyLock<StageName> = LazyLock::new(|| StageName::new("0").expect("it is a name"));
-    TaskId { run, stage: FIRST.clone(), attempt: 0 }
+    TaskId { run, stage: FIRST.clone(), item: None, attempt: 0 }
 }
 
 fn settle_resource(
@@ -311,7 +312,7 @@ fn show_placement(turn: &mut Turn<'_, Optimizer>, task: &TaskId, asked: &Asked) 
         end: asked.at,
         attributes: vec![
             ("baton.run.id", task.run.to_string()),
-            ("baton.stage.name", task.stage.to_string()),
+            ("baton.stage.name", task.part().to_string()),
             ("baton.agent.id", asked.agent.to_string()),
             ("baton.strategy", state.strategy.as_str().to_owned()),
         ],

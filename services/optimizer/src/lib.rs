@@ -137,7 +137,9 @@ impl Machine for Optimizer {
 impl Optimizer {
     fn observe_workflow(&mut self, stamp: Stamp, record: &WorkflowRecord) {
         match record {
-            WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::StageSkipped(_) => {}
+            WorkflowRecord::WorkflowRegistered(_)
+            | WorkflowRecord::StageSkipped(_)
+            | WorkflowRecord::StageExpanded(_) => {}
             WorkflowRecord::RunStarted(record) => self.runs.started(record),
             WorkflowRecord::StageReady(record) => self.stage_ready(stamp, record),
             WorkflowRecord::StageEnded(record) => self.stage_ended(stamp, record),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use baton_machine::Shelves;
 use baton_protocol::record::{Outcome, RunStarted, StageEnded};
 use baton_protocol::trace::{TraceContext, part_span};
-use baton_protocol::{AgentId, RunId, StageName, TaskId, WorkflowName};
+use baton_protocol::{AgentId, Part, RunId, TaskId, WorkflowName};
 use serde::{Deserialize, Serialize};
 
 use crate::fleet::Holder;
@@ -21,10 +21,10 @@ pub(crate) struct Runs {
 struct Run {
     workflow: WorkflowName,
     trace: Option<TraceContext>,
-    /// The attempt that is under way, by stage: there is at most one.
-    open: BTreeMap<StageName, Open>,
-    /// Under whom the last attempt failed, by stage.
-    failed: BTreeMap<StageName, AgentId>,
+    /// The attempt that is under way, by part: there is at most one.
+    open: BTreeMap<Part, Open>,
+    /// Under whom the last attempt failed, by part.
+    failed: BTreeMap<Part, AgentId>,
 }
 
 /// An attempt that is under way.
@@ -55,10 +55,10 @@ impl Runs {
 
     /// Opens a task. False if its run is not live, or the stage has an attempt under way.
     pub(crate) fn stage_ready(&mut self, task: &TaskId) -> bool {
-        let Some(run) = self.runs.change(&task.run).filter(|run| !run.open.contains_key(&task.stage)) else {
+        let Some(run) = self.runs.change(&task.run).filter(|run| !run.open.contains_key(&task.part())) else {
             return false;
         };
-        run.open.insert(task.stage.clone(), Open { attempt: task.attempt, holder: None });
+        run.open.insert(task.part(), Open { attempt: task.attempt, holder: None });
         true
     }
 
@@ -75,22 +75,22 @@ impl Runs {
     }
 
     fn open(&mut self, task: &TaskId) -> Option<&mut Open> {
-        let open = self.runs.change(&task.run)?.open.get_mut(&task.stage);
+        let open = self.runs.change(&task.run)?.open.get_mut(&task.part());
         open.filter(|open| open.attempt == task.attempt)
     }
 
     /// Ends a task, if it was open.
     pub(crate) fn stage_ended(&mut self, record: &StageEnded) -> Option<Ended> {
-        let TaskId { run, stage, attempt } = &record.task;
-        let run = self.runs.change(run)?;
-        run.open.get(stage).filter(|open| open.attempt == *attempt)?;
-        let open = run.open.remove(stage)?;
+        let (part, attempt) = (record.task.part(), record.task.attempt);
+        let run = self.runs.change(&record.task.run)?;
+        run.open.get(&part).filter(|open| open.attempt == attempt)?;
+        let open = run.open.remove(&part)?;
         match (record.outcome, &record.agent) {
             (Outcome::Failed | Outcome::Lost | Outcome::TimedOut, Some(agent)) => {
-                run.failed.insert(stage.clone(), agent.clone());
+                run.failed.insert(part, agent.clone());
             }
             (Outcome::Succeeded | Outcome::Cancelled, _) => {
-                run.failed.remove(stage);
+                run.failed.remove(&part);
             }
             (Outcome::Failed | Outcome::Lost | Outcome::TimedOut, None) => {}
         }
@@ -101,13 +101,12 @@ impl Runs {
     pub(crate) fn finished(&mut self, run: RunId) -> Vec<(TaskId, Option<Arc<Holder>>)> {
         let ended = self.runs.remove(&run);
         let open = ended.iter().flat_map(|run| &run.open);
-        open.map(|(stage, open)| (TaskId { run, stage: stage.clone(), attempt: open.attempt }, open.holder.clone()))
-            .collect()
+        open.map(|(part, open)| (part.task(run, open.attempt), open.holder.clone())).collect()
     }
 
     /// Under whom the attempt before this one failed.
     pub(crate) fn failed_under(&self, task: &TaskId) -> Option<&AgentId> {
-        self.runs.get(&task.run)?.failed.get(&task.stage)
+        self.runs.get(&task.run)?.failed.get(&task.part())
     }
 
     /// The run's workflow, while it lives.

@@ -116,6 +116,7 @@ impl Machine for ResourceManager {
                     self.leases.end(lease);
                 }
             }
+            WorkflowRecord::StageExpanded(record) => self.tasks.stage_expanded(record),
             WorkflowRecord::StageSkipped(_) => {}
             WorkflowRecord::RunFinished(record) => {
                 for lease in self.tasks.run_finished(record.run) {

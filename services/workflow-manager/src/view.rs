@@ -4,11 +4,11 @@ use std::iter::Peekable;
 
 use baton_machine::{Reply, Shelves};
 use baton_protocol::request::{ListRuns, MAX_MESSAGE_BYTES, RunList};
-use baton_protocol::run::{AttemptView, RunSummary, RunView, StageView};
+use baton_protocol::run::{AttemptView, ItemView, RunSummary, RunView, StageView};
 use baton_protocol::subject::RUNS_BUCKET;
 use baton_protocol::{Code, Json, Rejection, RunId};
 
-use crate::run::{Attempt, Run};
+use crate::run::{Attempt, Fan, Run, Stage};
 use crate::workflows::Version;
 use crate::{Turn, WorkflowManager, text};
 
@@ -76,7 +76,7 @@ pub(crate) fn summary(run: &Run) -> RunSummary {
         status: run.status,
         started_at: run.started_at,
         ended_at: run.ended_at,
-        stages: count(run.stages.len()),
+        stages: count(run.count()),
         stages_ended: count(run.over),
         cost: run.cost,
     }
@@ -105,7 +105,14 @@ pub(crate) fn document(run: &Run, version: &Version) -> Json {
 }
 
 fn view(run: &Run, version: &Version) -> RunView {
-    let stages = run.stages.iter().zip(&version.definition.stages).map(|(stage, definition)| StageView {
+    let items = |place| {
+        let places = run.fan(place).map(Fan::places).into_iter().flatten();
+        let item =
+            |item: &Stage| ItemView { status: item.status, attempts: (1..).zip(&item.attempts).map(attempt).collect() };
+        places.map(|place| item(&run.stages[place])).collect()
+    };
+    let stages = run.stages.iter().zip(&version.definition.stages).enumerate();
+    let stages = stages.map(|(place, (stage, definition))| StageView {
         name: definition.name.clone(),
         agent_type: definition.agent_type.clone(),
         depends_on: definition.depends_on.clone(),
@@ -114,6 +121,7 @@ fn view(run: &Run, version: &Version) -> RunView {
         skipped: stage.skipped,
         result: stage.result.clone(),
         attempts: (1..).zip(&stage.attempts).map(attempt).collect(),
+        items: items(place),
     });
     RunView {
         run: run.id,

@@ -306,7 +306,12 @@ impl Machine {
     }
 
     fn id(&self, sim: &Sim<'_>, task: usize) -> TaskId {
-        TaskId { run: self.runs[sim.world.job[task]], stage: self.stages[task].clone(), attempt: self.attempt[task] }
+        TaskId {
+            run: self.runs[sim.world.job[task]],
+            stage: self.stages[task].clone(),
+            item: None,
+            attempt: self.attempt[task],
+        }
     }
 
     /// Makes room for what is known of a world.

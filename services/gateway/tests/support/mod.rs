@@ -504,5 +504,5 @@ pub(crate) fn finished(run: RunId) -> WorkflowRecord {
 }
 
 pub(crate) fn task(run: RunId, stage: &str) -> TaskId {
-    TaskId { run, stage: StageName::new(stage).unwrap(), attempt: 1 }
+    TaskId { run, stage: StageName::new(stage).unwrap(), item: None, attempt: 1 }
 }

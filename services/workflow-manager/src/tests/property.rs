@@ -249,6 +249,7 @@ impl Model {
                 assert!(state.attempts == 0 && !state.is_over());
                 state.skipped = true;
             }
+            WorkflowRecord::StageExpanded(_) => unreachable!("no stage with items is drawn"),
             WorkflowRecord::RunFinished(record) => {
                 let definition = definition.unwrap();
                 let run = self.runs.get_mut(&record.run).unwrap();
@@ -316,7 +317,7 @@ impl Model {
         self.runs.iter().flat_map(|(id, run)| {
             run.stages.iter().filter_map(|(name, stage)| {
                 let lease = stage.open?.map(|(lease, _)| lease);
-                Some((TaskId { run: *id, stage: name.clone(), attempt: stage.attempts }, lease))
+                Some((TaskId { run: *id, stage: name.clone(), item: None, attempt: stage.attempts }, lease))
             })
         })
     }
