@@ -12,6 +12,7 @@ pub(crate) mod healthcheck;
 pub(crate) mod import;
 pub(crate) mod log;
 pub(crate) mod message;
+pub(crate) mod operate;
 pub(crate) mod run;
 pub(crate) mod runs;
 pub(crate) mod service;
@@ -19,6 +20,7 @@ pub(crate) mod show;
 pub(crate) mod simulate;
 pub(crate) mod strategy;
 pub(crate) mod up;
+pub(crate) mod why;
 pub(crate) mod workflow;
 
 use baton_client::{Client, ConnectError, ConnectSettings, Connection};

@@ -1,13 +1,13 @@
 //! A run as it stands.
 
 use baton_client::now;
-use baton_protocol::run::{AttemptView, RunView, StageView};
+use baton_protocol::run::{AttemptView, RunView, StageStatus, StageView};
 use serde::Deserialize;
 
 use crate::groups;
 use crate::output::{Cell, Output, Table};
 use crate::style::Tone;
-use crate::text::{json, short, span, time};
+use crate::text::{count, json, short, span, time};
 
 /// How many characters of a result or an error are shown.
 const RESULT: usize = 30;
@@ -23,6 +23,14 @@ pub(crate) fn run(out: Output, view: &RunView, all: bool) -> anyhow::Result<()> 
         ("workflow", format!("{} v{}", view.workflow, view.version)),
         ("status", style.tone(Tone::of(view.status.as_str()), view.status.as_str())),
     ];
+    if let Some(paused) = &view.paused {
+        let reason = paused.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        facts.push(("paused", format!("since {}{reason}", time(paused.since))));
+    }
+    if let Some(rerun) = &view.rerun {
+        let kept = count(rerun.kept as usize, "stage");
+        facts.push(("repeats", format!("run {} from {} on; {kept} kept", rerun.of, rerun.from)));
+    }
     if let Some(reason) = &view.reason {
         facts.push(("because", reason.clone()));
     }
@@ -32,6 +40,10 @@ pub(crate) fn run(out: Output, view: &RunView, all: bool) -> anyhow::Result<()> 
     facts.push(("cost", cost(view)));
     if let Some(key) = &view.key {
         facts.push(("key", key.clone()));
+    }
+    if !view.metadata.is_empty() {
+        let pairs: Vec<_> = view.metadata.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        facts.push(("metadata", pairs.join(" ")));
     }
     facts.push(("trace", view.trace_id.clone()));
     let text: String =
@@ -73,8 +85,14 @@ pub(crate) fn stages<'a>(stages: impl IntoIterator<Item = &'a StageView>) -> Tab
     for stage in stages {
         if stage.attempts.is_empty() {
             let waits: Vec<_> = stage.depends_on.iter().map(ToString::to_string).collect();
-            let waits =
-                if waits.is_empty() { String::new() } else { format!("waits for {}", short(&waits.join(", "), WAITS)) };
+            let waits = if stage.status == StageStatus::Succeeded {
+                // Another run has done it.
+                format!("kept: {}", stage.result.as_ref().map(|result| json(result, RESULT)).unwrap_or_default())
+            } else if waits.is_empty() {
+                String::new()
+            } else {
+                format!("waits for {}", short(&waits.join(", "), WAITS))
+            };
             let status = Cell::status(stage.status.as_str());
             table.row([
                 stage.name.to_string().into(),

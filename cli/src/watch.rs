@@ -182,7 +182,12 @@ impl Bars {
                     bar.abandon_with_message(message);
                 }
             }),
-            WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) | WorkflowRecord::RunFinished(_) => {}
+            WorkflowRecord::WorkflowRegistered(_)
+            | WorkflowRecord::RunStarted(_)
+            | WorkflowRecord::RunFinished(_)
+            | WorkflowRecord::RunPaused(_)
+            | WorkflowRecord::RunResumed(_)
+            | WorkflowRecord::RunsForgotten(_) => {}
         }
     }
 

@@ -197,6 +197,7 @@ impl<B: Broker> Fleet<B> {
             key: None,
             run: None,
             trace: None,
+            metadata: Default::default(),
         };
         self.client.start_run(start).await.unwrap().run
     }

@@ -12,6 +12,7 @@ mod full;
 mod http;
 mod import;
 mod messages;
+mod operations;
 mod order;
 mod overload;
 mod rules;

@@ -17,6 +17,7 @@ fn start(key: &str) -> StartRun {
         key: Some(key.to_owned()),
         run: None,
         trace: None,
+        metadata: Default::default(),
     }
 }
 

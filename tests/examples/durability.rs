@@ -95,6 +95,7 @@ async fn articles(nats: &NatsServer) -> Vec<Duration> {
             key: None,
             run: None,
             trace: None,
+            metadata: Default::default(),
         };
         let run = client.start_run(request).await.expect("started").run;
         let view = wait_for("the article", PATIENCE, || async {

@@ -51,6 +51,7 @@ async fn run(client: Client, name: WorkflowName, instance: Instance) -> String {
         key: None,
         run: None,
         trace: None,
+        metadata: Default::default(),
     };
     let run = client.start_run(request).await.expect("started").run;
     let order = Order::of(&client, run).await;

@@ -44,6 +44,7 @@ fn start() -> StartRun {
         key: None,
         run: None,
         trace: None,
+        metadata: Default::default(),
     }
 }
 

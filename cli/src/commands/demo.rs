@@ -172,6 +172,7 @@ impl Demo {
             key: None,
             run: None,
             trace: None,
+            metadata: Default::default(),
         };
         let run = client.start_run(request).await?.run;
         let shown = if self.json { Show::Nothing } else { Show::BarsOnly(context.err) };

@@ -231,7 +231,14 @@ pub(crate) fn settle(turn: &mut Turn<'_, Optimizer>, commit: &AnyCommit) -> bool
 
 fn settle_workflow(soft: &mut Soft, state: &Optimizer, record: &WorkflowRecord) -> bool {
     match record {
-        WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) => false,
+        WorkflowRecord::WorkflowRegistered(_)
+        | WorkflowRecord::RunStarted(_)
+        | WorkflowRecord::RunPaused(_)
+        | WorkflowRecord::RunsForgotten(_) => false,
+        WorkflowRecord::RunResumed(record) => {
+            state.runs.open_tasks(record.run).iter().for_each(|task| soft.line_up(state, task));
+            true
+        }
         WorkflowRecord::StageReady(record) => {
             soft.line_up(state, &record.task);
             true

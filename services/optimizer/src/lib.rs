@@ -6,7 +6,8 @@
 //!
 //! # Invariants
 //!
-//! - A task is in the queue from its *ready* to its *assigned*, or to its end; never longer, never again.
+//! - A task is in the queue from its *ready* to its *assigned*, or to its end; never longer, never again. While its
+//!   run is paused it is not in it.
 //! - What is asked for is set aside until the log or a refusal answers: no slot is promised twice.
 //! - No task waits while a capable agent has room for it, and none waits for ever behind smaller ones: see
 //!   `placement`.
@@ -21,6 +22,7 @@
 mod ask;
 mod find;
 mod fleet;
+mod hold;
 mod learning;
 mod placement;
 mod queue;
@@ -38,6 +40,7 @@ use baton_protocol::{AgentId, Millis, RunId, Service};
 use serde::{Deserialize, Serialize};
 
 use crate::fleet::{Breaker, Fleet, Holder};
+use crate::hold::Held;
 use crate::learning::Learning;
 use crate::queue::{Queue, Queued, Shape};
 use crate::runs::Runs;
@@ -54,6 +57,9 @@ pub struct Optimizer {
     learning: Learning,
     /// How often an agent got free by a record that does not name it.
     unnamed: u64,
+    /// Tasks of runs that are paused.
+    #[serde(default, skip_serializing_if = "Held::is_empty")]
+    held: Held,
 }
 
 /// Settings. How fast is learned is not among them: instances with different settings would fold the log differently.
@@ -144,6 +150,9 @@ impl Optimizer {
             WorkflowRecord::StageReady(record) => self.stage_ready(stamp, record),
             WorkflowRecord::StageEnded(record) => self.stage_ended(stamp, record),
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record.run),
+            WorkflowRecord::RunPaused(record) => self.run_paused(record.run),
+            WorkflowRecord::RunResumed(record) => self.run_resumed(record.run),
+            WorkflowRecord::RunsForgotten(_) => {}
         }
     }
 
@@ -160,7 +169,7 @@ impl Optimizer {
             }
             // A task that has ended as it was leased is not in the queue any more, and its lease is none.
             ResourceRecord::Assigned(record) => {
-                if let Some(Queued { shape, .. }) = self.queue.remove(&record.task)
+                if let Some(Queued { shape, .. }) = self.dequeue(&record.task)
                     && let Some(holder) = self.fleet.leased(&record.agent, &shape.agent_type, &record.resources)
                 {
                     self.runs.held(&record.task, holder);
@@ -194,7 +203,7 @@ impl Optimizer {
         let Some(ended) = self.runs.stage_ended(record) else { return };
         self.freed(stamp, ended.holder.as_deref(), record.agent.as_ref());
         if ended.holder.is_none() {
-            self.queue.remove(&record.task);
+            self.dequeue(&record.task);
         }
         if let Some(agent) = self.learning.stage_ended(&ended.workflow, record) {
             self.fleet.scored(agent, self.learning.score(agent));
@@ -209,6 +218,7 @@ impl Optimizer {
             self.queue.remove(&task);
             self.freed(stamp, holder.as_deref(), None);
         }
+        self.held.run_finished(run);
     }
 
     fn freed(&mut self, stamp: Stamp, holder: Option<&Holder>, named: Option<&AgentId>) {

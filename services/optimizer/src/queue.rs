@@ -47,6 +47,11 @@ impl Queue {
         self.tasks.insert(task, Queued { shape: Arc::new(shape), priority, since });
     }
 
+    /// Puts a task back as it was.
+    pub(crate) fn put_back(&mut self, task: TaskId, queued: Queued) {
+        self.tasks.insert(task, queued);
+    }
+
     pub(crate) fn remove(&mut self, task: &TaskId) -> Option<Queued> {
         self.tasks.remove(task)
     }

@@ -105,6 +105,12 @@ impl Runs {
             .collect()
     }
 
+    /// The tasks of a run that are open.
+    pub(crate) fn open_tasks(&self, run: RunId) -> Vec<TaskId> {
+        let open = self.runs.get(&run).into_iter().flat_map(|run| &run.open);
+        open.map(|(stage, open)| TaskId { run, stage: stage.clone(), attempt: open.attempt }).collect()
+    }
+
     /// Under whom the attempt before this one failed.
     pub(crate) fn failed_under(&self, task: &TaskId) -> Option<&AgentId> {
         self.runs.get(&task.run)?.failed.get(&task.stage)

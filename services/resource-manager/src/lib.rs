@@ -144,6 +144,9 @@ impl Machine for ResourceManager {
                     self.breakers.ended(record, &capability, lease, there);
                 }
             }
+            WorkflowRecord::RunPaused(record) => self.tasks.run_paused(record.run),
+            WorkflowRecord::RunResumed(record) => self.tasks.run_resumed(record.run),
+            WorkflowRecord::RunsForgotten(_) => {}
             WorkflowRecord::RunFinished(record) => {
                 for lease in self.tasks.run_finished(record.run) {
                     self.leases.end(lease);

@@ -264,6 +264,8 @@ fn started(n: u64) -> WorkflowRecord {
         priority: 0,
         key: None,
         trace: None,
+        metadata: Default::default(),
+        rerun: None,
     })
 }
 

@@ -3,6 +3,7 @@
 
 mod harness;
 mod large;
+mod operations;
 mod property;
 
 use baton_machine::{Effect, Machine as _};
@@ -480,7 +481,17 @@ fn own_commit(world: &mut World, records: Vec<WorkflowRecord>) {
 
 fn run_started(run: RunId, workflow: &str) -> WorkflowRecord {
     let (workflow, input) = (name(workflow), json("{}"));
-    WorkflowRecord::RunStarted(RunStarted { run, workflow, version: 1, input, priority: 0, key: None, trace: None })
+    WorkflowRecord::RunStarted(RunStarted {
+        run,
+        workflow,
+        version: 1,
+        input,
+        priority: 0,
+        key: None,
+        trace: None,
+        metadata: Default::default(),
+        rerun: None,
+    })
 }
 
 #[test]

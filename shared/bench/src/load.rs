@@ -93,6 +93,7 @@ fn start_of(workflow: &WorkflowName, input: &Json, run: RunId) -> StartRun {
         key: None,
         run: Some(run),
         trace: None,
+        metadata: Default::default(),
     }
 }
 

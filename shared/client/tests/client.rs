@@ -72,6 +72,7 @@ async fn a_request_is_repeated_until_the_service_answers() {
         key: None,
         run: None,
         trace: None,
+        metadata: Default::default(),
     };
     // Nobody listens yet.
     let started = tokio::spawn({
@@ -97,6 +98,7 @@ async fn a_request_is_repeated_until_the_service_answers() {
         version: 1,
         status: RunStatus::Running,
         existing: false,
+        paused: false,
         trace_id: run.as_uuid().simple().to_string(),
     };
     answer(&nats, &second, &accepted).await;
@@ -285,6 +287,9 @@ impl Writer {
                 cost: Money::ZERO,
                 usage: baton_protocol::request::Usage::default(),
                 first_seq,
+                metadata: Default::default(),
+                paused: None,
+                rerun: None,
                 stages: vec![],
             };
             while let Some(request) = requests.next().await {
@@ -303,6 +308,8 @@ fn started(run: RunId) -> WorkflowRecord {
         priority: 0,
         key: None,
         trace: None,
+        metadata: Default::default(),
+        rerun: None,
     })
 }
 

@@ -42,6 +42,14 @@ pub enum Bug {
     AloneIgnored,
     /// A retry does not wait.
     RetryTooEarly,
+    /// A run that is paused goes on beginning stages.
+    PauseIgnored,
+    /// What is left of a wait when its run is paused is forgotten.
+    WaitsLostInPause,
+    /// A run that repeats another one from a stage on keeps what depends on that stage.
+    RerunKeepsTooMuch,
+    /// A task of a run that is paused is leased.
+    LeasedInPause,
     /// A lease is granted whether the agent has a free slot or not.
     SlotsNotCounted,
     /// A lease is granted whether the agent has the resources or not.
@@ -76,7 +84,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 37] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -95,6 +103,10 @@ impl Bug {
         Self::StartTimerForgotten,
         Self::AloneIgnored,
         Self::RetryTooEarly,
+        Self::PauseIgnored,
+        Self::WaitsLostInPause,
+        Self::RerunKeepsTooMuch,
+        Self::LeasedInPause,
         Self::SlotsNotCounted,
         Self::ResourcesNotCounted,
         Self::LeasedTwice,

@@ -4,6 +4,8 @@
 //! is the lease) and *ended* ([`WorkflowRecord::StageEnded`]); a run two more: *started* and *finished*. Facts are not
 //! written twice.
 
+mod operations;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,7 +23,10 @@ use crate::json::Json;
 use crate::name::{AgentId, Capability, StageName, WorkflowName};
 use crate::request::{Strategy, Usage};
 use crate::requirement::Requirements;
+use crate::run::Metadata;
 use crate::trace::TraceContext;
+
+pub use operations::*;
 
 /// The version of the commit format. A service stops at a commit of a newer one: it would fold it wrongly.
 pub const FORMAT: u32 = 1;
@@ -132,6 +137,12 @@ pub enum WorkflowRecord {
     StageEnded(StageEnded),
     /// A run is over.
     RunFinished(RunFinished),
+    /// A run begins nothing new until it is resumed.
+    RunPaused(RunPaused),
+    /// A run that was paused goes on.
+    RunResumed(RunResumed),
+    /// Runs that ended long ago are not listed any more.
+    RunsForgotten(RunsForgotten),
 }
 
 /// See [`WorkflowRecord::WorkflowRegistered`].
@@ -163,6 +174,12 @@ pub struct RunStarted {
     /// The trace that it belongs to, if its starter brought one; otherwise its id is its trace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<TraceContext>,
+    /// What its starter noted about it, to find it again.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: Metadata,
+    /// The run that it repeats a part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rerun: Option<Box<Rerun>>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
@@ -419,6 +436,9 @@ impl Record for WorkflowRecord {
             Self::StageReady(_) => "stage_ready",
             Self::StageEnded(_) => "stage_ended",
             Self::RunFinished(_) => "run_finished",
+            Self::RunPaused(_) => "run_paused",
+            Self::RunResumed(_) => "run_resumed",
+            Self::RunsForgotten(_) => "runs_forgotten",
         }
     }
 
@@ -429,6 +449,9 @@ impl Record for WorkflowRecord {
             Self::StageReady(r) => Topic::Run(&r.task.run),
             Self::StageEnded(r) => Topic::Run(&r.task.run),
             Self::RunFinished(r) => Topic::Run(&r.run),
+            Self::RunPaused(r) => Topic::Run(&r.run),
+            Self::RunResumed(r) => Topic::Run(&r.run),
+            Self::RunsForgotten(_) => Topic::Service(Service::WorkflowManager),
         }
     }
 
@@ -670,6 +693,8 @@ mod tests {
                 priority: 0,
                 key: None,
                 trace: None,
+                metadata: Default::default(),
+                rerun: None,
             }),
             WorkflowRecord::StageReady(StageReady {
                 task,

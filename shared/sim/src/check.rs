@@ -7,6 +7,7 @@
 mod answers;
 mod breakers;
 mod ledger;
+mod operations;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -80,6 +81,12 @@ pub(crate) struct Facts {
     /// Runs that somebody asked to be cancelled.
     cancels: BTreeSet<RunId>,
     breakers: Breakers,
+    /// Workflows all of whose runs somebody asked to be cancelled.
+    cancels_of: BTreeSet<WorkflowName>,
+    /// Runs that somebody asked to be paused.
+    pauses: BTreeSet<RunId>,
+    /// How many runs that have ended are known at the least; for how long any is; for how long one too many is.
+    keeps: (usize, Millis, Millis),
     /// When the calm began, in virtual microseconds.
     calm: Option<u64>,
     /// Rare things that the log shows, to be counted.
@@ -109,7 +116,14 @@ pub(crate) struct Run {
     stages: Vec<Stage>,
     /// A stage was cancelled: nothing but the end may follow.
     ending: bool,
+    /// When it was paused, and when it went on.
+    pauses: Vec<operations::Pause>,
+    /// Which run it repeats.
+    repeats: Option<RunId>,
+    /// It is not listed any more.
+    forgotten: bool,
     pub(crate) finished: Option<(u64, RunStatus)>,
+    ended_at: Millis,
 }
 
 #[derive(Debug, Default)]
@@ -118,6 +132,7 @@ struct Stage {
     retry_at: Option<Millis>,
     over: Option<Outcome>,
     has_result: bool,
+    result: Option<Json>,
 }
 
 #[derive(Debug)]
@@ -220,14 +235,14 @@ impl Facts {
     /// No task waits while an agent that can do it idles.
     pub(crate) fn nobody_idles(&self, now: u64) -> Checked {
         let Some(calm) = self.calm else { return Ok(()) };
-        for (id, run) in self.runs.iter().filter(|(_, run)| run.finished.is_none()) {
+        for (id, run) in self.runs.iter().filter(|(_, run)| run.finished.is_none() && !run.is_paused()) {
             for (stage, definition) in run.stages.iter().zip(&run.definition.stages) {
                 let Some(task) = stage.attempts.last().filter(|task| task.ended.is_none() && task.lease.is_none())
                 else {
                     continue;
                 };
                 for agent in self.agents.values().filter(|agent| agent.gone.is_none()) {
-                    let since = task.ready_on.max(agent.changed_on).max(calm);
+                    let since = task.ready_on.max(agent.changed_on).max(run.resumed_on()).max(calm);
                     if now.saturating_sub(since) > PATIENCE
                         && can(&agent.record, &task.agent_type)
                         && meets(&agent.record, &task.agent_type, &task.requires)
@@ -283,10 +298,13 @@ impl Facts {
             hold!(!late(run.started_on, definition.timeout_ms), "nothing waits for ever", "run {id} goes on");
             for (stage, definition) in run.stages.iter().zip(&definition.stages) {
                 let Some(task) = stage.attempts.last().filter(|_| stage.over.is_none()) else { continue };
+                if run.is_paused() && (task.ended.is_some() || task.lease.is_none()) {
+                    continue;
+                }
                 let name = &definition.name;
                 let (since, ms) = match (task.ended_on, task.lease) {
-                    (Some(ended), _) => (ended, definition.retry.max_ms),
-                    (None, None) => (task.ready_on, definition.start_timeout_ms),
+                    (Some(ended), _) => (ended.max(run.resumed_on()), definition.retry.max_ms),
+                    (None, None) => (task.ready_on.max(run.resumed_on()), definition.start_timeout_ms),
                     (None, Some(lease)) => (self.leases[&lease].granted_on, definition.timeout_ms),
                 };
                 hold!(

@@ -171,6 +171,8 @@ impl Policy for Machine {
             priority: priority(it),
             key: None,
             trace: None,
+            metadata: Default::default(),
+            rerun: None,
         }));
     }
 

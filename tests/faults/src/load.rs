@@ -172,6 +172,7 @@ impl Clients {
             key: Some(format!("{}-{number}", self.inner.prefix)),
             run: None,
             trace: None,
+            metadata: Default::default(),
         })
     }
 

@@ -454,7 +454,7 @@ fn workflow_view(version: u32) -> WorkflowView {
 
 fn accepted(run: RunId, status: RunStatus) -> RunAccepted {
     let trace_id = run.as_uuid().simple().to_string();
-    RunAccepted { run, workflow: article(), version: 3, status, existing: false, trace_id }
+    RunAccepted { run, workflow: article(), version: 3, status, existing: false, paused: false, trace_id }
 }
 
 fn view(run: RunId, status: RunStatus, first_seq: u64) -> RunView {
@@ -473,6 +473,9 @@ fn view(run: RunId, status: RunStatus, first_seq: u64) -> RunView {
         cost: Money::ZERO,
         usage: Usage::default(),
         first_seq,
+        metadata: BTreeMap::new(),
+        paused: None,
+        rerun: None,
         stages: vec![],
     }
 }
@@ -487,6 +490,8 @@ pub(crate) fn started(run: RunId) -> WorkflowRecord {
         priority: 0,
         key: None,
         trace: None,
+        metadata: Default::default(),
+        rerun: None,
     })
 }
 

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use baton_machine::Reply;
 use baton_protocol::request::{
-    AssignTasks, CancelRun, FindAgents, GetPlacement, GetRun, ListAgents, ListRuns, OptimizerRequest, Placement,
-    RegisterWorkflow, ResourceRequest, RunAccepted, SetStrategy, StartRun, Strategy, WorkflowRequest,
+    AssignTasks, CancelRun, CancelRuns, FindAgents, GetPlacement, GetRun, ListAgents, ListRuns, OptimizerRequest,
+    PauseRun, Placement, RegisterWorkflow, RerunRun, ResourceRequest, ResumeRun, RunAccepted, RunFilter, SetStrategy,
+    StartRun, Strategy, WorkflowRequest,
 };
 use baton_protocol::{Json, Requirements, Resources, RunId, Service, WorkflowName};
 
@@ -59,6 +60,31 @@ impl World {
                 self.facts.cancel_asked(run);
                 WorkflowRequest::CancelRun(CancelRun { run, reason: None })
             }
+            Wish::CancelAll(workflow) => {
+                let Some(definition) = self.workload.definitions.get(workflow) else { return };
+                let filter = RunFilter { workflow: Some(definition.name.clone()), ..RunFilter::default() };
+                self.facts.cancel_all_asked(definition.name.clone());
+                WorkflowRequest::CancelRuns(CancelRuns { filter, all: false, reason: None, limit: Some(2) })
+            }
+            Wish::Pause(number) => {
+                let Some(run) = known(self, number) else { return };
+                self.facts.pause_asked(run);
+                WorkflowRequest::PauseRun(PauseRun { run, reason: None })
+            }
+            Wish::Resume(number) => {
+                let Some(run) = known(self, number) else { return };
+                WorkflowRequest::ResumeRun(ResumeRun { run })
+            }
+            Wish::Rerun(number, stage) => {
+                let Some(run) = known(self, number) else { return };
+                let Some(from) = self.facts.stage_of(run, stage as usize) else { return };
+                self.clients.starts += 1;
+                let number = u128::from(self.clients.starts);
+                let new_run = Some(RunId::derive(EPOCH + self.now / 1000, (7 << 70) | number));
+                let rerun = RerunRun { run, from, key: None, new_run };
+                let request = AnyRequest::Workflow(WorkflowRequest::RerunRun(rerun));
+                return self.ask(Asker::Client(Wanted::Start), request, true);
+            }
             Wish::Get(number) => {
                 let Some(run) = known(self, number) else { return };
                 WorkflowRequest::GetRun(GetRun { run })
@@ -109,8 +135,25 @@ impl World {
         let run = own_id.then(|| RunId::derive(EPOCH + self.now / 1000, (7 << 70) | u128::from(number)));
         let input = Json::from_text(format!("{{\"n\":{}}}", key.map_or(number, |_| 0))).unwrap_or_default();
         let key = key.map(|key| format!("key-{key}"));
-        let start = StartRun { workflow: name, version: None, input, priority: 0, key, run, trace: None };
+        let start = StartRun {
+            workflow: name,
+            version: None,
+            input,
+            priority: 0,
+            key,
+            run,
+            trace: None,
+            metadata: Default::default(),
+        };
         self.ask(Asker::Client(Wanted::Start), AnyRequest::Workflow(WorkflowRequest::StartRun(start)), true);
+    }
+
+    /// In the calm, whatever is paused is to go on.
+    pub(super) fn resume_all(&mut self) {
+        for run in self.facts.paused() {
+            let request = AnyRequest::Workflow(WorkflowRequest::ResumeRun(ResumeRun { run }));
+            self.ask(Asker::Client(Wanted::Other), request, false);
+        }
     }
 
     /// When the calm begins, every workflow is started once more.

@@ -76,6 +76,8 @@ impl Writing {
             priority: 0,
             key: Some(key.to_owned()),
             trace: None,
+            metadata: Default::default(),
+            rerun: None,
         })])
     }
 
