@@ -138,6 +138,8 @@ enum Command {
     Cancel(c::cancel::Cancel),
     /// List the agents
     Agents(c::agents::Agents),
+    /// List alerts, or acknowledge them
+    Alerts(c::alerts::Alerts),
     /// Messages between agents: send one, watch them
     #[command(subcommand)]
     Message(c::message::Message),
@@ -256,6 +258,7 @@ async fn dispatch(command: Command, context: Context) -> anyhow::Result<Exit> {
         Command::Log(command) => command.run(&context).await,
         Command::Cancel(command) => command.run(&context).await,
         Command::Agents(command) => command.run(&context).await,
+        Command::Alerts(command) => command.run(&context).await,
         Command::Message(command) => command.run(&context).await,
         Command::Workflow(command) => command.run(&context).await,
         Command::Strategy(command) => command.run(&context).await,

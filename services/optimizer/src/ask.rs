@@ -294,6 +294,9 @@ fn settle_resource(
             soft.room.changed(&state.fleet, agent);
             true
         }
+        ResourceRecord::AlertRaised(_) | ResourceRecord::AlertCleared(_) | ResourceRecord::AlertAcknowledged(_) => {
+            false
+        }
     }
 }
 

@@ -179,6 +179,8 @@ impl Optimizer {
                 self.fleet.switched(&record.agent, &record.capability, Some(probes));
             }
             ResourceRecord::BreakerClosed(record) => self.fleet.switched(&record.agent, &record.capability, None),
+            ResourceRecord::AlertRaised(_) | ResourceRecord::AlertCleared(_) | ResourceRecord::AlertAcknowledged(_) => {
+            }
         }
     }
 

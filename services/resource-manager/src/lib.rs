@@ -24,6 +24,7 @@
 //! [`Assigned`]: baton_protocol::record::Assigned
 
 mod agent;
+mod alert;
 mod breaker;
 mod lease;
 mod task;
@@ -38,10 +39,12 @@ use baton_protocol::{LeaseId, Millis, Service};
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{Agents, Heard};
+use crate::alert::Alerts;
 use crate::breaker::Breakers;
 use crate::lease::{Leases, Pushed};
 use crate::task::Tasks;
 
+pub use crate::alert::AlertConfig;
 pub use crate::breaker::{BreakerConfig, MAX_WINDOW};
 
 /// Who holds what.
@@ -52,6 +55,9 @@ pub struct ResourceManager {
     /// Who is given no tasks of which capability, because it failed too many.
     #[serde(default)]
     breakers: Breakers,
+    /// What a person should know of.
+    #[serde(default)]
+    alerts: Alerts,
     /// What the workflow-manager says: which tasks there are, and what an agent needs to know to do one.
     tasks: Tasks,
 }
@@ -66,11 +72,18 @@ pub struct Config {
     pub heartbeat_ms: Millis,
     /// When an agent is given no more tasks of a capability.
     pub breakers: BreakerConfig,
+    /// When alerts are raised.
+    pub alerts: AlertConfig,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { lease_ms: 10_000, heartbeat_ms: 2000, breakers: BreakerConfig::default() }
+        Self {
+            lease_ms: 10_000,
+            heartbeat_ms: 2000,
+            breakers: BreakerConfig::default(),
+            alerts: AlertConfig::default(),
+        }
     }
 }
 
@@ -121,6 +134,9 @@ impl Machine for ResourceManager {
             ResourceRecord::BreakerOpened(record) => self.breakers.opened(record),
             ResourceRecord::BreakerHalfOpened(record) => self.breakers.half_opened(record),
             ResourceRecord::BreakerClosed(record) => self.breakers.closed(record),
+            ResourceRecord::AlertRaised(record) => self.alerts.raised(stamp, record),
+            ResourceRecord::AlertCleared(record) => self.alerts.cleared(stamp, record),
+            ResourceRecord::AlertAcknowledged(record) => self.alerts.acknowledged(stamp, record),
         }
     }
 
@@ -145,6 +161,9 @@ impl Machine for ResourceManager {
                 }
             }
             WorkflowRecord::RunFinished(record) => {
+                if let Some(workflow) = self.tasks.workflow_of(record.run) {
+                    self.alerts.run_finished(record, workflow);
+                }
                 for lease in self.tasks.run_finished(record.run) {
                     self.leases.end(lease);
                     self.breakers.over(lease);
@@ -159,6 +178,7 @@ impl Machine for ResourceManager {
             AnyCommit::Workflow(commit) => {
                 lease::recall(turn, commit);
                 breaker::react(turn, commit);
+                alert::react(turn, commit);
             }
             AnyCommit::Resource(_) | AnyCommit::Optimizer(_) => {}
         }
@@ -173,7 +193,13 @@ impl Machine for ResourceManager {
             ResourceRequest::ListAgents(request) => agent::list(turn, &request),
             ResourceRequest::Decline(agent, request) => lease::decline(turn, &agent, request),
             ResourceRequest::Progress(agent, request) => lease::progress(turn, agent, request),
-            ResourceRequest::Assign(request) => lease::assign(turn, request),
+            ResourceRequest::Assign(request) => {
+                let reply = lease::assign(turn, request);
+                alert::look_at_queue(turn);
+                reply
+            }
+            ResourceRequest::ListAlerts(request) => alert::list(turn, &request),
+            ResourceRequest::AcknowledgeAlert(request) => alert::acknowledge(turn, request),
         }
     }
 
@@ -184,6 +210,7 @@ impl Machine for ResourceManager {
         agent::look(turn);
         agent::begin_term(turn);
         breaker::lead(turn);
+        alert::lead(turn);
     }
 
     fn tick(turn: &mut Turn<'_, Self>) {

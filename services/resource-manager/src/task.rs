@@ -38,6 +38,9 @@ pub(crate) fn last_task(run: RunId) -> TaskId {
 pub(crate) struct Tasks {
     definitions: BTreeMap<WorkflowName, BTreeMap<u32, Arc<Definition>>>,
     runs: Shelves<RunId, Arc<Run>>,
+    /// How many tasks wait for an agent.
+    #[serde(default)]
+    waiting: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -90,6 +93,7 @@ impl Tasks {
 
     pub(crate) fn stage_ready(&mut self, stamp: Stamp, record: &StageReady) {
         let Some(run) = self.runs.change(&record.task.run) else { return };
+        self.waiting += usize::from(!run.open.contains_key(&record.task.stage));
         run.open.entry(record.task.stage.clone()).or_insert_with(|| {
             Arc::new(Open {
                 attempt: record.task.attempt,
@@ -108,6 +112,7 @@ impl Tasks {
         let run = self.runs.change(&record.task.run)?;
         run.open.get(&record.task.stage).filter(|open| open.attempt == record.task.attempt)?;
         let open = run.open.remove(&record.task.stage)?;
+        self.waiting -= usize::from(open.lease.is_none());
         if record.outcome == Outcome::Succeeded {
             run.results.insert(record.task.stage.clone(), record.result.clone().unwrap_or_default());
         }
@@ -117,6 +122,8 @@ impl Tasks {
     /// Ends a run; gives the leases that its tasks had.
     pub(crate) fn run_finished(&mut self, run: RunId) -> Vec<LeaseId> {
         let run = self.runs.remove(&run);
+        let waited = run.iter().flat_map(|run| run.open.values()).filter(|open| open.lease.is_none()).count();
+        self.waiting -= waited;
         run.iter().flat_map(|run| run.open.values()).filter_map(|open| open.lease).collect()
     }
 
@@ -128,8 +135,19 @@ impl Tasks {
         else {
             return false;
         };
+        self.waiting -= usize::from(open.lease.is_none());
         open.lease = Some(lease);
         true
+    }
+
+    /// How many tasks wait for an agent.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Whose a run is that has not ended.
+    pub(crate) fn workflow_of(&self, run: RunId) -> Option<&WorkflowName> {
+        self.runs.get(&run).map(|run| &run.workflow)
     }
 
     /// The task, if it is ready and has not ended.

@@ -2,6 +2,7 @@
 //! agents; the transcript shows what the resource-manager says. After every step a replay of the log must give the live
 //! state.
 
+mod alerts;
 mod breakers;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -879,7 +880,10 @@ impl Checker {
             }
             ResourceRecord::BreakerOpened(_)
             | ResourceRecord::BreakerHalfOpened(_)
-            | ResourceRecord::BreakerClosed(_) => {}
+            | ResourceRecord::BreakerClosed(_)
+            | ResourceRecord::AlertRaised(_)
+            | ResourceRecord::AlertCleared(_)
+            | ResourceRecord::AlertAcknowledged(_) => {}
         }
         self.check_capacity();
     }

@@ -99,7 +99,10 @@ impl Machine for WorkflowManager {
             Foreign::Resource(
                 ResourceRecord::BreakerOpened(_)
                 | ResourceRecord::BreakerHalfOpened(_)
-                | ResourceRecord::BreakerClosed(_),
+                | ResourceRecord::BreakerClosed(_)
+                | ResourceRecord::AlertRaised(_)
+                | ResourceRecord::AlertCleared(_)
+                | ResourceRecord::AlertAcknowledged(_),
             )
             | Foreign::Optimizer(OptimizerRecord::StrategyChanged(_))
             | Foreign::Workflow(_) => {}

@@ -8,9 +8,9 @@ use async_nats::header::HeaderMap;
 use async_nats::{Message, Request, RequestErrorKind};
 use baton_protocol::message::MessageType;
 use baton_protocol::request::{
-    AgentList, AgentsFound, CancelRun, Done, FindAgents, GetPlacement, GetRun, GetWorkflow, ListAgents, ListRuns,
-    ListWorkflows, PlacementView, RegisterWorkflow, RunAccepted, RunList, SetStrategy, StartRun, Strategy,
-    WorkflowList, WorkflowView,
+    AcknowledgeAlert, AgentList, AgentsFound, AlertList, CancelRun, Done, FindAgents, GetPlacement, GetRun,
+    GetWorkflow, ListAgents, ListAlerts, ListRuns, ListWorkflows, PlacementView, RegisterWorkflow, RunAccepted,
+    RunList, SetStrategy, StartRun, Strategy, WorkflowList, WorkflowView,
 };
 use baton_protocol::run::RunView;
 use baton_protocol::{Code, Rejection, RunId, Service, subject};
@@ -296,6 +296,18 @@ impl Client {
     pub async fn find_agents(&self, request: &FindAgents) -> Result<AgentsFound, ClientError> {
         let headers = Headers::of(MessageType::CoordinationRequest);
         self.request(Service::Optimizer, "agent.find", request, headers).await
+    }
+
+    /// Lists alerts, the latest first.
+    pub async fn list_alerts(&self, request: &ListAlerts) -> Result<AlertList, ClientError> {
+        let headers = Headers::of(MessageType::CoordinationRequest);
+        self.request(Service::ResourceManager, "alert.list", request, headers).await
+    }
+
+    /// Says that somebody has seen an alert.
+    pub async fn acknowledge_alert(&self, request: &AcknowledgeAlert) -> Result<Done, ClientError> {
+        let headers = Headers::of(MessageType::CoordinationRequest);
+        self.request(Service::ResourceManager, "alert.acknowledge", request, headers).await
     }
 
     /// Changes how tasks are placed, from now on.

@@ -72,11 +72,15 @@ pub enum Bug {
     BreakerStaysOpen,
     /// A probe that failed does not open the breaker again.
     FailedProbeForgotten,
+    /// An alert is raised though there is one of that kind about the same.
+    AlertRaisedAgain,
+    /// An alert is not cleared when it is over.
+    AlertNeverCleared,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 35] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -110,6 +114,8 @@ impl Bug {
         Self::ProbesNotCounted,
         Self::BreakerStaysOpen,
         Self::FailedProbeForgotten,
+        Self::AlertRaisedAgain,
+        Self::AlertNeverCleared,
     ];
 }
 

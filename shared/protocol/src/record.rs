@@ -13,6 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::alert::{AlertAcknowledged, AlertCleared, AlertKind, AlertRaised, AlertSeverity};
 use crate::amount::{Money, Resources};
 use crate::breaker::{BreakerClosed, BreakerHalfOpened, BreakerOpened};
 use crate::definition::Definition;
@@ -293,6 +294,12 @@ pub enum ResourceRecord {
     BreakerHalfOpened(BreakerHalfOpened),
     /// An agent works again.
     BreakerClosed(BreakerClosed),
+    /// A person should know of something. The record's number is the alert's id.
+    AlertRaised(AlertRaised),
+    /// What an alert was about is over.
+    AlertCleared(AlertCleared),
+    /// Somebody has seen an alert.
+    AlertAcknowledged(AlertAcknowledged),
 }
 
 /// See [`ResourceRecord::AgentRegistered`].
@@ -405,6 +412,8 @@ pub enum Topic<'a> {
     Agent(&'a AgentId),
     /// A workflow.
     Workflow(&'a WorkflowName),
+    /// An alert of this severity and kind.
+    Alert(AlertSeverity, AlertKind),
     /// A service.
     Service(Service),
 }
@@ -452,6 +461,9 @@ impl Record for ResourceRecord {
             Self::BreakerOpened(_) => "breaker_opened",
             Self::BreakerHalfOpened(_) => "breaker_half_opened",
             Self::BreakerClosed(_) => "breaker_closed",
+            Self::AlertRaised(_) => "alert_raised",
+            Self::AlertCleared(_) => "alert_cleared",
+            Self::AlertAcknowledged(_) => "alert_acknowledged",
         }
     }
 
@@ -464,6 +476,9 @@ impl Record for ResourceRecord {
             Self::BreakerOpened(r) => Topic::Agent(&r.agent),
             Self::BreakerHalfOpened(r) => Topic::Agent(&r.agent),
             Self::BreakerClosed(r) => Topic::Agent(&r.agent),
+            Self::AlertRaised(r) => Topic::Alert(r.severity, r.kind),
+            Self::AlertCleared(r) => Topic::Alert(r.severity, r.kind),
+            Self::AlertAcknowledged(r) => Topic::Alert(r.severity, r.kind),
         }
     }
 

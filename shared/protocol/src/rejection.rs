@@ -33,6 +33,8 @@ pub enum Code {
     UnknownRun,
     /// The agent is not registered: it should register.
     UnknownAgent,
+    /// No such alert, or it is forgotten.
+    UnknownAlert,
     /// The agent has registered again with another session: this process should stop.
     AgentReplaced,
     /// The lease has ended or was never given: the report changes nothing, the work should be dropped.
@@ -61,12 +63,13 @@ pub enum Code {
 
 impl Code {
     /// Every code, for the documentation.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::InvalidRequest,
         Self::InvalidWorkflow,
         Self::UnknownWorkflow,
         Self::UnknownRun,
         Self::UnknownAgent,
+        Self::UnknownAlert,
         Self::AgentReplaced,
         Self::StaleLease,
         Self::KeyConflict,
@@ -88,6 +91,7 @@ impl Code {
             Self::UnknownWorkflow => "unknown_workflow",
             Self::UnknownRun => "unknown_run",
             Self::UnknownAgent => "unknown_agent",
+            Self::UnknownAlert => "unknown_alert",
             Self::AgentReplaced => "agent_replaced",
             Self::StaleLease => "stale_lease",
             Self::KeyConflict => "key_conflict",
@@ -111,6 +115,7 @@ impl Code {
             Self::UnknownWorkflow => "No such workflow",
             Self::UnknownRun => "No such run",
             Self::UnknownAgent => "The agent is not registered",
+            Self::UnknownAlert => "No such alert",
             Self::AgentReplaced => "The agent has registered again elsewhere",
             Self::StaleLease => "The lease has ended",
             Self::KeyConflict => "The idempotency key was used for another request",
@@ -131,7 +136,7 @@ impl Code {
         match self {
             Self::InvalidRequest => 400,
             Self::InvalidWorkflow => 422,
-            Self::UnknownWorkflow | Self::UnknownRun | Self::UnknownAgent => 404,
+            Self::UnknownWorkflow | Self::UnknownRun | Self::UnknownAgent | Self::UnknownAlert => 404,
             Self::AgentReplaced | Self::StaleLease | Self::KeyConflict | Self::RunEnded | Self::NotReady => 409,
             Self::TooLarge => 413,
             // Not 429: that is for an asker who asks too often. The limit counts everybody's runs, and whoever meets it

@@ -5,6 +5,7 @@
 //! [`Rejection`], with its code in the header `Nats-Service-Error-Code` (as an HTTP status) and its text in
 //! `Nats-Service-Error`.
 
+mod alert;
 mod optimizer;
 mod resource;
 mod workflow;
@@ -20,6 +21,7 @@ use crate::name::AgentId;
 use crate::rejection::Rejection;
 use crate::subject::{self, AgentVerb};
 
+pub use alert::*;
 pub use optimizer::*;
 pub use resource::*;
 pub use workflow::*;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use baton_protocol::Millis;
+use baton_protocol::alert::AlertSeverity;
 use serde::{Deserialize, Serialize};
 
 /// All settings of a Baton process. Connection settings are not among them: they come as for other NATS tools.
@@ -19,6 +20,8 @@ pub struct Settings {
     pub agents: AgentSettings,
     /// When an agent that fails is given no more tasks.
     pub breakers: BreakerSettings,
+    /// Alerts, and who is told of them.
+    pub alerts: AlertSettings,
     /// Placement.
     pub placement: PlacementSettings,
     /// Guaranteed messages between agents.
@@ -125,6 +128,55 @@ impl Default for BreakerSettings {
             max_open_ms: 300_000,
             probes: 2,
         }
+    }
+}
+
+/// Settings of alerts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AlertSettings {
+    /// An alert is raised when so many tasks wait for an agent, and a critical one when they are ten times as many; 0: never.
+    pub queue_depth: usize,
+    /// Whether an alert is raised when a run fails.
+    pub run_failed: bool,
+    /// Who is told of alerts, over HTTP.
+    pub webhooks: Vec<WebhookSettings>,
+}
+
+impl Default for AlertSettings {
+    fn default() -> Self {
+        Self { queue_depth: 1000, run_failed: false, webhooks: Vec::new() }
+    }
+}
+
+/// Who is told of alerts: each event is posted there as JSON.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WebhookSettings {
+    /// Where to: an `http://` or `https://` URL.
+    pub url: String,
+    /// What it is called in logs and metrics; the URL's host if nothing is said. The URL itself may be a secret.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// With what each body is signed (HMAC-SHA256).
+    #[serde(default)]
+    pub secret: Option<String>,
+    /// Only alerts that matter at least so much.
+    #[serde(default = "informational")]
+    pub severity: AlertSeverity,
+}
+
+fn informational() -> AlertSeverity {
+    AlertSeverity::Informational
+}
+
+impl WebhookSettings {
+    /// What it is called in logs and metrics.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        let host = || self.url.split("://").nth(1).and_then(|rest| rest.split(['/', '?', '#']).next());
+        let host = || host().map(|host| host.rsplit('@').next().unwrap_or(host));
+        self.name.as_deref().or_else(host).unwrap_or("webhook")
     }
 }
 
@@ -273,6 +325,12 @@ impl Settings {
                 breakers.open_ms, breakers.max_open_ms
             ));
         }
+        if let Some(webhook) =
+            self.alerts.webhooks.iter().find(|w| !w.url.starts_with("http://") && !w.url.starts_with("https://"))
+        {
+            let name = webhook.name();
+            return wrong(format!("alerts.webhooks: the url of {name:?} must begin with http:// or https://"));
+        }
         if self.leader.ttl_ms < 1000 {
             return wrong(format!("leader.ttl_ms is {}; it must be at least 1000", self.leader.ttl_ms));
         }
@@ -338,6 +396,8 @@ mod tests {
             ("[breakers]\nwindow = 65\n", "breakers.window is 65"),
             ("[breakers]\nmin_tasks = 21\n", "breakers.min_tasks is 21"),
             ("[breakers]\nprobes = 0\n", "breakers.probes is 0"),
+            ("[[alerts.webhooks]]\nurl = \"ftp://x\"\n", "must begin with http://"),
+            ("[[alerts.webhooks]]\nurl = \"http://x\"\nseverity = \"urgent\"\n", "urgent"),
             ("[breakers]\nmax_open_ms = 1\n", "breakers.max_open_ms is 1"),
             ("[log\n", "baton.toml"),
         ] {

@@ -4,6 +4,7 @@
 //! [`Facts`] folds the log in its own order. A rule that a service must have kept when it decided is held against what that
 //! service had read by then (`seen`), not against what stood in the log already: two services write at the same time.
 
+mod alerts;
 mod answers;
 mod breakers;
 mod ledger;
@@ -23,6 +24,7 @@ use baton_protocol::{
 
 use baton_resource_manager::BreakerConfig;
 
+use alerts::Alerts;
 pub(crate) use answers::Asked;
 use breakers::{Breakers, meets};
 
@@ -80,6 +82,7 @@ pub(crate) struct Facts {
     /// Runs that somebody asked to be cancelled.
     cancels: BTreeSet<RunId>,
     breakers: Breakers,
+    alerts: Alerts,
     /// When the calm began, in virtual microseconds.
     calm: Option<u64>,
     /// Rare things that the log shows, to be counted.
@@ -274,8 +277,9 @@ impl Facts {
     }
 
     /// Every wait ends when it should, in the calm.
-    pub(crate) fn nothing_waits_for_ever(&self, now: u64) -> Checked {
+    pub(crate) fn nothing_waits_for_ever(&mut self, now: u64) -> Checked {
         let Some(calm) = self.calm else { return Ok(()) };
+        self.alerts_are_so(now, calm)?;
         self.breakers_half_open_in_time(now, calm)?;
         let late = |since: u64, ms: Millis| now.saturating_sub(since.max(calm)) > ms * 1000 + LATE;
         for (id, run) in self.runs.iter().filter(|(_, run)| run.finished.is_none()) {

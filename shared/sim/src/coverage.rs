@@ -174,7 +174,7 @@ counted! {
 }
 
 /// The kinds of records, in the order of their counters.
-pub(crate) const RECORDS: [&str; 13] = [
+pub(crate) const RECORDS: [&str; 16] = [
     "workflow_registered",
     "run_started",
     "stage_ready",
@@ -187,6 +187,9 @@ pub(crate) const RECORDS: [&str; 13] = [
     "breaker_opened",
     "breaker_half_opened",
     "breaker_closed",
+    "alert_raised",
+    "alert_cleared",
+    "alert_acknowledged",
     "strategy_changed",
 ];
 

@@ -44,6 +44,8 @@ impl AnyRequest {
                 ResourceRequest::Progress(..) => "agent.progress",
                 ResourceRequest::ListAgents(_) => "agent.list",
                 ResourceRequest::Assign(_) => "lease.assign",
+                ResourceRequest::ListAlerts(_) => "alert.list",
+                ResourceRequest::AcknowledgeAlert(_) => "alert.acknowledge",
             },
             Self::Optimizer(request) => match request {
                 OptimizerRequest::SetStrategy(_) => "strategy.set",

@@ -32,6 +32,10 @@ pub(crate) enum Wish {
     Strategy(bool),
     /// To see how tasks are placed.
     Placement,
+    /// To see all alerts.
+    Alerts,
+    /// To acknowledge the last alert, or the one after it.
+    Acknowledge(bool),
     /// To find the best agents for something.
     Find(u32),
     /// To lease some task to some agent, whether that is right or not.
@@ -80,7 +84,7 @@ impl Workload {
             wishes.push((draws.between(0, length), start));
         }
         for _ in 0..draws.below(12) {
-            let wish = match draws.below(13) {
+            let wish = match draws.below(16) {
                 0 | 8 => Wish::Get(draws.below(4)),
                 1 | 9 => Wish::List,
                 10 | 11 => Wish::Assign(draws.below(64), draws.below(4)),
@@ -89,6 +93,8 @@ impl Workload {
                 4 => Wish::Strategy(draws.chance(500)),
                 5 => Wish::Placement,
                 6 => Wish::GetNothing,
+                13 => Wish::Alerts,
+                14 | 15 => Wish::Acknowledge(draws.chance(100)),
                 12 => Wish::Find(draws.below(3)),
                 _ => Wish::Register(draws.below(u32::try_from(definitions.len()).unwrap_or(1)) as usize),
             };

@@ -20,7 +20,7 @@ use baton_protocol::id::mix;
 use baton_protocol::request::{Assignment, CancelTask};
 use baton_protocol::{Code, Json, LeaseId, Millis, RunId, Service};
 
-use baton_resource_manager::BreakerConfig;
+use baton_resource_manager::{AlertConfig, BreakerConfig};
 
 use crate::check::{Asked, Checked, Facts, Violation, broken};
 use crate::coverage::{Branch, Coverage, Fault};
@@ -290,6 +290,7 @@ impl World {
                     max_open_ms: 1500,
                     ..BreakerConfig::default()
                 },
+                alerts: AlertConfig { queue_depth: 4, run_failed: true },
             },
             optimizer: baton_optimizer::Config { ageing_ms: 5000, ask_timeout_ms: 2000 },
             commit_bytes: *draws.pick(&[128 * 1024, 3000, 600]),

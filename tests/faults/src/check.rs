@@ -363,7 +363,10 @@ impl Checker {
             }
             ResourceRecord::BreakerOpened(_)
             | ResourceRecord::BreakerHalfOpened(_)
-            | ResourceRecord::BreakerClosed(_) => {}
+            | ResourceRecord::BreakerClosed(_)
+            | ResourceRecord::AlertRaised(_)
+            | ResourceRecord::AlertCleared(_)
+            | ResourceRecord::AlertAcknowledged(_) => {}
             ResourceRecord::AgentLeft(record) => {
                 self.sessions.insert(record.agent.clone(), None);
                 self.leases_are_over(seq, &record.agent);

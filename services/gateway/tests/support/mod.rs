@@ -13,8 +13,8 @@ use baton_gateway::GatewayError;
 use baton_protocol::definition::Definition;
 use baton_protocol::record::{Cause, FORMAT, RunFinished, RunStarted, StageReady, Turn};
 use baton_protocol::request::{
-    AgentList, AgentsFound, Done, PlacementView, Role, RunAccepted, RunList, StartRun, Strategy, Usage, WorkflowList,
-    WorkflowSummary, WorkflowView,
+    AgentList, AgentsFound, AlertList, Done, PlacementView, Role, RunAccepted, RunList, StartRun, Strategy, Usage,
+    WorkflowList, WorkflowSummary, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
 use baton_protocol::subject::{self, Shard};
@@ -388,6 +388,8 @@ impl Script {
             "run.cancel" if body["reason"] == "too late" => no(Code::RunEnded, "the run has already ended"),
             "run.cancel" => is(&accepted(serde_json::from_value(body["run"].clone()).unwrap(), RunStatus::Cancelled)),
             "agent.list" => is(&AgentList { agents: vec![] }),
+            "alert.list" => is(&AlertList { alerts: vec![] }),
+            "alert.acknowledge" => is(&Done {}),
             "agent.find" => is(&AgentsFound { found: 0, agents: vec![] }),
             "strategy.set" => is(&Done {}),
             "placement.get" => is(&PlacementView {

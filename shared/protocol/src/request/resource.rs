@@ -6,7 +6,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Done, Endpoint, Mark, Requests, body, endpoint, schema, speaker, unknown_endpoint};
+use super::{
+    AcknowledgeAlert, AlertList, Done, Endpoint, ListAlerts, Mark, Requests, body, endpoint, schema, speaker,
+    unknown_endpoint,
+};
 use crate::amount::Resources;
 use crate::breaker::BreakerView;
 use crate::id::{LeaseId, Millis, Number, RunId, Service, TaskId};
@@ -34,6 +37,10 @@ pub enum ResourceRequest {
     ListAgents(ListAgents),
     /// See [`AssignTasks`].
     Assign(AssignTasks),
+    /// See [`ListAlerts`].
+    ListAlerts(ListAlerts),
+    /// See [`AcknowledgeAlert`].
+    AcknowledgeAlert(AcknowledgeAlert),
 }
 
 impl Requests for ResourceRequest {
@@ -81,6 +88,14 @@ impl Requests for ResourceRequest {
             schema::<AssignTasks>,
             schema::<AssignAnswer>,
         ),
+        endpoint("alert.list", None, "Lists alerts, the latest first.", schema::<ListAlerts>, schema::<AlertList>),
+        endpoint(
+            "alert.acknowledge",
+            None,
+            "Says that somebody has seen an alert.",
+            schema::<AcknowledgeAlert>,
+            schema::<Done>,
+        ),
     ];
 
     fn decode(endpoint: &str, subject: &str, payload: &[u8]) -> Result<Self, Rejection> {
@@ -92,6 +107,8 @@ impl Requests for ResourceRequest {
             "agent.progress" => Self::Progress(speaker(subject)?, body(endpoint, payload)?),
             "agent.list" => Self::ListAgents(body(endpoint, payload)?),
             "lease.assign" => Self::Assign(body(endpoint, payload)?),
+            "alert.list" => Self::ListAlerts(body(endpoint, payload)?),
+            "alert.acknowledge" => Self::AcknowledgeAlert(body(endpoint, payload)?),
             _ => return Err(unknown_endpoint(endpoint)),
         })
     }

@@ -8,9 +8,9 @@
 use baton_machine::{Publication, Reply};
 use baton_protocol::record::{Event, Outcome};
 use baton_protocol::request::{
-    AgentsFound, AssignAnswer, AssignTasks, Assignment, Assignments, CancelTask, HeartbeatAnswer, OptimizerRequest,
-    Report, ReportAnswer, ReportStatus, Reports, ReportsAnswered, ResourceRequest, RunAccepted, RunList, StartRun,
-    WorkflowRequest, WorkflowView,
+    AgentsFound, AlertList, AssignAnswer, AssignTasks, Assignment, Assignments, CancelTask, HeartbeatAnswer,
+    OptimizerRequest, Report, ReportAnswer, ReportStatus, Reports, ReportsAnswered, ResourceRequest, RunAccepted,
+    RunList, StartRun, WorkflowRequest, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
 use baton_protocol::{AgentId, Code, Json, LeaseId, Rejection, RunId};
@@ -184,6 +184,15 @@ impl Facts {
                 let answer: AssignAnswer = read(answer)?;
                 self.granted(request, &answer)
             }
+            ResourceRequest::ListAlerts(_) => {
+                let list: AlertList = read(answer)?;
+                list.alerts.iter().try_for_each(|view| self.alert_shown(view))
+            }
+            ResourceRequest::AcknowledgeAlert(request) => {
+                let stored = self.is_acknowledged(request.alert);
+                hold!(stored, APPLIED, "alert {} was said to be acknowledged, and is not", request.alert);
+                Ok(())
+            }
             ResourceRequest::Progress(..) | ResourceRequest::ListAgents(_) => Ok(()),
         }
     }
@@ -279,6 +288,9 @@ impl Facts {
                 // Runs that have ended since may have been live when that was decided.
                 let live = self.runs.values().filter(|run| run.finished.is_none_or(|(at, _)| at > sent)).count();
                 lie(live < self.max_live_runs)
+            }
+            (Code::UnknownAlert, AnyRequest::Resource(ResourceRequest::AcknowledgeAlert(request))) => {
+                lie(self.is_alert(request.alert))
             }
             // An agent that shrinks below what it holds.
             (Code::NoCapacity, AnyRequest::Resource(ResourceRequest::Register(..))) => Ok(()),

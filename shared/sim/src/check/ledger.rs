@@ -133,6 +133,9 @@ impl Facts {
             ResourceRecord::BreakerOpened(record) => self.breaker_opened(stamp, record),
             ResourceRecord::BreakerHalfOpened(record) => self.breaker_half_opened(stamp, record),
             ResourceRecord::BreakerClosed(record) => self.breaker_closed(stamp, record),
+            ResourceRecord::AlertRaised(record) => self.alert_raised(stamp, record),
+            ResourceRecord::AlertCleared(record) => self.alert_cleared(record),
+            ResourceRecord::AlertAcknowledged(record) => self.alert_acknowledged(record),
         }
     }
 

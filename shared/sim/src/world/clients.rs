@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use baton_machine::Reply;
 use baton_protocol::request::{
-    AssignTasks, CancelRun, FindAgents, GetPlacement, GetRun, ListAgents, ListRuns, OptimizerRequest, Placement,
-    RegisterWorkflow, ResourceRequest, RunAccepted, SetStrategy, StartRun, Strategy, WorkflowRequest,
+    AcknowledgeAlert, AssignTasks, CancelRun, FindAgents, GetPlacement, GetRun, ListAgents, ListAlerts, ListRuns,
+    OptimizerRequest, Placement, RegisterWorkflow, ResourceRequest, RunAccepted, SetStrategy, StartRun, Strategy,
+    WorkflowRequest,
 };
 use baton_protocol::{Json, Requirements, Resources, RunId, Service, WorkflowName};
 
@@ -83,6 +84,20 @@ impl World {
                 let agent = agents[agent as usize % agents.len()].0.clone();
                 let placements = vec![Placement { task: tasks[task as usize % tasks.len()].clone(), agent }];
                 let request = AnyRequest::Resource(ResourceRequest::Assign(AssignTasks { seen, placements }));
+                return self.ask(Asker::Client(Wanted::Other), request, true);
+            }
+            Wish::Alerts => {
+                let list = ListAlerts { all: true, ..ListAlerts::default() };
+                return self.ask(
+                    Asker::Client(Wanted::Other),
+                    AnyRequest::Resource(ResourceRequest::ListAlerts(list)),
+                    true,
+                );
+            }
+            Wish::Acknowledge(wrong) => {
+                let Some(last) = self.facts.last_alert() else { return };
+                let acknowledge = AcknowledgeAlert { alert: if wrong { 1 << 40 } else { last }, by: None };
+                let request = AnyRequest::Resource(ResourceRequest::AcknowledgeAlert(acknowledge));
                 return self.ask(Asker::Client(Wanted::Other), request, true);
             }
             Wish::Find(kind) => {
