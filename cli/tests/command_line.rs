@@ -46,7 +46,7 @@ fn what_is_not_understood_is_a_usage_error() {
     check(&["run", "article", "--input-file", "nowhere.json"], 2, &["nowhere.json"]);
     check(&["runs", "--status", "happy"], 2, &["running, succeeded"]);
     check(&["runs", "--limit", "0"], 2, &["1..=1000"]);
-    check(&["strategy", "BEST"], 2, &["ROUND_ROBIN, LOAD_BALANCED"]);
+    check(&["strategy", "BEST"], 2, &["ROUND_ROBIN, PRIORITY_BASED, LOAD_BALANCED"]);
     check(&["service", "janitor"], 2, &["workflow-manager"]);
     check(&["agent", "stock"], 2, &["<NAMES>"]);
     check(&["agent", "stock", "research", "--sources", "nowhere"], 2, &["nowhere"]);
