@@ -138,6 +138,12 @@ enum Command {
     Cancel(c::cancel::Cancel),
     /// List the agents
     Agents(c::agents::Agents),
+    /// List pools of resources; make, change and remove them
+    Resources(c::resources::Resources),
+    /// List locks: who shares one, who has one alone, who leads
+    Locks(c::resources::Locks),
+    /// List what is held of pools; acquire, renew and release
+    Leases(c::leases::Leases),
     /// Messages between agents: send one, watch them
     #[command(subcommand)]
     Message(c::message::Message),
@@ -265,6 +271,9 @@ async fn dispatch(command: Command, context: Context) -> anyhow::Result<Exit> {
         Command::Log(command) => command.run(&context).await,
         Command::Cancel(command) => command.run(&context).await,
         Command::Agents(command) => command.run(&context).await,
+        Command::Resources(command) => command.run(&context).await,
+        Command::Locks(command) => command.run(&context).await,
+        Command::Leases(command) => command.run(&context).await,
         Command::Message(command) => command.run(&context).await,
         Command::Workflow(command) => command.run(&context).await,
         Command::Strategy(command) => command.run(&context).await,

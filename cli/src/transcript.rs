@@ -11,8 +11,10 @@
 
 use std::collections::BTreeSet;
 
-use baton_protocol::record::{Event, LeftReason, OptimizerRecord, Outcome, ResourceRecord, StageEnded, WorkflowRecord};
-use baton_protocol::{Millis, Number, Resources, Service};
+use baton_protocol::record::{
+    Event, LeftReason, OptimizerRecord, Outcome, ReleaseReason, ResourceRecord, StageEnded, WorkflowRecord,
+};
+use baton_protocol::{Millis, Number, ResourceName, Service};
 
 use crate::style::{Style, Tone};
 use crate::text::{count, json, short, span};
@@ -158,7 +160,7 @@ fn resource(number: Number, record: &ResourceRecord) -> (String, Tone) {
         }
         ResourceRecord::Assigned(r) => {
             // The record's number is the lease's id.
-            let needs = needs(&r.resources);
+            let needs = needs(r.resources.iter().chain(&r.pools));
             (format!("{}/{} to {}, lease {number}{needs}", r.task.stage, r.task.attempt, r.agent), Tone::Plain)
         }
         ResourceRecord::LeaseEnded(r) => {
@@ -172,6 +174,17 @@ fn resource(number: Number, record: &ResourceRecord) -> (String, Tone) {
             (format!("{} for {}, {}", r.agent, r.capability, count(r.probes as usize, "probe")), Tone::Busy)
         }
         ResourceRecord::BreakerClosed(r) => (format!("{} for {}", r.agent, r.capability), Tone::Good),
+        ResourceRecord::PoolSet(r) => {
+            let size = r.pool.size.map_or_else(|| "lock".to_owned(), |size| format!("size {size}"));
+            (format!("{}: {}, {size}", r.name, r.pool.kind), Tone::Plain)
+        }
+        ResourceRecord::PoolRemoved(r) => (r.name.to_string(), Tone::Plain),
+        ResourceRecord::Acquired(r) => (format!("lease {number} of {}{}", r.holder, needs(&r.takes)), Tone::Plain),
+        ResourceRecord::Renewed(r) => (format!("lease {} for {}", r.lease, span(r.ttl_ms)), Tone::Plain),
+        ResourceRecord::Released(r) => match r.reason {
+            ReleaseReason::Released => (format!("lease {}{}", r.lease, needs(&r.used)), Tone::Plain),
+            ReleaseReason::Expired => (format!("lease {}: its time was up", r.lease), Tone::Busy),
+        },
     }
 }
 
@@ -182,8 +195,8 @@ fn optimizer(record: &OptimizerRecord) -> (String, Tone) {
     }
 }
 
-fn needs(resources: &Resources) -> String {
-    let list: Vec<_> = resources.iter().map(|(name, amount)| format!("{name} {amount}")).collect();
+fn needs<'a, T: std::fmt::Display + 'a>(taken: impl IntoIterator<Item = (&'a ResourceName, &'a T)>) -> String {
+    let list: Vec<_> = taken.into_iter().map(|(name, amount)| format!("{name} {amount}")).collect();
     if list.is_empty() { String::new() } else { format!(" with {}", list.join(", ")) }
 }
 
@@ -235,7 +248,12 @@ mod tests {
     }
 
     fn assigned(stage: &str, attempt: u32, by: &str) -> ResourceRecord {
-        ResourceRecord::Assigned(Assigned { task: task(stage, attempt), agent: agent(by), resources: [].into() })
+        ResourceRecord::Assigned(Assigned {
+            task: task(stage, attempt),
+            agent: agent(by),
+            resources: [].into(),
+            pools: [].into(),
+        })
     }
 
     fn end(stage: &str, attempt: u32, lease: u64, outcome: Outcome) -> WorkflowRecord {

@@ -14,6 +14,7 @@ mod import;
 mod messages;
 mod order;
 mod overload;
+mod resources;
 mod rules;
 mod traces;
 mod workflows;

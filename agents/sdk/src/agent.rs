@@ -15,6 +15,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::keeper::{Keeper, Limits};
+use crate::lease::Leases;
 use crate::messages::{Messages, Options};
 use crate::output::TaskResult;
 use crate::speech::Voice;
@@ -240,6 +241,12 @@ impl Agent {
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// What it takes of pools and locks, outside of tasks. It is held as long as the agent lives, at the most.
+    #[must_use]
+    pub fn leases(&self) -> Leases {
+        Leases::of_agent(self.id.clone(), self.client.clone(), None)
     }
 
     /// What it says to other agents and hears of them. To be taken before the agent is run, and good for as long as anybody

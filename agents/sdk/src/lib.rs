@@ -45,6 +45,10 @@
 //!
 //! What agents say to each other beside their tasks is in [`messages`].
 //!
+//! What a handler needs beside what its stage asks for (a share of a provider's quota, a lock) it [acquires](Task::acquire) and
+//! holds for as long as it has the [guard](LeaseGuard). So do agents outside of tasks, and programs that are no agents
+//! ([`Leases`]); who leads a group of agents is a lock too ([`Leases::campaign`]).
+//!
 //! A handler that computes for long between two `.await`s holds up everything else in its thread: give such work to
 //! [`tokio::task::spawn_blocking`].
 //!
@@ -53,12 +57,14 @@
 
 mod agent;
 mod keeper;
+mod lease;
 pub mod messages;
 mod output;
 mod speech;
 mod task;
 
 pub use agent::{Agent, AgentError, Builder, Spans, Told};
+pub use lease::{LeaseError, LeaseGuard, Leases, Want};
 pub use output::{Output, TaskError, TaskResult};
 pub use task::Task;
 

@@ -124,9 +124,14 @@ impl Voice {
 fn listener(verb: AgentVerb) -> Service {
     match verb {
         AgentVerb::Report | AgentVerb::Reports => Service::WorkflowManager,
-        AgentVerb::Register | AgentVerb::Heartbeat | AgentVerb::Decline | AgentVerb::Leave | AgentVerb::Progress => {
-            Service::ResourceManager
-        }
+        AgentVerb::Register
+        | AgentVerb::Heartbeat
+        | AgentVerb::Decline
+        | AgentVerb::Leave
+        | AgentVerb::Progress
+        | AgentVerb::Acquire
+        | AgentVerb::Renew
+        | AgentVerb::Release => Service::ResourceManager,
     }
 }
 
@@ -143,6 +148,7 @@ pub(crate) fn headers(verb: AgentVerb, agent: &AgentId) -> Headers {
         AgentVerb::Report | AgentVerb::Reports => MessageType::TaskComplete,
         AgentVerb::Decline => MessageType::TaskResponse,
         AgentVerb::Progress => MessageType::StatusUpdate,
+        AgentVerb::Acquire | AgentVerb::Renew | AgentVerb::Release => MessageType::ResourceRequest,
     };
     Headers { source: Some(agent.to_string()), ..Headers::of(message_type) }
 }

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::agent::Spans;
+use crate::lease::{LeaseError, LeaseGuard, Leases, Want};
 use crate::output::TaskError;
 
 /// A task to be done: the [`Assignment`] and what can be done with it. Copies are the same task.
@@ -77,6 +78,12 @@ impl Task {
         if let Err(error) = self.inner.client.nats().publish_with_headers(subject, headers, body.into()).await {
             tracing::debug!(%error, "progress could not be told");
         }
+    }
+
+    /// Takes something of pools or locks for this task, all that is wanted or nothing. It ends with the task's lease, or sooner:
+    /// when the guard is dropped.
+    pub async fn acquire(&self, want: Want) -> Result<LeaseGuard, LeaseError> {
+        Leases::of_agent(self.inner.agent.clone(), self.inner.client.clone(), Some(self.lease)).acquire(want).await
     }
 
     /// Cancelled when the task is no longer wanted, or has taken longer than it may.

@@ -3,6 +3,7 @@
 pub(crate) mod agents;
 pub(crate) mod pages;
 pub(crate) mod placement;
+pub(crate) mod pools;
 pub(crate) mod runs;
 pub(crate) mod services;
 pub(crate) mod stages;

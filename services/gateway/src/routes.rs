@@ -9,17 +9,17 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, get, on};
 use baton_protocol::definition::Definition;
 use baton_protocol::request::{
-    Advice, Advise, AgentList, AgentsFound, CapacityPlan, Done, GetLearning, ImportLearning, LearningPage,
-    PlacementExplained, PlacementView, PlanCapacity, RegisterWorkflow, RunAccepted, RunList, SetStrategy, StartRun,
-    WorkflowList, WorkflowView,
+    Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, CapacityPlan, Done, GetLearning, Granted,
+    ImportLearning, LearningPage, LeaseList, PlacementExplained, PlacementView, PlanCapacity, PoolList,
+    RegisterWorkflow, RunAccepted, RunList, SetStrategy, StartRun, WorkflowList, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView, StageStatus};
-use baton_protocol::{Capability, Position, RunId, StageName, WorkflowName};
+use baton_protocol::{Capability, LeaseId, Pool, Position, ResourceName, RunId, StageName, WorkflowName};
 use baton_telemetry::Metrics;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::api::{agents, pages, placement, runs, services, stages, workflows};
+use crate::api::{agents, pages, placement, pools, runs, services, stages, workflows};
 use crate::problem::{Kind, Problem, everywhere, panicked};
 use crate::security::{self, Policy};
 use crate::{Door, events, health, metrics, openapi};
@@ -149,6 +149,10 @@ fn requirements(_: &mut SchemaGenerator) -> Schema {
     // In a query it is a text; what it holds is described where the schema of requests is.
     schemars::json_schema!({ "type": "string", "contentMediaType": "application/json" })
 }
+
+const POOL: Parameter = path("name", "The pool; a slash in its name is written %2F.", of::<ResourceName>);
+
+const LEASE: Parameter = path("lease", "The lease.", of::<LeaseId>);
 
 /// Every operation.
 pub(crate) const ROUTES: &[Route] = &[
@@ -347,6 +351,93 @@ pub(crate) const ROUTES: &[Route] = &[
         body: None,
         answers: &[answer(200, "The agents, best first.", of::<AgentsFound>)],
         handler: |method| on(method, agents::find),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/pools",
+        id: "listPools",
+        tag: "resources",
+        about: "Lists the pools and locks.",
+        parameters: &[
+            query("name", "Only this one.", of::<ResourceName>),
+            query("after", "Only those whose names come after this one.", of::<ResourceName>),
+        ],
+        body: None,
+        answers: &[answer(200, "The pools, by name.", of::<PoolList>)],
+        handler: |method| on(method, pools::list),
+    },
+    Route {
+        method: Method::Put,
+        path: "/v1/pools/{name}",
+        id: "setPool",
+        tag: "resources",
+        about: "Makes a pool or a lock, or changes one. It can not shrink below what is in use.",
+        parameters: &[POOL],
+        body: json(&[("application/json", of::<Pool>)]),
+        answers: &[answer(200, "It is done.", of::<Done>)],
+        handler: |method| on(method, pools::set),
+    },
+    Route {
+        method: Method::Delete,
+        path: "/v1/pools/{name}",
+        id: "removePool",
+        tag: "resources",
+        about: "Removes a pool that nobody uses.",
+        parameters: &[POOL],
+        body: None,
+        answers: &[answer(200, "It is done.", of::<Done>)],
+        handler: |method| on(method, pools::remove),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/leases",
+        id: "listLeases",
+        tag: "resources",
+        about: "Lists what is held of pools and locks, by acquisitions and by tasks.",
+        parameters: &[
+            query("pool", "Only what is held of this pool.", of::<ResourceName>),
+            query("after", "Only leases after this one.", of::<LeaseId>),
+        ],
+        body: None,
+        answers: &[answer(200, "The leases, the oldest first.", of::<LeaseList>)],
+        handler: |method| on(method, pools::leases),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/leases",
+        id: "acquire",
+        tag: "resources",
+        about: "Takes from pools and locks, all that is asked for or nothing. Who waits is told so within about a second, \
+                and asks again with the same id.",
+        parameters: &[],
+        body: json(&[("application/json", of::<Acquire>)]),
+        answers: &[
+            answer(201, "It is held.", of::<AcquireAnswer>),
+            answer(202, "It waits: ask again, with the same id.", of::<AcquireAnswer>),
+        ],
+        handler: |method| on(method, pools::acquire),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/leases/{lease}/renew",
+        id: "renewLease",
+        tag: "resources",
+        about: "Keeps what was acquired for longer.",
+        parameters: &[LEASE],
+        body: Some(Body { required: false, content: &[("application/json", of::<pools::For>)] }),
+        answers: &[answer(200, "It is held for longer.", of::<Granted>)],
+        handler: |method| on(method, pools::renew),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/leases/{lease}/release",
+        id: "releaseLease",
+        tag: "resources",
+        about: "Gives back what was acquired; the body may say what was used of consumed pools.",
+        parameters: &[LEASE],
+        body: Some(Body { required: false, content: &[("application/json", of::<pools::Used>)] }),
+        answers: &[answer(200, "It is done.", of::<Done>)],
+        handler: |method| on(method, pools::release),
     },
     Route {
         method: Method::Get,

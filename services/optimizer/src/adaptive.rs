@@ -237,13 +237,15 @@ impl Planner {
         Some(Weighed::Finish(self.agents.weigh(&self.classes[class], &look)))
     }
 
-    /// Chooses agents for what should start now. What is chosen is set aside, and waits here no more.
+    /// Chooses agents for what should start now. What is chosen is set aside, and waits here no more. Shapes that are shut are
+    /// passed over.
     pub(crate) fn plan<'a>(
         &mut self,
         state: &Optimizer,
         room: &mut Room,
         (config, now): (&Config, Millis),
         barred: impl Fn(&TaskId) -> Option<&'a BTreeSet<AgentId>>,
+        is_shut: impl Fn(&Shape) -> bool,
     ) -> Vec<Chosen> {
         self.again = None;
         if self.waiting == 0 {
@@ -252,6 +254,9 @@ impl Planner {
         self.agents.settle(state, room, &mut self.classes, now);
         let mut window = self.window();
         let mut walk = Walk::new(&self.jobs, &self.lines);
+        for (class, _) in self.classes.iter().enumerate().filter(|(_, of)| is_shut(&of.shape)) {
+            walk.close(class);
+        }
         let mut plan = Vec::new();
         let mut promised = Vec::new();
         let mut waits = f64::INFINITY;

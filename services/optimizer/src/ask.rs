@@ -29,6 +29,8 @@ const MAX_EXPLAINED: usize = 4096;
 const AVOID_MS: Millis = 200;
 /// How long nothing is asked after a question that was refused or not answered.
 const PAUSE_MS: Millis = 150;
+/// How long a shape that was refused for want of a pool is not asked for, if nobody is known to have freed anything of it.
+const SHUT_MS: Millis = 2000;
 /// So many tasks more than twice those that wait may stand in line before those that have left the queue are taken out.
 const MAX_GONE: usize = 1000;
 
@@ -52,6 +54,10 @@ pub struct Soft {
     avoided: BTreeMap<TaskId, Avoided>,
     /// When to look at it again. Times only grow.
     avoided_until: VecDeque<(Millis, TaskId)>,
+    /// Shapes that were refused for want of a pool.
+    shut: BTreeMap<Arc<Shape>, Shut>,
+    /// How often a pool had been touched when that was last looked at.
+    touched: u64,
     /// Nothing is asked before this time.
     paused_until: Option<Millis>,
     /// The length of the queue that was last shown.
@@ -68,8 +74,18 @@ struct Asked {
     strategy: Strategy,
     weighed: Weighed,
     tag: u64,
+    /// What its pools looked like when it was asked for.
+    watch: u64,
     since: Millis,
     at: Millis,
+}
+
+/// A shape that is not asked for now.
+#[derive(Debug)]
+struct Shut {
+    /// What its pools looked like when it was asked for last.
+    watch: u64,
+    until: Millis,
 }
 
 #[derive(Debug)]
@@ -96,7 +112,10 @@ impl Soft {
         let question = question.filter(|_| !is_planted(Bug::QuestionNeverExpires));
         let avoided = self.avoided_until.front().map(|(until, _)| *until);
         let planned = self.planner.as_ref().and_then(|planner| planner.deadline());
-        question.into_iter().chain(avoided).chain(self.paused_until).chain(planned).min()
+        // While nothing is asked, what is shut need not be opened.
+        let shut = self.shut.values().map(|shut| shut.until.max(self.paused_until.unwrap_or_default())).min();
+        let shut = shut.filter(|_| !is_planted(Bug::ShutForEver));
+        question.into_iter().chain(avoided).chain(shut).chain(self.paused_until).chain(planned).min()
     }
 
     /// All tasks that may be asked for stand in line.
@@ -188,6 +207,9 @@ impl Soft {
             self.line_up_all(state, clock);
         }
         let (config, now) = clock;
+        self.shut.retain(|shape, shut| {
+            is_planted(Bug::ShutForEver) || (now < shut.until && shut.watch == state.pools.watch(&shape.pools))
+        });
         let planned = self.planner.as_ref().and_then(|planner| planner.level(clock));
         let Some(planned) = planned else { return self.choose_in_line(state, clock) };
         // Of the two sorts of tasks, those come first whose first stands higher in the queue.
@@ -196,10 +218,10 @@ impl Soft {
         if lines_first {
             plan = self.choose_in_line(state, clock);
         }
-        let Self { planner, room, avoided, .. } = self;
+        let Self { planner, room, avoided, shut, .. } = self;
         if let Some(planner) = planner {
             let barred = |task: &TaskId| avoided.get(task).map(|avoided| &avoided.agents);
-            plan.extend(planner.plan(state, room, clock, barred));
+            plan.extend(planner.plan(state, room, clock, barred, |shape| shut.contains_key(shape)));
         }
         if !lines_first {
             plan.extend(self.choose_in_line(state, clock));
@@ -209,8 +231,11 @@ impl Soft {
 
     /// Chooses agents for tasks that are placed without looking ahead.
     fn choose_in_line(&mut self, state: &Optimizer, (config, now): Clock<'_>) -> Vec<Chosen> {
-        let Self { lines, room, avoided, .. } = self;
+        let Self { lines, room, avoided, shut, .. } = self;
         let standing = |head: &Head| {
+            if !shut.is_empty() && shut.contains_key(&head.shape) {
+                return Standing::Shut;
+            }
             let task = head.task();
             if !state.queue.get(task).is_some_and(|queued| head.is(queued)) {
                 return Standing::Gone;
@@ -279,7 +304,8 @@ pub(crate) fn place(turn: &mut Turn<'_, Optimizer>) {
         let mut placements = Vec::new();
         for Chosen { task, agent, shape, since, strategy, weighed } in plan.by_ref().take(MAX_PLACEMENTS) {
             placements.push(Placement { task: task.clone(), agent: agent.clone() });
-            turn.soft.asked.insert(task, Asked { agent, shape, strategy, weighed, tag, since, at: now });
+            let watch = turn.state().pools.watch(&shape.pools);
+            turn.soft.asked.insert(task, Asked { agent, shape, strategy, weighed, tag, watch, since, at: now });
         }
         turn.soft.questions.insert(tag, Question { at: now, left: placements.len(), answered: false });
         let body = Json::of(&AssignTasks { seen, placements }).expect("what the protocol asks can be written as JSON");
@@ -292,7 +318,7 @@ pub(crate) fn place(turn: &mut Turn<'_, Optimizer>) {
 pub(crate) fn settle(turn: &mut Turn<'_, Optimizer>, commit: &AnyCommit) -> bool {
     let mut placed = Vec::new();
     let news = with(turn, |soft, state, clock| {
-        let mut news = false;
+        let (mut news, mut reshaped) = (false, false);
         match commit {
             AnyCommit::Workflow(commit) => {
                 for (_, record) in commit.stamped() {
@@ -302,13 +328,21 @@ pub(crate) fn settle(turn: &mut Turn<'_, Optimizer>, commit: &AnyCommit) -> bool
             AnyCommit::Resource(commit) => {
                 for (_, record) in commit.stamped() {
                     news |= settle_resource(soft, state, record, &mut placed);
+                    reshaped |= matches!(record, ResourceRecord::PoolSet(_) | ResourceRecord::PoolRemoved(_));
                 }
             }
             AnyCommit::Optimizer(_) => {}
         }
+        if soft.touched != state.pools.touched() {
+            soft.touched = state.pools.touched();
+            news |= !soft.shut.is_empty();
+        }
         if soft.unnamed != state.unnamed {
             soft.unnamed = state.unnamed;
             soft.room.forget_pools();
+            reshaped = true;
+        }
+        if reshaped {
             soft.line_up_all(state, clock);
         }
         news
@@ -414,6 +448,9 @@ fn settle_resource(
             soft.changed(state, agent);
             true
         }
+        // There may be other shapes than before: see the end of the commit.
+        ResourceRecord::PoolSet(_) | ResourceRecord::PoolRemoved(_) => true,
+        ResourceRecord::Acquired(_) | ResourceRecord::Renewed(_) | ResourceRecord::Released(_) => false,
     }
 }
 
@@ -455,8 +492,14 @@ pub(crate) fn answered(turn: &mut Turn<'_, Optimizer>, tag: u64, reply: Reply) -
             let refused = !answer.refused.is_empty();
             for Refusal { task, agent, rejection } in answer.refused {
                 if soft.asked.get(&task).is_some_and(|asked| asked.tag == tag) {
-                    soft.release(state, &task);
-                    soft.avoid(now, &task, agent, rejection.code);
+                    let asked = soft.release(state, &task);
+                    match asked.filter(|_| rejection.code == Code::PoolExhausted) {
+                        Some(Asked { shape, watch, .. }) => {
+                            let wait = rejection.retry_after_ms.unwrap_or(SHUT_MS).min(SHUT_MS);
+                            soft.shut.insert(shape, Shut { watch, until: now.saturating_add(wait) });
+                        }
+                        None => soft.avoid(now, &task, agent, rejection.code),
+                    }
                     soft.line_up(state, &task, clock);
                 }
             }
@@ -535,7 +578,7 @@ pub(crate) fn explain(
 impl Soft {
     fn explain_waiting(&mut self, state: &Optimizer, task: TaskId, now: Millis) -> PlacementExplained {
         let strategy = state.strategy_of(task.run);
-        let Self { planner, room, .. } = self;
+        let Self { planner, room, shut, .. } = self;
         let planned = planner.as_mut().and_then(|planner| planner.weigh(state, room, now, &task));
         let queued = state.queue.get(&task);
         let weighed = planned.or_else(|| queued.map(|queued| room.weigh(state, strategy, &queued.shape)));
@@ -544,6 +587,9 @@ impl Soft {
         let first = candidates.first().map(|first| (&first.agent, first.has_room));
         let reason = match (queued, first) {
             (None, _) => "it is not in the queue".to_owned(),
+            (Some(queued), _) if shut.contains_key(&queued.shape) => {
+                "a pool that it needs something of has not enough now".to_owned()
+            }
             _ if avoided => "the resource-manager has just refused it: it is asked for again in a moment".to_owned(),
             (Some(queued), None) => {
                 let able = state.fleet.iter().filter(|(_, agent)| agent.could_hold(&queued.shape)).count();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use baton_machine::Shelves;
 use baton_protocol::amount::covers;
 use baton_protocol::breaker::BreakerState;
-use baton_protocol::record::{AgentRegistered, Stamp};
+use baton_protocol::record::{AgentRegistered, Assigned, Stamp};
 use baton_protocol::request::Strategy;
 use baton_protocol::{AgentId, Amount, Capability, Metadata, Millis, Number, Requirements, ResourceName, Resources};
 use serde::{Deserialize, Serialize};
@@ -78,6 +78,9 @@ pub(crate) struct Holder {
     /// By which strategy it was placed.
     #[serde(default)]
     pub(crate) strategy: Strategy,
+    /// The pools that it holds something of for the task.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) pools: Vec<ResourceName>,
 }
 
 /// What makes an agent preferable: what a strategy puts first, if anything; less of its slots in use, then higher priority,
@@ -252,14 +255,15 @@ impl Fleet {
         self.agents.remove(agent);
     }
 
-    /// An agent has a task that needs this, if it is there.
+    /// An agent has a task that needs this, of its own and of pools, if it is there.
     pub(crate) fn leased(
         &mut self,
         since: Millis,
-        id: &AgentId,
-        (capability, resources): (&Capability, &Resources),
+        capability: &Capability,
+        record: &Assigned,
         strategy: Strategy,
     ) -> Option<Holder> {
+        let Assigned { agent: id, resources, pools, .. } = record;
         let agent = self.agents.change(id)?;
         agent.holds.add(resources);
         let probe = match agent.breakers.get_mut(capability) {
@@ -269,7 +273,16 @@ impl Fleet {
             }
             Some(Breaker::Open) | None => None,
         };
-        Some(Holder { agent: id.clone(), life: agent.life, resources: resources.clone(), probe, since, strategy })
+        let pools = pools.keys().cloned().collect();
+        Some(Holder {
+            agent: id.clone(),
+            life: agent.life,
+            resources: resources.clone(),
+            probe,
+            since,
+            strategy,
+            pools,
+        })
     }
 
     /// A task is held no more. Whether it was, by an agent that is still there.

@@ -29,6 +29,7 @@ mod graph;
 mod learning;
 mod math;
 mod placement;
+mod pools;
 mod queue;
 mod runs;
 #[cfg(test)]
@@ -41,7 +42,7 @@ use baton_protocol::record::{
     StrategyChanged, WorkflowRecord,
 };
 use baton_protocol::request::{Done, ImportLearning, Lesson, MAX_LESSONS, OptimizerRequest, Strategy, Subject};
-use baton_protocol::{AgentId, Code, Millis, Rejection, RunId, Service, TaskId};
+use baton_protocol::{AgentId, Code, Millis, Rejection, ResourceName, RunId, Service, TaskId};
 use serde::{Deserialize, Serialize};
 
 use crate::durations::Place;
@@ -49,6 +50,7 @@ use crate::figures::Figures;
 use crate::fleet::{Breaker, Fleet, Holder};
 use crate::graph::Graphs;
 use crate::learning::{Learned, Learning};
+use crate::pools::Pools;
 use crate::queue::{Queue, Queued, Shape};
 use crate::runs::{Ended, Finished, Runs};
 
@@ -66,6 +68,8 @@ pub struct Optimizer {
     learning: Learning,
     #[serde(default)]
     figures: Figures,
+    #[serde(default)]
+    pools: Pools,
     /// How often an agent got free by a record that does not name it.
     unnamed: u64,
 }
@@ -217,17 +221,18 @@ impl Optimizer {
                 self.learning.returned(&record.agent, anew);
                 let score = self.learning.score(&record.agent);
                 self.fleet.registered(stamp, record, score);
+                self.pools.touch_all();
             }
             ResourceRecord::AgentLeft(record) => {
                 self.fleet.left(&record.agent);
                 self.learning.left(stamp.at, &record.agent);
+                self.pools.touch_all();
             }
             // A task that has ended as it was leased is not in the queue any more, and its lease is none.
             ResourceRecord::Assigned(record) => {
                 let strategy = self.strategy_of(record.task.run);
-                let (agent, resources) = (&record.agent, &record.resources);
                 if let Some(Queued { shape, since, .. }) = self.queue.remove(&record.task)
-                    && let Some(holder) = self.fleet.leased(stamp.at, agent, (&shape.agent_type, resources), strategy)
+                    && let Some(holder) = self.fleet.leased(stamp.at, &shape.agent_type, record, strategy)
                 {
                     self.figures.placed(stamp.at.saturating_sub(since));
                     self.runs.held(&record.task, holder);
@@ -237,6 +242,7 @@ impl Optimizer {
             ResourceRecord::LeaseEnded(record) => {
                 let holder = self.runs.freed(&record.task);
                 self.freed(stamp, holder.as_deref(), Some(&record.agent));
+                self.pools.ended(Some(record.lease), pools_of(holder.as_deref()));
             }
             ResourceRecord::BreakerOpened(record) => {
                 self.fleet.switched(&record.agent, &record.capability, Some(Breaker::Open));
@@ -246,13 +252,26 @@ impl Optimizer {
                 self.fleet.switched(&record.agent, &record.capability, Some(probes));
             }
             ResourceRecord::BreakerClosed(record) => self.fleet.switched(&record.agent, &record.capability, None),
+            ResourceRecord::PoolSet(record) => {
+                if self.pools.set(record) {
+                    self.queue.split_anew(&self.pools);
+                }
+            }
+            ResourceRecord::PoolRemoved(record) => {
+                self.pools.remove(&record.name);
+                self.queue.split_anew(&self.pools);
+            }
+            ResourceRecord::Acquired(record) => self.pools.acquired(record),
+            ResourceRecord::Renewed(_) => {}
+            ResourceRecord::Released(record) => self.pools.touch(&record.pools),
         }
     }
 
     fn stage_ready(&mut self, stamp: Stamp, record: &StageReady) {
         if self.runs.stage_ready(&record.task, &record.agent_type) {
             let (agent_type, requires) = (record.agent_type.clone(), record.requires.clone());
-            let shape = Shape { agent_type, requires, resources: record.resources.clone() };
+            let (pools, resources) = self.pools.split(&record.resources);
+            let shape = Shape { agent_type, requires, resources, pools };
             self.queue.insert(record.task.clone(), shape, record.priority, stamp.at);
         }
     }
@@ -279,6 +298,7 @@ impl Optimizer {
             }
         }
         self.freed(stamp, holder.as_deref(), record.agent.as_ref());
+        self.pools.ended(record.lease, pools_of(holder.as_deref()));
         if holder.is_none() {
             self.queue.remove(&record.task);
         }
@@ -290,6 +310,7 @@ impl Optimizer {
         for (task, holder) in open {
             self.queue.remove(&task);
             self.freed(stamp, holder.as_deref(), None);
+            self.pools.ended(None, pools_of(holder.as_deref()));
         }
     }
 
@@ -314,4 +335,8 @@ impl Optimizer {
             self.unnamed += 1;
         }
     }
+}
+
+fn pools_of(holder: Option<&Holder>) -> &[ResourceName] {
+    holder.map(|holder| holder.pools.as_slice()).unwrap_or_default()
 }

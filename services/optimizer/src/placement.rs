@@ -95,6 +95,8 @@ pub(crate) enum Standing<'a> {
     },
     /// It does not wait any more.
     Gone,
+    /// Not now, and no other of its shape: a pool that they need has not enough.
+    Shut,
 }
 
 /// The agents as the leader sees them: what is set aside counts as held.
@@ -377,9 +379,16 @@ impl Room {
         let mut kept = BTreeSet::new();
         let mut walk = lines.walk(now, ageing_ms);
         while let Some(head) = walk.next() {
-            let Standing::Free { not, rather_not, strategy } = standing(&head) else {
-                walk.take(&head);
-                continue;
+            let (not, rather_not, strategy) = match standing(&head) {
+                Standing::Free { not, rather_not, strategy } => (not, rather_not, strategy),
+                Standing::Gone => {
+                    walk.take(&head);
+                    continue;
+                }
+                Standing::Shut => {
+                    walk.close(head);
+                    continue;
+                }
             };
             let shape = &head.shape;
             let may = |id: &AgentId| !kept.contains(id) && not.is_none_or(|not| !not.contains(id));

@@ -15,6 +15,8 @@ use baton_machine::Shelves;
 use baton_protocol::{Capability, Millis, Requirements, Resources, TaskId};
 use serde::{Deserialize, Serialize};
 
+use crate::pools::Pools;
+
 /// The tasks that wait.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -32,6 +34,9 @@ pub(crate) struct Shape {
     pub(crate) requires: Requirements,
     /// What it must have free beside one slot.
     pub(crate) resources: Resources,
+    /// What is taken of pools besides: any agent will do for that.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) pools: Resources,
 }
 
 /// A task that waits.
@@ -45,6 +50,24 @@ pub(crate) struct Queued {
 impl Queue {
     pub(crate) fn insert(&mut self, task: TaskId, shape: Shape, priority: i32, since: Millis) {
         self.tasks.insert(task, Queued { shape: Arc::new(shape), priority, since });
+    }
+
+    /// There are other pools than before: what is of them and what of an agent's own is said anew.
+    pub(crate) fn split_anew(&mut self, pools: &Pools) {
+        let changed: Vec<_> = self
+            .tasks
+            .iter()
+            .filter_map(|(task, queued)| {
+                let Shape { agent_type, requires, resources, pools: before } = queued.shape.as_ref();
+                let all = resources.iter().chain(before).map(|(name, amount)| (name.clone(), *amount)).collect();
+                let (pools, resources) = pools.split(&all);
+                let shape = Shape { agent_type: agent_type.clone(), requires: requires.clone(), resources, pools };
+                (shape != *queued.shape).then(|| (task.clone(), Queued { shape: Arc::new(shape), ..queued.clone() }))
+            })
+            .collect();
+        for (task, queued) in changed {
+            self.tasks.insert(task, queued);
+        }
     }
 
     pub(crate) fn remove(&mut self, task: &TaskId) -> Option<Queued> {

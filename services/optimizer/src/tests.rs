@@ -162,7 +162,7 @@ fn left(id: &str) -> ResourceRecord {
 }
 
 fn assigned(task: TaskId, id: &str, cpu: u32) -> ResourceRecord {
-    ResourceRecord::Assigned(Assigned { task, agent: agent(id), resources: resources(cpu) })
+    ResourceRecord::Assigned(Assigned { task, agent: agent(id), resources: resources(cpu), pools: Resources::new() })
 }
 
 fn declined(task: TaskId, lease: u64, id: &str) -> ResourceRecord {

@@ -14,7 +14,7 @@ use baton_protocol::request::{
 use baton_protocol::{AgentId, Capability, Code, LeaseId, Metadata, Millis, Number, Rejection};
 use serde::{Deserialize, Serialize};
 
-use crate::{ResourceManager, breaker, lease};
+use crate::{ResourceManager, acquire, breaker, lease};
 
 /// How many agents that are gone are kept, to be shown.
 const MAX_GONE: usize = 1000;
@@ -236,6 +236,7 @@ pub(crate) fn register(turn: &mut Turn<'_, ResourceManager>, agent: AgentId, req
         if another {
             lease::forget_pushes(turn, &agent);
             breaker::hide(turn, &agent);
+            acquire::forget_agent(turn, &agent);
         }
         turn.emit(ResourceRecord::AgentRegistered(record));
         lease::show_utilization(turn, &agent);
@@ -298,6 +299,7 @@ fn take_out(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId, reason: LeftR
     turn.soft.heard.forget(agent);
     lease::forget_pushes(turn, agent);
     breaker::hide(turn, agent);
+    acquire::forget_agent(turn, agent);
     turn.emit(ResourceRecord::AgentLeft(AgentLeft { agent: agent.clone(), reason }));
     lease::show_utilization(turn, agent);
 }
@@ -305,6 +307,7 @@ fn take_out(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId, reason: LeftR
 /// A new leader has heard of nobody: everybody is given the time of a lease.
 pub(crate) fn begin_term(turn: &mut Turn<'_, ResourceManager>) {
     let now = turn.now();
+    turn.soft.nothing_expires_before = now.saturating_add(turn.config().lease_ms);
     let present: Vec<_> = turn.state().agents.all_present().cloned().collect();
     for agent in &present {
         turn.soft.heard.assume(agent, now);
@@ -340,6 +343,7 @@ pub(crate) fn look(turn: &mut Turn<'_, ResourceManager>) {
         let grace = (2 * config.heartbeat_ms).min(config.lease_ms);
         let least = (now + grace).saturating_sub(config.lease_ms);
         turn.soft.heard.forgive(gone_by, least);
+        turn.soft.nothing_expires_before = turn.soft.nothing_expires_before.max(now.saturating_add(grace));
     }
 }
 

@@ -20,7 +20,9 @@ use baton_protocol::{
 use serde::{Deserialize, Serialize};
 
 use crate::ResourceManager;
+use crate::acquire::lacking;
 use crate::agent::unknown;
+use crate::pool::{Why, takes};
 use crate::task::{first_task, last_task};
 
 /// A push this young may still be under way: a heartbeat that does not know of it yet is not told again.
@@ -78,14 +80,17 @@ pub(crate) struct Lease {
     pub(crate) task: TaskId,
     pub(crate) agent: AgentId,
     pub(crate) resources: Resources,
+    /// What it holds for it of pools.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) pools: Resources,
     pub(crate) since: Millis,
 }
 
 impl Leases {
     pub(crate) fn begin(&mut self, id: LeaseId, since: Millis, record: &Assigned) {
-        let Assigned { task, agent, resources } = record.clone();
+        let Assigned { task, agent, resources, pools } = record.clone();
         self.hold(id, &agent, &resources);
-        self.leases.insert(id, Arc::new(Lease { task, agent, resources, since }));
+        self.leases.insert(id, Arc::new(Lease { task, agent, resources, pools, since }));
     }
 
     fn hold(&mut self, id: LeaseId, agent: &AgentId, resources: &Resources) {
@@ -99,13 +104,14 @@ impl Leases {
         }
     }
 
-    pub(crate) fn end(&mut self, id: LeaseId) {
-        let Some(lease) = self.leases.remove(&id) else { return };
-        let Some(holder) = self.by_agent.change(&lease.agent) else { return };
+    /// Ends a lease; gives it back.
+    pub(crate) fn end(&mut self, id: LeaseId) -> Option<Arc<Lease>> {
+        let lease = self.leases.remove(&id)?;
+        let Some(holder) = self.by_agent.change(&lease.agent) else { return Some(lease) };
         holder.leases.remove(&id);
         if holder.leases.is_empty() {
             self.by_agent.remove(&lease.agent);
-            return;
+            return Some(lease);
         }
         for (name, amount) in &lease.resources {
             let Some(in_use) = holder.in_use.get_mut(name) else { continue };
@@ -120,12 +126,24 @@ impl Leases {
                 in_use.amount = in_use.amount - *amount;
             }
         }
+        Some(lease)
     }
 
-    pub(crate) fn end_all_of(&mut self, agent: &AgentId) {
-        for id in self.by_agent.remove(agent).iter().flat_map(|holder| &holder.leases) {
-            self.leases.remove(id);
-        }
+    /// Ends all leases of an agent; gives them back.
+    pub(crate) fn end_all_of(&mut self, agent: &AgentId) -> Vec<(LeaseId, Arc<Lease>)> {
+        let holder = self.by_agent.remove(agent);
+        let leases = holder.iter().flat_map(|holder| &holder.leases);
+        leases.filter_map(|id| Some((*id, self.leases.remove(id)?))).collect()
+    }
+
+    pub(crate) fn get(&self, id: LeaseId) -> Option<&Lease> {
+        self.leases.get(&id).map(Arc::as_ref)
+    }
+
+    /// The leases that hold something of pools.
+    pub(crate) fn with_pools(&self) -> impl Iterator<Item = (LeaseId, &Lease)> {
+        let all = self.leases.iter().map(|(id, lease)| (*id, lease.as_ref()));
+        all.filter(|(_, lease)| !lease.pools.is_empty())
     }
 
     /// Whether the agent holds this lease.
@@ -205,11 +223,13 @@ pub(crate) fn assign(turn: &mut Turn<'_, ResourceManager>, request: AssignTasks)
     let mut tally = Tally::default();
     let (mut pushes, mut changed) = (Pushes::default(), BTreeSet::new());
     for Placement { task, agent } in request.placements {
-        match may_hold(turn.state(), &task, &agent) {
-            Ok(resources) => {
+        match may_hold(turn.state(), &task, &agent).and_then(|needed| may_take(turn, &task, needed)) {
+            Ok((resources, pools)) => {
                 granted += 1;
                 tally.granted(&resources);
-                let lease = turn.grant(ResourceRecord::Assigned(Assigned { task, agent: agent.clone(), resources }));
+                tally.pools(&pools);
+                let record = Assigned { task, agent: agent.clone(), resources, pools };
+                let lease = turn.grant(ResourceRecord::Assigned(record));
                 push(turn, &mut pushes, lease, &agent);
                 changed.insert(agent);
             }
@@ -237,8 +257,11 @@ impl From<Rejection> for Refused {
     }
 }
 
-/// What the agent would hold for the task beside a slot: all that it needs, or nothing.
-fn may_hold(state: &ResourceManager, task: &TaskId, agent: &AgentId) -> Result<Resources, Refused> {
+/// What is held for a task: of the agent's own beside a slot, and of pools.
+type Needed = (Resources, Resources);
+
+/// What the agent would hold for the task beside a slot, and what the task takes of pools: all that it needs, or nothing.
+fn may_hold(state: &ResourceManager, task: &TaskId, agent: &AgentId) -> Result<Needed, Refused> {
     let not_ready = |why: &str| Rejection::new(Code::NotReady, format!("task {task} {why}"));
     let open = state
         .tasks
@@ -272,22 +295,50 @@ fn may_hold(state: &ResourceManager, task: &TaskId, agent: &AgentId) -> Result<R
         let rejection = no_capacity(format!("has no free slot: all {slots} are leased"));
         return Err(Refused { lacking: Some(SLOT.to_owned()), rejection });
     }
+    let (pools, own) = match state.pools.is_empty() {
+        true => (Resources::new(), open.resources.clone()),
+        false => state.pools.split(&open.resources),
+    };
     // In the resources that it asks for, what is in use once it has them.
     let in_use = |name: &ResourceName| state.leases.in_use_of(agent, name);
-    let needed = open.resources.iter().map(|(name, amount)| (name.clone(), in_use(name) + *amount)).collect();
+    let needed = own.iter().map(|(name, amount)| (name.clone(), in_use(name) + *amount)).collect();
     if is_planted(Bug::ResourcesNotCounted) {
-        return Ok(open.resources.clone());
+        return Ok((own, pools));
     }
     if let Err(name) = covers(&entry.record.resources, &needed) {
         let of = |resources: &Resources| resources.get(&name).copied().unwrap_or_default();
-        let (has, needs) = (of(&entry.record.resources), of(&open.resources));
+        let (has, needs) = (of(&entry.record.resources), of(&own));
         let rejection = no_capacity(format!(
             "has not enough {name}: the task needs {needs}, {} of {has} are leased",
             of(&needed) - needs
         ));
         return Err(Refused { lacking: Some(name.to_string()), rejection });
     }
-    Ok(open.resources.clone())
+    Ok((own, pools))
+}
+
+/// Whether pools have what the task needs of them. One that is refused is noted, so that what it needs is kept for it when it
+/// is its turn.
+fn may_take(turn: &mut Turn<'_, ResourceManager>, task: &TaskId, needed: Needed) -> Result<Needed, Refused> {
+    let (_, wanted) = &needed;
+    if wanted.is_empty() {
+        return Ok(needed);
+    }
+    let (state, now) = (turn.state(), turn.now());
+    let place = state.tasks.open(task).map(|open| (open.priority, open.ready_at)).unwrap_or_default();
+    // They are pools: what is not was left to the agent.
+    let Ok(needs) = state.pools.needs(&takes(wanted)) else { return Ok(needed) };
+    let lack = state.pools.lacks(&needs, now);
+    let overtaken = turn.soft.waiting.before_task(&needs, place).cloned();
+    let Some(short) = lack.as_ref().map(|lack| lack.pool.clone()).or(overtaken) else {
+        turn.soft.waiting.forget_task(task, &needs);
+        return Ok(needed);
+    };
+    let rejection = lacking(state, &needs, lack.as_ref(), now);
+    if lack.is_none_or(|lack| lack.why != Why::Never) {
+        turn.soft.waiting.note(task.clone(), needs, place, now);
+    }
+    Err(Refused { lacking: Some(short.to_string()), rejection })
 }
 
 /// Counts allocations, so that a large request leads to few measurements.
@@ -298,6 +349,12 @@ impl Tally {
     fn granted(&mut self, resources: &Resources) {
         self.add(SLOT.to_owned(), "granted");
         for name in resources.keys() {
+            self.add(name.to_string(), "granted");
+        }
+    }
+
+    fn pools(&mut self, pools: &Resources) {
+        for name in pools.keys() {
             self.add(name.to_string(), "granted");
         }
     }

@@ -1,4 +1,4 @@
-//! Who holds what: agents, capacity, leases.
+//! Who holds what: agents, capacity, leases, pools.
 //!
 //! The resource-manager owns the registry of agents and the leases that they hold. An [`Assigned`] record *is* a lease:
 //! its number is the lease's id and fencing token. The optimizer asks for leases (`lease.assign`); this machine grants
@@ -14,33 +14,49 @@
 //!   probes.
 //! - A lease ends by exactly one fact: its task ended, its run ended, its agent left or came back in another session, or
 //!   it was declined. The first two are facts of the workflow-manager and are not written again here.
+//! - No more of a pool is held than it has, at any position of the log; what somebody has alone nobody else has. What is
+//!   acquired ends by exactly one fact too: it was given back, its time was up, the task that it was for ended, or its
+//!   agent left or came back in another session.
 //! - Heartbeats are not in the log. What is known of them is known to the leader alone, and a new one starts afresh.
 //!
 //! # What is deliberately not here
 //!
-//! The choice of an agent (optimizer), retries and timeouts of tasks (workflow-manager), refilled and consumed
-//! resources, locks, alerts.
+//! The choice of an agent (optimizer), retries and timeouts of tasks (workflow-manager), alerts.
+//!
+//! | file | what |
+//! |---|---|
+//! | `agent.rs` | agents: the registry, heartbeats |
+//! | `lease.rs`, `task.rs` | tasks, and the leases on them |
+//! | `pool.rs` | pools, and what is held of them |
+//! | `acquire.rs`, `waiting.rs` | decisions about pools, and who waits for them |
 //!
 //! [`Assigned`]: baton_protocol::record::Assigned
 
+mod acquire;
 mod agent;
 mod breaker;
 mod lease;
+mod pool;
 mod task;
 #[cfg(test)]
 mod tests;
+mod waiting;
+
+use std::collections::BTreeMap;
 
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Foreign, Machine, Reply, RequestContext, Turn};
-use baton_protocol::record::{AnyCommit, ResourceRecord, Stamp, WorkflowRecord};
+use baton_protocol::record::{AnyCommit, Outcome, ResourceRecord, Stamp, WorkflowRecord};
 use baton_protocol::request::ResourceRequest;
-use baton_protocol::{LeaseId, Millis, Service};
+use baton_protocol::{AgentId, LeaseId, Millis, Pool, ResourceName, Service};
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{Agents, Heard};
 use crate::breaker::Breakers;
 use crate::lease::{Leases, Pushed};
+use crate::pool::Pools;
 use crate::task::Tasks;
+use crate::waiting::Waiting;
 
 pub use crate::breaker::{BreakerConfig, MAX_WINDOW};
 
@@ -52,6 +68,8 @@ pub struct ResourceManager {
     /// Who is given no tasks of which capability, because it failed too many.
     #[serde(default)]
     breakers: Breakers,
+    #[serde(default)]
+    pools: Pools,
     /// What the workflow-manager says: which tasks there are, and what an agent needs to know to do one.
     tasks: Tasks,
 }
@@ -66,11 +84,13 @@ pub struct Config {
     pub heartbeat_ms: Millis,
     /// When an agent is given no more tasks of a capability.
     pub breakers: BreakerConfig,
+    /// Pools that each leader makes, or changes to this, when its term begins.
+    pub pools: BTreeMap<ResourceName, Pool>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { lease_ms: 10_000, heartbeat_ms: 2000, breakers: BreakerConfig::default() }
+        Self { lease_ms: 10_000, heartbeat_ms: 2000, breakers: BreakerConfig::default(), pools: BTreeMap::new() }
     }
 }
 
@@ -81,6 +101,16 @@ pub struct Soft {
     /// When it last looked at the clock.
     looked: Option<Millis>,
     pushed: Pushed,
+    waiting: Waiting,
+    /// Nothing that is held of pools expires before this time: nobody could renew while there was no leader.
+    nothing_expires_before: Millis,
+}
+
+impl Soft {
+    /// When what is held until then may end.
+    fn may_expire(&self, at: Millis) -> Millis {
+        at.max(self.nothing_expires_before)
+    }
 }
 
 impl Machine for ResourceManager {
@@ -95,13 +125,13 @@ impl Machine for ResourceManager {
         match record {
             ResourceRecord::AgentRegistered(record) => {
                 if self.agents.registered(stamp, record) && !is_planted(Bug::OldSessionKeepsLeases) {
-                    self.leases.end_all_of(&record.agent);
+                    self.end_all_of(&record.agent);
                     self.breakers.forget(&record.agent);
                 }
             }
             ResourceRecord::AgentLeft(record) => {
                 self.agents.left(stamp, &record.agent);
-                self.leases.end_all_of(&record.agent);
+                self.end_all_of(&record.agent);
                 self.breakers.forget(&record.agent);
             }
             ResourceRecord::Assigned(record) => {
@@ -112,15 +142,23 @@ impl Machine for ResourceManager {
                         self.breakers.granted(&record.agent, &open.agent_type, lease);
                     }
                     self.leases.begin(lease, stamp.at, record);
+                    if !record.pools.is_empty() {
+                        self.pools.take(&pool::takes(&record.pools), stamp.at);
+                    }
                 }
             }
             ResourceRecord::LeaseEnded(record) => {
-                self.leases.end(record.lease);
+                self.end(record.lease, false);
                 self.breakers.over(record.lease);
             }
             ResourceRecord::BreakerOpened(record) => self.breakers.opened(record),
             ResourceRecord::BreakerHalfOpened(record) => self.breakers.half_opened(record),
             ResourceRecord::BreakerClosed(record) => self.breakers.closed(record),
+            ResourceRecord::PoolSet(record) => self.pools.set(stamp, record),
+            ResourceRecord::PoolRemoved(record) => self.pools.remove(&record.name),
+            ResourceRecord::Acquired(record) => self.pools.acquired(LeaseId(stamp.number), stamp.at, record),
+            ResourceRecord::Renewed(record) => self.pools.renewed(stamp.at, record),
+            ResourceRecord::Released(record) => self.pools.released(record),
         }
     }
 
@@ -137,7 +175,7 @@ impl Machine for ResourceManager {
                 let capability = self.tasks.open(&record.task).map(|open| open.agent_type.clone());
                 let lease = self.tasks.stage_ended(record);
                 if let Some(lease) = lease {
-                    self.leases.end(lease);
+                    self.end(lease, record.outcome == Outcome::Succeeded);
                 }
                 if let Some(capability) = capability {
                     let there = record.agent.as_ref().is_some_and(|agent| self.agents.is_present(agent));
@@ -146,7 +184,7 @@ impl Machine for ResourceManager {
             }
             WorkflowRecord::RunFinished(record) => {
                 for lease in self.tasks.run_finished(record.run) {
-                    self.leases.end(lease);
+                    self.end(lease, false);
                     self.breakers.over(lease);
                 }
             }
@@ -162,11 +200,12 @@ impl Machine for ResourceManager {
             }
             AnyCommit::Resource(_) | AnyCommit::Optimizer(_) => {}
         }
+        acquire::serve(turn);
     }
 
     fn request(turn: &mut Turn<'_, Self>, request: ResourceRequest, _: &RequestContext) -> Reply {
         agent::look(turn);
-        match request {
+        let reply = match request {
             ResourceRequest::Register(agent, request) => agent::register(turn, agent, request),
             ResourceRequest::Heartbeat(agent, request) => agent::heartbeat(turn, &agent, &request),
             ResourceRequest::Leave(agent, request) => agent::leave(turn, &agent, &request),
@@ -174,7 +213,16 @@ impl Machine for ResourceManager {
             ResourceRequest::Decline(agent, request) => lease::decline(turn, &agent, request),
             ResourceRequest::Progress(agent, request) => lease::progress(turn, agent, request),
             ResourceRequest::Assign(request) => lease::assign(turn, request),
-        }
+            ResourceRequest::SetPool(request) => acquire::set_pool(turn, request),
+            ResourceRequest::RemovePool(request) => acquire::remove_pool(turn, request),
+            ResourceRequest::ListPools(request) => acquire::list_pools(turn, &request),
+            ResourceRequest::Acquire(agent, request) => acquire::acquire(turn, agent, &request),
+            ResourceRequest::Renew(agent, request) => acquire::renew(turn, agent.as_ref(), &request),
+            ResourceRequest::Release(agent, request) => acquire::release(turn, agent.as_ref(), request),
+            ResourceRequest::ListLeases(request) => acquire::list_leases(turn, &request),
+        };
+        acquire::serve(turn);
+        reply
     }
 
     /// It asks nothing of anybody.
@@ -184,20 +232,45 @@ impl Machine for ResourceManager {
         agent::look(turn);
         agent::begin_term(turn);
         breaker::lead(turn);
+        acquire::declare(turn);
     }
 
     fn tick(turn: &mut Turn<'_, Self>) {
         agent::look(turn);
         agent::lose_the_silent(turn);
         breaker::tick(turn);
+        acquire::tick(turn);
+        acquire::serve(turn);
     }
 
     fn deadline(&self, soft: &Soft, config: &Config) -> Option<Millis> {
-        let silent = soft.heard.oldest().map(|oldest| {
-            let lost = oldest.saturating_add(config.lease_ms);
-            let look = soft.looked.map(|at| at.saturating_add(config.heartbeat_ms));
-            look.map_or(lost, |look| look.min(lost))
-        });
-        silent.into_iter().chain(self.breakers.deadline()).min()
+        let lost = soft.heard.oldest().map(|at| at.saturating_add(config.lease_ms));
+        let expiry = self.pools.next_expiry().map(|(at, _)| soft.may_expire(at));
+        // Whoever waits for something to end must look at the clock in the meantime: time that goes by without a look counts as
+        // slept, and puts the end off.
+        let look = lost.or(expiry).and(soft.looked).map(|at| at.saturating_add(config.heartbeat_ms));
+        lost.into_iter().chain(look).chain(expiry).chain(soft.waiting.deadline()).chain(self.breakers.deadline()).min()
+    }
+}
+
+impl ResourceManager {
+    /// A task's lease ends, and with it what was acquired under it. `done`: what it took of consumed pools is used up.
+    fn end(&mut self, lease: LeaseId, done: bool) {
+        let Some(ended) = self.leases.end(lease) else { return };
+        if !ended.pools.is_empty() {
+            self.pools.give_back(&pool::takes(&ended.pools), |_, taken| done.then_some(taken));
+        }
+        self.pools.end_under(lease);
+    }
+
+    /// An agent is gone, or begins anew: all that it holds ends.
+    fn end_all_of(&mut self, agent: &AgentId) {
+        for (lease, ended) in self.leases.end_all_of(agent) {
+            if !ended.pools.is_empty() {
+                self.pools.give_back(&pool::takes(&ended.pools), |_, _| None);
+            }
+            self.pools.end_under(lease);
+        }
+        self.pools.end_all_of(agent);
     }
 }

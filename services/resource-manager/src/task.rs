@@ -63,6 +63,9 @@ pub(crate) struct Open {
     pub(crate) requires: Requirements,
     /// What it needs beside a slot.
     pub(crate) resources: Resources,
+    /// Larger goes first.
+    #[serde(default)]
+    pub(crate) priority: i32,
     /// Since when it waits.
     pub(crate) ready_at: Millis,
     /// The one lease it ever has. It stays when the lease ends: a task is leased once.
@@ -97,6 +100,7 @@ impl Tasks {
                 agent_type: record.agent_type.clone(),
                 requires: record.requires.clone(),
                 resources: record.resources.clone(),
+                priority: record.priority,
                 ready_at: stamp.at,
                 lease: None,
             })
@@ -163,7 +167,12 @@ impl Tasks {
             results: open.inputs.iter().filter_map(result).collect(),
             params: stage.params.clone(),
             metadata: definition.metadata.clone(),
-            resources: lease.resources.clone(),
+            resources: lease
+                .resources
+                .iter()
+                .chain(&lease.pools)
+                .map(|(name, amount)| (name.clone(), *amount))
+                .collect(),
             ready_at: open.ready_at,
             timeout_ms: stage.timeout_ms.saturating_sub(now.saturating_sub(lease.since)),
             trace: self.trace(&lease.task),

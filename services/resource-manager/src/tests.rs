@@ -27,6 +27,8 @@ use serde_json::json;
 
 use crate::{Config, ResourceManager};
 
+mod pools;
+
 const START: Millis = 1_000_000;
 
 /// The log, one resource-manager that leads, and what it said.
@@ -882,6 +884,11 @@ impl Checker {
             ResourceRecord::BreakerOpened(_)
             | ResourceRecord::BreakerHalfOpened(_)
             | ResourceRecord::BreakerClosed(_) => {}
+            ResourceRecord::PoolSet(_)
+            | ResourceRecord::PoolRemoved(_)
+            | ResourceRecord::Acquired(_)
+            | ResourceRecord::Renewed(_)
+            | ResourceRecord::Released(_) => {}
         }
         self.check_capacity();
     }

@@ -158,7 +158,7 @@ impl WorkflowManager {
     }
 
     pub(crate) fn assigned(&mut self, stamp: Stamp, record: &Assigned) {
-        let Assigned { task, agent, resources: _ } = record;
+        let Assigned { task, agent, resources: _, pools: _ } = record;
         let lease = LeaseId(stamp.number);
         let Some(run) = self.runs.change(&task.run) else { return };
         let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };

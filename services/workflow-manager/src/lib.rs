@@ -99,7 +99,12 @@ impl Machine for WorkflowManager {
             Foreign::Resource(
                 ResourceRecord::BreakerOpened(_)
                 | ResourceRecord::BreakerHalfOpened(_)
-                | ResourceRecord::BreakerClosed(_),
+                | ResourceRecord::BreakerClosed(_)
+                | ResourceRecord::PoolSet(_)
+                | ResourceRecord::PoolRemoved(_)
+                | ResourceRecord::Acquired(_)
+                | ResourceRecord::Renewed(_)
+                | ResourceRecord::Released(_),
             )
             | Foreign::Optimizer(OptimizerRecord::StrategyChanged(_) | OptimizerRecord::LearningImported(_))
             | Foreign::Workflow(_) => {}

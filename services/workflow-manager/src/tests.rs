@@ -1368,8 +1368,12 @@ fn records_of_others_that_fit_nothing_do_nothing() {
     world.register(&workflow(&[("a", &[])]));
     let run = world.start("w");
     world.transcript();
-    let assigned =
-        |task, agent: &str| Assigned { task, agent: id(agent), resources: std::collections::BTreeMap::new() };
+    let assigned = |task, agent: &str| Assigned {
+        task,
+        agent: id(agent),
+        resources: std::collections::BTreeMap::new(),
+        pools: std::collections::BTreeMap::new(),
+    };
     world.resource(
         "lease.assign",
         vec![

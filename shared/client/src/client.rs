@@ -8,13 +8,14 @@ use async_nats::header::HeaderMap;
 use async_nats::{Message, Request, RequestErrorKind};
 use baton_protocol::message::MessageType;
 use baton_protocol::request::{
-    Advice, Advise, AgentList, AgentsFound, CancelRun, CapacityPlan, Done, ExplainPlacement, FindAgents, GetLearning,
-    GetPlacement, GetRun, GetWorkflow, ImportLearning, LearningPage, ListAgents, ListRuns, ListWorkflows,
-    PlacementExplained, PlacementView, PlanCapacity, RegisterWorkflow, RunAccepted, RunList, SetStrategy, StartRun,
-    Strategy, WorkflowList, WorkflowView,
+    Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, CancelRun, CapacityPlan, Done, ExplainPlacement,
+    FindAgents, GetLearning, GetPlacement, GetRun, GetWorkflow, Granted, HeldView, ImportLearning, LearningPage,
+    LeaseList, ListAgents, ListLeases, ListPools, ListRuns, ListWorkflows, PlacementExplained, PlacementView,
+    PlanCapacity, PoolList, RegisterWorkflow, Release, RemovePool, Renew, RunAccepted, RunList, SetPool, SetStrategy,
+    StartRun, Strategy, WorkflowList, WorkflowView,
 };
 use baton_protocol::run::RunView;
-use baton_protocol::{Code, Rejection, RunId, Service, subject};
+use baton_protocol::{Code, Pool, Rejection, ResourceName, RunId, Service, Take, subject};
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -299,6 +300,86 @@ impl Client {
         self.request(Service::Optimizer, "agent.find", request, headers).await
     }
 
+    /// Makes a pool, or changes one.
+    pub async fn set_pool(&self, name: ResourceName, pool: Pool) -> Result<Done, ClientError> {
+        self.resources("pool.set", &SetPool { name, pool }).await
+    }
+
+    /// Removes a pool that nobody uses.
+    pub async fn remove_pool(&self, name: ResourceName) -> Result<Done, ClientError> {
+        self.resources("pool.remove", &RemovePool { name }).await
+    }
+
+    /// Lists pools: as many as one answer holds.
+    pub async fn list_pools(&self, request: &ListPools) -> Result<PoolList, ClientError> {
+        self.resources("pool.list", request).await
+    }
+
+    /// Lists what is held of pools: as much as one answer holds.
+    pub async fn list_leases(&self, request: &ListLeases) -> Result<LeaseList, ClientError> {
+        self.resources("lease.list", request).await
+    }
+
+    /// Takes from pools; waits as long as the request says. A request without an id gets one here. Nothing renews what was acquired so: see the SDK's guard.
+    pub async fn acquire(&self, request: &Acquire) -> Result<Granted, ClientError> {
+        let headers = Headers::of(MessageType::ResourceRequest);
+        let (granted, _) =
+            self.acquire_on(subject::request(Service::ResourceManager, "lease.acquire"), request, headers).await?;
+        Ok(granted)
+    }
+
+    /// Takes from pools, asking on a subject, again and again while the answer is that the request waits. Gives also when the
+    /// question was sent that was answered: what is held is held for as long as the answer says from some time after that.
+    pub async fn acquire_on(
+        &self,
+        subject: String,
+        request: &Acquire,
+        headers: Headers,
+    ) -> Result<(Granted, Instant), ClientError> {
+        let begun = Instant::now();
+        let end = begun + Duration::from_millis(request.wait_ms);
+        let patience = begun + self.deadline.max(Duration::from_millis(request.wait_ms));
+        let (mut request, mut wait) = (request.clone(), BACKOFF.0);
+        if request.id.is_empty() {
+            // So that asking again takes nothing twice.
+            request.id = Uuid::now_v7().to_string();
+        }
+        loop {
+            let asked = Instant::now();
+            let left = end.saturating_duration_since(asked);
+            request.wait_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+            let answer =
+                self.request_once(Service::ResourceManager, &subject, &request, headers.clone(), ATTEMPT).await;
+            let error = match answer {
+                Ok(AcquireAnswer { granted: Some(granted), .. }) => return Ok((granted, asked)),
+                Ok(AcquireAnswer { granted: None, .. }) => continue,
+                Err(error) => error,
+            };
+            let exhausted = error.code() == Some(Code::PoolExhausted);
+            if exhausted || !error.is_transient() || Instant::now() + wait >= patience {
+                return Err(error);
+            }
+            sleep(spread(wait)).await;
+            wait = (wait * 2).min(BACKOFF.1);
+        }
+    }
+
+    /// Keeps what was acquired for longer.
+    pub async fn renew_lease(&self, request: &Renew) -> Result<Granted, ClientError> {
+        self.resources("lease.renew", request).await
+    }
+
+    /// Gives back what was acquired.
+    pub async fn release_lease(&self, request: &Release) -> Result<Done, ClientError> {
+        self.resources("lease.release", request).await
+    }
+
+    /// Who has a lock alone, if somebody has: of an election, who leads, and since when; its lease is the term.
+    pub async fn holder_of(&self, lock: &ResourceName) -> Result<Option<HeldView>, ClientError> {
+        let list = self.list_leases(&ListLeases { pool: Some(lock.clone()), after: None }).await?;
+        Ok(list.leases.into_iter().find(|held| held.takes.get(lock) == Some(&Take::Exclusive)))
+    }
+
     /// Changes how tasks are placed, from now on.
     pub async fn set_strategy(&self, strategy: Strategy) -> Result<Done, ClientError> {
         let headers = Headers::of(MessageType::CoordinationRequest);
@@ -336,6 +417,14 @@ impl Client {
     pub async fn import_learning(&self, request: &ImportLearning) -> Result<Done, ClientError> {
         self.request(Service::Optimizer, "learning.import", request, Headers::of(MessageType::CoordinationRequest))
             .await
+    }
+
+    async fn resources<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        endpoint: &str,
+        request: &Q,
+    ) -> Result<A, ClientError> {
+        self.request(Service::ResourceManager, endpoint, request, Headers::of(MessageType::ResourceRequest)).await
     }
 
     async fn manager<Q: Serialize, A: DeserializeOwned>(&self, endpoint: &str, request: &Q) -> Result<A, ClientError> {

@@ -72,11 +72,33 @@ pub enum Bug {
     BreakerStaysOpen,
     /// A probe that failed does not open the breaker again.
     FailedProbeForgotten,
+    /// What is taken of a pool is granted whether it is there or not.
+    PoolsNotCounted,
+    /// A lock is had alone while others share it.
+    LockNotExclusive,
+    /// A refilled pool fills up twice as fast as it should.
+    RefilledTooFast,
+    /// What is taken of a consumed pool is not taken of the one that it is a part of.
+    ParentNotCharged,
+    /// What was reserved of a consumed pool and not used stays reserved.
+    NotGivenBack,
+    /// What was acquired is held on when its time is up.
+    NeverExpires,
+    /// An acquisition that is over is acquired anew when its request comes once more.
+    AcquiredTwice,
+    /// What an agent acquired is held on when it is gone.
+    AcquisitionOutlivesAgent,
+    /// What was acquired under a task's lease is held on when that ends.
+    AcquisitionOutlivesTask,
+    /// A pool is made smaller than what is in use.
+    PoolShrinksBelowUse,
+    /// A shape that was refused for want of a pool is never asked for again.
+    ShutForEver,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 44] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -110,6 +132,17 @@ impl Bug {
         Self::ProbesNotCounted,
         Self::BreakerStaysOpen,
         Self::FailedProbeForgotten,
+        Self::PoolsNotCounted,
+        Self::LockNotExclusive,
+        Self::RefilledTooFast,
+        Self::ParentNotCharged,
+        Self::NotGivenBack,
+        Self::NeverExpires,
+        Self::AcquiredTwice,
+        Self::AcquisitionOutlivesAgent,
+        Self::AcquisitionOutlivesTask,
+        Self::PoolShrinksBelowUse,
+        Self::ShutForEver,
     ];
 }
 

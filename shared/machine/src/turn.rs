@@ -4,7 +4,7 @@ use baton_protocol::record::{Record, Stamp, Topic};
 use baton_protocol::trace::{TraceContext, sampled};
 use baton_protocol::{Json, LeaseId, Millis, Number, RunId, Service, subject};
 
-use crate::{Effect, Machine, Measure, Publication, Value};
+use crate::{Effect, Machine, Measure, Publication, Reply, Token, Value};
 
 /// A machine at work on one input: it sees its state, and emits.
 #[derive(Debug)]
@@ -83,7 +83,7 @@ impl<M: Machine> Turn<'_, M> {
         let topic = record.topic();
         let run = match topic {
             Topic::Run(run) => Some(*run),
-            Topic::Agent(_) | Topic::Workflow(_) | Topic::Service(_) => None,
+            Topic::Agent(_) | Topic::Workflow(_) | Topic::Pool(_) | Topic::Service(_) => None,
         };
         self.emitted.push(Emitted { json, kind: record.kind(), subject: subject::event(topic, record.kind()), run });
         self.machine.apply(Stamp { number, at: self.now, seen: self.seen }, &record);
@@ -116,6 +116,18 @@ impl<M: Machine> Turn<'_, M> {
             self.answered = true;
             self.effect(Effect::AnswerDocument { token, bucket, key, or });
         }
+    }
+
+    /// Leaves the request of this turn without an answer for now. Whoever keeps the token, among what it knows only while it
+    /// leads, answers it in a later turn ([`Turn::answer`]); should the term end before, the asker has no answer and asks again.
+    pub fn answer_later(&mut self) -> Option<Token> {
+        self.answered |= self.token.is_some();
+        self.token
+    }
+
+    /// Answers a request of an earlier turn, once this one is committed.
+    pub fn answer(&mut self, token: Token, reply: Reply) {
+        self.effect(Effect::Answer { token, reply });
     }
 
     /// Adds to a counter.

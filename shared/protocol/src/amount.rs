@@ -160,6 +160,36 @@ decimal!(
     Money, "money amount"
 );
 
+/// How many decimal places an amount of a pool has at the most.
+pub const PLACES: u32 = 9;
+
+impl Amount {
+    /// In units of the ninth decimal place; what is finer is rounded up.
+    #[must_use]
+    pub fn nanos(self) -> u128 {
+        let value = self.0.normalize();
+        let mantissa = value.mantissa().unsigned_abs();
+        match value.scale() {
+            // A mantissa has 96 bits, so that nine more digits fit.
+            scale @ 0..=PLACES => mantissa * 10u128.pow(PLACES - scale),
+            scale => mantissa.div_ceil(10u128.pow(scale - PLACES)),
+        }
+    }
+
+    /// So many units of the ninth decimal place; the largest amount there is, if they are more.
+    #[must_use]
+    pub fn from_nanos(nanos: u128) -> Self {
+        let nanos = i128::try_from(nanos).unwrap_or(i128::MAX);
+        Self(Decimal::try_from_i128_with_scale(nanos, PLACES).unwrap_or(Decimal::MAX).normalize())
+    }
+
+    /// Rounded up to nine decimal places.
+    #[must_use]
+    pub fn rounded_up(self) -> Self {
+        if self.0.scale() <= PLACES { self } else { Self::from_nanos(self.nanos()) }
+    }
+}
+
 impl Serialize for Amount {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match u64::try_from(self.0) {
@@ -197,6 +227,19 @@ mod tests {
         let tenth: Money = "0.1".parse().unwrap();
         assert_eq!((tenth + tenth + tenth).to_string(), "0.3");
         assert_eq!(serde_json::to_string(&(tenth, Amount::from(3))).unwrap(), "[\"0.1\",3]");
+    }
+
+    #[test]
+    fn r3_nine_decimal_places_are_exact_and_the_rest_is_rounded_up() {
+        for (text, nanos) in [("0", 0), ("1", 1_000_000_000), ("0.000000001", 1), ("12.5", 12_500_000_000)] {
+            let amount: Amount = text.parse().unwrap();
+            assert_eq!((amount.nanos(), Amount::from_nanos(nanos), amount.rounded_up()), (nanos, amount, amount));
+        }
+        let fine: Amount = "0.00000000101".parse().unwrap();
+        assert_eq!(fine.rounded_up().to_string(), "0.000000002");
+        let largest: Amount = Decimal::MAX.to_string().parse().unwrap();
+        assert_eq!(Amount::from_nanos(u128::MAX), largest);
+        assert_eq!(largest.nanos() / 1_000_000_000, largest.0.mantissa().unsigned_abs());
     }
 
     #[test]

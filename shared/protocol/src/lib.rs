@@ -16,6 +16,9 @@
 //! | **session** | one life of an agent's process: a restarted agent has a new one |
 //! | **capability** | what an agent can do, with metadata |
 //! | **lease** | the right of one agent to do one task, and what it holds for it; its id is a record number |
+//! | **pool** | something that everybody draws from who asks: held, refilled or consumed |
+//! | **acquisition** | a lease on pools without a task; its id, a record number, is its fencing token |
+//! | **lock** | a held pool without a size: shared by any number, or had by one alone |
 //! | **placement** | the choice of an agent for a task |
 //! | **log** | the JetStream stream that holds every fact of coordination |
 //! | **record** | one fact, in the past tense, appended by the one service that owns it |
@@ -50,6 +53,7 @@ pub mod id;
 pub mod json;
 pub mod message;
 pub mod name;
+pub mod pool;
 pub mod post;
 pub mod record;
 pub mod rejection;
@@ -67,6 +71,7 @@ pub use definition::{Definition, RetryPolicy, StageDefinition};
 pub use id::{LeaseId, Millis, Number, Position, RunId, Service, TaskId};
 pub use json::Json;
 pub use name::{AgentId, Capability, NameError, ResourceName, StageName, WorkflowName};
+pub use pool::{Holder, Pool, PoolKind, Refill, Take, Takes};
 pub use record::{Commit, OptimizerRecord, ResourceRecord, WorkflowRecord};
 pub use rejection::{Code, Rejection};
 pub use requirement::{Metadata, Requirements};

@@ -1,6 +1,6 @@
 //! Names that people give: agents, stages, workflows, capabilities, resources.
 //!
-//! A name is validated once, where it comes in, and is a NATS token from then on: what starts with a lower-case letter
+//! A resource's name may have several parts, with `:`, `/` or `.` between them; any other name has one. A name is validated once, where it comes in, and is a NATS token from then on: what starts with a lower-case letter
 //! or a digit, goes on with those, `_` or `-`, and has at most 63 characters. (A subject with an empty token vanishes
 //! without an error, one with a dot addresses somebody else: hence the rule.)
 
@@ -16,9 +16,15 @@ use serde::ser::{Serialize, Serializer};
 /// The rule, as a regular expression, for schemas and error messages.
 pub const RULE: &str = "^[a-z0-9][a-z0-9_-]{0,62}$";
 
+/// The rule of a resource's name. It is no token of a subject, and names what others have named: `model:gpt-4.1/tokens_per_minute`.
+pub const RESOURCE_RULE: &str = "^[a-z0-9][a-z0-9_-]*([:/.][a-z0-9][a-z0-9_-]*)*$";
+
+/// The longest name of a resource, in bytes.
+const MAX_RESOURCE_BYTES: usize = 127;
+
 /// A name that breaks the rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what} {name:?} is not a valid name: {why}; a name matches {RULE}")]
+#[error("{what} {name:?} is not a valid name: {why}; a name matches {rule}")]
 pub struct NameError {
     /// What was being named: `agent id`, `stage name` …
     pub what: &'static str,
@@ -26,6 +32,8 @@ pub struct NameError {
     pub name: String,
     /// Which part of the rule it breaks.
     pub why: &'static str,
+    /// The rule.
+    pub rule: &'static str,
 }
 
 fn check(what: &'static str, name: &str) -> Result<(), NameError> {
@@ -43,11 +51,31 @@ fn check(what: &'static str, name: &str) -> Result<(), NameError> {
             "only lower-case letters, digits, '_' and '-' are allowed"
         }
     };
-    Err(NameError { what, name: name.chars().take(80).collect(), why })
+    Err(NameError { what, name: name.chars().take(80).collect(), why, rule: RULE })
+}
+
+fn check_resource(what: &'static str, name: &str) -> Result<(), NameError> {
+    let token = |part: &str| {
+        let letter = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        part.bytes().next().is_some_and(letter) && part.bytes().all(|b| letter(b) || b == b'_' || b == b'-')
+    };
+    let why = match name {
+        "" => "it is empty",
+        _ if name.len() > MAX_RESOURCE_BYTES => "it is longer than 127 characters",
+        _ if name.split([':', '/', '.']).all(token) => return Ok(()),
+        _ => {
+            "its parts, with ':', '/' or '.' between them, start with a lower-case letter or a digit, and go on with those, \
+             '_' and '-'"
+        }
+    };
+    Err(NameError { what, name: name.chars().take(80).collect(), why, rule: RESOURCE_RULE })
 }
 
 macro_rules! name {
     ($(#[$doc:meta])* $type:ident, $what:literal) => {
+        name!($(#[$doc])* $type, $what, check, RULE);
+    };
+    ($(#[$doc:meta])* $type:ident, $what:literal, $check:ident, $rule:ident) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $type(Arc<str>);
@@ -55,7 +83,7 @@ macro_rules! name {
         impl $type {
             #[doc = concat!("Checks and takes a ", $what, ".")]
             pub fn new(name: &str) -> Result<Self, NameError> {
-                check($what, name)?;
+                $check($what, name)?;
                 Ok(Self(name.into()))
             }
 
@@ -114,7 +142,7 @@ macro_rules! name {
                 stringify!($type).into()
             }
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({ "type": "string", "pattern": RULE, "description": $what })
+                json_schema!({ "type": "string", "pattern": $rule, "description": $what })
             }
         }
     };
@@ -137,8 +165,8 @@ name!(
     Capability, "capability"
 );
 name!(
-    /// A resource's name: `cpu`, `memory`, `slots` …
-    ResourceName, "resource name"
+    /// A resource's name: `cpu`, `memory`, `model:gpt-x/tokens_per_minute` …
+    ResourceName, "resource name", check_resource, RESOURCE_RULE
 );
 
 #[cfg(test)]
@@ -169,6 +197,17 @@ mod tests {
             let error = StageName::new(name).unwrap_err().to_string();
             assert!(error.contains(why), "{name:?}: {error}");
             assert!(error.contains(&format!("{name:?}")) && error.contains(RULE), "{error}");
+        }
+    }
+
+    #[test]
+    fn r3_the_name_of_a_resource_may_have_several_parts() {
+        for name in ["cpu", "memory_mb", "model:gpt-4.1/tokens_per_minute", "report.md", "0", &"x/".repeat(63)[..125]] {
+            assert_eq!(ResourceName::new(name).unwrap().as_str(), name);
+        }
+        for name in ["", "/a", "a/", "a//b", "a..b", "A", "a b", "a*", "a.>", "a/-b", &"x".repeat(128)] {
+            let error = ResourceName::new(name).unwrap_err().to_string();
+            assert!(error.contains(RESOURCE_RULE), "{error}");
         }
     }
 

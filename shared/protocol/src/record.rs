@@ -18,7 +18,8 @@ use crate::breaker::{BreakerClosed, BreakerHalfOpened, BreakerOpened};
 use crate::definition::Definition;
 use crate::id::{LeaseId, Millis, Number, Position, RunId, Service, TaskId};
 use crate::json::Json;
-use crate::name::{AgentId, Capability, StageName, WorkflowName};
+use crate::name::{AgentId, Capability, ResourceName, StageName, WorkflowName};
+use crate::pool::{Holder, Pool, Takes};
 use crate::request::{Lesson, Strategy, Usage};
 use crate::requirement::Requirements;
 use crate::trace::TraceContext;
@@ -299,6 +300,17 @@ pub enum ResourceRecord {
     BreakerHalfOpened(BreakerHalfOpened),
     /// An agent works again.
     BreakerClosed(BreakerClosed),
+    /// There is a pool, or it has changed.
+    PoolSet(PoolSet),
+    /// There is a pool no more.
+    PoolRemoved(PoolRemoved),
+    /// Somebody holds something of pools. The record's number is the lease's id, and its fencing token.
+    Acquired(Acquired),
+    /// It is held for longer.
+    Renewed(Renewed),
+    /// It is held no more, though its holder lives on. What an agent holds ends without this record when the agent leaves or
+    /// has another session, and what it holds under a task's lease when that ends.
+    Released(Released),
 }
 
 /// See [`ResourceRecord::AgentRegistered`].
@@ -352,9 +364,77 @@ pub struct Assigned {
     pub task: TaskId,
     /// Who holds it.
     pub agent: AgentId,
-    /// What it holds for it, beside one slot.
+    /// What of the agent's own is held for it, beside one slot.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub resources: Resources,
+    /// What is held for it of pools.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pools: Resources,
+}
+
+/// See [`ResourceRecord::PoolSet`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PoolSet {
+    /// The pool's name.
+    pub name: ResourceName,
+    /// What it is from now on.
+    pub pool: Pool,
+}
+
+/// See [`ResourceRecord::PoolRemoved`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PoolRemoved {
+    /// The pool's name.
+    pub name: ResourceName,
+}
+
+/// See [`ResourceRecord::Acquired`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Acquired {
+    /// What the holder calls it. Asked for again by this id, it is the same.
+    pub id: String,
+    /// Who holds it.
+    pub holder: Holder,
+    /// What is held.
+    pub takes: Takes,
+    /// How long, in milliseconds, unless it is renewed.
+    pub ttl_ms: Millis,
+    /// The lease of the task that it is for: it ends with that one at the latest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub under: Option<LeaseId>,
+}
+
+/// See [`ResourceRecord::Renewed`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Renewed {
+    /// The lease.
+    pub lease: LeaseId,
+    /// How long from now on, in milliseconds.
+    pub ttl_ms: Millis,
+}
+
+/// See [`ResourceRecord::Released`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Released {
+    /// The lease.
+    pub lease: LeaseId,
+    /// The pools that it held something of, for those who wait for them.
+    pub pools: Vec<ResourceName>,
+    /// Why it ended.
+    pub reason: ReleaseReason,
+    /// What was used of consumed pools. Of those that are not named, it is all that was taken; nothing where the time was up.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub used: Resources,
+}
+
+/// Why something is held no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReleaseReason {
+    /// Somebody gave it back.
+    Released,
+    /// Its time was up.
+    Expired,
 }
 
 /// See [`ResourceRecord::LeaseEnded`].
@@ -420,6 +500,8 @@ pub enum Topic<'a> {
     Agent(&'a AgentId),
     /// A workflow.
     Workflow(&'a WorkflowName),
+    /// A pool.
+    Pool(&'a ResourceName),
     /// A service.
     Service(Service),
 }
@@ -467,6 +549,11 @@ impl Record for ResourceRecord {
             Self::BreakerOpened(_) => "breaker_opened",
             Self::BreakerHalfOpened(_) => "breaker_half_opened",
             Self::BreakerClosed(_) => "breaker_closed",
+            Self::PoolSet(_) => "pool_set",
+            Self::PoolRemoved(_) => "pool_removed",
+            Self::Acquired(_) => "acquired",
+            Self::Renewed(_) => "renewed",
+            Self::Released(_) => "released",
         }
     }
 
@@ -479,6 +566,11 @@ impl Record for ResourceRecord {
             Self::BreakerOpened(r) => Topic::Agent(&r.agent),
             Self::BreakerHalfOpened(r) => Topic::Agent(&r.agent),
             Self::BreakerClosed(r) => Topic::Agent(&r.agent),
+            Self::PoolSet(r) => Topic::Pool(&r.name),
+            Self::PoolRemoved(r) => Topic::Pool(&r.name),
+            Self::Acquired(r) => r.takes.keys().next().map_or(Topic::Service(Self::SERVICE), Topic::Pool),
+            Self::Renewed(_) => Topic::Service(Self::SERVICE),
+            Self::Released(r) => r.pools.first().map_or(Topic::Service(Self::SERVICE), Topic::Pool),
         }
     }
 

@@ -47,6 +47,12 @@ pub enum Code {
     NoCapacity,
     /// The task is not waiting for an agent: a placement's refusal.
     NotReady,
+    /// No such pool: nothing of that name can be acquired.
+    UnknownResource,
+    /// A pool has not as much as was asked for, or others have waited for it longer.
+    PoolExhausted,
+    /// A pool can not be changed so, or removed, while as much of it is in use.
+    PoolInUse,
     /// Too much is under way: as many runs are live as are allowed, or too many requests wait. Nothing was stored; ask
     /// again after `retry_after_ms`.
     Overloaded,
@@ -61,7 +67,7 @@ pub enum Code {
 
 impl Code {
     /// Every code, for the documentation.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::InvalidRequest,
         Self::InvalidWorkflow,
         Self::UnknownWorkflow,
@@ -74,6 +80,9 @@ impl Code {
         Self::TooLarge,
         Self::NoCapacity,
         Self::NotReady,
+        Self::UnknownResource,
+        Self::PoolExhausted,
+        Self::PoolInUse,
         Self::Overloaded,
         Self::Unavailable,
         Self::Internal,
@@ -95,6 +104,9 @@ impl Code {
             Self::TooLarge => "too_large",
             Self::NoCapacity => "no_capacity",
             Self::NotReady => "not_ready",
+            Self::UnknownResource => "unknown_resource",
+            Self::PoolExhausted => "pool_exhausted",
+            Self::PoolInUse => "pool_in_use",
             Self::Overloaded => "overloaded",
             Self::Unavailable => "unavailable",
             Self::Internal => "internal",
@@ -118,6 +130,9 @@ impl Code {
             Self::TooLarge => "Something is too large",
             Self::NoCapacity => "No capacity now",
             Self::NotReady => "The task is not waiting for an agent",
+            Self::UnknownResource => "No such pool",
+            Self::PoolExhausted => "The pool has not as much now",
+            Self::PoolInUse => "The pool is in use",
             Self::Overloaded => "Too much is under way",
             Self::Unavailable => "The service can not answer now",
             Self::Internal => "A defect in Baton",
@@ -131,12 +146,17 @@ impl Code {
         match self {
             Self::InvalidRequest => 400,
             Self::InvalidWorkflow => 422,
-            Self::UnknownWorkflow | Self::UnknownRun | Self::UnknownAgent => 404,
-            Self::AgentReplaced | Self::StaleLease | Self::KeyConflict | Self::RunEnded | Self::NotReady => 409,
+            Self::UnknownWorkflow | Self::UnknownRun | Self::UnknownAgent | Self::UnknownResource => 404,
+            Self::AgentReplaced
+            | Self::StaleLease
+            | Self::KeyConflict
+            | Self::RunEnded
+            | Self::NotReady
+            | Self::PoolInUse => 409,
             Self::TooLarge => 413,
             // Not 429: that is for an asker who asks too often. The limit counts everybody's runs, and whoever meets it
             // has done nothing wrong; "a temporary overload" with `Retry-After` is what 503 is for (RFC 9110, 15.6.4).
-            Self::NoCapacity | Self::Overloaded | Self::Unavailable => 503,
+            Self::NoCapacity | Self::PoolExhausted | Self::Overloaded | Self::Unavailable => 503,
             Self::Internal | Self::Unknown => 500,
         }
     }
@@ -144,7 +164,7 @@ impl Code {
     /// Whether asking again, unchanged, may succeed.
     #[must_use]
     pub fn is_retryable(self) -> bool {
-        matches!(self, Self::NoCapacity | Self::Overloaded | Self::Unavailable)
+        matches!(self, Self::NoCapacity | Self::PoolExhausted | Self::Overloaded | Self::Unavailable)
     }
 }
 

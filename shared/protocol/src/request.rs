@@ -8,6 +8,7 @@
 mod capacity;
 mod learning;
 mod optimizer;
+mod pool;
 mod resource;
 mod workflow;
 
@@ -25,6 +26,7 @@ use crate::subject::{self, AgentVerb};
 pub use capacity::*;
 pub use learning::*;
 pub use optimizer::*;
+pub use pool::*;
 pub use resource::*;
 pub use workflow::*;
 

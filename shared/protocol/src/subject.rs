@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `baton.log.SHARD.SERVICE` | the leading instance of the service | commits ([`crate::record`]), kept in the stream [`log_stream`] |
 //! | `baton.req.SERVICE.ENDPOINT` | anyone | requests ([`crate::request`]), answered |
-//! | `baton.agent.AGENT.VERB` | the agent | `register`, `heartbeat`, `report`, `reports`, `decline`, `leave` (requests) and `progress` (a publication) |
+//! | `baton.agent.AGENT.VERB` | the agent | `register`, `heartbeat`, `report`, `reports`, `decline`, `leave`, `acquire`, `renew`, `release` (requests) and `progress` (a publication) |
 //! | `baton.agent.AGENT.say.TO` | the agent | a message for one other agent, heard if that one listens |
 //! | `baton.agent.AGENT.mail.TO` | the agent | the same, guaranteed: kept in the stream [`MESSAGES_STREAM`] |
 //! | `baton.agent.AGENT.all` | the agent | a message for all agents |
@@ -16,6 +16,7 @@
 //! | `baton.event.run.RUN.KIND` | the service that owns the record | what happened to a run, also `progress` |
 //! | `baton.event.agent.AGENT.KIND` | the resource-manager | what happened to an agent |
 //! | `baton.event.workflow.WORKFLOW.KIND` | the workflow-manager | `workflow_registered` |
+//! | `baton.event.pool.POOL.KIND` | the resource-manager | what happened to a pool; of a lease on several, the first by name. A dot in a pool's name begins another token |
 //! | `baton.event.service.SERVICE.KIND` | that service | the rest |
 //! | `baton.ping.SERVICE.INSTANCE` | instances | is that instance connected? |
 //! | `baton.status.SERVICE` | anyone | request; every instance answers an [`InstanceStatus`](crate::request::InstanceStatus) |
@@ -122,6 +123,12 @@ pub enum AgentVerb {
     Decline,
     /// "I am going": a request to the resource-manager.
     Leave,
+    /// "I want this": a request to the resource-manager.
+    Acquire,
+    /// "I want it for longer": a request to the resource-manager.
+    Renew,
+    /// "I need it no more": a request to the resource-manager.
+    Release,
     /// "I am this far": a publication, to the resource-manager.
     Progress,
 }
@@ -137,6 +144,9 @@ impl AgentVerb {
             Self::Reports => "reports",
             Self::Decline => "decline",
             Self::Leave => "leave",
+            Self::Acquire => "acquire",
+            Self::Renew => "renew",
+            Self::Release => "release",
             Self::Progress => "progress",
         }
     }
@@ -330,6 +340,7 @@ pub fn event(topic: Topic<'_>, kind: &str) -> String {
         Topic::Run(run) => format!("baton.event.run.{run}.{kind}"),
         Topic::Agent(agent) => format!("baton.event.agent.{agent}.{kind}"),
         Topic::Workflow(workflow) => format!("baton.event.workflow.{workflow}.{kind}"),
+        Topic::Pool(pool) => format!("baton.event.pool.{pool}.{kind}"),
         Topic::Service(service) => format!("baton.event.service.{service}.{kind}"),
     }
 }

@@ -1,8 +1,9 @@
 //! Settings: defaults, then `baton.toml`, then the environment (`BATON_…`), each over the one before.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use baton_protocol::Millis;
+use baton_protocol::{Millis, Pool, ResourceName};
 use serde::{Deserialize, Serialize};
 
 /// All settings of a Baton process. Connection settings are not among them: they come as for other NATS tools.
@@ -19,6 +20,8 @@ pub struct Settings {
     pub agents: AgentSettings,
     /// When an agent that fails is given no more tasks.
     pub breakers: BreakerSettings,
+    /// Pools, by name: what everybody draws from who asks. A name with a dot or a slash is written in quotes.
+    pub pools: BTreeMap<ResourceName, Pool>,
     /// Placement.
     pub placement: PlacementSettings,
     /// Guaranteed messages between agents.
@@ -291,6 +294,14 @@ impl Settings {
                 self.messages.max_age_ms, self.messages.max_bytes
             ));
         }
+        for (name, pool) in &self.pools {
+            if let Err(error) = pool.check() {
+                return wrong(format!("pools.{name:?}: {error}"));
+            }
+            if let Some(parent) = pool.parent.as_ref().filter(|parent| !self.pools.contains_key(*parent)) {
+                return wrong(format!("pools.{name:?} is a part of {parent}, which is not among the pools"));
+            }
+        }
         if self.placement.ageing_ms == 0 {
             return wrong("placement.ageing_ms is 0; it must be at least 1".to_owned());
         }
@@ -300,6 +311,8 @@ impl Settings {
 
 #[cfg(test)]
 mod tests {
+    use baton_protocol::PoolKind;
+
     use super::*;
 
     fn load(text: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
@@ -326,6 +339,44 @@ mod tests {
         assert_eq!(settings.workflows.max_live_runs, 10);
         assert_eq!(settings.http.listen, HttpSettings::default().listen);
         assert_eq!(settings.http.allowed_hosts, ["a", "b"]);
+    }
+
+    #[test]
+    fn r3_pools_are_declared_by_name() {
+        let text = r#"
+            [pools.gpu]
+            kind = "held"
+            size = 4
+            [pools."model:gpt-4.1/tokens_per_minute"]
+            kind = "refilled"
+            size = 90000
+            refill = { amount = 90000, every_ms = 60000 }
+            [pools.tokens]
+            kind = "consumed"
+            size = "2.5"
+            parent = "all_tokens"
+            [pools.all_tokens]
+            kind = "consumed"
+            size = 10
+            [pools."report.md"]
+            kind = "held"
+        "#;
+        let pools = load(text, &[]).unwrap().pools;
+        let pool = |name: &str| pools[&ResourceName::new(name).unwrap()].clone();
+        assert_eq!(pool("gpu"), Pool::new(PoolKind::Held, 4));
+        assert_eq!(pool("model:gpt-4.1/tokens_per_minute"), Pool::refilled(90_000, 60_000));
+        assert_eq!(pool("tokens").parent, Some(ResourceName::new("all_tokens").unwrap()));
+        assert_eq!(pool("tokens").size.unwrap().to_string(), "2.5");
+        assert!(pool("report.md").is_lock());
+        for (text, says) in [
+            ("[pools.gpu]\nkind = \"held\"\nsice = 4\n", "sice"),
+            ("[pools.gpu]\nkind = \"consumed\"\n", "needs a size"),
+            ("[pools.\"a//b\"]\nkind = \"held\"\n", "a//b"),
+            ("[pools.a]\nkind = \"consumed\"\nsize = 1\nparent = \"b\"\n", "is a part of b"),
+        ] {
+            let error = load(text, &[]).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod answers;
 mod breakers;
 mod ledger;
+mod pools;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -74,6 +75,7 @@ pub(crate) struct Facts {
     /// Sessions that were said to be over.
     left: BTreeSet<(AgentId, String)>,
     pub(crate) leases: BTreeMap<LeaseId, Lease>,
+    pub(crate) pools: pools::Pools,
     strategies: u64,
     /// Lessons that were imported.
     imported: Vec<Lesson>,
@@ -207,6 +209,11 @@ impl Facts {
         self.leases.values().filter(move |lease| lease.is_alive() && lease.agent == *agent)
     }
 
+    /// What of a task's needs is of pools, and what of an agent's own.
+    fn split(&self, needs: &Resources) -> (Resources, Resources) {
+        needs.clone().into_iter().partition(|(name, amount)| !amount.is_zero() && self.pools.has(name))
+    }
+
     /// Whether an agent has room for that beside what it holds.
     fn has_room(&self, agent: &Agent, more: Option<&Resources>) -> bool {
         let (mut slots, mut sum) = (0, Resources::new());
@@ -230,13 +237,18 @@ impl Facts {
                 else {
                     continue;
                 };
+                let (of_pools, own) = self.split(&task.resources);
+                if !self.pools.has_room(&of_pools) {
+                    continue;
+                }
                 for agent in self.agents.values().filter(|agent| agent.gone.is_none()) {
-                    let since = task.ready_on.max(agent.changed_on).max(calm);
+                    let pools = if of_pools.is_empty() { 0 } else { self.pools.changed_on };
+                    let since = task.ready_on.max(agent.changed_on).max(pools).max(calm);
                     if now.saturating_sub(since) > PATIENCE
                         && can(&agent.record, &task.agent_type)
                         && meets(&agent.record, &task.agent_type, &task.requires)
                         && self.is_let_through(&agent.record.agent, &task.agent_type)
-                        && self.has_room(agent, Some(&task.resources))
+                        && self.has_room(agent, Some(&own))
                     {
                         let text = format!(
                             "stage {} of run {id} has waited for {} ms while {} has room for it",

@@ -168,13 +168,31 @@ counted! {
         Cancelled = "a run is cancelled",
         /// A run took too long.
         RunTooLong = "a run takes too long",
+        /// Something was acquired.
+        Acquired = "something is acquired",
+        /// An acquisition was told that it waits.
+        AcquisitionWaits = "an acquisition waits",
+        /// An acquisition was refused for want of something.
+        Exhausted = "an acquisition is refused for want of something",
+        /// Something was acquired under a task's lease.
+        AcquiredForTask = "something is acquired for a task",
+        /// A pool was had alone.
+        LockedAlone = "a lock is had alone",
+        /// An acquisition's time was up.
+        AcquisitionExpired = "an acquisition's time is up",
+        /// A task was leased with something of a pool.
+        AssignedFromPool = "a task takes from a pool",
+        /// A placement was refused for want of something of a pool.
+        PoolLacking = "a placement is refused for want of a pool",
+        /// A pool could not be changed because it was in use.
+        PoolInUse = "a pool can not be changed",
         /// A document was looked for, of a run that is not in memory.
         DocumentRead = "a document is looked for",
     }
 }
 
 /// The kinds of records, in the order of their counters.
-pub(crate) const RECORDS: [&str; 14] = [
+pub(crate) const RECORDS: [&str; 19] = [
     "workflow_registered",
     "run_started",
     "stage_ready",
@@ -187,6 +205,11 @@ pub(crate) const RECORDS: [&str; 14] = [
     "breaker_opened",
     "breaker_half_opened",
     "breaker_closed",
+    "pool_set",
+    "pool_removed",
+    "acquired",
+    "renewed",
+    "released",
     "strategy_changed",
     "learning_imported",
 ];

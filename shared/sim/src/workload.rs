@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 
 use baton_protocol::definition::{Definition, Estimate, RetryPolicy, StageDefinition};
-use baton_protocol::request::{RegisterAgent, Strategy};
+use baton_protocol::request::{Acquire, RegisterAgent, Strategy};
 use baton_protocol::{
-    AgentId, Amount, Capability, Metadata, Millis, Requirements, ResourceName, Resources, StageName, WorkflowName,
+    AgentId, Amount, Capability, Metadata, Millis, Pool, PoolKind, Refill, Requirements, ResourceName, Resources,
+    StageName, Take, Takes, WorkflowName,
 };
 use serde_json::json;
 
 use crate::draws::Draws;
 
 /// What a client wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Wish {
     /// To register a definition.
     Register(usize),
@@ -40,6 +41,14 @@ pub(crate) enum Wish {
     Learning,
     /// To import what was learned of an agent elsewhere.
     Import(u32),
+    /// To see all pools.
+    Pools,
+    /// To make a pool, or to change its size.
+    SetPool(usize, Option<u32>),
+    /// To remove a pool.
+    RemovePool(usize),
+    /// To acquire something.
+    Acquire(usize),
     /// To lease some task to some agent, whether that is right or not.
     Assign(u32, u32),
 }
@@ -58,8 +67,32 @@ pub(crate) struct Workload {
     pub(crate) agents: Vec<(AgentId, RegisterAgent)>,
     /// By agent: from when to when it fails all tasks of what it mainly does, in virtual microseconds.
     pub(crate) sick: Vec<Option<(u64, u64)>>,
+    pub(crate) pools: Vec<NamedPool>,
+    /// What clients want to acquire.
+    pub(crate) wanted: Vec<Wanted>,
     /// When, in virtual microseconds, and what.
     pub(crate) wishes: Vec<(u64, Wish)>,
+}
+
+/// A pool that there may be.
+#[derive(Debug)]
+pub(crate) struct NamedPool {
+    pub(crate) name: ResourceName,
+    pub(crate) pool: Pool,
+    /// Whether the settings declare it.
+    pub(crate) declared: bool,
+}
+
+/// Something that is acquired, and how its holder behaves.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    pub(crate) request: Acquire,
+    pub(crate) hold_ms: Millis,
+    pub(crate) renews: bool,
+    /// It is never given back.
+    pub(crate) forgets: bool,
+    /// What is used of budgets, if it is not all.
+    pub(crate) used: Option<u32>,
 }
 
 const CAPABILITIES: [&str; 3] = ["a", "b", "c"];
@@ -84,7 +117,8 @@ impl Workload {
         let kinds = kinds as usize;
         let agents: Vec<_> = (0..least + draws.below(3)).map(|n| agent(draws, n, kinds)).collect();
         let sick = agents.iter().map(|_| draws.chance(150).then(|| sick(draws, length))).collect();
-        let definitions: Vec<_> = (0..1 + draws.below(3)).map(|n| definition(draws, n, kinds)).collect();
+        let pools = if draws.chance(600) { pools(draws) } else { Vec::new() };
+        let definitions: Vec<_> = (0..1 + draws.below(3)).map(|n| definition(draws, n, kinds, &pools)).collect();
         let mut wishes: Vec<_> = (0..definitions.len()).map(|n| (1000 * n as u64, Wish::Register(n))).collect();
         for _ in 0..1 + draws.below(4) {
             let workflow = draws.below(u32::try_from(definitions.len()).unwrap_or(1)) as usize;
@@ -114,7 +148,76 @@ impl Workload {
             };
             wishes.push((draws.between(0, length), wish));
         }
-        Self { definitions, agents, sick, wishes }
+        let mut all_wanted = Vec::new();
+        if !pools.is_empty() {
+            let made = pools.iter().enumerate().filter(|(_, pool)| !pool.declared).map(|(n, _)| n);
+            wishes.extend(made.map(|n| (500 + 100 * n as u64, Wish::SetPool(n, None))));
+            for _ in 0..draws.below(10) {
+                wishes.push((draws.between(0, length), Wish::Acquire(all_wanted.len())));
+                all_wanted.push(wanted(draws, &pools));
+            }
+            for _ in 0..draws.below(5) {
+                let pool = draws.below(u32::try_from(pools.len()).unwrap_or(1)) as usize;
+                let wish = match draws.below(4) {
+                    0 | 1 => Wish::Pools,
+                    2 => Wish::SetPool(pool, Some(draws.below(6))),
+                    _ => Wish::RemovePool(pool),
+                };
+                wishes.push((draws.between(0, length), wish));
+            }
+        }
+        Self { definitions, agents, sick, pools, wanted: all_wanted, wishes }
+    }
+}
+
+/// One of each kind, and accounts that are a part of one another.
+fn pools(draws: &mut Draws) -> Vec<NamedPool> {
+    let name = |name: &str| ResourceName::new(name).expect("a valid name");
+    let declared = draws.chance(500);
+    let size = |draws: &mut Draws, most: u32| Some(Amount::from(most - draws.below(most)));
+    let held = Pool { size: size(draws, 4), ..Pool::lock() };
+    let every_ms = draws.between(200, 2000);
+    let refill = Some(Refill { amount: Amount::from(1 + draws.below(3)), every_ms });
+    let refilled = Pool { kind: PoolKind::Refilled, size: size(draws, 5), refill, parent: None };
+    let consumed = |size| Pool { kind: PoolKind::Consumed, size, refill: None, parent: None };
+    // Mostly there is enough; what is spent does not come back.
+    let most = if draws.chance(300) { 12 } else { 200 };
+    let whole = consumed(size(draws, most));
+    let part = |draws: &mut Draws| Pool { parent: Some(name("budget")), ..consumed(size(draws, most)) };
+    let all = [
+        ("gpu", held),
+        ("lock:report", Pool::lock()),
+        ("model:x/per_minute", refilled),
+        ("budget", whole),
+        ("budget/a", part(draws)),
+        ("budget/b", part(draws)),
+    ];
+    all.into_iter().map(|(text, pool)| NamedPool { name: name(text), pool, declared }).collect()
+}
+
+/// Something that somebody wants of pools.
+pub(crate) fn wanted(draws: &mut Draws, pools: &[NamedPool]) -> Wanted {
+    let mut take = Takes::new();
+    for _ in 0..1 + draws.below(2) {
+        let pool = draws.pick(pools);
+        let alone = pool.pool.kind == PoolKind::Held && draws.chance(300);
+        let amount = Take::Amount(Amount::from(1 + draws.below(3)));
+        take.insert(pool.name.clone(), if alone { Take::Exclusive } else { amount });
+    }
+    let wait_ms = if draws.chance(600) { draws.between(1, 4000) } else { 0 };
+    let request = Acquire {
+        wait_ms,
+        ttl_ms: draws.between(300, 3000),
+        priority: i32::try_from(draws.below(3)).unwrap_or(0),
+        client: Some("sim".to_owned()),
+        ..Acquire::new("a", take)
+    };
+    Wanted {
+        request,
+        hold_ms: draws.between(1, 1500),
+        renews: draws.chance(300),
+        forgets: draws.chance(250),
+        used: draws.chance(400).then(|| draws.below(6)),
     }
 }
 
@@ -170,7 +273,7 @@ fn agent(draws: &mut Draws, number: u32, kinds: usize) -> (AgentId, RegisterAgen
     (id, registration)
 }
 
-fn definition(draws: &mut Draws, number: u32, kinds: usize) -> Definition {
+fn definition(draws: &mut Draws, number: u32, kinds: usize, pools: &[NamedPool]) -> Definition {
     let count = 1 + draws.below(5) as usize;
     let name = |n: usize| StageName::new(&format!("s{n}")).expect("a valid name");
     let stages = (0..count).map(|n| {
@@ -193,7 +296,7 @@ fn definition(draws: &mut Draws, number: u32, kinds: usize) -> Definition {
             parallel: !draws.chance(120),
             optional: draws.chance(200),
             params: BTreeMap::new(),
-            resources: if draws.chance(250) { cpu(1 + draws.below(3)) } else { Resources::new() },
+            resources: needs(draws, pools),
             estimate: draws.chance(200).then(|| Estimate {
                 duration_ms: draws.chance(500).then(|| draws.between(1, 5000)),
                 size: draws.chance(500).then(|| draws.between(0, 1_000_000)),
@@ -218,6 +321,16 @@ fn definition(draws: &mut Draws, number: u32, kinds: usize) -> Definition {
         timeout_ms: millis(draws, 60_000, 5_000),
         stages,
     }
+}
+
+/// What a stage needs, of an agent's own and of pools.
+fn needs(draws: &mut Draws, pools: &[NamedPool]) -> Resources {
+    let mut resources = if draws.chance(250) { cpu(1 + draws.below(3)) } else { Resources::new() };
+    if !pools.is_empty() && draws.chance(300) {
+        let pool = draws.pick(pools);
+        resources.insert(pool.name.clone(), Amount::from(1 + draws.below(2)));
+    }
+    resources
 }
 
 /// The dull length of time, or a shorter one.

@@ -5,10 +5,12 @@
 //! | `world.rs` | the queue of events, messages on core NATS, faults, the calm |
 //! | `world/nodes.rs` | instances of the services, as the shell's sessions turn them |
 //! | `world/agents.rs` | agents, as the SDK's keeper keeps their word |
+//! | `world/leases.rs` | who acquires something of pools |
 //! | `world/clients.rs` | clients, and what they were told |
 
 mod agents;
 mod clients;
+mod leases;
 mod nodes;
 
 use std::cmp::Ordering;
@@ -31,6 +33,7 @@ use crate::request::AnyRequest;
 use crate::workload::Workload;
 use agents::Process;
 use clients::Clients;
+use leases::{Deed, Leaser};
 use nodes::Node;
 
 /// Virtual microseconds.
@@ -88,6 +91,8 @@ enum Event {
     ToProcess(usize, Rc<Told>),
     /// An agent's process does something.
     Process(usize, Doing),
+    /// Somebody does something about an acquisition.
+    Lease(usize, Deed),
     /// A client wants something.
     Wish(usize),
     /// A fault may come.
@@ -182,6 +187,8 @@ pub(crate) enum Asker {
     Process(usize, Purpose),
     /// A client.
     Client(clients::Wanted),
+    /// Somebody who acquires something.
+    Leaser(usize, Deed),
 }
 
 /// What an agent asks for.
@@ -256,6 +263,7 @@ pub(crate) struct World {
     shadows: Vec<Box<dyn Engine>>,
     processes: Vec<Process>,
     clients: Clients,
+    leasers: Vec<Leaser>,
     pending: BTreeMap<u64, Pending>,
     next_id: u64,
     facts: Facts,
@@ -278,6 +286,7 @@ impl World {
         };
         // In some histories there is room for few runs, and the others are refused until one of them ends.
         let max_live_runs = *draws.pick(&[100, 100, 100, 2]);
+        let workload = Workload::draw(&mut draws, calm_at * 9 / 10);
         let configs = Configs {
             workflow: baton_workflow_manager::Config { max_live_runs },
             resource: baton_resource_manager::Config {
@@ -290,6 +299,12 @@ impl World {
                     max_open_ms: 1500,
                     ..BreakerConfig::default()
                 },
+                pools: workload
+                    .pools
+                    .iter()
+                    .filter(|pool| pool.declared)
+                    .map(|p| (p.name.clone(), p.pool.clone()))
+                    .collect(),
             },
             optimizer: baton_optimizer::Config { ageing_ms: 5000, ask_timeout_ms: 2000, deadlines_first: false },
             commit_bytes: *draws.pick(&[128 * 1024, 3000, 600]),
@@ -297,7 +312,6 @@ impl World {
             prove_by_commit: draws.chance(250),
         };
         let facts = Facts::new(max_live_runs, configs.resource.breakers.clone());
-        let workload = Workload::draw(&mut draws, calm_at * 9 / 10);
         let shadows = SERVICES.map(|service| engine(service, &configs, None).expect("a fresh one")).into();
         let mut world = Self {
             draws,
@@ -319,6 +333,7 @@ impl World {
             shadows,
             processes: Vec::new(),
             clients: Clients::default(),
+            leasers: Vec::new(),
             pending: BTreeMap::new(),
             next_id: 0,
             facts,
@@ -407,6 +422,10 @@ impl World {
             }
             Event::Process(process, doing) => {
                 self.does(process, doing);
+                Ok(())
+            }
+            Event::Lease(leaser, deed) => {
+                self.lease_deed(leaser, deed);
                 Ok(())
             }
             Event::Wish(wish) => {
@@ -529,7 +548,7 @@ impl World {
         let waits = match &pending.asker {
             Asker::Node(node, ..) => self.nodes[*node].paused_until,
             Asker::Process(process, _) => self.processes[*process].stalled_until,
-            Asker::Client(_) => 0,
+            Asker::Client(_) | Asker::Leaser(..) => 0,
         };
         if waits > self.now {
             self.at(waits, Event::Answer(id, attempt, reply));
@@ -539,7 +558,7 @@ impl World {
         if pending.until_answered && final_answer.is_none() {
             let alive = match &pending.asker {
                 Asker::Process(process, _) => self.processes[*process].alive,
-                Asker::Node(..) | Asker::Client(_) => true,
+                Asker::Node(..) | Asker::Client(_) | Asker::Leaser(..) => true,
             };
             if alive {
                 pending.attempt += 1;
@@ -556,6 +575,10 @@ impl World {
             }
             Asker::Client(wanted) => {
                 self.told_client(wanted, reply.as_deref());
+                Ok(())
+            }
+            Asker::Leaser(leaser, deed) => {
+                self.told_leaser(leaser, deed, reply.as_deref());
                 Ok(())
             }
         }
@@ -640,12 +663,19 @@ impl World {
     fn watch(&mut self) -> Result<bool, Violation> {
         self.facts.nobody_idles(self.now)?;
         self.facts.nothing_waits_for_ever(self.now)?;
+        self.facts.acquisitions_end(self.now)?;
         self.agents_know()?;
         let in_peace = |service: &Service| self.nodes.iter().any(|n| n.service == *service && n.leads_in_peace());
         let led = SERVICES.iter().all(in_peace);
         let wanted = self.pending.values().any(|pending| pending.until_answered);
         let settled = self.now >= self.calm_at + CALM;
-        if settled && led && self.facts.live() == 0 && self.facts.alive() == 0 && !wanted && self.keeping == 0 {
+        if settled
+            && led
+            && self.facts.live() == 0
+            && self.facts.alive() + self.facts.pools.alive() == 0
+            && !wanted
+            && self.keeping == 0
+        {
             return Ok(true);
         }
         if self.now > self.calm_at + PATIENCE {

@@ -253,7 +253,9 @@ impl Driver {
             self.messages.placements += 1;
             let lease = LeaseId(self.log.resource + 1 + leases.len() as u64);
             match grant(lease, &task, &agent) {
-                Ok(resources) => leases.push(ResourceRecord::Assigned(Assigned { task, agent, resources })),
+                Ok(resources) => {
+                    leases.push(ResourceRecord::Assigned(Assigned { task, agent, resources, pools: Resources::new() }));
+                }
                 Err((code, why)) => {
                     refused.push(Refusal { task, agent, rejection: Rejection::new(code, why.to_owned()) });
                 }

@@ -364,6 +364,11 @@ impl Checker {
             ResourceRecord::BreakerOpened(_)
             | ResourceRecord::BreakerHalfOpened(_)
             | ResourceRecord::BreakerClosed(_) => {}
+            ResourceRecord::PoolSet(_)
+            | ResourceRecord::PoolRemoved(_)
+            | ResourceRecord::Acquired(_)
+            | ResourceRecord::Renewed(_)
+            | ResourceRecord::Released(_) => {}
             ResourceRecord::AgentLeft(record) => {
                 self.sessions.insert(record.agent.clone(), None);
                 self.leases_are_over(seq, &record.agent);

@@ -13,8 +13,9 @@ use baton_gateway::GatewayError;
 use baton_protocol::definition::Definition;
 use baton_protocol::record::{Cause, FORMAT, RunFinished, RunStarted, StageReady, Turn};
 use baton_protocol::request::{
-    AgentList, AgentsFound, Done, ExplainPlacement, Figures, LearningPage, PlacementExplained, PlacementView, Role,
-    RunAccepted, RunList, StartRun, Strategy, Usage, WorkflowList, WorkflowSummary, WorkflowView,
+    AgentList, AgentsFound, Done, ExplainPlacement, Figures, LearningPage, LeaseList, PlacementExplained,
+    PlacementView, PoolList, Role, RunAccepted, RunList, StartRun, Strategy, Usage, WorkflowList, WorkflowSummary,
+    WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
 use baton_protocol::subject::{self, Shard};
@@ -389,6 +390,8 @@ impl Script {
             "run.cancel" => is(&accepted(serde_json::from_value(body["run"].clone()).unwrap(), RunStatus::Cancelled)),
             "agent.list" => is(&AgentList { agents: vec![] }),
             "agent.find" => is(&AgentsFound { found: 0, agents: vec![] }),
+            "pool.list" => is(&PoolList { pools: vec![], more: false }),
+            "lease.list" => is(&LeaseList { leases: vec![], more: false }),
             "strategy.set" => is(&Done {}),
             "placement.get" => is(&PlacementView {
                 strategy: Strategy::RoundRobin,

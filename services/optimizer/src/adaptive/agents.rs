@@ -305,7 +305,7 @@ impl Agents {
         self.stale[row] = stale;
         for class in classes {
             class.resize(self.inverse.len());
-            let Shape { agent_type, requires, resources } = class.shape.as_ref();
+            let Shape { agent_type, requires, resources, pools: _ } = class.shape.as_ref();
             // One whose circuit breaker is half open can do it as long as it may be tried.
             let has_room = has_slot
                 && agent.is_some_and(|agent| {

@@ -8,12 +8,15 @@ use std::sync::Arc;
 
 use baton_machine::{Effect, Processor, RequestContext, Value, answer};
 use baton_protocol::definition::{Definition, Estimate};
-use baton_protocol::record::{Outcome, ResourceRecord, RunStarted, WorkflowRecord, WorkflowRegistered};
+use baton_protocol::record::{
+    Assigned, Outcome, PoolRemoved, PoolSet, ReleaseReason, Released, ResourceRecord, RunStarted, WorkflowRecord,
+    WorkflowRegistered,
+};
 use baton_protocol::request::{
     Advise, AssignAnswer, AssignTasks, Candidate, CapacityPlan, ExplainPlacement, ImportLearning, Lesson,
     OptimizerRequest, PlacementExplained, PlacementView, PlanCapacity, Refusal, SetStrategy, Strategy, Subject,
 };
-use baton_protocol::{Capability, Code, Json, Millis, Rejection, TaskId};
+use baton_protocol::{Capability, Code, Json, LeaseId, Millis, Pool, PoolKind, Rejection, Resources, TaskId};
 use expect_test::{Expect, expect};
 
 use super::{
@@ -1082,4 +1085,54 @@ fn a_long_queue_and_a_large_fleet() {
         world.log.settle(&mut world.machine, world.now);
     }
     assert!(!world.machine.immediate().iter().any(|effect| matches!(effect, Effect::Ask { .. })));
+}
+
+#[test]
+fn r3_what_was_refused_for_want_of_a_pool_waits_until_the_pool_is_touched() {
+    let pool = |name: &str, size: u32| {
+        let pool = Pool::new(PoolKind::Held, size);
+        ResourceRecord::PoolSet(PoolSet { name: name.parse().unwrap(), pool })
+    };
+    let released = |name: &str| {
+        let pools = vec![name.parse().unwrap()];
+        let reason = ReleaseReason::Released;
+        ResourceRecord::Released(Released { lease: LeaseId(1), pools, reason, used: Resources::new() })
+    };
+    let mut world = World::new();
+    // Nobody has a cpu: it is the pool's.
+    world.resource(vec![registered("ann", "s", "research", 9, 0, 0), pool("cpu", 1), pool("other", 1)]);
+    world.ready(1, "research", 0, 1);
+    world.asked.clear();
+    let of_pool = Assigned { task: task(1, 1), agent: agent("ann"), resources: [].into(), pools: super::resources(1) };
+    world.resource(vec![ResourceRecord::Assigned(of_pool)]);
+    world.ready(2, "research", 0, 1);
+    world.refuse(Code::PoolExhausted);
+    world.transcript.clear();
+    // Others go on; this one is not asked for again, nor is another one that needs the same.
+    world.ready(3, "research", 0, 0);
+    world.grant();
+    world.ready(4, "research", 0, 1);
+    world.resource(vec![released("other")]);
+    world.wait(1000);
+    world.resource(vec![released("cpu")]);
+    world.refuse(Code::PoolExhausted);
+    world.end(1, "ann", Outcome::Failed, 5);
+    world.refuse(Code::PoolExhausted);
+    // Nobody is known to have freed anything: it is asked for again all the same, after a while.
+    world.wait(2500);
+    world.refuse(Code::PoolExhausted);
+    // Without the pool it would be an agent's own, and nobody has any.
+    world.resource(vec![ResourceRecord::PoolRemoved(PoolRemoved { name: "cpu".parse().unwrap() })]);
+    world.resource(vec![registered("bob", "s", "research", 1, 1, 0)]);
+    world.check(&expect![[r#"
+        +0 ask lease.assign seen 7: R3/1 -> ann
+        gauge baton_run_queue 2
+        span Internal place research +0..+0 baton.run.id=R3 baton.stage.name=work baton.agent.id=ann baton.strategy=LOAD_BALANCED
+        gauge baton_run_queue 1
+        gauge baton_run_queue 2
+        +1000 ask lease.assign seen 9: R2/1 -> ann, R4/1 -> ann
+        +1000 ask lease.assign seen 11: R2/1 -> ann, R4/1 -> ann
+        +3000 ask lease.assign seen 11: R2/1 -> ann, R4/1 -> ann
+        +3500 ask lease.assign seen 11: R2/1 -> bob
+    "#]]);
 }

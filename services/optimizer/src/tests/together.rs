@@ -100,6 +100,11 @@ impl Facts {
             ResourceRecord::BreakerOpened(_)
             | ResourceRecord::BreakerHalfOpened(_)
             | ResourceRecord::BreakerClosed(_) => {}
+            ResourceRecord::PoolSet(_)
+            | ResourceRecord::PoolRemoved(_)
+            | ResourceRecord::Acquired(_)
+            | ResourceRecord::Renewed(_)
+            | ResourceRecord::Released(_) => {}
         }
     }
 

@@ -280,7 +280,8 @@ impl World {
     }
 
     pub(crate) fn assign(&mut self, task: &TaskId, agent: &str) -> LeaseId {
-        let record = Assigned { task: task.clone(), agent: id(agent), resources: BTreeMap::new() };
+        let record =
+            Assigned { task: task.clone(), agent: id(agent), resources: BTreeMap::new(), pools: BTreeMap::new() };
         LeaseId(self.resource("lease.assign", vec![ResourceRecord::Assigned(record)]))
     }
 
@@ -354,6 +355,11 @@ impl World {
             ResourceRecord::BreakerOpened(r) => format!("breaker_opened {} for {}", r.agent, r.capability),
             ResourceRecord::BreakerHalfOpened(r) => format!("breaker_half_opened {} for {}", r.agent, r.capability),
             ResourceRecord::BreakerClosed(r) => format!("breaker_closed {} for {}", r.agent, r.capability),
+            ResourceRecord::PoolSet(_)
+            | ResourceRecord::PoolRemoved(_)
+            | ResourceRecord::Acquired(_)
+            | ResourceRecord::Renewed(_)
+            | ResourceRecord::Released(_) => panic!("pools are nothing to this service"),
         }
     }
 

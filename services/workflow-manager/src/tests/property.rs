@@ -211,6 +211,11 @@ impl Model {
             ResourceRecord::BreakerOpened(_)
             | ResourceRecord::BreakerHalfOpened(_)
             | ResourceRecord::BreakerClosed(_) => {}
+            ResourceRecord::PoolSet(_)
+            | ResourceRecord::PoolRemoved(_)
+            | ResourceRecord::Acquired(_)
+            | ResourceRecord::Renewed(_)
+            | ResourceRecord::Released(_) => {}
         }
     }
 

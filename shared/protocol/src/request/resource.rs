@@ -6,7 +6,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Done, Endpoint, Mark, Requests, body, endpoint, schema, speaker, unknown_endpoint};
+use super::{
+    Acquire, AcquireAnswer, Done, Endpoint, Granted, LeaseList, ListLeases, ListPools, Mark, PoolList, Release,
+    RemovePool, Renew, Requests, SetPool, body, endpoint, schema, speaker, unknown_endpoint,
+};
 use crate::amount::Resources;
 use crate::breaker::BreakerView;
 use crate::id::{LeaseId, Millis, Number, RunId, Service, TaskId};
@@ -34,6 +37,20 @@ pub enum ResourceRequest {
     ListAgents(ListAgents),
     /// See [`AssignTasks`].
     Assign(AssignTasks),
+    /// See [`SetPool`].
+    SetPool(SetPool),
+    /// See [`RemovePool`].
+    RemovePool(RemovePool),
+    /// See [`ListPools`].
+    ListPools(ListPools),
+    /// See [`Acquire`]; by an agent, or by anybody else.
+    Acquire(Option<AgentId>, Acquire),
+    /// See [`Renew`]; by an agent, or by anybody else.
+    Renew(Option<AgentId>, Renew),
+    /// See [`Release`]; by an agent, or by anybody else.
+    Release(Option<AgentId>, Release),
+    /// See [`ListLeases`].
+    ListLeases(ListLeases),
 }
 
 impl Requests for ResourceRequest {
@@ -81,6 +98,40 @@ impl Requests for ResourceRequest {
             schema::<AssignTasks>,
             schema::<AssignAnswer>,
         ),
+        endpoint("pool.set", None, "Makes a pool, or changes one.", schema::<SetPool>, schema::<Done>),
+        endpoint("pool.remove", None, "Removes a pool that nobody uses.", schema::<RemovePool>, schema::<Done>),
+        endpoint("pool.list", None, "Lists the pools.", schema::<ListPools>, schema::<PoolList>),
+        endpoint(
+            "lease.acquire",
+            None,
+            "Takes from pools, all that is asked for or nothing; waits if that is wanted.",
+            schema::<Acquire>,
+            schema::<AcquireAnswer>,
+        ),
+        endpoint("lease.renew", None, "Keeps what was acquired for longer.", schema::<Renew>, schema::<Granted>),
+        endpoint("lease.release", None, "Gives back what was acquired.", schema::<Release>, schema::<Done>),
+        endpoint("lease.list", None, "Lists what is held of pools.", schema::<ListLeases>, schema::<LeaseList>),
+        endpoint(
+            "agent.acquire",
+            Some(AgentVerb::Acquire),
+            "Takes from pools for an agent, all that is asked for or nothing; waits if that is wanted.",
+            schema::<Acquire>,
+            schema::<AcquireAnswer>,
+        ),
+        endpoint(
+            "agent.renew",
+            Some(AgentVerb::Renew),
+            "Keeps what an agent acquired for longer.",
+            schema::<Renew>,
+            schema::<Granted>,
+        ),
+        endpoint(
+            "agent.release",
+            Some(AgentVerb::Release),
+            "Gives back what an agent acquired.",
+            schema::<Release>,
+            schema::<Done>,
+        ),
     ];
 
     fn decode(endpoint: &str, subject: &str, payload: &[u8]) -> Result<Self, Rejection> {
@@ -92,6 +143,16 @@ impl Requests for ResourceRequest {
             "agent.progress" => Self::Progress(speaker(subject)?, body(endpoint, payload)?),
             "agent.list" => Self::ListAgents(body(endpoint, payload)?),
             "lease.assign" => Self::Assign(body(endpoint, payload)?),
+            "pool.set" => Self::SetPool(body(endpoint, payload)?),
+            "pool.remove" => Self::RemovePool(body(endpoint, payload)?),
+            "pool.list" => Self::ListPools(body(endpoint, payload)?),
+            "lease.acquire" => Self::Acquire(None, body(endpoint, payload)?),
+            "lease.renew" => Self::Renew(None, body(endpoint, payload)?),
+            "lease.release" => Self::Release(None, body(endpoint, payload)?),
+            "lease.list" => Self::ListLeases(body(endpoint, payload)?),
+            "agent.acquire" => Self::Acquire(Some(speaker(subject)?), body(endpoint, payload)?),
+            "agent.renew" => Self::Renew(Some(speaker(subject)?), body(endpoint, payload)?),
+            "agent.release" => Self::Release(Some(speaker(subject)?), body(endpoint, payload)?),
             _ => return Err(unknown_endpoint(endpoint)),
         })
     }

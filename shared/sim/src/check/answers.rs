@@ -8,17 +8,17 @@
 use baton_machine::{Publication, Reply};
 use baton_protocol::record::{Event, Outcome};
 use baton_protocol::request::{
-    AgentsFound, AssignAnswer, AssignTasks, Assignment, Assignments, CancelTask, HeartbeatAnswer, OptimizerRequest,
-    PlacementExplained, Report, ReportAnswer, ReportStatus, Reports, ReportsAnswered, ResourceRequest, RunAccepted,
-    RunList, StartRun, WorkflowRequest, WorkflowView,
+    Acquire, AcquireAnswer, AgentsFound, AssignAnswer, AssignTasks, Assignment, Assignments, CancelTask,
+    HeartbeatAnswer, OptimizerRequest, PlacementExplained, Report, ReportAnswer, ReportStatus, Reports,
+    ReportsAnswered, ResourceRequest, RunAccepted, RunList, StartRun, WorkflowRequest, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
-use baton_protocol::{AgentId, Code, Json, LeaseId, Rejection, RunId};
+use baton_protocol::{AgentId, Code, Holder, Json, LeaseId, Rejection, RunId};
 
 use super::{Checked, Facts, broken, hold};
 use crate::request::AnyRequest;
 
-const COMMITTED: &str = "nothing is answered, pushed or published before its commit";
+pub(super) const COMMITTED: &str = "nothing is answered, pushed or published before its commit";
 const APPLIED: &str = "what was acknowledged was applied";
 const HEAD: &str = "a refusal was decided at the head of the log by a leader that led";
 const FRESH: &str = "an answer is not older than its question";
@@ -37,7 +37,7 @@ impl Facts {
         match (&asked.request, reply) {
             (_, Err(rejection)) if rejection.code == Code::Unavailable => Ok(()),
             (AnyRequest::Workflow(request), Ok(answer)) => self.workflow_answered(request, answer, asked.sent),
-            (AnyRequest::Resource(request), Ok(answer)) => self.resource_answered(request, answer),
+            (AnyRequest::Resource(request), Ok(answer)) => self.resource_answered(request, answer, asked.sent),
             (AnyRequest::Optimizer(OptimizerRequest::SetStrategy(request)), Ok(_)) => {
                 let applied = self.strategies > 0 || request.strategy == baton_protocol::request::Strategy::default();
                 hold!(applied, APPLIED, "the strategy was never changed to {:?}", request.strategy);
@@ -173,7 +173,7 @@ impl Facts {
         Ok(())
     }
 
-    fn resource_answered(&self, request: &ResourceRequest, answer: &Json) -> Checked {
+    fn resource_answered(&self, request: &ResourceRequest, answer: &Json, sent: u64) -> Checked {
         match request {
             ResourceRequest::Register(id, request) => {
                 let known = self.agents.get(id).is_some_and(|agent| {
@@ -202,7 +202,29 @@ impl Facts {
                 let answer: AssignAnswer = read(answer)?;
                 self.granted(request, &answer)
             }
-            ResourceRequest::Progress(..) | ResourceRequest::ListAgents(_) => Ok(()),
+            ResourceRequest::Acquire(agent, request) => match read::<AcquireAnswer>(answer)?.granted {
+                Some(granted) => self.acquisition_told(&holder(agent.as_ref(), request), request, granted.lease),
+                None => Ok(()),
+            },
+            ResourceRequest::Renew(_, request) => {
+                let known = self.is_acquired(request.lease) || self.was_acquired(request.lease);
+                hold!(known, COMMITTED, "lease {} was renewed and is not in the log", request.lease);
+                Ok(())
+            }
+            ResourceRequest::Release(_, request) => {
+                let over = self.was_acquired(request.lease) || self.pools_are_read_late(request.lease);
+                hold!(over, APPLIED, "lease {} was given back and goes on", request.lease);
+                Ok(())
+            }
+            ResourceRequest::SetPool(request) => {
+                hold!(self.pools.was_set(&request.name), COMMITTED, "{} was never set", request.name);
+                Ok(())
+            }
+            ResourceRequest::ListPools(_) => self.pools_shown(&read(answer)?, sent),
+            ResourceRequest::RemovePool(_)
+            | ResourceRequest::ListLeases(_)
+            | ResourceRequest::Progress(..)
+            | ResourceRequest::ListAgents(_) => Ok(()),
         }
     }
 
@@ -300,11 +322,44 @@ impl Facts {
                 let live = self.runs.values().filter(|run| run.finished.is_none_or(|(at, _)| at > sent)).count();
                 lie(live < self.max_live_runs)
             }
+            (Code::StaleLease, AnyRequest::Resource(ResourceRequest::Acquire(agent, request))) => {
+                let known = self.acquisition(&holder(agent.as_ref(), request), &request.id);
+                let under = request.under.and_then(|under| self.leases.get(&under));
+                let holds_under = request.under.is_none()
+                    || under.is_some_and(|l| l.is_alive() && l.granted <= sent && Some(&l.agent) == agent.as_ref());
+                lie(holds_under && known.is_none_or(|lease| self.is_acquired(lease)))
+            }
+            (Code::StaleLease, AnyRequest::Resource(ResourceRequest::Renew(_, request))) => {
+                lie(self.is_acquired(request.lease) && !self.pools_are_read_late(request.lease))
+            }
+            (Code::StaleLease, AnyRequest::Resource(ResourceRequest::Release(_, request))) => {
+                lie(self.is_acquired(request.lease) && !self.pools_are_read_late(request.lease))
+            }
+            (Code::UnknownAgent, AnyRequest::Resource(ResourceRequest::Acquire(Some(id), _))) => lie(agent_there(id)),
+            (Code::UnknownResource, AnyRequest::Resource(request)) => {
+                let names: Vec<_> = match request {
+                    ResourceRequest::Acquire(_, request) => request.take.keys().collect(),
+                    ResourceRequest::SetPool(request) => request.pool.parent.iter().collect(),
+                    ResourceRequest::RemovePool(request) => vec![&request.name],
+                    _ => return lie(true),
+                };
+                lie(names.iter().all(|name| self.pools.has_been_since(name, sent)))
+            }
+            // Who waits where is known to the leader alone.
+            (Code::PoolExhausted, AnyRequest::Resource(ResourceRequest::Acquire(..))) => Ok(()),
+            (Code::PoolInUse, AnyRequest::Resource(ResourceRequest::SetPool(_) | ResourceRequest::RemovePool(_))) => {
+                Ok(())
+            }
             // An agent that shrinks below what it holds.
             (Code::NoCapacity, AnyRequest::Resource(ResourceRequest::Register(..))) => Ok(()),
             (Code::InvalidRequest | Code::TooLarge | Code::InvalidWorkflow, _) => Ok(()),
             _ => lie(true),
         }
+    }
+
+    /// Whether the end of a task, and so of what was acquired under it, is in the log and was not folded here yet.
+    fn pools_are_read_late(&self, lease: LeaseId) -> bool {
+        self.pools.is_unread(lease)
     }
 
     /// Something is published.
@@ -356,4 +411,12 @@ impl Facts {
 
 fn read<T: serde::de::DeserializeOwned>(json: &Json) -> Result<T, super::Violation> {
     json.read().map_err(|error| broken("every answer can be read", format!("{error}: {}", json.as_str())))
+}
+
+/// In whose name something is acquired.
+fn holder(agent: Option<&AgentId>, request: &Acquire) -> Holder {
+    match agent {
+        Some(agent) => Holder::Agent(agent.clone()),
+        None => Holder::Client(request.client.clone().unwrap_or_else(|| "client".to_owned())),
+    }
 }

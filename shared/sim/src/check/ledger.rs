@@ -126,6 +126,7 @@ impl Facts {
     }
 
     fn resource(&mut self, stamp: Stamp, record: &ResourceRecord) -> Checked {
+        self.pools_read(stamp.seen);
         match record {
             ResourceRecord::AgentRegistered(record) => self.agent_registered(stamp, record),
             ResourceRecord::AgentLeft(record) => self.agent_left(stamp, record),
@@ -134,6 +135,11 @@ impl Facts {
             ResourceRecord::BreakerOpened(record) => self.breaker_opened(stamp, record),
             ResourceRecord::BreakerHalfOpened(record) => self.breaker_half_opened(stamp, record),
             ResourceRecord::BreakerClosed(record) => self.breaker_closed(stamp, record),
+            ResourceRecord::PoolSet(record) => self.pool_set(stamp, record),
+            ResourceRecord::PoolRemoved(record) => self.pool_removed(&record.name),
+            ResourceRecord::Acquired(record) => self.acquired(stamp, record),
+            ResourceRecord::Renewed(record) => self.renewed(stamp, record),
+            ResourceRecord::Released(record) => self.released(stamp, record),
         }
     }
 
@@ -252,6 +258,7 @@ impl Facts {
             return Err(super::broken(ONCE, format!("{task} ended, and was not open")));
         };
         (attempt.ended, attempt.ended_on) = (Some(seq), Some(self.now));
+        let held = attempt.lease;
         // The writer may not have read yet that an agent has it.
         let lease = attempt.lease.filter(|lease| self.leases[lease].granted <= stamp.seen);
         hold!(record.lease == lease, UNDER_LEASE, "{task} ended under lease {:?}, not {lease:?}", record.lease);
@@ -349,6 +356,9 @@ impl Facts {
             }
         }
         self.breakers_ended(record, &capability, held_as);
+        if let Some(lease) = held {
+            self.pools_task_ended(lease, record.outcome == Outcome::Succeeded);
+        }
         Ok(())
     }
 
@@ -401,6 +411,7 @@ impl Facts {
         if !kept {
             self.lose(&record.agent);
             self.breakers_reset(&record.agent, stamp);
+            self.pools_agent_gone(&record.agent);
         }
         let agent = Agent { record: record.clone(), since, gone: None, sessions, changed_on: now };
         hold!(self.has_room(&agent, None), CAPACITY, "{} shrinks below what it holds", record.agent);
@@ -418,6 +429,7 @@ impl Facts {
         self.left.insert((record.agent.clone(), agent.record.session.clone()));
         self.lose(&record.agent);
         self.breakers_reset(&record.agent, stamp);
+        self.pools_agent_gone(&record.agent);
         if record.reason == LeftReason::Lost {
             self.seen.push(Branch::AgentLost);
             let calm = self.calm.is_some_and(|calm| now > calm + SETTLES);
@@ -427,8 +439,12 @@ impl Facts {
     }
 
     fn assigned(&mut self, stamp: Stamp, record: &Assigned) -> Checked {
-        let Assigned { task, agent: id, resources } = record;
+        let Assigned { task, agent: id, resources, pools } = record;
         let (seq, now, lease) = (self.seq, self.now, LeaseId(stamp.number));
+        let of_pool: std::collections::BTreeSet<_> = pools.keys().filter(|name| self.pools.has(name)).collect();
+        let apart = of_pool.len() == pools.len()
+            && resources.iter().all(|(name, amount)| amount.is_zero() || !self.pools.has(name));
+        hold!(apart, CAPACITY, "{task} holds {resources:?} of {id}'s own and {pools:?} of pools");
         let run = self.runs.get_mut(&task.run);
         let place = run.as_ref().and_then(|run| run.definition.stages.iter().position(|s| s.name == task.stage));
         let attempt = run.and_then(|run| run.stages[place?].attempts.get_mut((task.attempt as usize).checked_sub(1)?));
@@ -437,8 +453,9 @@ impl Facts {
         };
         hold!(attempt.ended.is_none_or(|at| at > stamp.seen), LEASED_ONCE, "{task} is leased after its end");
         hold!(attempt.lease.is_none(), LEASED_ONCE, "{task} is leased as {:?} and as {lease}", attempt.lease);
-        let same = *resources == attempt.resources;
-        hold!(same, CAPACITY, "{task} needs {:?} and holds {resources:?}", attempt.resources);
+        let all: baton_protocol::Resources =
+            resources.iter().chain(pools).map(|(n, amount)| (n.clone(), *amount)).collect();
+        hold!(all == attempt.resources, CAPACITY, "{task} needs {:?} and holds {all:?}", attempt.resources);
         attempt.lease = Some(lease);
         let ended = attempt.ended;
         if ended.is_some() {
@@ -468,6 +485,11 @@ impl Facts {
         self.leases.insert(lease, held);
         let agent = &self.agents[id];
         hold!(self.has_room(agent, None), CAPACITY, "{id} holds more than it has, with {task}");
+        self.pools_assigned(stamp, lease, id, pools)?;
+        if let Some(ended) = ended {
+            // It had ended before it was leased, and the resource-manager will read that later.
+            self.pools_ended_before(ended, lease);
+        }
         Ok(())
     }
 
@@ -483,6 +505,7 @@ impl Facts {
         if let Some(agent) = self.agents.get_mut(&record.agent) {
             agent.changed_on = now;
         }
+        self.pools_lease_lost(record.lease);
         Ok(())
     }
 

@@ -164,6 +164,8 @@ impl World {
             }
         }
         self.processes[process].held.insert(lease, (assignment.clone(), true));
+        let id = self.id(process);
+        self.want_for_task(&id, lease);
         self.after(work, Event::Process(process, Doing::Done(lease)));
     }
 

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use baton_machine::Reply;
 use baton_protocol::request::{
     AssignTasks, CancelRun, ExplainPlacement, FindAgents, GetLearning, GetPlacement, GetRun, ImportLearning, Lesson,
-    ListAgents, ListRuns, OptimizerRequest, Placement, RegisterWorkflow, ResourceRequest, RunAccepted, SetStrategy,
-    StartRun, Subject, WorkflowRequest,
+    ListAgents, ListPools, ListRuns, OptimizerRequest, Placement, RegisterWorkflow, RemovePool, ResourceRequest,
+    RunAccepted, SetPool, SetStrategy, StartRun, Subject, WorkflowRequest,
 };
-use baton_protocol::{Json, Requirements, Resources, RunId, Service, WorkflowName};
+use baton_protocol::{Amount, Json, Pool, PoolKind, Requirements, Resources, RunId, Service, WorkflowName};
 
 use super::{Asker, EPOCH, World};
 use crate::coverage::Branch;
@@ -41,7 +41,7 @@ impl Clients {
 
 impl World {
     pub(super) fn wish(&mut self, wish: usize) {
-        let (_, wish) = self.workload.wishes[wish];
+        let (_, wish) = self.workload.wishes[wish].clone();
         let known = |world: &Self, number: u32| {
             let accepted = &world.clients.accepted;
             (!accepted.is_empty()).then(|| accepted[number as usize % accepted.len()])
@@ -113,6 +113,33 @@ impl World {
                 let request = AnyRequest::Optimizer(OptimizerRequest::ImportLearning(ImportLearning { lessons }));
                 return self.ask(Asker::Client(Wanted::Other), request, true);
             }
+            Wish::Pools => {
+                let request = AnyRequest::Resource(ResourceRequest::ListPools(ListPools::default()));
+                return self.ask(Asker::Client(Wanted::Other), request, true);
+            }
+            Wish::SetPool(pool, size) => {
+                let Some(named) = self.workload.pools.get(pool) else { return };
+                let mut pool = named.pool.clone();
+                match size {
+                    // Another kind under the same name: that is refused, unless the pool was removed.
+                    Some(size @ 4..) if pool.kind == PoolKind::Refilled => pool = Pool::new(PoolKind::Held, size),
+                    Some(size) => pool.size = pool.size.map(|_| Amount::from(size)),
+                    None => {}
+                }
+                let request = SetPool { name: named.name.clone(), pool };
+                let request = AnyRequest::Resource(ResourceRequest::SetPool(request));
+                return self.ask(Asker::Client(Wanted::Other), request, true);
+            }
+            Wish::RemovePool(pool) => {
+                let Some(named) = self.workload.pools.get(pool) else { return };
+                let request = RemovePool { name: named.name.clone() };
+                let request = AnyRequest::Resource(ResourceRequest::RemovePool(request));
+                return self.ask(Asker::Client(Wanted::Other), request, true);
+            }
+            Wish::Acquire(number) => {
+                let wanted = self.workload.wanted[number].clone();
+                return self.want(None, None, wanted);
+            }
             Wish::Placement => {
                 let request = AnyRequest::Optimizer(OptimizerRequest::GetPlacement(GetPlacement {}));
                 return self.ask(Asker::Client(Wanted::Other), request, true);
@@ -147,6 +174,14 @@ impl World {
     pub(super) fn wish_in_calm(&mut self) {
         for workflow in 0..self.workload.definitions.len() {
             self.start(workflow, true, None, Placed::default());
+        }
+        // And something is looked at, once all has come to rest.
+        if !self.workload.pools.is_empty() {
+            for seconds in [1, 3, 5] {
+                self.workload.wishes.push((0, Wish::Pools));
+                let wish = self.workload.wishes.len() - 1;
+                self.after(1_000_000 * seconds, super::Event::Wish(wish));
+            }
         }
     }
 

@@ -583,6 +583,8 @@ impl World {
                 (Code::StaleLease, AnyRequest::Workflow(_)) => self.coverage.branch(Branch::ReportRefused),
                 (Code::AgentReplaced, _) => self.coverage.branch(Branch::Replaced),
                 (Code::Overloaded, _) => self.coverage.branch(Branch::Overloaded),
+                (Code::PoolExhausted, _) => self.coverage.branch(Branch::Exhausted),
+                (Code::PoolInUse, _) => self.coverage.branch(Branch::PoolInUse),
                 (Code::KeyConflict, _) => self.coverage.branch(Branch::KeyConflict),
                 (Code::Unavailable, _) => self.coverage.branch(Branch::ParkedInVain),
                 _ => {}
@@ -626,6 +628,14 @@ impl World {
                 Err(baton_protocol::Rejection::new(Code::Unavailable, "no answer"))
             }
         };
+        let lacking = |json: &Json| {
+            json.read().is_ok_and(|a: baton_protocol::request::AssignAnswer| {
+                a.refused.iter().any(|refusal| refusal.rejection.code == Code::PoolExhausted)
+            })
+        };
+        if reply.as_ref().is_ok_and(lacking) {
+            self.coverage.branch(Branch::PoolLacking);
+        }
         let refused =
             |json: &Json| json.read().is_ok_and(|a: baton_protocol::request::AssignAnswer| !a.refused.is_empty());
         if reply.as_ref().is_ok_and(refused) {

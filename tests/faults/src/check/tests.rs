@@ -94,7 +94,12 @@ impl Writing {
 
     /// Gives the lease.
     fn assigned(&mut self, task: TaskId) -> u64 {
-        self.resource(vec![ResourceRecord::Assigned(Assigned { task, agent: agent(), resources: Resources::new() })]);
+        self.resource(vec![ResourceRecord::Assigned(Assigned {
+            task,
+            agent: agent(),
+            resources: Resources::new(),
+            pools: Resources::new(),
+        })]);
         self.resource
     }
 
