@@ -3,6 +3,7 @@
 pub(crate) mod advise;
 pub(crate) mod agent;
 pub(crate) mod agents;
+pub(crate) mod alerts;
 pub(crate) mod bench;
 pub(crate) mod cancel;
 pub(crate) mod capacity;

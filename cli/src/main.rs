@@ -144,6 +144,8 @@ enum Command {
     Locks(c::resources::Locks),
     /// List what is held of pools; acquire, renew and release
     Leases(c::leases::Leases),
+    /// List alerts, or acknowledge them
+    Alerts(c::alerts::Alerts),
     /// Messages between agents: send one, watch them
     #[command(subcommand)]
     Message(c::message::Message),
@@ -274,6 +276,7 @@ async fn dispatch(command: Command, context: Context) -> anyhow::Result<Exit> {
         Command::Resources(command) => command.run(&context).await,
         Command::Locks(command) => command.run(&context).await,
         Command::Leases(command) => command.run(&context).await,
+        Command::Alerts(command) => command.run(&context).await,
         Command::Message(command) => command.run(&context).await,
         Command::Workflow(command) => command.run(&context).await,
         Command::Strategy(command) => command.run(&context).await,

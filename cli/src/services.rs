@@ -60,7 +60,9 @@ pub(crate) async fn run(
             Service::ResourceManager => {
                 let (lease_ms, heartbeat_ms) = (settings.agents.lease_ms, settings.agents.heartbeat_ms);
                 let (breakers, pools) = (breakers(&settings.breakers), settings.pools.clone());
-                let config = baton_resource_manager::Config { lease_ms, heartbeat_ms, breakers, pools };
+                let (queue_depth, run_failed) = (settings.alerts.queue_depth, settings.alerts.run_failed);
+                let alerts = baton_resource_manager::AlertConfig { queue_depth, run_failed };
+                let config = baton_resource_manager::Config { lease_ms, heartbeat_ms, breakers, pools, alerts };
                 // Who agents are is known here, so here is also where their messages are kept. Every instance has a post office;
                 // it comes and goes with its service and never ends it.
                 let post = baton_post::Settings {

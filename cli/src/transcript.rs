@@ -173,6 +173,11 @@ fn resource(number: Number, record: &ResourceRecord) -> (String, Tone) {
         ResourceRecord::BreakerHalfOpened(r) => {
             (format!("{} for {}, {}", r.agent, r.capability, count(r.probes as usize, "probe")), Tone::Busy)
         }
+        ResourceRecord::AlertRaised(r) => {
+            (format!("{}, {}: {}", r.severity, r.kind, short(&r.message, ERROR)), Tone::Bad)
+        }
+        ResourceRecord::AlertCleared(r) => (format!("{} about {}, alert {}", r.kind, r.about, r.alert), Tone::Good),
+        ResourceRecord::AlertAcknowledged(r) => (format!("{}, alert {}", r.kind, r.alert), Tone::Plain),
         ResourceRecord::BreakerClosed(r) => (format!("{} for {}", r.agent, r.capability), Tone::Good),
         ResourceRecord::PoolSet(r) => {
             let size = r.pool.size.map_or_else(|| "lock".to_owned(), |size| format!("size {size}"));

@@ -1,6 +1,7 @@
 //! Baton as its users meet it: the built binary, a real nats-server, real processes that really die.
 
 mod agents;
+mod alerts;
 mod article;
 mod bench;
 mod cluster;

@@ -17,6 +17,7 @@ mod openapi;
 mod problem;
 mod routes;
 mod security;
+mod webhooks;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -95,6 +96,7 @@ pub async fn run(
 
     let mut tasks = JoinSet::new();
     baton_shell::serve_status(&nats, &instance, &telemetry.metrics, &mut tasks).await?;
+    webhooks::start(&nats, &settings.alerts.webhooks, &telemetry.metrics, &mut tasks).await?;
     let service = register(&nats, &instance).await;
     instance.update(|status| status.role = Role::Serving);
 

@@ -7,10 +7,11 @@ use axum::extract::Request;
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, get, on};
+use baton_protocol::alert::{AlertKind, AlertSeverity};
 use baton_protocol::definition::Definition;
 use baton_protocol::request::{
-    Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, CapacityPlan, Done, GetLearning, Granted,
-    ImportLearning, LearningPage, LeaseList, PlacementExplained, PlacementView, PlanCapacity, PoolList,
+    Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, AlertList, CapacityPlan, Done, GetLearning,
+    Granted, ImportLearning, LearningPage, LeaseList, PlacementExplained, PlacementView, PlanCapacity, PoolList,
     RegisterWorkflow, RunAccepted, RunList, SetStrategy, StartRun, WorkflowList, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView, StageStatus};
@@ -19,7 +20,7 @@ use baton_telemetry::Metrics;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::api::{agents, pages, placement, pools, runs, services, stages, workflows};
+use crate::api::{agents, alerts, pages, placement, pools, runs, services, stages, workflows};
 use crate::problem::{Kind, Problem, everywhere, panicked};
 use crate::security::{self, Policy};
 use crate::{Door, events, health, metrics, openapi};
@@ -438,6 +439,34 @@ pub(crate) const ROUTES: &[Route] = &[
         body: Some(Body { required: false, content: &[("application/json", of::<pools::Used>)] }),
         answers: &[answer(200, "It is done.", of::<Done>)],
         handler: |method| on(method, pools::release),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/alerts",
+        id: "listAlerts",
+        tag: "alerts",
+        about: "Lists alerts, the latest first: those that are not over, and those that nobody has acknowledged.",
+        parameters: &[
+            query("all", "Also those that are over and acknowledged.", of::<bool>),
+            query("severity", "Only those that matter at least so much.", of::<AlertSeverity>),
+            query("kind", "Only those of this kind.", of::<AlertKind>),
+            query("limit", "At most this many; 100 if none is given, 1000 at the most.", of::<u32>),
+            query("before", "Only alerts raised before this one: the last of the page before.", of::<u64>),
+        ],
+        body: None,
+        answers: &[answer(200, "Some alerts.", of::<AlertList>)],
+        handler: |method| on(method, alerts::list),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/alerts/{alert}/acknowledge",
+        id: "acknowledgeAlert",
+        tag: "alerts",
+        about: "Says that somebody has seen an alert. Acknowledging twice is acknowledging once.",
+        parameters: &[path("alert", "The alert.", of::<u64>)],
+        body: Some(Body { required: false, content: &[("application/json", of::<alerts::Acknowledge>)] }),
+        answers: &[answer(200, "It is done.", of::<Done>)],
+        handler: |method| on(method, alerts::acknowledge),
     },
     Route {
         method: Method::Get,

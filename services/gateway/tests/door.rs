@@ -223,6 +223,14 @@ async fn g1_agents_placement_and_services_are_shown() {
     assert_eq!(house.get(&format!("/v1/agents/best?{wanted}&limit=3")).await.status, 200);
     assert_eq!(house.last_asked().body, json!({ "capability": "research", "requires": requires, "limit": 3 }));
 
+    assert_eq!(house.get("/v1/alerts?all=true&severity=warning&kind=agent_lost&limit=3&before=9").await.status, 200);
+    let asked = json!({ "all": true, "severity": "warning", "kind": "agent_lost", "limit": 3, "before": 9 });
+    assert_eq!(house.last_asked().body, asked);
+    assert_eq!(house.post("/v1/alerts/7/acknowledge", &json!({ "by": "ann" })).await.status, 200);
+    assert_eq!(house.last_asked().body, json!({ "alert": 7, "by": "ann" }));
+    assert_eq!(house.ask(Method::POST, "/v1/alerts/7/acknowledge", &[], None).await.status, 200);
+    assert_eq!(house.last_asked().body, json!({ "alert": 7 }));
+
     let placement = house.get("/v1/placement").await;
     assert_eq!((placement.status, &placement.json["strategy"]), (200, &json!("ROUND_ROBIN")));
     let set = house.ask(Method::PUT, "/v1/placement/strategy", &[JSON], Some("{\"strategy\":\"LOAD_BALANCED\"}")).await;
@@ -272,6 +280,7 @@ async fn g1_every_error_is_a_problem() {
         get("/v1/agents?capability=No".to_owned(), 400, "invalid_request"),
         get("/v1/agents?capability=a&require=size%3E%3Dmuch".to_owned(), 400, "invalid_request"),
         get("/v1/agents/best".to_owned(), 400, "invalid_request"),
+        get("/v1/alerts?severity=urgent".to_owned(), 400, "invalid_request"),
         get(format!("/v1/runs/{RUN}/events?after=x"), 400, "invalid_request"),
         get(format!("/v1/runs/{RUN}/events"), 404, "unknown_run"),
         get(format!("/v1/runs/{RUN}/events?after=1.0"), 404, "unknown_run"),

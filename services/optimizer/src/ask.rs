@@ -451,6 +451,9 @@ fn settle_resource(
         // There may be other shapes than before: see the end of the commit.
         ResourceRecord::PoolSet(_) | ResourceRecord::PoolRemoved(_) => true,
         ResourceRecord::Acquired(_) | ResourceRecord::Renewed(_) | ResourceRecord::Released(_) => false,
+        ResourceRecord::AlertRaised(_) | ResourceRecord::AlertCleared(_) | ResourceRecord::AlertAcknowledged(_) => {
+            false
+        }
     }
 }
 

@@ -264,6 +264,8 @@ impl Optimizer {
             ResourceRecord::Acquired(record) => self.pools.acquired(record),
             ResourceRecord::Renewed(_) => {}
             ResourceRecord::Released(record) => self.pools.touch(&record.pools),
+            ResourceRecord::AlertRaised(_) | ResourceRecord::AlertCleared(_) | ResourceRecord::AlertAcknowledged(_) => {
+            }
         }
     }
 

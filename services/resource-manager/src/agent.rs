@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Reply, Shelves, Turn, answer};
+use baton_protocol::alert::{AlertKind, AlertSeverity};
 use baton_protocol::amount::covers;
 use baton_protocol::record::{AgentLeft, AgentRegistered, LeftReason, ResourceRecord, Stamp};
 use baton_protocol::request::{
@@ -14,7 +15,7 @@ use baton_protocol::request::{
 use baton_protocol::{AgentId, Capability, Code, LeaseId, Metadata, Millis, Number, Rejection};
 use serde::{Deserialize, Serialize};
 
-use crate::{ResourceManager, acquire, breaker, lease};
+use crate::{ResourceManager, acquire, alert, breaker, lease};
 
 /// How many agents that are gone are kept, to be shown.
 const MAX_GONE: usize = 1000;
@@ -239,6 +240,10 @@ pub(crate) fn register(turn: &mut Turn<'_, ResourceManager>, agent: AgentId, req
             acquire::forget_agent(turn, &agent);
         }
         turn.emit(ResourceRecord::AgentRegistered(record));
+        alert::clear(turn, AlertKind::AgentLost, agent.as_str());
+        if another {
+            alert::clear_breakers(turn, &agent);
+        }
         lease::show_utilization(turn, &agent);
     }
     let now = turn.now();
@@ -300,7 +305,14 @@ fn take_out(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId, reason: LeftR
     lease::forget_pushes(turn, agent);
     breaker::hide(turn, agent);
     acquire::forget_agent(turn, agent);
+    if reason == LeftReason::Lost {
+        let (held, ms) = (turn.state().leases.count_of(agent), turn.config().lease_ms);
+        alert::raise(turn, AlertSeverity::Warning, AlertKind::AgentLost, agent.as_str(), || {
+            format!("agent {agent} was not heard of for {ms} ms: what it held runs elsewhere (leases: {held})")
+        });
+    }
     turn.emit(ResourceRecord::AgentLeft(AgentLeft { agent: agent.clone(), reason }));
+    alert::clear_breakers(turn, agent);
     lease::show_utilization(turn, agent);
 }
 

@@ -13,12 +13,13 @@ use std::sync::Arc;
 
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Shelves, Turn};
+use baton_protocol::alert::{AlertKind, AlertSeverity};
 use baton_protocol::breaker::{BreakerClosed, BreakerHalfOpened, BreakerOpened, BreakerState, BreakerView};
 use baton_protocol::record::{Commit, Outcome, ResourceRecord, StageEnded, WorkflowRecord};
 use baton_protocol::{AgentId, Capability, LeaseId, Millis};
 use serde::{Deserialize, Serialize};
 
-use crate::ResourceManager;
+use crate::{ResourceManager, alert};
 
 /// Outcomes are kept of so many tasks at the most.
 pub const MAX_WINDOW: u32 = 64;
@@ -244,6 +245,13 @@ impl Breakers {
         }
     }
 
+    /// Whether a breaker, by what an alert about it is about, is open or half-open.
+    pub(crate) fn is_shut(&self, about: &str) -> bool {
+        let shut = self.open.iter().map(|(_, agent, capability)| (agent, capability));
+        let mut shut = shut.chain(self.half_open.iter().map(|(agent, capability)| (agent, capability)));
+        shut.any(|(agent, capability)| alert::of_breaker(agent, capability) == about)
+    }
+
     /// When the first that is open is to be tried again.
     pub(crate) fn deadline(&self) -> Option<Millis> {
         self.open.first().map(|(until, ..)| *until).filter(|_| !is_planted(Bug::BreakerStaysOpen))
@@ -306,9 +314,11 @@ fn decide(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId) {
             }
             State::HalfOpen { probes, succeeded, .. } => {
                 if succeeded >= probes {
-                    let (agent, capability) = (agent.clone(), capability.clone());
-                    turn.emit(ResourceRecord::BreakerClosed(BreakerClosed { agent, capability: capability.clone() }));
-                    moved(turn, &capability, BreakerState::Closed);
+                    let about = alert::of_breaker(agent, capability);
+                    let closed = BreakerClosed { agent: agent.clone(), capability: capability.clone() };
+                    turn.emit(ResourceRecord::BreakerClosed(closed));
+                    moved(turn, capability, BreakerState::Closed);
+                    alert::clear(turn, AlertKind::BreakerOpened, &about);
                 }
                 continue;
             }
@@ -318,6 +328,13 @@ fn decide(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId) {
         let open_ms = config.open_ms.saturating_mul(factor).min(config.max_open_ms.max(config.open_ms));
         let until = now.saturating_add(open_ms);
         let (agent, capability) = (agent.clone(), capability.clone());
+        let about = alert::of_breaker(&agent, &capability);
+        alert::raise(turn, AlertSeverity::Warning, AlertKind::BreakerOpened, &about, || {
+            format!(
+                "{failed} of the last {of} tasks of {agent} for {capability} failed: it is given no more of them for {} s",
+                open_ms.div_ceil(1000)
+            )
+        });
         let opened = BreakerOpened { agent, capability: capability.clone(), failed, of, times, until };
         turn.emit(ResourceRecord::BreakerOpened(opened));
         moved(turn, &capability, BreakerState::Open);

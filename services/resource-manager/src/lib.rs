@@ -21,7 +21,8 @@
 //!
 //! # What is deliberately not here
 //!
-//! The choice of an agent (optimizer), retries and timeouts of tasks (workflow-manager), alerts.
+//! The choice of an agent (optimizer), retries and timeouts of tasks (workflow-manager), who is told of alerts, and how
+//! (gateway).
 //!
 //! | file | what |
 //! |---|---|
@@ -34,6 +35,7 @@
 
 mod acquire;
 mod agent;
+mod alert;
 mod breaker;
 mod lease;
 mod pool;
@@ -52,12 +54,14 @@ use baton_protocol::{AgentId, LeaseId, Millis, Pool, ResourceName, Service};
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{Agents, Heard};
+use crate::alert::Alerts;
 use crate::breaker::Breakers;
 use crate::lease::{Leases, Pushed};
 use crate::pool::Pools;
 use crate::task::Tasks;
 use crate::waiting::Waiting;
 
+pub use crate::alert::AlertConfig;
 pub use crate::breaker::{BreakerConfig, MAX_WINDOW};
 
 /// Who holds what.
@@ -70,6 +74,9 @@ pub struct ResourceManager {
     breakers: Breakers,
     #[serde(default)]
     pools: Pools,
+    /// What a person should know of.
+    #[serde(default)]
+    alerts: Alerts,
     /// What the workflow-manager says: which tasks there are, and what an agent needs to know to do one.
     tasks: Tasks,
 }
@@ -86,11 +93,19 @@ pub struct Config {
     pub breakers: BreakerConfig,
     /// Pools that each leader makes, or changes to this, when its term begins.
     pub pools: BTreeMap<ResourceName, Pool>,
+    /// When alerts are raised.
+    pub alerts: AlertConfig,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { lease_ms: 10_000, heartbeat_ms: 2000, breakers: BreakerConfig::default(), pools: BTreeMap::new() }
+        Self {
+            lease_ms: 10_000,
+            heartbeat_ms: 2000,
+            breakers: BreakerConfig::default(),
+            pools: BTreeMap::new(),
+            alerts: AlertConfig::default(),
+        }
     }
 }
 
@@ -159,6 +174,9 @@ impl Machine for ResourceManager {
             ResourceRecord::Acquired(record) => self.pools.acquired(LeaseId(stamp.number), stamp.at, record),
             ResourceRecord::Renewed(record) => self.pools.renewed(stamp.at, record),
             ResourceRecord::Released(record) => self.pools.released(record),
+            ResourceRecord::AlertRaised(record) => self.alerts.raised(stamp, record),
+            ResourceRecord::AlertCleared(record) => self.alerts.cleared(stamp, record),
+            ResourceRecord::AlertAcknowledged(record) => self.alerts.acknowledged(stamp, record),
         }
     }
 
@@ -183,6 +201,9 @@ impl Machine for ResourceManager {
                 }
             }
             WorkflowRecord::RunFinished(record) => {
+                if let Some(workflow) = self.tasks.workflow_of(record.run) {
+                    self.alerts.run_finished(record, workflow);
+                }
                 for lease in self.tasks.run_finished(record.run) {
                     self.end(lease, false);
                     self.breakers.over(lease);
@@ -197,6 +218,7 @@ impl Machine for ResourceManager {
             AnyCommit::Workflow(commit) => {
                 lease::recall(turn, commit);
                 breaker::react(turn, commit);
+                alert::react(turn);
             }
             AnyCommit::Resource(_) | AnyCommit::Optimizer(_) => {}
         }
@@ -212,7 +234,13 @@ impl Machine for ResourceManager {
             ResourceRequest::ListAgents(request) => agent::list(turn, &request),
             ResourceRequest::Decline(agent, request) => lease::decline(turn, &agent, request),
             ResourceRequest::Progress(agent, request) => lease::progress(turn, agent, request),
-            ResourceRequest::Assign(request) => lease::assign(turn, request),
+            ResourceRequest::Assign(request) => {
+                let reply = lease::assign(turn, request);
+                alert::look_at_queue(turn);
+                reply
+            }
+            ResourceRequest::ListAlerts(request) => alert::list(turn, &request),
+            ResourceRequest::AcknowledgeAlert(request) => alert::acknowledge(turn, request),
             ResourceRequest::SetPool(request) => acquire::set_pool(turn, request),
             ResourceRequest::RemovePool(request) => acquire::remove_pool(turn, request),
             ResourceRequest::ListPools(request) => acquire::list_pools(turn, &request),
@@ -233,6 +261,7 @@ impl Machine for ResourceManager {
         agent::begin_term(turn);
         breaker::lead(turn);
         acquire::declare(turn);
+        alert::lead(turn);
     }
 
     fn tick(turn: &mut Turn<'_, Self>) {

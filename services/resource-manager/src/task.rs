@@ -35,9 +35,32 @@ pub(crate) fn last_task(run: RunId) -> TaskId {
 ///
 /// Every version of a definition is kept: a run may be started on an old one at any time.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Kept", into = "Kept")]
 pub(crate) struct Tasks {
     definitions: BTreeMap<WorkflowName, BTreeMap<u32, Arc<Definition>>>,
     runs: Shelves<RunId, Arc<Run>>,
+    /// How many tasks were never leased and have not ended. Follows from the runs.
+    waiting: usize,
+}
+
+/// What a snapshot keeps of them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Kept {
+    definitions: BTreeMap<WorkflowName, BTreeMap<u32, Arc<Definition>>>,
+    runs: Shelves<RunId, Arc<Run>>,
+}
+
+impl From<Kept> for Tasks {
+    fn from(kept: Kept) -> Self {
+        let waiting = kept.runs.iter().map(|(_, run)| run.waiting()).sum();
+        Self { definitions: kept.definitions, runs: kept.runs, waiting }
+    }
+}
+
+impl From<Tasks> for Kept {
+    fn from(tasks: Tasks) -> Self {
+        Self { definitions: tasks.definitions, runs: tasks.runs }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -49,6 +72,13 @@ struct Run {
     results: BTreeMap<StageName, Json>,
     /// The attempt that is under way, by stage: there is at most one.
     open: BTreeMap<StageName, Arc<Open>>,
+}
+
+impl Run {
+    /// How many of its tasks were never leased and have not ended.
+    fn waiting(&self) -> usize {
+        self.open.values().filter(|open| open.lease.is_none()).count()
+    }
 }
 
 /// A task that is ready and has not ended.
@@ -93,6 +123,7 @@ impl Tasks {
 
     pub(crate) fn stage_ready(&mut self, stamp: Stamp, record: &StageReady) {
         let Some(run) = self.runs.change(&record.task.run) else { return };
+        self.waiting += usize::from(!run.open.contains_key(&record.task.stage));
         run.open.entry(record.task.stage.clone()).or_insert_with(|| {
             Arc::new(Open {
                 attempt: record.task.attempt,
@@ -112,6 +143,7 @@ impl Tasks {
         let run = self.runs.change(&record.task.run)?;
         run.open.get(&record.task.stage).filter(|open| open.attempt == record.task.attempt)?;
         let open = run.open.remove(&record.task.stage)?;
+        self.waiting -= usize::from(open.lease.is_none());
         if record.outcome == Outcome::Succeeded {
             run.results.insert(record.task.stage.clone(), record.result.clone().unwrap_or_default());
         }
@@ -121,6 +153,7 @@ impl Tasks {
     /// Ends a run; gives the leases that its tasks had.
     pub(crate) fn run_finished(&mut self, run: RunId) -> Vec<LeaseId> {
         let run = self.runs.remove(&run);
+        self.waiting -= run.as_ref().map_or(0, |run| run.waiting());
         run.iter().flat_map(|run| run.open.values()).filter_map(|open| open.lease).collect()
     }
 
@@ -132,8 +165,19 @@ impl Tasks {
         else {
             return false;
         };
+        self.waiting -= usize::from(open.lease.is_none());
         open.lease = Some(lease);
         true
+    }
+
+    /// How many tasks wait for an agent.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Whose a run is that has not ended.
+    pub(crate) fn workflow_of(&self, run: RunId) -> Option<&WorkflowName> {
+        self.runs.get(&run).map(|run| &run.workflow)
     }
 
     /// The task, if it is ready and has not ended.

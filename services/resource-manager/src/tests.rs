@@ -2,6 +2,7 @@
 //! agents; the transcript shows what the resource-manager says. After every step a replay of the log must give the live
 //! state.
 
+mod alerts;
 mod breakers;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,11 +43,16 @@ struct World {
     /// Whether the transcript shows measurements and spans.
     telemetry: bool,
     last_snapshot: Option<Snapshot<ResourceManager>>,
+    config: Config,
 }
 
 impl World {
     fn new() -> Self {
-        let mut world = Self::silent();
+        Self::with(Config::default())
+    }
+
+    fn with(config: Config) -> Self {
+        let mut world = Self { config, ..Self::silent() };
         world.act_workflow(vec![WorkflowRecord::WorkflowRegistered(WorkflowRegistered {
             version: 1,
             definition: Arc::new(article()),
@@ -66,14 +72,15 @@ impl World {
             transcript: String::new(),
             telemetry: false,
             last_snapshot: None,
+            config: Config::default(),
         }
     }
 
     /// A new leader takes over, from a snapshot if there is one.
     fn lead(&mut self) {
         self.machine = match self.last_snapshot.take() {
-            Some(snapshot) => Processor::restore(snapshot, Config::default()),
-            None => Processor::new(Config::default()),
+            Some(snapshot) => Processor::restore(snapshot, self.config.clone()),
+            None => Processor::new(self.config.clone()),
         };
         self.feed();
         self.machine.lead("i", self.now);
@@ -112,7 +119,7 @@ impl World {
     }
 
     fn check_replay(&self) {
-        let mut replay = Processor::new(Config::default());
+        let mut replay = Processor::new(self.config.clone());
         feed(&self.log, &mut replay, self.now);
         // Leading handles what lies beyond the cursor.
         replay.lead("replay", self.now);
@@ -300,7 +307,12 @@ fn ended(task: TaskId, lease: Option<(u64, &str)>, outcome: Outcome) -> Workflow
 }
 
 fn finished(n: u64) -> WorkflowRecord {
-    WorkflowRecord::RunFinished(RunFinished { run: run(n), status: RunStatus::Succeeded, reason: None })
+    finished_as(n, RunStatus::Succeeded)
+}
+
+fn finished_as(n: u64, status: RunStatus) -> WorkflowRecord {
+    let reason = (status != RunStatus::Succeeded).then(|| "stage research failed".to_owned());
+    WorkflowRecord::RunFinished(RunFinished { run: run(n), status, reason })
 }
 
 #[test]
@@ -367,9 +379,11 @@ fn r1_an_agent_comes_works_and_is_lost() {
     world.register("ann", "s1", 1);
     world.heartbeat("ann", "s1", &[2]);
     world.check(&expect![[r#"
-        6.0 +12600 {"agent_left":{"agent":"ann","reason":"lost"}} (timer)
+        6.0 +12600 {"alert_raised":{"severity":"warning","kind":"agent_lost","about":"ann","message":"agent ann was not heard of for 10000 ms: what it held runs elsewhere (leases: 1)"}} (timer)
+        6.1 +12600 {"agent_left":{"agent":"ann","reason":"lost"}} (timer)
         refused 7 agent ann is not registered: it should register (unknown_agent)
         8.0 +12600 {"agent_registered":{"agent":"ann","session":"s1","agent_type":"research","resources":{"cpu":4},"slots":1}} (request agent.register)
+        8.1 +12600 {"alert_cleared":{"alert":3,"severity":"warning","kind":"agent_lost","about":"ann"}} (request agent.register)
         answer 8 {"heartbeat_ms":2000,"lease_ms":10000}
         answer 9 {"start":[],"drop":[2],"heartbeat_ms":2000,"lease_ms":10000}
     "#]]);
@@ -436,7 +450,8 @@ fn r1_a_new_leader_and_one_that_slept_give_everybody_time() {
         5.0 +18999 {"agent_registered":{"agent":"bob","session":"s1","agent_type":"research","resources":{"cpu":4},"slots":1}} (request agent.register)
         answer 3 {"heartbeat_ms":2000,"lease_ms":10000}
         answer 4 {"start":[],"drop":[],"heartbeat_ms":2000,"lease_ms":10000}
-        6.0 +3622999 {"agent_left":{"agent":"ann","reason":"lost"}} (timer)
+        6.0 +3622999 {"alert_raised":{"severity":"warning","kind":"agent_lost","about":"ann","message":"agent ann was not heard of for 10000 ms: what it held runs elsewhere (leases: 0)"}} (timer)
+        6.1 +3622999 {"agent_left":{"agent":"ann","reason":"lost"}} (timer)
     "#]]);
 }
 
@@ -460,7 +475,8 @@ fn r1_a_clock_that_is_put_forward_makes_nobody_silent() {
     world.wait(9_000);
     world.check(&expect![[r#"
         answer 5 {"start":[],"drop":[],"heartbeat_ms":2000,"lease_ms":10000}
-        5.0 +19500 {"agent_left":{"agent":"ann","reason":"lost"}} (timer)
+        5.0 +19500 {"alert_raised":{"severity":"warning","kind":"agent_lost","about":"ann","message":"agent ann was not heard of for 10000 ms: what it held runs elsewhere (leases: 0)"}} (timer)
+        5.1 +19500 {"agent_left":{"agent":"ann","reason":"lost"}} (timer)
     "#]]);
 }
 
@@ -883,7 +899,10 @@ impl Checker {
             }
             ResourceRecord::BreakerOpened(_)
             | ResourceRecord::BreakerHalfOpened(_)
-            | ResourceRecord::BreakerClosed(_) => {}
+            | ResourceRecord::BreakerClosed(_)
+            | ResourceRecord::AlertRaised(_)
+            | ResourceRecord::AlertCleared(_)
+            | ResourceRecord::AlertAcknowledged(_) => {}
             ResourceRecord::PoolSet(_)
             | ResourceRecord::PoolRemoved(_)
             | ResourceRecord::Acquired(_)

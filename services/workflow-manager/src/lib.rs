@@ -104,7 +104,10 @@ impl Machine for WorkflowManager {
                 | ResourceRecord::PoolRemoved(_)
                 | ResourceRecord::Acquired(_)
                 | ResourceRecord::Renewed(_)
-                | ResourceRecord::Released(_),
+                | ResourceRecord::Released(_)
+                | ResourceRecord::AlertRaised(_)
+                | ResourceRecord::AlertCleared(_)
+                | ResourceRecord::AlertAcknowledged(_),
             )
             | Foreign::Optimizer(OptimizerRecord::StrategyChanged(_) | OptimizerRecord::LearningImported(_))
             | Foreign::Workflow(_) => {}

@@ -8,11 +8,11 @@ use async_nats::header::HeaderMap;
 use async_nats::{Message, Request, RequestErrorKind};
 use baton_protocol::message::MessageType;
 use baton_protocol::request::{
-    Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, CancelRun, CapacityPlan, Done, ExplainPlacement,
-    FindAgents, GetLearning, GetPlacement, GetRun, GetWorkflow, Granted, HeldView, ImportLearning, LearningPage,
-    LeaseList, ListAgents, ListLeases, ListPools, ListRuns, ListWorkflows, PlacementExplained, PlacementView,
-    PlanCapacity, PoolList, RegisterWorkflow, Release, RemovePool, Renew, RunAccepted, RunList, SetPool, SetStrategy,
-    StartRun, Strategy, WorkflowList, WorkflowView,
+    AcknowledgeAlert, Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, AlertList, CancelRun,
+    CapacityPlan, Done, ExplainPlacement, FindAgents, GetLearning, GetPlacement, GetRun, GetWorkflow, Granted,
+    HeldView, ImportLearning, LearningPage, LeaseList, ListAgents, ListAlerts, ListLeases, ListPools, ListRuns,
+    ListWorkflows, PlacementExplained, PlacementView, PlanCapacity, PoolList, RegisterWorkflow, Release, RemovePool,
+    Renew, RunAccepted, RunList, SetPool, SetStrategy, StartRun, Strategy, WorkflowList, WorkflowView,
 };
 use baton_protocol::run::RunView;
 use baton_protocol::{Code, Pool, Rejection, ResourceName, RunId, Service, Take, subject};
@@ -378,6 +378,18 @@ impl Client {
     pub async fn holder_of(&self, lock: &ResourceName) -> Result<Option<HeldView>, ClientError> {
         let list = self.list_leases(&ListLeases { pool: Some(lock.clone()), after: None }).await?;
         Ok(list.leases.into_iter().find(|held| held.takes.get(lock) == Some(&Take::Exclusive)))
+    }
+
+    /// Lists alerts, the latest first.
+    pub async fn list_alerts(&self, request: &ListAlerts) -> Result<AlertList, ClientError> {
+        let headers = Headers::of(MessageType::CoordinationRequest);
+        self.request(Service::ResourceManager, "alert.list", request, headers).await
+    }
+
+    /// Says that somebody has seen an alert.
+    pub async fn acknowledge_alert(&self, request: &AcknowledgeAlert) -> Result<Done, ClientError> {
+        let headers = Headers::of(MessageType::CoordinationRequest);
+        self.request(Service::ResourceManager, "alert.acknowledge", request, headers).await
     }
 
     /// Changes how tasks are placed, from now on.

@@ -94,11 +94,15 @@ pub enum Bug {
     PoolShrinksBelowUse,
     /// A shape that was refused for want of a pool is never asked for again.
     ShutForEver,
+    /// An alert is raised though there is one of that kind about the same.
+    AlertRaisedAgain,
+    /// An alert is not cleared when it is over.
+    AlertNeverCleared,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 44] = [
+    pub const ALL: [Self; 46] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -143,6 +147,8 @@ impl Bug {
         Self::AcquisitionOutlivesTask,
         Self::PoolShrinksBelowUse,
         Self::ShutForEver,
+        Self::AlertRaisedAgain,
+        Self::AlertNeverCleared,
     ];
 }
 

@@ -83,7 +83,7 @@ impl<M: Machine> Turn<'_, M> {
         let topic = record.topic();
         let run = match topic {
             Topic::Run(run) => Some(*run),
-            Topic::Agent(_) | Topic::Workflow(_) | Topic::Pool(_) | Topic::Service(_) => None,
+            Topic::Agent(_) | Topic::Workflow(_) | Topic::Pool(_) | Topic::Alert(..) | Topic::Service(_) => None,
         };
         self.emitted.push(Emitted { json, kind: record.kind(), subject: subject::event(topic, record.kind()), run });
         self.machine.apply(Stamp { number, at: self.now, seen: self.seen }, &record);

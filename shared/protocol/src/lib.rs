@@ -45,6 +45,7 @@
 //! Readers ignore fields they do not know, so that new fields may be added at any time. A field is never given another
 //! meaning. What can not be added compatibly gets a new name or a new [`record::FORMAT`].
 
+pub mod alert;
 pub mod amount;
 pub mod breaker;
 pub mod definition;

@@ -13,6 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::alert::{AlertAcknowledged, AlertCleared, AlertKind, AlertRaised, AlertSeverity};
 use crate::amount::{Money, Resources};
 use crate::breaker::{BreakerClosed, BreakerHalfOpened, BreakerOpened};
 use crate::definition::Definition;
@@ -311,6 +312,12 @@ pub enum ResourceRecord {
     /// It is held no more, though its holder lives on. What an agent holds ends without this record when the agent leaves or
     /// has another session, and what it holds under a task's lease when that ends.
     Released(Released),
+    /// A person should know of something. The record's number is the alert's id.
+    AlertRaised(AlertRaised),
+    /// What an alert was about is over.
+    AlertCleared(AlertCleared),
+    /// Somebody has seen an alert.
+    AlertAcknowledged(AlertAcknowledged),
 }
 
 /// See [`ResourceRecord::AgentRegistered`].
@@ -502,6 +509,8 @@ pub enum Topic<'a> {
     Workflow(&'a WorkflowName),
     /// A pool.
     Pool(&'a ResourceName),
+    /// An alert of this severity and kind.
+    Alert(AlertSeverity, AlertKind),
     /// A service.
     Service(Service),
 }
@@ -554,6 +563,9 @@ impl Record for ResourceRecord {
             Self::Acquired(_) => "acquired",
             Self::Renewed(_) => "renewed",
             Self::Released(_) => "released",
+            Self::AlertRaised(_) => "alert_raised",
+            Self::AlertCleared(_) => "alert_cleared",
+            Self::AlertAcknowledged(_) => "alert_acknowledged",
         }
     }
 
@@ -571,6 +583,9 @@ impl Record for ResourceRecord {
             Self::Acquired(r) => r.takes.keys().next().map_or(Topic::Service(Self::SERVICE), Topic::Pool),
             Self::Renewed(_) => Topic::Service(Self::SERVICE),
             Self::Released(r) => r.pools.first().map_or(Topic::Service(Self::SERVICE), Topic::Pool),
+            Self::AlertRaised(r) => Topic::Alert(r.severity, r.kind),
+            Self::AlertCleared(r) => Topic::Alert(r.severity, r.kind),
+            Self::AlertAcknowledged(r) => Topic::Alert(r.severity, r.kind),
         }
     }
 

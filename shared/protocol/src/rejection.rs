@@ -33,6 +33,8 @@ pub enum Code {
     UnknownRun,
     /// The agent is not registered: it should register.
     UnknownAgent,
+    /// No such alert, or it is forgotten.
+    UnknownAlert,
     /// The agent has registered again with another session: this process should stop.
     AgentReplaced,
     /// The lease has ended or was never given: the report changes nothing, the work should be dropped.
@@ -67,12 +69,13 @@ pub enum Code {
 
 impl Code {
     /// Every code, for the documentation.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::InvalidRequest,
         Self::InvalidWorkflow,
         Self::UnknownWorkflow,
         Self::UnknownRun,
         Self::UnknownAgent,
+        Self::UnknownAlert,
         Self::AgentReplaced,
         Self::StaleLease,
         Self::KeyConflict,
@@ -97,6 +100,7 @@ impl Code {
             Self::UnknownWorkflow => "unknown_workflow",
             Self::UnknownRun => "unknown_run",
             Self::UnknownAgent => "unknown_agent",
+            Self::UnknownAlert => "unknown_alert",
             Self::AgentReplaced => "agent_replaced",
             Self::StaleLease => "stale_lease",
             Self::KeyConflict => "key_conflict",
@@ -123,6 +127,7 @@ impl Code {
             Self::UnknownWorkflow => "No such workflow",
             Self::UnknownRun => "No such run",
             Self::UnknownAgent => "The agent is not registered",
+            Self::UnknownAlert => "No such alert",
             Self::AgentReplaced => "The agent has registered again elsewhere",
             Self::StaleLease => "The lease has ended",
             Self::KeyConflict => "The idempotency key was used for another request",
@@ -146,7 +151,11 @@ impl Code {
         match self {
             Self::InvalidRequest => 400,
             Self::InvalidWorkflow => 422,
-            Self::UnknownWorkflow | Self::UnknownRun | Self::UnknownAgent | Self::UnknownResource => 404,
+            Self::UnknownWorkflow
+            | Self::UnknownRun
+            | Self::UnknownAgent
+            | Self::UnknownAlert
+            | Self::UnknownResource => 404,
             Self::AgentReplaced
             | Self::StaleLease
             | Self::KeyConflict

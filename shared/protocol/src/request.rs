@@ -5,6 +5,7 @@
 //! [`Rejection`], with its code in the header `Nats-Service-Error-Code` (as an HTTP status) and its text in
 //! `Nats-Service-Error`.
 
+mod alert;
 mod capacity;
 mod learning;
 mod optimizer;
@@ -23,6 +24,7 @@ use crate::name::AgentId;
 use crate::rejection::Rejection;
 use crate::subject::{self, AgentVerb};
 
+pub use alert::*;
 pub use capacity::*;
 pub use learning::*;
 pub use optimizer::*;

@@ -17,6 +17,7 @@
 //! | `baton.event.agent.AGENT.KIND` | the resource-manager | what happened to an agent |
 //! | `baton.event.workflow.WORKFLOW.KIND` | the workflow-manager | `workflow_registered` |
 //! | `baton.event.pool.POOL.KIND` | the resource-manager | what happened to a pool; of a lease on several, the first by name. A dot in a pool's name begins another token |
+//! | `baton.event.alert.SEVERITY.ALERT.KIND` | the resource-manager | an alert was raised, cleared, acknowledged ([`crate::alert`]) |
 //! | `baton.event.service.SERVICE.KIND` | that service | the rest |
 //! | `baton.ping.SERVICE.INSTANCE` | instances | is that instance connected? |
 //! | `baton.status.SERVICE` | anyone | request; every instance answers an [`InstanceStatus`](crate::request::InstanceStatus) |
@@ -29,6 +30,7 @@
 
 use std::fmt;
 
+use crate::alert::AlertSeverity;
 use crate::id::{RunId, Service};
 use crate::name::AgentId;
 use crate::record::Topic;
@@ -341,6 +343,7 @@ pub fn event(topic: Topic<'_>, kind: &str) -> String {
         Topic::Agent(agent) => format!("baton.event.agent.{agent}.{kind}"),
         Topic::Workflow(workflow) => format!("baton.event.workflow.{workflow}.{kind}"),
         Topic::Pool(pool) => format!("baton.event.pool.{pool}.{kind}"),
+        Topic::Alert(severity, alert) => format!("baton.event.alert.{severity}.{alert}.{kind}"),
         Topic::Service(service) => format!("baton.event.service.{service}.{kind}"),
     }
 }
@@ -349,6 +352,15 @@ pub fn event(topic: Topic<'_>, kind: &str) -> String {
 #[must_use]
 pub fn run_events(run: RunId) -> String {
     format!("baton.event.run.{run}.>")
+}
+
+/// All events of alerts.
+pub const ALERTS: &str = "baton.event.alert.>";
+
+/// How much the alert matters that an event is about.
+#[must_use]
+pub fn severity_of(subject: &str) -> Option<AlertSeverity> {
+    subject.strip_prefix("baton.event.alert.")?.split('.').next()?.parse().ok()
 }
 
 /// All events.

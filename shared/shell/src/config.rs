@@ -1,8 +1,10 @@
 //! Settings: defaults, then `baton.toml`, then the environment (`BATON_…`), each over the one before.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 
+use baton_protocol::alert::AlertSeverity;
 use baton_protocol::{Millis, Pool, ResourceName};
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +24,8 @@ pub struct Settings {
     pub breakers: BreakerSettings,
     /// Pools, by name: what everybody draws from who asks. A name with a dot or a slash is written in quotes.
     pub pools: BTreeMap<ResourceName, Pool>,
+    /// Alerts, and who is told of them.
+    pub alerts: AlertSettings,
     /// Placement.
     pub placement: PlacementSettings,
     /// Guaranteed messages between agents.
@@ -128,6 +132,65 @@ impl Default for BreakerSettings {
             max_open_ms: 300_000,
             probes: 2,
         }
+    }
+}
+
+/// Settings of alerts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AlertSettings {
+    /// How many tasks should wait for an agent at the most: alerts are raised with 50, 80 and 100 % of that; 0: never.
+    pub queue_depth: usize,
+    /// Whether an alert is raised when a run fails.
+    pub run_failed: bool,
+    /// Who is told of alerts, over HTTP.
+    pub webhooks: Vec<WebhookSettings>,
+}
+
+impl Default for AlertSettings {
+    fn default() -> Self {
+        Self { queue_depth: 1000, run_failed: false, webhooks: Vec::new() }
+    }
+}
+
+/// Who is told of alerts: each event is posted there as JSON.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WebhookSettings {
+    /// Where to: an `http://` or `https://` URL.
+    pub url: String,
+    /// What it is called in logs and metrics; the URL's host if nothing is said. The URL itself may be a secret.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// With what each body is signed (HMAC-SHA256).
+    #[serde(default)]
+    pub secret: Option<String>,
+    /// Only alerts that matter at least so much.
+    #[serde(default = "informational")]
+    pub severity: AlertSeverity,
+}
+
+/// Neither the secret nor the URL, of which a part may be one, comes into any output.
+impl fmt::Debug for WebhookSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let signed = self.secret.is_some();
+        let mut shown = f.debug_struct("WebhookSettings");
+        shown.field("name", &self.name()).field("severity", &self.severity).field("signed", &signed);
+        shown.finish_non_exhaustive()
+    }
+}
+
+fn informational() -> AlertSeverity {
+    AlertSeverity::Informational
+}
+
+impl WebhookSettings {
+    /// What it is called in logs and metrics.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        let host = || self.url.split("://").nth(1).and_then(|rest| rest.split(['/', '?', '#']).next());
+        let host = || host().map(|host| host.rsplit('@').next().unwrap_or(host));
+        self.name.as_deref().or_else(host).unwrap_or("webhook")
     }
 }
 
@@ -276,6 +339,12 @@ impl Settings {
                 breakers.open_ms, breakers.max_open_ms
             ));
         }
+        if let Some(webhook) =
+            self.alerts.webhooks.iter().find(|w| !w.url.starts_with("http://") && !w.url.starts_with("https://"))
+        {
+            let name = webhook.name();
+            return wrong(format!("alerts.webhooks: the url of {name:?} must begin with http:// or https://"));
+        }
         if self.leader.ttl_ms < 1000 {
             return wrong(format!("leader.ttl_ms is {}; it must be at least 1000", self.leader.ttl_ms));
         }
@@ -380,6 +449,19 @@ mod tests {
     }
 
     #[test]
+    fn r11_what_is_secret_of_a_webhook_is_not_shown() {
+        let text = "[[alerts.webhooks]]\nurl = \"https://ann:pass@hooks.example/T0/B1?token=x\"\nsecret = \"s3cret\"\n";
+        let settings = load(text, &[]).unwrap();
+        let webhook = &settings.alerts.webhooks[0];
+        assert_eq!((webhook.name(), webhook.secret.as_deref()), ("hooks.example", Some("s3cret")));
+        let shown = format!("{settings:?}");
+        assert!(shown.contains("hooks.example"), "{shown}");
+        for secret in ["s3cret", "pass", "T0", "token"] {
+            assert!(!shown.contains(secret), "{shown}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         for (text, says) in [
             ("[agents]\nlease = 1\n", "lease"),
@@ -389,6 +471,8 @@ mod tests {
             ("[breakers]\nwindow = 65\n", "breakers.window is 65"),
             ("[breakers]\nmin_tasks = 21\n", "breakers.min_tasks is 21"),
             ("[breakers]\nprobes = 0\n", "breakers.probes is 0"),
+            ("[[alerts.webhooks]]\nurl = \"ftp://x\"\n", "must begin with http://"),
+            ("[[alerts.webhooks]]\nurl = \"http://x\"\nseverity = \"urgent\"\n", "urgent"),
             ("[breakers]\nmax_open_ms = 1\n", "breakers.max_open_ms is 1"),
             ("[log\n", "baton.toml"),
         ] {

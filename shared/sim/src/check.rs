@@ -4,6 +4,7 @@
 //! [`Facts`] folds the log in its own order. A rule that a service must have kept when it decided is held against what that
 //! service had read by then (`seen`), not against what stood in the log already: two services write at the same time.
 
+mod alerts;
 mod answers;
 mod breakers;
 mod ledger;
@@ -22,8 +23,9 @@ use baton_protocol::{
     WorkflowName,
 };
 
-use baton_resource_manager::BreakerConfig;
+use baton_resource_manager::{AlertConfig, BreakerConfig};
 
+use alerts::Alerts;
 pub(crate) use answers::Asked;
 use breakers::{Breakers, meets};
 
@@ -84,6 +86,7 @@ pub(crate) struct Facts {
     /// Runs that somebody asked to be cancelled.
     cancels: BTreeSet<RunId>,
     breakers: Breakers,
+    alerts: Alerts,
     /// When the calm began, in virtual microseconds.
     calm: Option<u64>,
     /// Rare things that the log shows, to be counted.
@@ -184,9 +187,10 @@ const LATE: u64 = 12_000_000;
 const PATIENCE: u64 = 10_000_000;
 
 impl Facts {
-    /// An empty log of services that let so many runs live at a time, and open breakers so.
-    pub(crate) fn new(max_live_runs: usize, breakers: BreakerConfig) -> Self {
-        Self { max_live_runs, breakers: Breakers::new(breakers), ..Self::default() }
+    /// An empty log of services that let so many runs live at a time, open breakers so, and raise alerts so.
+    pub(crate) fn new(max_live_runs: usize, breakers: BreakerConfig, alerts: AlertConfig) -> Self {
+        let (breakers, alerts) = (Breakers::new(breakers), Alerts::new(alerts));
+        Self { max_live_runs, breakers, alerts, ..Self::default() }
     }
 
     /// From now on nothing is disturbed any more.
@@ -284,14 +288,22 @@ impl Facts {
         self.runs.iter().flat_map(of_run).collect()
     }
 
+    /// How many tasks were never leased and have not ended.
+    fn waiting(&self) -> usize {
+        let stages = self.runs.values().filter(|run| run.finished.is_none()).flat_map(|run| &run.stages);
+        let waits = |attempt: &Attempt| attempt.ended.is_none() && attempt.lease.is_none();
+        stages.filter(|stage| stage.attempts.last().is_some_and(waits)).count()
+    }
+
     /// The number of a service's last record.
     pub(crate) fn number(&self, service: Service) -> Number {
         self.writers.get(&service).map_or(0, |writer| writer.next.saturating_sub(1))
     }
 
     /// Every wait ends when it should, in the calm.
-    pub(crate) fn nothing_waits_for_ever(&self, now: u64) -> Checked {
+    pub(crate) fn nothing_waits_for_ever(&mut self, now: u64) -> Checked {
         let Some(calm) = self.calm else { return Ok(()) };
+        self.alerts_are_so(now, calm)?;
         self.breakers_half_open_in_time(now, calm)?;
         let late = |since: u64, ms: Millis| now.saturating_sub(since.max(calm)) > ms * 1000 + LATE;
         for (id, run) in self.runs.iter().filter(|(_, run)| run.finished.is_none()) {

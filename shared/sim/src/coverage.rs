@@ -160,6 +160,8 @@ counted! {
         BreakerReopened = "a circuit breaker opens again",
         /// A breaker closed.
         BreakerClosed = "a circuit breaker closes",
+        /// An alert took the place of one that mattered less.
+        AlertGrew = "an alert grows",
         /// A run succeeded.
         Succeeded = "a run succeeds",
         /// A run failed.
@@ -192,7 +194,7 @@ counted! {
 }
 
 /// The kinds of records, in the order of their counters.
-pub(crate) const RECORDS: [&str; 19] = [
+pub(crate) const RECORDS: [&str; 22] = [
     "workflow_registered",
     "run_started",
     "stage_ready",
@@ -210,6 +212,9 @@ pub(crate) const RECORDS: [&str; 19] = [
     "acquired",
     "renewed",
     "released",
+    "alert_raised",
+    "alert_cleared",
+    "alert_acknowledged",
     "strategy_changed",
     "learning_imported",
 ];

@@ -54,6 +54,8 @@ impl AnyRequest {
                 ResourceRequest::Acquire(Some(_), _) => "agent.acquire",
                 ResourceRequest::Renew(Some(_), _) => "agent.renew",
                 ResourceRequest::Release(Some(_), _) => "agent.release",
+                ResourceRequest::ListAlerts(_) => "alert.list",
+                ResourceRequest::AcknowledgeAlert(_) => "alert.acknowledge",
             },
             Self::Optimizer(request) => match request {
                 OptimizerRequest::SetStrategy(_) => "strategy.set",

@@ -33,6 +33,10 @@ pub(crate) enum Wish {
     Strategy(Strategy),
     /// To see how tasks are placed.
     Placement,
+    /// To see all alerts.
+    Alerts,
+    /// To acknowledge the last alert, or the one after it.
+    Acknowledge(bool),
     /// To find the best agents for something.
     Find(u32),
     /// To see why a stage of a run that it knows of is where it is.
@@ -131,7 +135,7 @@ impl Workload {
             wishes.push((draws.between(0, length), start));
         }
         for _ in 0..draws.below(12) {
-            let wish = match draws.below(16) {
+            let wish = match draws.below(19) {
                 0 | 8 => Wish::Get(draws.below(4)),
                 1 | 9 => Wish::List,
                 10 | 11 => Wish::Assign(draws.below(64), draws.below(4)),
@@ -144,6 +148,8 @@ impl Workload {
                 13 => Wish::Learning,
                 14 => Wish::Import(draws.below(4)),
                 15 => Wish::Find(draws.below(3)),
+                16 => Wish::Alerts,
+                17 | 18 => Wish::Acknowledge(draws.chance(100)),
                 _ => Wish::Register(draws.below(u32::try_from(definitions.len()).unwrap_or(1)) as usize),
             };
             wishes.push((draws.between(0, length), wish));

@@ -22,7 +22,7 @@ use baton_protocol::id::mix;
 use baton_protocol::request::{Assignment, CancelTask};
 use baton_protocol::{Code, Json, LeaseId, Millis, RunId, Service};
 
-use baton_resource_manager::BreakerConfig;
+use baton_resource_manager::{AlertConfig, BreakerConfig};
 
 use crate::check::{Asked, Checked, Facts, Violation, broken};
 use crate::coverage::{Branch, Coverage, Fault};
@@ -305,13 +305,14 @@ impl World {
                     .filter(|pool| pool.declared)
                     .map(|p| (p.name.clone(), p.pool.clone()))
                     .collect(),
+                alerts: AlertConfig { queue_depth: 5, run_failed: true },
             },
             optimizer: baton_optimizer::Config { ageing_ms: 5000, ask_timeout_ms: 2000, deadlines_first: false },
             commit_bytes: *draws.pick(&[128 * 1024, 3000, 600]),
             snapshot_every: *draws.pick(&[0, 5, 20]),
             prove_by_commit: draws.chance(250),
         };
-        let facts = Facts::new(max_live_runs, configs.resource.breakers.clone());
+        let facts = Facts::new(max_live_runs, configs.resource.breakers.clone(), configs.resource.alerts.clone());
         let shadows = SERVICES.map(|service| engine(service, &configs, None).expect("a fresh one")).into();
         let mut world = Self {
             draws,

@@ -68,6 +68,10 @@ pub const DEFINITIONS: &[Definition] = &[
         "Circuit breakers of agents that changed, by what they became.",
         &["capability", "to"],
     ),
+    // Alerts.
+    counter("baton_alerts_total", "Alerts that were raised.", &["kind", "severity"]),
+    gauge("baton_alerts_active", "Alerts that are not over.", &["severity"]),
+    counter("baton_webhooks_total", "Events of alerts for webhooks, by what became of them.", &["webhook", "outcome"]),
     // The counters of the workflow document.
     counter("workflows_executed_total", "Runs that ended, by workflow and status.", &["workflow", "status"]),
     counter("stages_executed_total", "Attempts at stages that ended, by outcome.", &["outcome"]),

@@ -363,7 +363,10 @@ impl Checker {
             }
             ResourceRecord::BreakerOpened(_)
             | ResourceRecord::BreakerHalfOpened(_)
-            | ResourceRecord::BreakerClosed(_) => {}
+            | ResourceRecord::BreakerClosed(_)
+            | ResourceRecord::AlertRaised(_)
+            | ResourceRecord::AlertCleared(_)
+            | ResourceRecord::AlertAcknowledged(_) => {}
             ResourceRecord::PoolSet(_)
             | ResourceRecord::PoolRemoved(_)
             | ResourceRecord::Acquired(_)

@@ -14,7 +14,7 @@ const INDEX: &str = "<!doctype html>
 <p>Coordinates teams of AI agents. The API is described by <a href=\"/openapi.json\">an OpenAPI document</a>.</p>
 <ul>
 <li><a href=\"/v1/workflows\">workflows</a>, <a href=\"/v1/runs\">runs</a>, <a href=\"/v1/agents\">agents</a>,
-<a href=\"/v1/pools\">pools</a>, <a href=\"/v1/leases\">leases</a>,
+<a href=\"/v1/pools\">pools</a>, <a href=\"/v1/leases\">leases</a>, <a href=\"/v1/alerts\">alerts</a>,
 <a href=\"/v1/placement\">placement</a>, <a href=\"/v1/services\">services</a></li>
 <li><a href=\"/readyz\">readiness</a>, <a href=\"/metrics\">metrics</a></li>
 </ul>

@@ -13,7 +13,7 @@ use baton_gateway::GatewayError;
 use baton_protocol::definition::Definition;
 use baton_protocol::record::{Cause, FORMAT, RunFinished, RunStarted, StageReady, Turn};
 use baton_protocol::request::{
-    AgentList, AgentsFound, Done, ExplainPlacement, Figures, LearningPage, LeaseList, PlacementExplained,
+    AgentList, AgentsFound, AlertList, Done, ExplainPlacement, Figures, LearningPage, LeaseList, PlacementExplained,
     PlacementView, PoolList, Role, RunAccepted, RunList, StartRun, Strategy, Usage, WorkflowList, WorkflowSummary,
     WorkflowView,
 };
@@ -389,6 +389,8 @@ impl Script {
             "run.cancel" if body["reason"] == "too late" => no(Code::RunEnded, "the run has already ended"),
             "run.cancel" => is(&accepted(serde_json::from_value(body["run"].clone()).unwrap(), RunStatus::Cancelled)),
             "agent.list" => is(&AgentList { agents: vec![] }),
+            "alert.list" => is(&AlertList { alerts: vec![] }),
+            "alert.acknowledge" => is(&Done {}),
             "agent.find" => is(&AgentsFound { found: 0, agents: vec![] }),
             "pool.list" => is(&PoolList { pools: vec![], more: false }),
             "lease.list" => is(&LeaseList { leases: vec![], more: false }),

@@ -99,7 +99,10 @@ impl Facts {
             ResourceRecord::LeaseEnded(record) => self.lose(|lease, _| lease == record.lease),
             ResourceRecord::BreakerOpened(_)
             | ResourceRecord::BreakerHalfOpened(_)
-            | ResourceRecord::BreakerClosed(_) => {}
+            | ResourceRecord::BreakerClosed(_)
+            | ResourceRecord::AlertRaised(_)
+            | ResourceRecord::AlertCleared(_)
+            | ResourceRecord::AlertAcknowledged(_) => {}
             ResourceRecord::PoolSet(_)
             | ResourceRecord::PoolRemoved(_)
             | ResourceRecord::Acquired(_)

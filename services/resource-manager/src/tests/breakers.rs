@@ -51,7 +51,8 @@ fn r12_an_agent_that_fails_is_given_no_more_until_a_probe_succeeds() {
     let (before, other) = (world.give(91).unwrap(), world.give(92).unwrap());
     world.next(&mut n, Outcome::Failed);
     world.check(&expect![[r#"
-        23.0 +0 {"breaker_opened":{"agent":"ann","capability":"research","failed":3,"of":5,"times":1,"until":1030000}} (log 22)
+        23.0 +0 {"alert_raised":{"severity":"warning","kind":"breaker_opened","about":"ann/research","message":"3 of the last 5 tasks of ann for research failed: it is given no more of them for 30 s"}} (log 22)
+        23.1 +0 {"breaker_opened":{"agent":"ann","capability":"research","failed":3,"of":5,"times":1,"until":1030000}} (log 22)
     "#]]);
     assert_eq!(world.give(6), None);
     assert!(world.transcript.contains("its circuit breaker is open"), "{}", world.transcript);
@@ -137,7 +138,7 @@ fn r12_breakers_are_shown() {
     }
     world.telemetry = true;
     let shown = |world: &World| {
-        let breakers = world.transcript.lines().filter(|line| line.contains("breaker_"));
+        let breakers = world.transcript.lines().filter(|line| line.contains("agent_breaker_"));
         breakers.filter(|line| line.starts_with("measure")).map(str::to_owned).collect::<Vec<_>>()
     };
     world.next(&mut n, Outcome::Failed);

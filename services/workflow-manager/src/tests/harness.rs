@@ -354,6 +354,9 @@ impl World {
             ResourceRecord::LeaseEnded(r) => format!("lease_ended {} of {}: {}", r.lease, r.agent, r.reason),
             ResourceRecord::BreakerOpened(r) => format!("breaker_opened {} for {}", r.agent, r.capability),
             ResourceRecord::BreakerHalfOpened(r) => format!("breaker_half_opened {} for {}", r.agent, r.capability),
+            ResourceRecord::AlertRaised(r) => format!("alert_raised {} about {}", r.kind, r.about),
+            ResourceRecord::AlertCleared(r) => format!("alert_cleared {}", r.alert),
+            ResourceRecord::AlertAcknowledged(r) => format!("alert_acknowledged {}", r.alert),
             ResourceRecord::BreakerClosed(r) => format!("breaker_closed {} for {}", r.agent, r.capability),
             ResourceRecord::PoolSet(_)
             | ResourceRecord::PoolRemoved(_)

@@ -210,7 +210,10 @@ impl Model {
             }
             ResourceRecord::BreakerOpened(_)
             | ResourceRecord::BreakerHalfOpened(_)
-            | ResourceRecord::BreakerClosed(_) => {}
+            | ResourceRecord::BreakerClosed(_)
+            | ResourceRecord::AlertRaised(_)
+            | ResourceRecord::AlertCleared(_)
+            | ResourceRecord::AlertAcknowledged(_) => {}
             ResourceRecord::PoolSet(_)
             | ResourceRecord::PoolRemoved(_)
             | ResourceRecord::Acquired(_)

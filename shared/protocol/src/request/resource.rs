@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    Acquire, AcquireAnswer, Done, Endpoint, Granted, LeaseList, ListLeases, ListPools, Mark, PoolList, Release,
-    RemovePool, Renew, Requests, SetPool, body, endpoint, schema, speaker, unknown_endpoint,
+    AcknowledgeAlert, Acquire, AcquireAnswer, AlertList, Done, Endpoint, Granted, LeaseList, ListAlerts, ListLeases,
+    ListPools, Mark, PoolList, Release, RemovePool, Renew, Requests, SetPool, body, endpoint, schema, speaker,
+    unknown_endpoint,
 };
 use crate::amount::Resources;
 use crate::breaker::BreakerView;
@@ -51,6 +52,10 @@ pub enum ResourceRequest {
     Release(Option<AgentId>, Release),
     /// See [`ListLeases`].
     ListLeases(ListLeases),
+    /// See [`ListAlerts`].
+    ListAlerts(ListAlerts),
+    /// See [`AcknowledgeAlert`].
+    AcknowledgeAlert(AcknowledgeAlert),
 }
 
 impl Requests for ResourceRequest {
@@ -132,6 +137,14 @@ impl Requests for ResourceRequest {
             schema::<Release>,
             schema::<Done>,
         ),
+        endpoint("alert.list", None, "Lists alerts, the latest first.", schema::<ListAlerts>, schema::<AlertList>),
+        endpoint(
+            "alert.acknowledge",
+            None,
+            "Says that somebody has seen an alert.",
+            schema::<AcknowledgeAlert>,
+            schema::<Done>,
+        ),
     ];
 
     fn decode(endpoint: &str, subject: &str, payload: &[u8]) -> Result<Self, Rejection> {
@@ -153,6 +166,8 @@ impl Requests for ResourceRequest {
             "agent.acquire" => Self::Acquire(Some(speaker(subject)?), body(endpoint, payload)?),
             "agent.renew" => Self::Renew(Some(speaker(subject)?), body(endpoint, payload)?),
             "agent.release" => Self::Release(Some(speaker(subject)?), body(endpoint, payload)?),
+            "alert.list" => Self::ListAlerts(body(endpoint, payload)?),
+            "alert.acknowledge" => Self::AcknowledgeAlert(body(endpoint, payload)?),
             _ => return Err(unknown_endpoint(endpoint)),
         })
     }

@@ -8,7 +8,7 @@
 use baton_machine::{Publication, Reply};
 use baton_protocol::record::{Event, Outcome};
 use baton_protocol::request::{
-    Acquire, AcquireAnswer, AgentsFound, AssignAnswer, AssignTasks, Assignment, Assignments, CancelTask,
+    Acquire, AcquireAnswer, AgentsFound, AlertList, AssignAnswer, AssignTasks, Assignment, Assignments, CancelTask,
     HeartbeatAnswer, OptimizerRequest, PlacementExplained, Report, ReportAnswer, ReportStatus, Reports,
     ReportsAnswered, ResourceRequest, RunAccepted, RunList, StartRun, WorkflowRequest, WorkflowView,
 };
@@ -225,6 +225,15 @@ impl Facts {
             | ResourceRequest::ListLeases(_)
             | ResourceRequest::Progress(..)
             | ResourceRequest::ListAgents(_) => Ok(()),
+            ResourceRequest::ListAlerts(_) => {
+                let list: AlertList = read(answer)?;
+                list.alerts.iter().try_for_each(|view| self.alert_shown(view))
+            }
+            ResourceRequest::AcknowledgeAlert(request) => {
+                let stored = self.is_acknowledged(request.alert);
+                hold!(stored, APPLIED, "alert {} was said to be acknowledged, and is not", request.alert);
+                Ok(())
+            }
         }
     }
 
@@ -349,6 +358,9 @@ impl Facts {
             (Code::PoolExhausted, AnyRequest::Resource(ResourceRequest::Acquire(..))) => Ok(()),
             (Code::PoolInUse, AnyRequest::Resource(ResourceRequest::SetPool(_) | ResourceRequest::RemovePool(_))) => {
                 Ok(())
+            }
+            (Code::UnknownAlert, AnyRequest::Resource(ResourceRequest::AcknowledgeAlert(request))) => {
+                lie(self.is_alert(request.alert))
             }
             // An agent that shrinks below what it holds.
             (Code::NoCapacity, AnyRequest::Resource(ResourceRequest::Register(..))) => Ok(()),

@@ -279,6 +279,19 @@ impl Facts {
         Ok(())
     }
 
+    /// Whether the breaker of an agent that is there is not closed.
+    pub(super) fn is_shut(&self, agent: &AgentId, capability: &Capability) -> bool {
+        let there = self.agents.get(agent).is_some_and(|agent| agent.gone.is_none());
+        let breaker = self.breakers.breakers.get(&(agent.clone(), capability.clone()));
+        there && breaker.is_some_and(|breaker| !matches!(breaker.state, State::Closed))
+    }
+
+    /// Whose breakers are not closed.
+    pub(super) fn shut(&self) -> impl Iterator<Item = (&AgentId, &Capability)> {
+        let all = self.breakers.breakers.keys().map(|(agent, capability)| (agent, capability));
+        all.filter(|(agent, capability)| self.is_shut(agent, capability))
+    }
+
     /// Whether an agent's breaker lets a task through.
     pub(super) fn is_let_through(&self, agent: &AgentId, capability: &Capability) -> bool {
         match self.breakers.breakers.get(&(agent.clone(), capability.clone())).map(|breaker| &breaker.state) {

@@ -140,6 +140,9 @@ impl Facts {
             ResourceRecord::Acquired(record) => self.acquired(stamp, record),
             ResourceRecord::Renewed(record) => self.renewed(stamp, record),
             ResourceRecord::Released(record) => self.released(stamp, record),
+            ResourceRecord::AlertRaised(record) => self.alert_raised(stamp, record),
+            ResourceRecord::AlertCleared(record) => self.alert_cleared(record),
+            ResourceRecord::AlertAcknowledged(record) => self.alert_acknowledged(record),
         }
     }
 
@@ -385,6 +388,8 @@ impl Facts {
             }
         };
         hold!(right, ONE_END, "run {} ended {}, and should not", record.run, record.status);
+        let workflow = run.workflow.clone();
+        self.alerts_run_finished(workflow, record.status);
         self.seen.push(branch);
         Ok(())
     }
@@ -431,6 +436,7 @@ impl Facts {
         self.breakers_reset(&record.agent, stamp);
         self.pools_agent_gone(&record.agent);
         if record.reason == LeftReason::Lost {
+            self.loss_is_told(&record.agent)?;
             self.seen.push(Branch::AgentLost);
             let calm = self.calm.is_some_and(|calm| now > calm + SETTLES);
             hold!(!calm, CALM, "{} was lost", record.agent);

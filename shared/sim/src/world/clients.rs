@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use baton_machine::Reply;
 use baton_protocol::request::{
-    AssignTasks, CancelRun, ExplainPlacement, FindAgents, GetLearning, GetPlacement, GetRun, ImportLearning, Lesson,
-    ListAgents, ListPools, ListRuns, OptimizerRequest, Placement, RegisterWorkflow, RemovePool, ResourceRequest,
-    RunAccepted, SetPool, SetStrategy, StartRun, Subject, WorkflowRequest,
+    AcknowledgeAlert, AssignTasks, CancelRun, ExplainPlacement, FindAgents, GetLearning, GetPlacement, GetRun,
+    ImportLearning, Lesson, ListAgents, ListAlerts, ListPools, ListRuns, OptimizerRequest, Placement, RegisterWorkflow,
+    RemovePool, ResourceRequest, RunAccepted, SetPool, SetStrategy, StartRun, Subject, WorkflowRequest,
 };
 use baton_protocol::{Amount, Json, Pool, PoolKind, Requirements, Resources, RunId, Service, WorkflowName};
 
@@ -83,6 +83,20 @@ impl World {
                 let agent = agents[agent as usize % agents.len()].0.clone();
                 let placements = vec![Placement { task: tasks[task as usize % tasks.len()].clone(), agent }];
                 let request = AnyRequest::Resource(ResourceRequest::Assign(AssignTasks { seen, placements }));
+                return self.ask(Asker::Client(Wanted::Other), request, true);
+            }
+            Wish::Alerts => {
+                let list = ListAlerts { all: true, ..ListAlerts::default() };
+                return self.ask(
+                    Asker::Client(Wanted::Other),
+                    AnyRequest::Resource(ResourceRequest::ListAlerts(list)),
+                    true,
+                );
+            }
+            Wish::Acknowledge(wrong) => {
+                let Some(last) = self.facts.last_alert() else { return };
+                let acknowledge = AcknowledgeAlert { alert: if wrong { 1 << 40 } else { last }, by: None };
+                let request = AnyRequest::Resource(ResourceRequest::AcknowledgeAlert(acknowledge));
                 return self.ask(Asker::Client(Wanted::Other), request, true);
             }
             Wish::Find(kind) => {
