@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agents::{Stock, start_stock_agent};
 use crate::failure::{Exit, Failure};
-use crate::services;
+use crate::services::{self, LogThread};
 
 /// How long everything may take to get ready; a long log takes a while to read.
 const START: Duration = Duration::from_secs(120);
@@ -130,7 +130,7 @@ impl Fleet {
         let traces = services::trace_config(settings)?;
         let (tell, mut bound) = oneshot::channel();
         let mut tell = Some(tell);
-        let feed = services::feed(&self.connect);
+        let log = LogThread::start(&self.connect)?;
         for service in Service::ALL {
             let instance = Instance::new(service);
             let telemetry = services::telemetry(&instance, &traces)?;
@@ -139,9 +139,9 @@ impl Fleet {
             let group = if is_gateway { &mut self.gateway } else { &mut self.services };
             let tell = if is_gateway { tell.take() } else { None };
             self.instances.push(instance.clone());
-            let (connect, feed) = (self.connect.clone(), Some(feed.clone()));
+            let (connect, log) = (self.connect.clone(), Some(log.clone()));
             group.run(service.to_string(), |shutdown| {
-                services::run(instance, connect, settings.clone(), telemetry, feed, shutdown, tell)
+                services::run(instance, connect, settings.clone(), telemetry, log, shutdown, tell)
             });
         }
         // Elsewhere, other instances may lead.

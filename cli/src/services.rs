@@ -9,7 +9,8 @@ use baton_protocol::Service;
 use baton_shell::{BreakerSettings, Feed, Instance, Settings, Telemetry};
 use baton_telemetry::spans::TraceConfig;
 use baton_telemetry::{Metrics, Spans};
-use tokio::sync::oneshot;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 /// Where traces go: what the settings say, and what OpenTelemetry's own variables say where they are silent.
@@ -34,14 +35,14 @@ pub(crate) fn telemetry(instance: &Instance, config: &TraceConfig) -> anyhow::Re
 /// Runs an instance of a service until `shutdown`, and drains it.
 ///
 /// A service that keeps the log does all that it does on one thread: it is one loop, and what passes between threads waits
-/// for one of them to wake up. The gateway serves many at a time, on the threads that there are, and tells through `bound`
-/// where it listens.
+/// for one of them to wake up. The optimizer does it on the thread that reads the log, where there is one. The gateway
+/// serves many at a time, on the threads that there are, and tells through `bound` where it listens.
 pub(crate) async fn run(
     instance: Instance,
     connect: ConnectSettings,
     settings: Settings,
     telemetry: Telemetry,
-    feed: Option<Feed>,
+    log: Option<LogThread>,
     shutdown: CancellationToken,
     bound: Option<oneshot::Sender<SocketAddr>>,
 ) -> anyhow::Result<()> {
@@ -49,6 +50,7 @@ pub(crate) async fn run(
     // Ends the service as well when this future is dropped.
     let shutdown = shutdown.child_token();
     let _guard = shutdown.clone().drop_guard();
+    let feed = log.as_ref().map(|log| log.feed.clone());
     // On the heap: it is large, and a thread's stack is not.
     let run = Box::pin(async move {
         match service {
@@ -90,7 +92,11 @@ pub(crate) async fn run(
             }
         }
     });
-    let ended = if service == Service::Gateway { run.await } else { on_a_thread(service.as_str(), run).await };
+    let ended = match (service, log) {
+        (Service::Gateway, _) => run.await,
+        (Service::Optimizer, Some(log)) => log.run(run).await,
+        _ => on_a_thread(service.as_str(), run).await,
+    };
     ended.with_context(|| format!("the {service} stopped"))
 }
 
@@ -99,14 +105,34 @@ fn breakers(settings: &BreakerSettings) -> baton_resource_manager::BreakerConfig
     baton_resource_manager::BreakerConfig { enabled, window, min_tasks, error_percent, open_ms, max_open_ms, probes }
 }
 
-/// Reads the log for all services of this process, on a thread of its own, until they are gone.
-pub(crate) fn feed(connect: &ConnectSettings) -> Feed {
-    let (feed, reading) = Feed::new(connect.clone());
-    tokio::spawn(on_a_thread("log", async {
-        reading.await;
-        Ok(())
-    }));
-    feed
+/// The thread that reads the log for all services of this process, until they are gone.
+///
+/// The optimizer runs on it as well: it waits for nothing but what is read, so that it answers at once, and is not woken up. The
+/// others have a thread each: all on one would take turns under load.
+#[derive(Clone)]
+pub(crate) struct LogThread {
+    feed: Feed,
+    runtime: Handle,
+    /// The thread ends when nobody has this any more.
+    _used: mpsc::Sender<()>,
+}
+
+impl LogThread {
+    /// Starts it.
+    pub(crate) fn start(connect: &ConnectSettings) -> anyhow::Result<Self> {
+        let (feed, reading) = Feed::new(connect.clone());
+        let (used, mut unused) = mpsc::channel(1);
+        let runtime = thread("log", async move {
+            tokio::spawn(reading);
+            unused.recv().await;
+        })?;
+        Ok(Self { feed, runtime, _used: used })
+    }
+
+    /// Runs a service on it.
+    async fn run(&self, run: impl Future<Output = anyhow::Result<()>> + Send + 'static) -> anyhow::Result<()> {
+        self.runtime.spawn(run).await.unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked")))
+    }
 }
 
 /// Runs a service on a thread of its own.
@@ -115,16 +141,22 @@ where
     F: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
     let (tell, ended) = oneshot::channel();
+    thread(name, async {
+        // As a task, so that what wakes it up on this thread need not look for other events first.
+        let _ = tell.send(tokio::spawn(run).await);
+    })?;
+    ended.await.ok().and_then(Result::ok).unwrap_or_else(|| Err(anyhow::anyhow!("it panicked")))
+}
+
+/// Starts a thread with a runtime of its own, which goes on as long as `run` does.
+fn thread(name: &'static str, run: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<Handle> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("a runtime")?;
+    let handle = runtime.handle().clone();
     let run = move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let ended = runtime.context("a runtime").and_then(|runtime| {
-            let ended = runtime.block_on(run);
-            // What still sends something away must not hold anybody up.
-            runtime.shutdown_background();
-            ended
-        });
-        let _ = tell.send(ended);
+        runtime.block_on(run);
+        // What still sends something away must not hold anybody up.
+        runtime.shutdown_background();
     };
     std::thread::Builder::new().name(name.to_owned()).spawn(run).context("a thread")?;
-    ended.await.unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked")))
+    Ok(handle)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
@@ -17,6 +17,7 @@ use baton_protocol::subject::{self, Shard};
 use futures::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -296,6 +297,7 @@ impl<M: Machine> Session<M> {
     async fn turn_around(&mut self, shutdown: &CancellationToken) -> End {
         let mut draining: Option<Instant> = None;
         let mut link = self.connection.link.clone();
+        let mut timer = pin!(sleep_until(Instant::now().into()));
         loop {
             self.pulse.beat();
             // Under load something else is always ready: time must pass all the same.
@@ -320,7 +322,11 @@ impl<M: Machine> Session<M> {
                 return end;
             }
             self.report();
-            let timer = self.timer();
+            // One that is moved to an earlier time interrupts the thread's sleep, so it is moved only where it would be late.
+            let wanted = (Instant::now() + self.wait()).into();
+            if timer.is_elapsed() || wanted < timer.deadline() {
+                timer.as_mut().reset(wanted);
+            }
             tokio::select! {
                 Some(saved) = self.saving.join_next() => {
                     let took = saved.map_or(0, |took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
@@ -367,7 +373,7 @@ impl<M: Machine> Session<M> {
                     Leadership::Full(why) => self.gate.close::<M>(&why).await,
                     Leadership::Lost => return End::Broken("leadership was lost".to_owned()),
                 },
-                () = timer => {}
+                () = timer.as_mut() => {}
                 changed = link.changed() => {
                     let now = link.borrow().clone();
                     // A break and a comeback may be seen as one: what was under way or to be read may be gone all the same.
@@ -417,12 +423,11 @@ impl<M: Machine> Session<M> {
 
     /// Until the machine wants to be called, or until what has changed should be shown, and never long: that the loop
     /// turns is what keeps leadership, and what a drain waits for.
-    fn timer(&mut self) -> impl Future<Output = ()> + use<M> {
+    fn wait(&mut self) -> Duration {
         let known = self.processor.time();
         let machine = self.processor.deadline().map(|at| self.clock.until(at, known).max(Duration::from_millis(1)));
         let show = self.is_behind().then_some(SHOW);
-        let wait = machine.into_iter().chain(show).chain([PULSE]).min().unwrap_or(PULSE);
-        tokio::time::sleep(wait)
+        machine.into_iter().chain(show).chain([PULSE]).min().unwrap_or(PULSE)
     }
 
     fn take_request(&mut self, incoming: Incoming<M>) {
