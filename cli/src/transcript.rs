@@ -167,6 +167,23 @@ fn resource(number: Number, record: &ResourceRecord) -> (String, Tone) {
             let why = short(&r.reason, ERROR);
             (format!("{}/{} by {}, lease {}: {why}", r.task.stage, r.task.attempt, r.agent, r.lease), Tone::Busy)
         }
+        ResourceRecord::HandoffOffered(r) => {
+            let why = if r.reason.is_empty() { String::new() } else { format!(": {}", short(&r.reason, ERROR)) };
+            let (stage, attempt) = (&r.task.stage, r.task.attempt);
+            (format!("{stage}/{attempt} by {} to {}, handoff {number}{why}", r.from, r.to), Tone::Plain)
+        }
+        ResourceRecord::HandedOver(r) => {
+            let (stage, attempt, needs) = (&r.task.stage, r.task.attempt, needs(&r.resources));
+            let which = format!("handoff {}, lease {number} for {}", r.handoff, r.lease);
+            (format!("{stage}/{attempt} from {} to {}, {which}{needs}", r.from, r.to), Tone::Good)
+        }
+        ResourceRecord::HandoffEnded(r) => {
+            let how = if r.rejected { "rejected by" } else { "not answered by" };
+            let why = if r.reason.is_empty() { String::new() } else { format!(": {}", short(&r.reason, ERROR)) };
+            let (stage, attempt) = (&r.task.stage, r.task.attempt);
+            let says = format!("{stage}/{attempt} {how} {}, {} goes on, handoff {}{why}", r.to, r.from, r.handoff);
+            (says, Tone::Busy)
+        }
         ResourceRecord::BreakerOpened(r) => {
             (format!("{} for {}: {} of {} failed", r.agent, r.capability, r.failed, r.of), Tone::Bad)
         }

@@ -10,6 +10,7 @@ mod discovery;
 mod faults;
 mod fleet;
 mod full;
+mod handoff;
 mod http;
 mod import;
 mod messages;

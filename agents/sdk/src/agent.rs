@@ -7,9 +7,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use baton_client::{Client, ConnectError, ConnectSettings, Connection};
-use baton_protocol::request::{RegisterAgent, Report};
+use baton_protocol::request::{HandoffOffer, RegisterAgent, Report};
 use baton_protocol::trace::Span;
-use baton_protocol::{AgentId, Amount, Capability, NameError, Rejection, ResourceName, Resources};
+use baton_protocol::{AgentId, Amount, Capability, Json, NameError, Rejection, ResourceName, Resources};
 use futures::FutureExt;
 use serde_json::Value;
 use uuid::Uuid;
@@ -26,6 +26,9 @@ pub type Spans = Arc<dyn Fn(Span) + Send + Sync>;
 
 /// Is told what became of each report: that it is stored, or why it was refused.
 pub type Told = Arc<dyn Fn(&Report, Result<(), &Rejection>) + Send + Sync>;
+
+/// Decides on a task that another agent offers: what the giver should know of it, or why not.
+pub type Takes = Arc<dyn Fn(&HandoffOffer) -> Result<Json, String> + Send + Sync>;
 
 /// What does a task.
 pub(crate) type Handler = Arc<dyn Fn(Task) -> Pin<Box<dyn Future<Output = TaskResult> + Send>> + Send + Sync>;
@@ -87,6 +90,7 @@ pub struct Builder {
     patience: Duration,
     spans: Option<Spans>,
     told: Option<Told>,
+    takes: Option<Takes>,
     settings: ConnectSettings,
     connection: Option<Connection>,
 }
@@ -141,6 +145,13 @@ impl Builder {
         self
     }
 
+    /// Decides which tasks are taken that other agents offer ([`Task::hand_over`]): all for which there is room, unless this is
+    /// given. It should answer at once.
+    pub fn takes(mut self, takes: impl Fn(&HandoffOffer) -> Result<Json, String> + Send + Sync + 'static) -> Self {
+        self.takes = Some(Arc::new(takes));
+        self
+    }
+
     /// How to connect; what is left out there is found in the surroundings.
     pub fn settings(mut self, settings: ConnectSettings) -> Self {
         self.settings = settings;
@@ -167,8 +178,8 @@ impl Builder {
         };
         let client = Client::new(connection.nats.clone()).with_source(id.as_str());
         let limits = Limits { grace: self.grace, patience: self.patience };
-        let (spans, told, messages) = (self.spans, self.told, OnceLock::new());
-        Ok(Agent { id, registration, connection, client, limits, spans, told, messages })
+        let (spans, told, takes, messages) = (self.spans, self.told, self.takes, OnceLock::new());
+        Ok(Agent { id, registration, connection, client, limits, spans, told, takes, messages })
     }
 
     fn registration(&self) -> Result<RegisterAgent, AgentError> {
@@ -209,6 +220,7 @@ pub struct Agent {
     limits: Limits,
     spans: Option<Spans>,
     told: Option<Told>,
+    takes: Option<Takes>,
     messages: OnceLock<Messages>,
 }
 
@@ -226,6 +238,7 @@ impl Agent {
             patience: Duration::from_secs(10),
             spans: None,
             told: None,
+            takes: None,
             settings: ConnectSettings::default(),
             connection: None,
         }
@@ -308,7 +321,7 @@ impl Agent {
     {
         let handler: Handler = Arc::new(move |task| handler(task).boxed());
         let voice = Voice { agent: self.id, client: self.client, link: self.connection.link };
-        let keeper = Keeper::new(voice, self.registration, handler, self.spans, self.told, self.limits);
+        let keeper = Keeper::new(voice, self.registration, handler, self.spans, self.told, self.takes, self.limits);
         keeper.run(shutdown, hurry).await
     }
 }

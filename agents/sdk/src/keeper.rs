@@ -14,11 +14,12 @@ use async_nats::Message;
 use baton_client::{ClientError, Headers, now};
 use baton_protocol::message::MessageType;
 use baton_protocol::request::{
-    Assignment, Assignments, CancelTask, Decline, Done, Heartbeat, HeartbeatAnswer, Leave, RegisterAgent, Registered,
-    Report, ReportAnswer, ReportStatus, ReportStored, Reports, ReportsAnswered,
+    AcknowledgeHandoff, Assignment, Assignments, CancelTask, Decline, Done, HandoffAcknowledged, HandoffAnswer,
+    HandoffOffer, Heartbeat, HeartbeatAnswer, Leave, RegisterAgent, Registered, Report, ReportAnswer, ReportStatus,
+    ReportStored, Reports, ReportsAnswered,
 };
 use baton_protocol::subject::{self, AgentVerb};
-use baton_protocol::{Code, Json, LeaseId, Millis, Rejection};
+use baton_protocol::{Code, Json, LeaseId, Millis, Number, Rejection};
 use futures::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{AbortHandle, JoinError, JoinHandle, JoinSet};
@@ -26,7 +27,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::agent::{AgentError, Handler, Spans, Told};
+use crate::agent::{AgentError, Handler, Spans, Takes, Told};
 use crate::output::{Output, TaskError, TaskResult};
 use crate::speech::{Voice, backoff, headers, may_pass};
 use crate::task::Task;
@@ -93,6 +94,15 @@ enum Ended {
     Work(LeaseId, TaskResult),
     Reports(Reported),
     Decline,
+    Acknowledged(Box<Acknowledged>),
+}
+
+/// What became of the answer to an offer.
+struct Acknowledged {
+    offer: HandoffOffer,
+    /// Whether the agent wanted it.
+    accepted: bool,
+    answer: Result<HandoffAcknowledged, Rejection>,
 }
 
 /// What became of reports.
@@ -114,8 +124,13 @@ pub(crate) struct Keeper {
     handler: Handler,
     spans: Option<Spans>,
     told: Option<Told>,
+    takes: Option<Takes>,
     limits: Limits,
     held: BTreeMap<LeaseId, Held>,
+    /// Offers that are answered, or being answered.
+    answered: BTreeSet<Number>,
+    /// How many tasks are being taken from others.
+    taking: u32,
     /// Leases that must not be started again: reported, dropped or given back.
     over: BTreeSet<LeaseId>,
     jobs: JoinSet<Ended>,
@@ -142,6 +157,7 @@ impl Keeper {
         handler: Handler,
         spans: Option<Spans>,
         told: Option<Told>,
+        takes: Option<Takes>,
         limits: Limits,
     ) -> Self {
         Self {
@@ -150,8 +166,11 @@ impl Keeper {
             handler,
             spans,
             told,
+            takes,
             limits,
             held: BTreeMap::new(),
+            answered: BTreeSet::new(),
+            taking: 0,
             over: BTreeSet::new(),
             jobs: JoinSet::new(),
             unsaid: Vec::new(),
@@ -199,7 +218,7 @@ impl Keeper {
         let mut inbox = inbox.map_err(|error| AgentError::Closed(error.to_string()))?;
         self.register();
         loop {
-            if self.stopping && self.held.is_empty() && self.declining == 0 {
+            if self.stopping && self.held.is_empty() && self.declining == 0 && self.taking == 0 {
                 return Ok(());
             }
             tokio::select! {
@@ -262,6 +281,16 @@ impl Keeper {
                 Ok(cancel) => self.forget(cancel.lease, &cancel.reason),
                 Err(error) => tracing::error!(%agent, %error, "a cancellation that can not be read"),
             }
+        } else if message.subject.as_str() == subject::handoff(agent) {
+            match serde_json::from_slice::<HandoffOffer>(&message.payload) {
+                Ok(offer) => self.offered(offer),
+                Err(error) => tracing::error!(%agent, %error, "an offer that can not be read"),
+            }
+        } else if message.subject.as_str() == subject::handed(agent) {
+            match serde_json::from_slice::<HandoffAnswer>(&message.payload) {
+                Ok(answer) => self.handed(answer),
+                Err(error) => tracing::error!(%agent, %error, "an answer to an offer that can not be read"),
+            }
         } else {
             tracing::debug!(%agent, subject = message.subject.as_str(), "not understood");
         }
@@ -274,13 +303,78 @@ impl Keeper {
             return;
         }
         let deadline = Instant::now() + Duration::from_millis(assignment.timeout_ms).min(LONGEST_TASK);
-        let task = Task::new(assignment, self.voice.agent.clone(), self.voice.client.clone(), self.spans.clone());
+        let task = Task::new(assignment, self.voice.clone(), self.spans.clone());
         if self.stopping {
             self.decline(&task);
             return;
         }
         self.held.insert(lease, Held { task, deadline, doing: Doing::Waiting });
         self.start_waiting();
+    }
+
+    /// Another agent offers a task. It is taken, unless there is no room for it or this agent does not want it.
+    fn offered(&mut self, offer: HandoffOffer) {
+        if !self.registered || !self.answered.insert(offer.handoff) {
+            return;
+        }
+        if self.answered.len() > REMEMBERED {
+            self.answered.pop_first();
+        }
+        let room = (self.held.len() as u64 + u64::from(self.taking)) < u64::from(self.registration.slots);
+        let wanted = match &self.takes {
+            _ if self.stopping => Err("the agent is stopping".to_owned()),
+            _ if !room => Err("the agent has no free slot".to_owned()),
+            Some(takes) => takes(&offer),
+            None => Ok(Json::null()),
+        };
+        self.acknowledge(offer, wanted);
+    }
+
+    fn acknowledge(&mut self, offer: HandoffOffer, wanted: Result<Json, String>) {
+        let (accepted, reason, response) = match wanted {
+            Ok(response) => (true, String::new(), response),
+            Err(reason) => (false, reason, Json::null()),
+        };
+        tracing::info!(agent = %self.voice.agent, task = %offer.task, from = %offer.from, accepted, %reason, "offered");
+        self.taking += u32::from(accepted);
+        let (voice, handoff) = (self.voice.clone(), offer.handoff);
+        self.jobs.spawn(async move {
+            let request = AcknowledgeHandoff { handoff, accepted, reason, response };
+            let headers = headers(AgentVerb::Acknowledge, &voice.agent).of_run(offer.run);
+            let stands = Duration::from_millis(offer.timeout_ms).min(LONGEST_TASK) + DECLINE;
+            let answer = voice.until_answered::<_, HandoffAcknowledged>(AgentVerb::Acknowledge, &request, headers);
+            // Nobody waits for it any longer, and should it have been taken, the heartbeat brings it.
+            let late = || Err(Rejection::new(Code::UnknownHandoff, "nobody has answered while the offer stood"));
+            let answer = timeout(stands, answer).await.unwrap_or_else(|_| late());
+            Ended::Acknowledged(Box::new(Acknowledged { offer, accepted, answer }))
+        });
+    }
+
+    fn acknowledged(&mut self, offer: HandoffOffer, answer: Result<HandoffAcknowledged, Rejection>) {
+        match answer {
+            Ok(HandoffAcknowledged { assignment }) => {
+                if let Some(assignment) = assignment {
+                    self.take(assignment);
+                }
+            }
+            // It would have liked to, and can not: the giver need not wait.
+            Err(rejection) if rejection.code == Code::NoCapacity => self.acknowledge(offer, Err(rejection.message)),
+            Err(rejection) => {
+                tracing::info!(agent = %self.voice.agent, handoff = offer.handoff, %rejection, "not handed over");
+            }
+        }
+    }
+
+    /// An offer of this agent was answered.
+    fn handed(&mut self, answer: HandoffAnswer) {
+        let lease = answer.lease;
+        if let Some(held) = self.held.get(&lease) {
+            let (accepted, to) = (answer.accepted, answer.to.clone());
+            held.task.handed(answer);
+            if accepted {
+                self.forget(lease, &format!("agent {to} has taken it"));
+            }
+        }
     }
 
     /// Starts what waits. The resource-manager leases no more tasks than there are slots; one more may be here while a
@@ -333,6 +427,12 @@ impl Keeper {
             }
             Ended::Decline => {
                 self.declining -= 1;
+                Ok(())
+            }
+            Ended::Acknowledged(acknowledged) => {
+                let Acknowledged { offer, accepted, answer } = *acknowledged;
+                self.taking -= u32::from(accepted);
+                self.acknowledged(offer, answer);
                 Ok(())
             }
         }
@@ -390,6 +490,9 @@ impl Keeper {
                 }
                 for assignment in answer.start {
                     self.take(assignment);
+                }
+                for offer in answer.offers {
+                    self.offered(offer);
                 }
                 return Ok(());
             }

@@ -41,6 +41,8 @@
 //!   failure too.
 //! - When a task is no longer wanted, or has taken longer than it may, [its token](Task::cancelled) is cancelled; a
 //!   handler that goes on regardless is stopped at its next `.await` after a while ([`Builder::patience`]).
+//! - A task can be [handed over](Task::hand_over) to another agent, with its state and what has come of it so far; the other
+//!   agent takes it if there is room and [it wants to](Builder::takes), and [goes on](Task::resumed) where this one was.
 //! - Ctrl-C and SIGTERM let the work in hand finish; a second one does not.
 //!
 //! What agents say to each other beside their tasks is in [`messages`].
@@ -63,10 +65,10 @@ mod output;
 mod speech;
 mod task;
 
-pub use agent::{Agent, AgentError, Builder, Spans, Told};
+pub use agent::{Agent, AgentError, Builder, Spans, Takes, Told};
 pub use lease::{LeaseError, LeaseGuard, Leases, Want};
 pub use output::{Output, TaskError, TaskResult};
-pub use task::Task;
+pub use task::{Handoff, HandoffError, Task};
 
 pub use baton_client::{self, Client, ConnectSettings, Connection};
 pub use baton_protocol::{

@@ -131,7 +131,9 @@ fn listener(verb: AgentVerb) -> Service {
         | AgentVerb::Progress
         | AgentVerb::Acquire
         | AgentVerb::Renew
-        | AgentVerb::Release => Service::ResourceManager,
+        | AgentVerb::Release
+        | AgentVerb::Handoff
+        | AgentVerb::Acknowledge => Service::ResourceManager,
     }
 }
 
@@ -149,6 +151,8 @@ pub(crate) fn headers(verb: AgentVerb, agent: &AgentId) -> Headers {
         AgentVerb::Decline => MessageType::TaskResponse,
         AgentVerb::Progress => MessageType::StatusUpdate,
         AgentVerb::Acquire | AgentVerb::Renew | AgentVerb::Release => MessageType::ResourceRequest,
+        AgentVerb::Handoff => MessageType::HandoffInitiate,
+        AgentVerb::Acknowledge => MessageType::HandoffAcknowledge,
     };
     Headers { source: Some(agent.to_string()), ..Headers::of(message_type) }
 }

@@ -2,20 +2,29 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 
 use baton_client::{Client, Headers};
 use baton_protocol::message::MessageType;
-use baton_protocol::request::{Assignment, Progress};
+use baton_protocol::request::{Assignment, HandoffAnswer, HandoffOpen, OfferHandoff, Progress};
 use baton_protocol::subject::{self, AgentVerb};
 use baton_protocol::trace::{Span, SpanKind, TraceContext};
-use baton_protocol::{AgentId, Millis, TaskId};
+use baton_protocol::{AgentId, Code, Json, Millis, Rejection, Resources, TaskId};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::agent::Spans;
 use crate::lease::{LeaseError, LeaseGuard, Leases, Want};
 use crate::output::TaskError;
+use crate::speech::{Voice, headers};
+
+/// How long the answer to an offer may be under way when its time is up: the services look at the clock, and a push takes a
+/// while.
+const LATE: Duration = Duration::from_secs(5);
 
 /// A task to be done: the [`Assignment`] and what can be done with it. Copies are the same task.
 #[derive(Clone)]
@@ -25,18 +34,50 @@ pub struct Task {
 
 struct Inner {
     assignment: Assignment,
-    agent: AgentId,
+    voice: Voice,
     context: TraceContext,
     cancelled: CancellationToken,
-    client: Client,
     spans: Option<Spans>,
+    /// What became of the last offer of it.
+    handed: watch::Sender<Option<HandoffAnswer>>,
+}
+
+/// What goes with a task to the agent that goes on with it.
+#[derive(Debug, Clone, Default)]
+pub struct Handoff {
+    /// Where to go on.
+    pub state: Value,
+    /// What has come of it so far.
+    pub results: Value,
+    /// What of the task's resources goes with it: all, unless it is said.
+    pub resources: Option<Resources>,
+    /// Why.
+    pub reason: String,
+    /// Larger is to be looked at first.
+    pub priority: i32,
+    /// How long the offer stands: 30 seconds unless given, an hour at the most.
+    pub timeout: Option<Duration>,
+}
+
+/// Why a task was not handed over.
+#[derive(Debug, thiserror::Error)]
+pub enum HandoffError {
+    /// The resource-manager does not take the offer. The agent holds the task as before.
+    #[error("the task is not offered: {0}")]
+    Refused(Rejection),
+    /// The other agent did not take it, or did not answer in time. The agent holds the task as before.
+    #[error("the task is not taken: {0}")]
+    NotTaken(String),
+    /// The task is no longer this agent's: it was cancelled, or taken while nobody could say so.
+    #[error("the task is no longer this agent's")]
+    Over,
 }
 
 impl Task {
-    pub(crate) fn new(assignment: Assignment, agent: AgentId, client: Client, spans: Option<Spans>) -> Self {
+    pub(crate) fn new(assignment: Assignment, voice: Voice, spans: Option<Spans>) -> Self {
         let context = assignment.trace.at(random_span());
-        let cancelled = CancellationToken::new();
-        Self { inner: Arc::new(Inner { assignment, agent, context, cancelled, client, spans }) }
+        let (cancelled, handed) = (CancellationToken::new(), watch::Sender::default());
+        Self { inner: Arc::new(Inner { assignment, voice, context, cancelled, spans, handed }) }
     }
 
     /// Its id: the run, the stage and the attempt.
@@ -64,6 +105,60 @@ impl Task {
         })
     }
 
+    /// Where to go on, if another agent has handed this task over. A state that can not be read as asked is a failure.
+    pub fn resumed<T: DeserializeOwned>(&self) -> Result<Option<T>, TaskError> {
+        let Some(handover) = &self.handover else { return Ok(None) };
+        let unusable =
+            |error| TaskError::failed(format!("the state that {} gave can not be used: {error}", handover.from));
+        handover.state.read().map(Some).map_err(unusable)
+    }
+
+    /// Hands this task over to another agent, and waits until it has taken it. Then the task is no longer this agent's: what
+    /// the handler returns is of no account, and it should return. Otherwise this agent goes on.
+    ///
+    /// Gives what the other agent wanted to be known.
+    pub async fn hand_over(&self, to: &AgentId, handoff: Handoff) -> Result<Json, HandoffError> {
+        let Handoff { state, results, resources, reason, priority, timeout } = handoff;
+        let wrong = |error: serde_json::Error| HandoffError::Refused(Rejection::invalid(error.to_string()));
+        let (state, results) = (Json::of(&state).map_err(wrong)?, Json::of(&results).map_err(wrong)?);
+        let timeout_ms = timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+        let (lease, to) = (self.lease, to.clone());
+        let request = OfferHandoff { lease, to, state, results, resources, reason, priority, timeout_ms };
+        let voice = &self.inner.voice;
+        let headers = headers(AgentVerb::Handoff, &voice.agent).of_run(self.run).in_trace(self.inner.context);
+        let mut handed = self.inner.handed.subscribe();
+        let open: HandoffOpen = tokio::select! {
+            open = voice.until_answered(AgentVerb::Handoff, &request, headers) => open.map_err(|rejection| match rejection.code {
+                // It may have been taken, and the answer to the first time that it was offered got lost.
+                Code::StaleLease => HandoffError::Over,
+                _ => HandoffError::Refused(rejection),
+            })?,
+            () = self.inner.cancelled.cancelled() => return Err(HandoffError::Over),
+        };
+        let is_it =
+            |answer: &Option<HandoffAnswer>| answer.as_ref().is_some_and(|answer| answer.handoff == open.handoff);
+        let answer = tokio::select! {
+            // In this order: whoever has taken it is told of before the task is dropped.
+            biased;
+            answer = handed.wait_for(is_it) => answer.ok().and_then(|answer| answer.clone()),
+            () = self.inner.cancelled.cancelled() => None,
+            // Should the answer have got lost, a heartbeat tells whether the task is still this agent's.
+            () = sleep(Duration::from_millis(open.timeout_ms).saturating_add(LATE)) => {
+                return Err(HandoffError::NotTaken("nobody has answered".to_owned()));
+            }
+        };
+        match answer {
+            Some(HandoffAnswer { accepted: true, response, .. }) => Ok(response),
+            Some(HandoffAnswer { reason, .. }) => Err(HandoffError::NotTaken(reason)),
+            None => Err(HandoffError::Over),
+        }
+    }
+
+    /// An offer of this task was answered.
+    pub(crate) fn handed(&self, answer: HandoffAnswer) {
+        self.inner.handed.send_replace(Some(answer));
+    }
+
     /// Tells observers how far this is, from 0 to 1. It is kept nowhere, and may get lost.
     pub async fn progress(&self, fraction: f64, message: impl Into<String>) {
         if self.inner.cancelled.is_cancelled() {
@@ -71,11 +166,12 @@ impl Task {
         }
         let fraction = if fraction.is_finite() { fraction.clamp(0.0, 1.0) } else { 0.0 };
         let progress = Progress { lease: self.lease, fraction, message: message.into() };
-        let headers = Headers { source: Some(self.inner.agent.to_string()), ..Headers::of(MessageType::StatusUpdate) };
+        let headers =
+            Headers { source: Some(self.inner.voice.agent.to_string()), ..Headers::of(MessageType::StatusUpdate) };
         let headers = headers.of_run(self.run).in_trace(self.inner.context).to_map();
         let body = serde_json::to_vec(&progress).unwrap_or_default();
-        let subject = subject::agent(&self.inner.agent, AgentVerb::Progress);
-        if let Err(error) = self.inner.client.nats().publish_with_headers(subject, headers, body.into()).await {
+        let subject = subject::agent(&self.inner.voice.agent, AgentVerb::Progress);
+        if let Err(error) = self.inner.voice.client.nats().publish_with_headers(subject, headers, body.into()).await {
             tracing::debug!(%error, "progress could not be told");
         }
     }
@@ -83,7 +179,8 @@ impl Task {
     /// Takes something of pools or locks for this task, all that is wanted or nothing. It ends with the task's lease, or sooner:
     /// when the guard is dropped.
     pub async fn acquire(&self, want: Want) -> Result<LeaseGuard, LeaseError> {
-        Leases::of_agent(self.inner.agent.clone(), self.inner.client.clone(), Some(self.lease)).acquire(want).await
+        let voice = &self.inner.voice;
+        Leases::of_agent(voice.agent.clone(), voice.client.clone(), Some(self.lease)).acquire(want).await
     }
 
     /// Cancelled when the task is no longer wanted, or has taken longer than it may.
@@ -101,7 +198,7 @@ impl Task {
     /// The connection, for what a handler has to ask of Baton.
     #[must_use]
     pub fn client(&self) -> &Client {
-        &self.inner.client
+        &self.inner.voice.client
     }
 
     /// Shows something that the handler did as a span of its own: a call to a model (`chat MODEL`), a search. The times
@@ -127,7 +224,7 @@ impl Task {
 
     /// Shows the handling of this task as a span, which the others are parts of.
     pub(crate) fn show_handled(&self, start: Millis, end: Millis, error: Option<String>) {
-        let agent = &self.inner.agent;
+        let agent = &self.inner.voice.agent;
         self.show(Span {
             context: self.inner.context,
             parent: Some(self.inner.assignment.trace.span),

@@ -182,7 +182,7 @@ impl Side {
 }
 
 fn keep_on(start: Vec<Assignment>, drop: Vec<LeaseId>) -> HeartbeatAnswer {
-    HeartbeatAnswer { start, drop, heartbeat_ms: HEARTBEAT_MS, lease_ms: 1000 }
+    HeartbeatAnswer { start, drop, offers: Vec::new(), heartbeat_ms: HEARTBEAT_MS, lease_ms: 1000 }
 }
 
 fn read<T: DeserializeOwned>(message: &Message) -> T {
@@ -226,6 +226,7 @@ fn assignment(lease: u64) -> Assignment {
         ready_at: 0,
         timeout_ms: 60_000,
         trace: TraceContext::of_run(run),
+        handover: None,
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, LazyLock};
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Effect, Reply, Turn};
 use baton_protocol::breaker::{BreakerClosed, BreakerHalfOpened, BreakerOpened};
+use baton_protocol::handoff::HandedOver;
 use baton_protocol::record::{AgentLeft, AgentRegistered, AnyCommit, ResourceRecord, WorkflowRecord};
 use baton_protocol::request::{
     AssignAnswer, AssignTasks, Candidate, ExplainPlacement, Placement, PlacementExplained, Refusal, Strategy,
@@ -442,6 +443,18 @@ fn settle_resource(
             soft.changed(state, &record.agent);
             true
         }
+        ResourceRecord::HandedOver(HandedOver { task, from, to, .. }) => {
+            if let Some(planner) = &mut soft.planner {
+                planner.ended(task, from);
+                if let Some(holder) = state.runs.holder(task) {
+                    planner.began(task, &holder.agent, holder.since);
+                }
+            }
+            soft.changed(state, from);
+            soft.changed(state, to);
+            true
+        }
+        ResourceRecord::HandoffOffered(_) | ResourceRecord::HandoffEnded(_) => false,
         ResourceRecord::BreakerOpened(BreakerOpened { agent, .. })
         | ResourceRecord::BreakerHalfOpened(BreakerHalfOpened { agent, .. })
         | ResourceRecord::BreakerClosed(BreakerClosed { agent, .. }) => {

@@ -38,11 +38,11 @@ mod view;
 
 use baton_machine::{Foreign, Machine, Reply, RequestContext, Turn, answer};
 use baton_protocol::record::{
-    AnyCommit, LearningImported, OptimizerRecord, Outcome, ResourceRecord, StageEnded, StageReady, Stamp,
+    AnyCommit, Assigned, LearningImported, OptimizerRecord, Outcome, ResourceRecord, StageEnded, StageReady, Stamp,
     StrategyChanged, WorkflowRecord,
 };
 use baton_protocol::request::{Done, ImportLearning, Lesson, MAX_LESSONS, OptimizerRequest, Strategy, Subject};
-use baton_protocol::{AgentId, Code, Millis, Rejection, ResourceName, RunId, Service, TaskId};
+use baton_protocol::{AgentId, Code, Millis, Rejection, ResourceName, Resources, RunId, Service, TaskId};
 use serde::{Deserialize, Serialize};
 
 use crate::durations::Place;
@@ -244,6 +244,20 @@ impl Optimizer {
                 self.freed(stamp, holder.as_deref(), Some(&record.agent));
                 self.pools.ended(Some(record.lease), pools_of(holder.as_deref()));
             }
+            ResourceRecord::HandedOver(record) => {
+                let Some(before) = self.runs.freed(&record.task) else { return };
+                self.freed(stamp, Some(&before), Some(&record.from));
+                let Some(agent_type) = self.runs.agent_type(&record.task).cloned() else { return };
+                let (agent, resources) = (record.to.clone(), record.resources.clone());
+                let taken = Assigned { task: record.task.clone(), agent, resources, pools: Resources::new() };
+                if let Some(mut holder) = self.fleet.leased(stamp.at, &agent_type, &taken, before.strategy) {
+                    // What it holds of pools goes with it.
+                    holder.pools.clone_from(&before.pools);
+                    self.runs.held(&record.task, holder);
+                }
+                self.pools.ended(Some(record.lease), &before.pools);
+            }
+            ResourceRecord::HandoffOffered(_) | ResourceRecord::HandoffEnded(_) => {}
             ResourceRecord::BreakerOpened(record) => {
                 self.fleet.switched(&record.agent, &record.capability, Some(Breaker::Open));
             }

@@ -143,6 +143,12 @@ impl Runs {
         }
     }
 
+    /// What a task that is under way asks for, if that is known.
+    pub(crate) fn agent_type(&self, task: &TaskId) -> Option<&Capability> {
+        let open = self.runs.get(&task.run)?.open.get(&task.stage)?;
+        open.agent_type.as_ref().filter(|_| open.attempt == task.attempt)
+    }
+
     /// A task is held no more. Gives who held it.
     pub(crate) fn freed(&mut self, task: &TaskId) -> Option<Arc<Holder>> {
         self.open(task)?.holder.take()

@@ -15,7 +15,7 @@ use baton_protocol::request::{
 use baton_protocol::{AgentId, Capability, Code, LeaseId, Metadata, Millis, Number, Rejection};
 use serde::{Deserialize, Serialize};
 
-use crate::{ResourceManager, acquire, alert, breaker, lease};
+use crate::{ResourceManager, acquire, alert, breaker, handoff, lease};
 
 /// How many agents that are gone are kept, to be shown.
 const MAX_GONE: usize = 1000;
@@ -284,8 +284,9 @@ pub(crate) fn heartbeat(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId, r
         true => Vec::new(),
         false => lease::undelivered(turn, agent, &holds),
     };
+    let offers = handoff::offered(turn, agent);
     let config = turn.config();
-    answer(&HeartbeatAnswer { start, drop, heartbeat_ms: config.heartbeat_ms, lease_ms: config.lease_ms })
+    answer(&HeartbeatAnswer { start, drop, offers, heartbeat_ms: config.heartbeat_ms, lease_ms: config.lease_ms })
 }
 
 /// Leaving twice is leaving once: the answer may have got lost.

@@ -115,7 +115,8 @@ impl Breaker {
 impl Breakers {
     /// A task has ended; it had this lease, and its agent is there or gone.
     pub(crate) fn ended(&mut self, record: &StageEnded, capability: &Capability, lease: Option<LeaseId>, there: bool) {
-        let probe = lease.is_some_and(|lease| self.over(lease));
+        // A report that counts under the lease of who handed the task over says nothing of who has taken it.
+        let probe = lease.is_some_and(|lease| self.over(lease)) && record.lease == lease;
         if !there {
             return;
         }

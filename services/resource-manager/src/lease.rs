@@ -6,6 +6,7 @@ use std::sync::Arc;
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Effect, Publication, Reply, Shelves, Turn, answer};
 use baton_protocol::amount::covers;
+use baton_protocol::handoff::{HandedOver, HandoffOffered};
 use baton_protocol::message::MessageType;
 use baton_protocol::record::{
     Assigned, Commit, LeaseEnded, Outcome, ResourceRecord, StageEnded, Topic, WorkflowRecord,
@@ -15,15 +16,16 @@ use baton_protocol::request::{
 };
 use baton_protocol::trace::{Span, SpanKind, TraceContext, part_span, task_span};
 use baton_protocol::{
-    AgentId, Amount, Code, Json, LeaseId, Millis, Rejection, ResourceName, Resources, RunId, TaskId, subject,
+    AgentId, Amount, Code, Json, LeaseId, Millis, Number, Rejection, ResourceName, Resources, RunId, TaskId, subject,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::ResourceManager;
 use crate::acquire::lacking;
-use crate::agent::unknown;
+use crate::agent::{Agent, unknown};
+use crate::handoff::{self, Carried};
 use crate::pool::{Why, takes};
-use crate::task::{first_task, last_task};
+use crate::task::{Open, first_task, last_task};
 
 /// A push this young may still be under way: a heartbeat that does not know of it yet is not told again.
 const PUSH_MS: Millis = 500;
@@ -84,13 +86,50 @@ pub(crate) struct Lease {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) pools: Resources,
     pub(crate) since: Millis,
+    /// How it came to this agent, if another one handed it over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) carried: Option<Arc<Carried>>,
+}
+
+impl Lease {
+    /// Since when the task is under way.
+    pub(crate) fn begun(&self) -> Millis {
+        self.carried.as_ref().map_or(self.since, |carried| carried.begun)
+    }
 }
 
 impl Leases {
     pub(crate) fn begin(&mut self, id: LeaseId, since: Millis, record: &Assigned) {
         let Assigned { task, agent, resources, pools } = record.clone();
         self.hold(id, &agent, &resources);
-        self.leases.insert(id, Arc::new(Lease { task, agent, resources, pools, since }));
+        self.leases.insert(id, Arc::new(Lease { task, agent, resources, pools, since, carried: None }));
+    }
+
+    /// A task goes from one agent to another: the giver's lease ends, and the taker's begins.
+    pub(crate) fn hand_over(&mut self, id: LeaseId, since: Millis, record: &HandedOver, offer: HandoffOffered) {
+        let Some(given) = self.leases.get(&record.lease).map(Arc::clone) else { return };
+        if !is_planted(Bug::GiverKeepsTheTask) {
+            self.end(record.lease);
+        }
+        let HandedOver { handoff, task, to: agent, resources, .. } = record.clone();
+        self.hold(id, &agent, &resources);
+        let carried = Some(Arc::new(handoff::carried(offer, handoff, given.begun())));
+        let pools = given.pools.clone();
+        self.leases.insert(id, Arc::new(Lease { task, agent, resources, pools, since, carried }));
+    }
+
+    /// The lease that the agent took by this handoff, if it holds it still.
+    pub(crate) fn taken(&self, agent: &AgentId, handoff: Number) -> Option<LeaseId> {
+        let by_it = |lease: &Lease| lease.carried.as_ref().is_some_and(|carried| carried.handover.handoff == handoff);
+        self.of(agent).find(|(_, lease)| by_it(lease)).map(|(id, _)| id)
+    }
+
+    /// A lease that the agent holds.
+    pub(crate) fn held_by(&self, lease: LeaseId, agent: &AgentId) -> Result<&Lease, Rejection> {
+        self.held(lease, agent).ok_or_else(|| {
+            let message = format!("agent {agent} does not hold lease {lease}: it has ended, or was never given");
+            Rejection::new(Code::StaleLease, message)
+        })
     }
 
     fn hold(&mut self, id: LeaseId, agent: &AgentId, resources: &Resources) {
@@ -274,47 +313,70 @@ fn may_hold(state: &ResourceManager, task: &TaskId, agent: &AgentId) -> Result<N
     if !state.tasks.is_defined(task) {
         return Err(not_ready("belongs to a workflow whose definition is not in the log").into());
     }
-    let entry = state.agents.present(agent).ok_or_else(|| unknown(agent))?;
+    let (pools, own) = match state.pools.is_empty() {
+        true => (Resources::new(), open.resources.clone()),
+        false => state.pools.split(&open.resources),
+    };
+    has_room(state, open, agent, &own)?;
+    Ok((own, pools))
+}
+
+/// Whether an agent can do a task at all: it is of the right kind.
+pub(crate) fn may_do(entry: &Agent, open: &Open) -> Result<(), Rejection> {
+    let agent = &entry.record.agent;
     let no_capacity = |why: String| Rejection::new(Code::NoCapacity, format!("agent {agent} {why}"));
     if !entry.can(&open.agent_type) {
         let why = format!(
             "can not do {}: it is of type {}, and has no such capability",
             open.agent_type, entry.record.agent_type
         );
-        return Err(no_capacity(why).into());
+        return Err(no_capacity(why));
     }
     if let Some(key) = open.requires.unmet(entry.metadata(&open.agent_type))
         && !is_planted(Bug::RequirementsIgnored)
     {
         let why = format!("is not what the task asks for: {} requires {} of it", open.agent_type, open.requires);
-        return Err(no_capacity(format!("{why}, and its {key} is not so")).into());
+        return Err(no_capacity(format!("{why}, and its {key} is not so")));
     }
+    Ok(())
+}
+
+/// Whether an agent may hold a task with these resources now, beside what it holds.
+pub(crate) fn may_go_to(
+    state: &ResourceManager,
+    open: &Open,
+    agent: &AgentId,
+    resources: &Resources,
+) -> Result<(), Rejection> {
+    has_room(state, open, agent, resources).map_err(|refused| refused.rejection)
+}
+
+fn has_room(state: &ResourceManager, open: &Open, agent: &AgentId, resources: &Resources) -> Result<(), Refused> {
+    let entry = state.agents.present(agent).ok_or_else(|| unknown(agent))?;
+    let no_capacity = |why: String| Rejection::new(Code::NoCapacity, format!("agent {agent} {why}"));
+    may_do(entry, open)?;
     state.breakers.may(agent, &open.agent_type).map_err(no_capacity)?;
     let slots = entry.record.slots as usize;
     if state.leases.count_of(agent) >= slots && !is_planted(Bug::SlotsNotCounted) {
         let rejection = no_capacity(format!("has no free slot: all {slots} are leased"));
         return Err(Refused { lacking: Some(SLOT.to_owned()), rejection });
     }
-    let (pools, own) = match state.pools.is_empty() {
-        true => (Resources::new(), open.resources.clone()),
-        false => state.pools.split(&open.resources),
-    };
     // In the resources that it asks for, what is in use once it has them.
     let in_use = |name: &ResourceName| state.leases.in_use_of(agent, name);
-    let needed = own.iter().map(|(name, amount)| (name.clone(), in_use(name) + *amount)).collect();
+    let needed = resources.iter().map(|(name, amount)| (name.clone(), in_use(name) + *amount)).collect();
     if is_planted(Bug::ResourcesNotCounted) {
-        return Ok((own, pools));
+        return Ok(());
     }
     if let Err(name) = covers(&entry.record.resources, &needed) {
         let of = |resources: &Resources| resources.get(&name).copied().unwrap_or_default();
-        let (has, needs) = (of(&entry.record.resources), of(&own));
+        let (has, needs) = (of(&entry.record.resources), of(resources));
         let rejection = no_capacity(format!(
             "has not enough {name}: the task needs {needs}, {} of {has} are leased",
             of(&needed) - needs
         ));
         return Err(Refused { lacking: Some(name.to_string()), rejection });
     }
-    Ok((own, pools))
+    Ok(())
 }
 
 /// Whether pools have what the task needs of them. One that is refused is noted, so that what it needs is kept for it when it
@@ -504,6 +566,21 @@ pub(crate) fn undelivered(
     start
 }
 
+/// What the agent needs to know to work under a lease.
+pub(crate) fn assignment(turn: &Turn<'_, ResourceManager>, lease: LeaseId) -> Option<Assignment> {
+    let state = turn.state();
+    state.tasks.assignment(lease, state.leases.leases.get(&lease)?, turn.now())
+}
+
+/// The agent is being told of a lease in the answer to what it asked.
+pub(crate) fn delivered(turn: &mut Turn<'_, ResourceManager>, lease: LeaseId) {
+    let (now, state) = (turn.now(), turn.state());
+    let Some(held) = state.leases.leases.get(&lease) else { return };
+    let push = Push { lease, agent: held.agent.clone(), at: now, trace: state.tasks.trace(&held.task) };
+    let task = held.task.clone();
+    turn.soft.pushed.insert(task, push);
+}
+
 pub(crate) fn decline(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId, request: Decline) -> Reply {
     received(turn, "decline");
     let Decline { lease, reason } = request;
@@ -523,11 +600,7 @@ pub(crate) fn decline(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId, req
 
 /// The task of a lease that the agent holds.
 fn held_by(turn: &Turn<'_, ResourceManager>, lease: LeaseId, agent: &AgentId) -> Result<TaskId, Rejection> {
-    let held = turn.state().leases.held(lease, agent);
-    held.map(|held| held.task.clone()).ok_or_else(|| {
-        let message = format!("agent {agent} does not hold lease {lease}: it has ended, or was never given");
-        Rejection::new(Code::StaleLease, message)
-    })
+    Ok(turn.state().leases.held_by(lease, agent)?.task.clone())
 }
 
 /// Tells observers. Progress is never in the log.
@@ -584,15 +657,25 @@ fn stage_ended(turn: &mut Turn<'_, ResourceManager>, record: &StageEnded) -> Opt
     let pushed = turn.soft.pushed.remove(&record.task);
     // The run may be over, and its own trace forgotten, as its stages are recalled.
     let trace = pushed.as_ref().map(|push| push.trace);
-    let holder = record.agent.clone().zip(record.lease).or_else(|| pushed.map(|push| (push.agent, push.lease)));
+    let pushed = pushed.map(|push| (push.agent, push.lease));
+    let crossed = pushed.clone().filter(|(_, lease)| record.lease.is_some_and(|reported| reported != *lease));
+    let holder = record.agent.clone().zip(record.lease).or(pushed);
     let (agent, lease) = holder?;
     match record.outcome {
         Outcome::Cancelled | Outcome::TimedOut => {
             let reason = record.error.clone().unwrap_or_else(|| record.outcome.to_string());
+            let (agent, lease) = crossed.unwrap_or_else(|| (agent.clone(), lease));
             cancel(turn, &agent, lease, record.task.clone(), reason, trace);
+            show_utilization(turn, &agent);
         }
-        // The agent said so itself.
-        Outcome::Succeeded | Outcome::Failed => {}
+        // The agent said so itself, but the task may have gone to another one just then.
+        Outcome::Succeeded | Outcome::Failed => {
+            if let Some((other, lease)) = crossed {
+                let reason = format!("agent {agent}, who handed it over, has reported it");
+                cancel(turn, &other, lease, record.task.clone(), reason, trace);
+                show_utilization(turn, &other);
+            }
+        }
         // The agent is gone, or gave it back.
         Outcome::Lost => {}
     }
@@ -639,7 +722,7 @@ pub(crate) fn received(turn: &mut Turn<'_, ResourceManager>, kind: &str) {
 }
 
 /// Counts a message to an agent.
-fn sent(turn: &mut Turn<'_, ResourceManager>, kind: &str) {
+pub(crate) fn sent(turn: &mut Turn<'_, ResourceManager>, kind: &str) {
     turn.count("agent_messages_total", &[kind], 1.0);
     turn.count("messages_sent_total", &[], 1.0);
 }
@@ -648,6 +731,6 @@ fn seconds(ms: Millis) -> f64 {
     ms as f64 / 1000.0
 }
 
-fn json<T: Serialize>(value: &T) -> Json {
+pub(crate) fn json<T: Serialize>(value: &T) -> Json {
     Json::of(value).expect("what the protocol says can be written as JSON")
 }

@@ -9,7 +9,8 @@
 //!
 //! - The leases of an agent never exceed its slots and resources, at any position of the log.
 //! - A task is leased at most once. When its lease ends without a report, the workflow-manager ends the attempt, and the
-//!   next attempt is another task: a late report can not be taken for a current one.
+//!   next attempt is another task: a late report can not be taken for a current one. A task that is handed over gets another
+//!   lease in the record that ends the first one: it has one holder at every position of the log.
 //! - No task of a capability is leased to an agent whose breaker for it is open, and while it is half-open no more than its
 //!   probes.
 //! - A lease ends by exactly one fact: its task ended, its run ended, its agent left or came back in another session, or
@@ -37,6 +38,7 @@ mod acquire;
 mod agent;
 mod alert;
 mod breaker;
+mod handoff;
 mod lease;
 mod pool;
 mod task;
@@ -48,6 +50,7 @@ use std::collections::BTreeMap;
 
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Foreign, Machine, Reply, RequestContext, Turn};
+use baton_protocol::handoff::HandedOver;
 use baton_protocol::record::{AnyCommit, Outcome, ResourceRecord, Stamp, WorkflowRecord};
 use baton_protocol::request::ResourceRequest;
 use baton_protocol::{AgentId, LeaseId, Millis, Pool, ResourceName, Service};
@@ -56,6 +59,7 @@ use serde::{Deserialize, Serialize};
 use crate::agent::{Agents, Heard};
 use crate::alert::Alerts;
 use crate::breaker::Breakers;
+use crate::handoff::Handoffs;
 use crate::lease::{Leases, Pushed};
 use crate::pool::Pools;
 use crate::task::Tasks;
@@ -77,6 +81,9 @@ pub struct ResourceManager {
     /// What a person should know of.
     #[serde(default)]
     alerts: Alerts,
+    /// Tasks that their holders offer to others.
+    #[serde(default)]
+    handoffs: Handoffs,
     /// What the workflow-manager says: which tasks there are, and what an agent needs to know to do one.
     tasks: Tasks,
 }
@@ -166,6 +173,11 @@ impl Machine for ResourceManager {
                 self.end(record.lease, false);
                 self.breakers.over(record.lease);
             }
+            ResourceRecord::HandoffOffered(record) => self.handoffs.offered(stamp, record),
+            ResourceRecord::HandedOver(record) => self.handed_over(stamp, record),
+            ResourceRecord::HandoffEnded(record) => {
+                self.handoffs.over(record.handoff);
+            }
             ResourceRecord::BreakerOpened(record) => self.breakers.opened(record),
             ResourceRecord::BreakerHalfOpened(record) => self.breakers.half_opened(record),
             ResourceRecord::BreakerClosed(record) => self.breakers.closed(record),
@@ -239,6 +251,8 @@ impl Machine for ResourceManager {
                 alert::look_at_queue(turn);
                 reply
             }
+            ResourceRequest::OfferHandoff(agent, request) => handoff::offer(turn, agent, request),
+            ResourceRequest::AcknowledgeHandoff(agent, request) => handoff::acknowledge(turn, &agent, request),
             ResourceRequest::ListAlerts(request) => alert::list(turn, &request),
             ResourceRequest::AcknowledgeAlert(request) => alert::acknowledge(turn, request),
             ResourceRequest::SetPool(request) => acquire::set_pool(turn, request),
@@ -269,6 +283,7 @@ impl Machine for ResourceManager {
         agent::lose_the_silent(turn);
         breaker::tick(turn);
         acquire::tick(turn);
+        handoff::tick(turn);
         acquire::serve(turn);
     }
 
@@ -278,13 +293,15 @@ impl Machine for ResourceManager {
         // Whoever waits for something to end must look at the clock in the meantime: time that goes by without a look counts as
         // slept, and puts the end off.
         let look = lost.or(expiry).and(soft.looked).map(|at| at.saturating_add(config.heartbeat_ms));
-        lost.into_iter().chain(look).chain(expiry).chain(soft.waiting.deadline()).chain(self.breakers.deadline()).min()
+        let waits = [soft.waiting.deadline(), self.breakers.deadline(), self.handoffs.deadline()];
+        [lost, look, expiry].into_iter().chain(waits).flatten().min()
     }
 }
 
 impl ResourceManager {
     /// A task's lease ends, and with it what was acquired under it. `done`: what it took of consumed pools is used up.
     fn end(&mut self, lease: LeaseId, done: bool) {
+        self.handoffs.lease_over(lease);
         let Some(ended) = self.leases.end(lease) else { return };
         if !ended.pools.is_empty() {
             self.pools.give_back(&pool::takes(&ended.pools), |_, taken| done.then_some(taken));
@@ -294,6 +311,7 @@ impl ResourceManager {
 
     /// An agent is gone, or begins anew: all that it holds ends.
     fn end_all_of(&mut self, agent: &AgentId) {
+        self.handoffs.giver_gone(agent);
         for (lease, ended) in self.leases.end_all_of(agent) {
             if !ended.pools.is_empty() {
                 self.pools.give_back(&pool::takes(&ended.pools), |_, _| None);
@@ -301,5 +319,16 @@ impl ResourceManager {
             self.pools.end_under(lease);
         }
         self.pools.end_all_of(agent);
+    }
+    /// A task goes from one agent to another, and what it holds of pools with it. What the giver acquired besides is the giver's,
+    /// and ends with the giver's lease.
+    fn handed_over(&mut self, stamp: Stamp, record: &HandedOver) {
+        let (before, lease) = (record.lease, LeaseId(stamp.number));
+        let Some(offer) = self.handoffs.over(record.handoff) else { return };
+        let Some(capability) = self.tasks.handed_over(&record.task, before, lease) else { return };
+        self.breakers.over(before);
+        self.breakers.granted(&record.to, &capability, lease);
+        self.leases.hand_over(lease, stamp.at, record, offer);
+        self.pools.end_under(before);
     }
 }

@@ -98,7 +98,8 @@ pub(crate) struct Open {
     pub(crate) priority: i32,
     /// Since when it waits.
     pub(crate) ready_at: Millis,
-    /// The one lease it ever has. It stays when the lease ends: a task is leased once.
+    /// The lease it has, or had: a task is leased once, and another agent's lease takes the place of the first one's when it is
+    /// handed over.
     pub(crate) lease: Option<LeaseId>,
 }
 
@@ -170,6 +171,16 @@ impl Tasks {
         true
     }
 
+    /// Notes that a task is another agent's now, under another lease. What it asks for; none if it is not under way.
+    pub(crate) fn handed_over(&mut self, task: &TaskId, from: LeaseId, lease: LeaseId) -> Option<Capability> {
+        let open = self.runs.change(&task.run)?.open.get_mut(&task.stage).map(Arc::make_mut)?;
+        if open.attempt != task.attempt || open.lease != Some(from) {
+            return None;
+        }
+        open.lease = Some(lease);
+        Some(open.agent_type.clone())
+    }
+
     /// How many tasks wait for an agent.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting
@@ -218,7 +229,8 @@ impl Tasks {
                 .map(|(name, amount)| (name.clone(), *amount))
                 .collect(),
             ready_at: open.ready_at,
-            timeout_ms: stage.timeout_ms.saturating_sub(now.saturating_sub(lease.since)),
+            timeout_ms: stage.timeout_ms.saturating_sub(now.saturating_sub(lease.begun())),
+            handover: lease.carried.as_ref().map(|carried| carried.handover.clone()),
             trace: self.trace(&lease.task),
             task: lease.task.clone(),
         })

@@ -4,6 +4,7 @@
 
 mod alerts;
 mod breakers;
+mod handoffs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use baton_machine::{Effect, Outgoing, Processor, RequestContext, Snapshot, Value};
 use baton_protocol::amount::covers;
 use baton_protocol::definition::Definition;
+use baton_protocol::handoff::HandedOver;
 use baton_protocol::record::{
     AgentRegistered, AnyCommit, Assigned, Cause, Commit, FORMAT, Outcome, ResourceRecord, RunFinished, RunStarted,
     StageEnded, StageReady, Turn as LogTurn, WorkflowRecord, WorkflowRegistered,
@@ -897,7 +899,18 @@ impl Checker {
                 let ended = self.leases.remove(&record.lease.0);
                 assert!(!own_order || ended.is_some_and(|lease| lease.agent == record.agent));
             }
-            ResourceRecord::BreakerOpened(_)
+            ResourceRecord::HandedOver(record) => {
+                let HandedOver { lease, task, from, to, resources, .. } = record.clone();
+                let before = self.leases.remove(&lease.0);
+                let held = before.as_ref().is_some_and(|lease| lease.agent == from && lease.task == task);
+                assert!(!own_order || held, "{from} hands over what it does not hold");
+                if let Some(Assigned { pools, .. }) = before {
+                    self.leases.insert(number, Assigned { task, agent: to, resources, pools });
+                }
+            }
+            ResourceRecord::HandoffOffered(_)
+            | ResourceRecord::HandoffEnded(_)
+            | ResourceRecord::BreakerOpened(_)
             | ResourceRecord::BreakerHalfOpened(_)
             | ResourceRecord::BreakerClosed(_)
             | ResourceRecord::AlertRaised(_)

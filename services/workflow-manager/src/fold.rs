@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{ShelfSet, Shelves};
+use baton_protocol::handoff::HandedOver;
 use baton_protocol::record::{
     AgentLeft, AgentRegistered, Assigned, LeaseEnded, LeftReason, RunFinished, RunStarted, StageEnded, StageReady,
     Stamp,
@@ -235,6 +236,20 @@ impl WorkflowManager {
                 text::cut(format!("agent {} gave it back: {}", record.agent, record.reason), text::MAX_ERROR_BYTES);
             self.lose([record.lease], &why);
         }
+    }
+
+    /// The same attempt goes on under another lease. Its time does not begin anew.
+    pub(crate) fn handed_over(&mut self, stamp: Stamp, record: &HandedOver) {
+        let lease = LeaseId(stamp.number);
+        let Some(Held { run, stage, .. }) = self.leases.get(&record.lease).cloned() else { return };
+        let Some(run) = self.runs.change(&run) else { return };
+        if !run.handed_over(stage, record, lease) {
+            return;
+        }
+        let run = run.id;
+        self.lease_over(Some(record.lease));
+        self.leases.insert(lease, Held { agent: record.to.clone(), run, stage });
+        Arc::make_mut(self.agents.get_or_insert_with(&record.to, Arc::default)).holds.insert(lease);
     }
 
     fn lose(&mut self, leases: impl IntoIterator<Item = LeaseId>, why: &str) {

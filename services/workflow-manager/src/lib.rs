@@ -96,8 +96,11 @@ impl Machine for WorkflowManager {
             Foreign::Resource(ResourceRecord::AgentLeft(record)) => self.agent_left(record),
             Foreign::Resource(ResourceRecord::Assigned(record)) => self.assigned(stamp, record),
             Foreign::Resource(ResourceRecord::LeaseEnded(record)) => self.lease_ended(record),
+            Foreign::Resource(ResourceRecord::HandedOver(record)) => self.handed_over(stamp, record),
             Foreign::Resource(
-                ResourceRecord::BreakerOpened(_)
+                ResourceRecord::HandoffOffered(_)
+                | ResourceRecord::HandoffEnded(_)
+                | ResourceRecord::BreakerOpened(_)
                 | ResourceRecord::BreakerHalfOpened(_)
                 | ResourceRecord::BreakerClosed(_)
                 | ResourceRecord::PoolSet(_)

@@ -3,6 +3,7 @@
 //! Nothing in here decides: [`Run::next`] says what is to be done, and [`crate::advance`] does it.
 
 use baton_machine::planted::{Bug, is_planted};
+use baton_protocol::handoff::HandedOver;
 use baton_protocol::record::{Outcome, RunFinished, RunStarted, StageEnded, Stamp};
 use baton_protocol::request::Usage;
 use baton_protocol::run::{RunStatus, StageStatus};
@@ -265,6 +266,17 @@ impl Run {
         attempt.agent = Some(agent.clone());
         attempt.lease = Some(lease);
         stage.status = StageStatus::Running;
+        true
+    }
+
+    /// Another agent has the stage. Whether that was so.
+    pub(crate) fn handed_over(&mut self, place: usize, record: &HandedOver, lease: LeaseId) -> bool {
+        let stage = &mut self.stages[place];
+        let under_way = stage.status == StageStatus::Running && stage.attempts.len() == record.task.attempt as usize;
+        let attempt = stage.attempts.last_mut().filter(|attempt| under_way && attempt.lease == Some(record.lease));
+        let Some(attempt) = attempt else { return false };
+        attempt.agent = Some(record.to.clone());
+        attempt.lease = Some(lease);
         true
     }
 

@@ -1493,3 +1493,40 @@ fn several_reports_in_one_message_are_taken_each_for_itself() {
     let status: Vec<_> = world.view(run).stages.iter().map(|stage| stage.status).collect();
     assert_eq!(status, [StageStatus::Succeeded, StageStatus::Succeeded, StageStatus::Ready]);
 }
+
+#[test]
+fn r14_a_task_that_is_handed_over_is_the_takers_under_another_lease_and_in_the_same_time() {
+    let mut world = World::new();
+    world.register(&workflow(&[("a", &[])]));
+    for agent in ["ann", "bob"] {
+        world.agent(agent, "s1", "x");
+    }
+    let run = world.start("w");
+    let task = task(run, "a", 1);
+    let given = world.assign(&task, "ann");
+    world.wait(1_000);
+    let taken = world.hand_over(given, &task, "ann", "bob");
+    let refused = world.report("ann", succeeded(given, &task, "1")).unwrap_err();
+    assert_eq!(refused.code, Code::StaleLease, "{refused}");
+    // A handoff of what is not held does nothing, and neither does the end of who gave it.
+    let none = world.hand_over(given, &task, "ann", "ann");
+    world.leave("ann", LeftReason::Lost);
+    assert_eq!(world.report("ann", succeeded(none, &task, "1")).unwrap_err().code, Code::StaleLease);
+    world.wait(1_000);
+    world.report("bob", succeeded(taken, &task, "2")).unwrap();
+    let view = world.view(run);
+    let attempt = &view.stages[0].attempts[0];
+    let took = attempt.ended_at.zip(attempt.assigned_at).map(|(ended, assigned)| ended - assigned);
+    assert_eq!((attempt.agent.as_ref(), attempt.lease, took), (Some(&id("bob")), Some(taken), Some(2_000)));
+    assert_eq!(view.status, RunStatus::Succeeded);
+
+    // When the taker is gone, the attempt is lost.
+    let run = world.start("w");
+    let task = harness::task(run, "a", 1);
+    let given = world.assign(&task, "bob");
+    world.agent("ann", "s2", "x");
+    world.hand_over(given, &task, "bob", "ann");
+    world.leave("ann", LeftReason::Lost);
+    let view = world.view(run);
+    assert_eq!(view.stages[0].attempts[0].outcome, Some(baton_protocol::record::Outcome::Lost));
+}

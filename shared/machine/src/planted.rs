@@ -98,11 +98,17 @@ pub enum Bug {
     AlertRaisedAgain,
     /// An alert is not cleared when it is over.
     AlertNeverCleared,
+    /// Whoever hands a task over holds it as before.
+    GiverKeepsTheTask,
+    /// A task that is offered is taken by an agent that it was not offered to.
+    OfferTakenByAnyone,
+    /// An offer stands when its time is up.
+    OfferNeverOver,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 46] = [
+    pub const ALL: [Self; 49] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -149,6 +155,9 @@ impl Bug {
         Self::ShutForEver,
         Self::AlertRaisedAgain,
         Self::AlertNeverCleared,
+        Self::GiverKeepsTheTask,
+        Self::OfferTakenByAnyone,
+        Self::OfferNeverOver,
     ];
 }
 

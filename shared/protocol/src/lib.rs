@@ -49,6 +49,7 @@ pub mod alert;
 pub mod amount;
 pub mod breaker;
 pub mod definition;
+pub mod handoff;
 pub mod header;
 pub mod id;
 pub mod json;

@@ -17,6 +17,7 @@ use crate::alert::{AlertAcknowledged, AlertCleared, AlertKind, AlertRaised, Aler
 use crate::amount::{Money, Resources};
 use crate::breaker::{BreakerClosed, BreakerHalfOpened, BreakerOpened};
 use crate::definition::Definition;
+use crate::handoff::{HandedOver, HandoffEnded, HandoffOffered};
 use crate::id::{LeaseId, Millis, Number, Position, RunId, Service, TaskId};
 use crate::json::Json;
 use crate::name::{AgentId, Capability, ResourceName, StageName, WorkflowName};
@@ -295,6 +296,12 @@ pub enum ResourceRecord {
     Assigned(Assigned),
     /// A lease ended while its agent lives on: the agent declined the task.
     LeaseEnded(LeaseEnded),
+    /// An agent offers a task that it holds to another agent. The record's number is the handoff's id.
+    HandoffOffered(HandoffOffered),
+    /// The other agent has taken it: the giver's lease ends, and the other's begins. The record's number is that lease's id.
+    HandedOver(HandedOver),
+    /// The other agent has not taken it: the giver holds it as before.
+    HandoffEnded(HandoffEnded),
     /// An agent is given no more tasks of a capability for a while: too many of them failed.
     BreakerOpened(BreakerOpened),
     /// An agent is given some tasks of that capability again, to see whether it works.
@@ -555,6 +562,9 @@ impl Record for ResourceRecord {
             Self::AgentLeft(_) => "agent_left",
             Self::Assigned(_) => "assigned",
             Self::LeaseEnded(_) => "lease_ended",
+            Self::HandoffOffered(_) => "handoff_offered",
+            Self::HandedOver(_) => "handed_over",
+            Self::HandoffEnded(_) => "handoff_ended",
             Self::BreakerOpened(_) => "breaker_opened",
             Self::BreakerHalfOpened(_) => "breaker_half_opened",
             Self::BreakerClosed(_) => "breaker_closed",
@@ -575,6 +585,9 @@ impl Record for ResourceRecord {
             Self::AgentLeft(r) => Topic::Agent(&r.agent),
             Self::Assigned(r) => Topic::Run(&r.task.run),
             Self::LeaseEnded(r) => Topic::Run(&r.task.run),
+            Self::HandoffOffered(r) => Topic::Run(&r.task.run),
+            Self::HandedOver(r) => Topic::Run(&r.task.run),
+            Self::HandoffEnded(r) => Topic::Run(&r.task.run),
             Self::BreakerOpened(r) => Topic::Agent(&r.agent),
             Self::BreakerHalfOpened(r) => Topic::Agent(&r.agent),
             Self::BreakerClosed(r) => Topic::Agent(&r.agent),

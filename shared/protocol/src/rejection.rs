@@ -35,6 +35,8 @@ pub enum Code {
     UnknownAgent,
     /// No such alert, or it is forgotten.
     UnknownAlert,
+    /// No such handoff, or it is over: what was offered is not to be had any more.
+    UnknownHandoff,
     /// The agent has registered again with another session: this process should stop.
     AgentReplaced,
     /// The lease has ended or was never given: the report changes nothing, the work should be dropped.
@@ -69,13 +71,14 @@ pub enum Code {
 
 impl Code {
     /// Every code, for the documentation.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::InvalidRequest,
         Self::InvalidWorkflow,
         Self::UnknownWorkflow,
         Self::UnknownRun,
         Self::UnknownAgent,
         Self::UnknownAlert,
+        Self::UnknownHandoff,
         Self::AgentReplaced,
         Self::StaleLease,
         Self::KeyConflict,
@@ -101,6 +104,7 @@ impl Code {
             Self::UnknownRun => "unknown_run",
             Self::UnknownAgent => "unknown_agent",
             Self::UnknownAlert => "unknown_alert",
+            Self::UnknownHandoff => "unknown_handoff",
             Self::AgentReplaced => "agent_replaced",
             Self::StaleLease => "stale_lease",
             Self::KeyConflict => "key_conflict",
@@ -128,6 +132,7 @@ impl Code {
             Self::UnknownRun => "No such run",
             Self::UnknownAgent => "The agent is not registered",
             Self::UnknownAlert => "No such alert",
+            Self::UnknownHandoff => "No such handoff",
             Self::AgentReplaced => "The agent has registered again elsewhere",
             Self::StaleLease => "The lease has ended",
             Self::KeyConflict => "The idempotency key was used for another request",
@@ -155,6 +160,7 @@ impl Code {
             | Self::UnknownRun
             | Self::UnknownAgent
             | Self::UnknownAlert
+            | Self::UnknownHandoff
             | Self::UnknownResource => 404,
             Self::AgentReplaced
             | Self::StaleLease

@@ -7,6 +7,7 @@
 
 mod alert;
 mod capacity;
+mod handoff;
 mod learning;
 mod optimizer;
 mod pool;
@@ -26,6 +27,7 @@ use crate::subject::{self, AgentVerb};
 
 pub use alert::*;
 pub use capacity::*;
+pub use handoff::*;
 pub use learning::*;
 pub use optimizer::*;
 pub use pool::*;

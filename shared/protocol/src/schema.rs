@@ -32,6 +32,8 @@ pub fn all() -> BTreeMap<String, Schema> {
         ("to-agent.assign", schema_for!(request::Assignment)),
         ("to-agent.assignments", schema_for!(request::Assignments)),
         ("to-agent.cancel", schema_for!(CancelTask)),
+        ("to-agent.handoff", schema_for!(request::HandoffOffer)),
+        ("to-agent.handed", schema_for!(request::HandoffAnswer)),
     ]
     .into_iter()
     .map(|(name, schema)| (name.to_owned(), schema))

@@ -131,6 +131,10 @@ pub enum AgentVerb {
     Renew,
     /// "I need it no more": a request to the resource-manager.
     Release,
+    /// "That one should go on with it": a request to the resource-manager.
+    Handoff,
+    /// "I take it", or not: a request to the resource-manager.
+    Acknowledge,
     /// "I am this far": a publication, to the resource-manager.
     Progress,
 }
@@ -149,6 +153,8 @@ impl AgentVerb {
             Self::Acquire => "acquire",
             Self::Renew => "renew",
             Self::Release => "release",
+            Self::Handoff => "handoff",
+            Self::Acknowledge => "acknowledge",
             Self::Progress => "progress",
         }
     }
@@ -189,6 +195,18 @@ pub fn cancel(agent: &AgentId) -> String {
     format!("baton.to.{agent}.cancel")
 }
 
+/// The subject on which an agent is offered a task of another one.
+#[must_use]
+pub fn handoff(agent: &AgentId) -> String {
+    format!("baton.to.{agent}.handoff")
+}
+
+/// The subject on which an agent is told what became of a task that it offered.
+#[must_use]
+pub fn handed(agent: &AgentId) -> String {
+    format!("baton.to.{agent}.handed")
+}
+
 /// All that an agent says.
 #[must_use]
 pub fn of_agent(agent: &AgentId) -> String {
@@ -201,7 +219,8 @@ pub fn to_agent(agent: &AgentId) -> String {
     format!("baton.to.{agent}.>")
 }
 
-/// What the services tell an agent: [`assign`], [`assignments`] and [`cancel`], but no messages of other agents.
+/// What the services tell an agent: [`assign`], [`assignments`], [`cancel`], [`handoff`] and [`handed`], but no messages of
+/// other agents.
 #[must_use]
 pub fn work_of(agent: &AgentId) -> String {
     format!("baton.to.{agent}.*")

@@ -7,6 +7,7 @@
 mod alerts;
 mod answers;
 mod breakers;
+mod handoffs;
 mod ledger;
 mod pools;
 
@@ -28,6 +29,7 @@ use baton_resource_manager::{AlertConfig, BreakerConfig};
 use alerts::Alerts;
 pub(crate) use answers::Asked;
 use breakers::{Breakers, meets};
+use handoffs::Handoffs;
 
 /// A rule that was broken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +89,7 @@ pub(crate) struct Facts {
     cancels: BTreeSet<RunId>,
     breakers: Breakers,
     alerts: Alerts,
+    handoffs: Handoffs,
     /// When the calm began, in virtual microseconds.
     calm: Option<u64>,
     /// Rare things that the log shows, to be counted.
@@ -139,6 +142,8 @@ struct Attempt {
     requires: Requirements,
     resources: Resources,
     lease: Option<LeaseId>,
+    /// The leases that it had before it was handed over, in order.
+    before: Vec<LeaseId>,
     ended: Option<u64>,
     /// Virtual time, in microseconds.
     ended_on: Option<u64>,
@@ -165,13 +170,27 @@ pub(crate) struct Lease {
     granted_at: Millis,
     /// Virtual time, in microseconds.
     pub(crate) granted_on: u64,
-    /// Where the resource-manager said that its holder is gone, or gave it back.
+    /// Where the resource-manager said that its holder is gone, gave it back, or handed it over.
     lost: Option<u64>,
+    /// It was handed over.
+    moved: bool,
     /// Where its task ended.
     ended: Option<u64>,
     /// What counted under it.
     outcome: Option<Outcome>,
     result: Option<Json>,
+}
+
+impl Attempt {
+    /// The first lease that it had: its time goes on when it is handed over.
+    fn first(&self) -> Option<LeaseId> {
+        self.before.first().copied().or(self.lease)
+    }
+
+    /// The lease that it has as far as the log is read.
+    fn lease_at(&self, leases: &BTreeMap<LeaseId, Lease>, read: u64) -> Option<LeaseId> {
+        self.before.iter().copied().chain(self.lease).rev().find(|lease| leases[lease].granted <= read)
+    }
 }
 
 impl Lease {
@@ -305,6 +324,7 @@ impl Facts {
         let Some(calm) = self.calm else { return Ok(()) };
         self.alerts_are_so(now, calm)?;
         self.breakers_half_open_in_time(now, calm)?;
+        self.offers_are_over_in_time(now, calm)?;
         let late = |since: u64, ms: Millis| now.saturating_sub(since.max(calm)) > ms * 1000 + LATE;
         for (id, run) in self.runs.iter().filter(|(_, run)| run.finished.is_none()) {
             let definition = &run.definition;
@@ -312,7 +332,7 @@ impl Facts {
             for (stage, definition) in run.stages.iter().zip(&definition.stages) {
                 let Some(task) = stage.attempts.last().filter(|_| stage.over.is_none()) else { continue };
                 let name = &definition.name;
-                let (since, ms) = match (task.ended_on, task.lease) {
+                let (since, ms) = match (task.ended_on, task.first()) {
                     (Some(ended), _) => (ended, definition.retry.max_ms),
                     (None, None) => (task.ready_on, definition.start_timeout_ms),
                     (None, Some(lease)) => (self.leases[&lease].granted_on, definition.timeout_ms),

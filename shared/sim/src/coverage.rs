@@ -62,6 +62,10 @@ counted! {
         AgentLeft = "agent leaves",
         /// An agent gives a task back.
         Declined = "agent declines",
+        /// An agent hands a task over.
+        Offered = "agent offers a task to another",
+        /// An agent answers an offer that was not made to it.
+        TookOthers = "agent takes what others are offered",
         /// An agent fails a task.
         Failed = "agent fails",
         /// An agent fails all tasks of a capability for a while.
@@ -152,6 +156,16 @@ counted! {
         KeyConflict = "a key is used for two runs",
         /// A start was refused because too many runs are live.
         Overloaded = "a start is refused under load",
+        /// A task went from one agent to another.
+        HandedOver = "a task is handed over",
+        /// An offer was rejected.
+        OfferRejected = "an offer is rejected",
+        /// An offer was not answered.
+        OfferOver = "an offer is not answered in time",
+        /// A report of who handed the task over counted, because that was not known yet.
+        ReportedByGiver = "a report is counted before its handoff is read",
+        /// The answer to a heartbeat brought an offer.
+        HealedOffer = "a heartbeat brings an offer",
         /// A breaker opened.
         BreakerOpened = "a circuit breaker opens",
         /// A breaker let a probe through.
@@ -194,7 +208,7 @@ counted! {
 }
 
 /// The kinds of records, in the order of their counters.
-pub(crate) const RECORDS: [&str; 22] = [
+pub(crate) const RECORDS: [&str; 25] = [
     "workflow_registered",
     "run_started",
     "stage_ready",
@@ -204,6 +218,9 @@ pub(crate) const RECORDS: [&str; 22] = [
     "agent_left",
     "assigned",
     "lease_ended",
+    "handoff_offered",
+    "handed_over",
+    "handoff_ended",
     "breaker_opened",
     "breaker_half_opened",
     "breaker_closed",

@@ -42,6 +42,8 @@ impl AnyRequest {
                 ResourceRequest::Decline(..) => "agent.decline",
                 ResourceRequest::Leave(..) => "agent.leave",
                 ResourceRequest::Progress(..) => "agent.progress",
+                ResourceRequest::OfferHandoff(..) => "agent.handoff",
+                ResourceRequest::AcknowledgeHandoff(..) => "agent.acknowledge",
                 ResourceRequest::ListAgents(_) => "agent.list",
                 ResourceRequest::Assign(_) => "lease.assign",
                 ResourceRequest::SetPool(_) => "pool.set",

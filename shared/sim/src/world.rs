@@ -19,7 +19,7 @@ use std::rc::Rc;
 
 use baton_machine::{Outgoing, Reply};
 use baton_protocol::id::mix;
-use baton_protocol::request::{Assignment, CancelTask};
+use baton_protocol::request::{Assignment, CancelTask, HandoffAnswer, HandoffOffer};
 use baton_protocol::{Code, Json, LeaseId, Millis, RunId, Service};
 
 use baton_resource_manager::{AlertConfig, BreakerConfig};
@@ -129,6 +129,8 @@ impl std::fmt::Debug for Opaque {
 pub(crate) enum Told {
     Assign(Vec<Assignment>),
     Cancel(CancelTask),
+    Offer(HandoffOffer),
+    Handed(HandoffAnswer),
 }
 
 /// What an agent's process does.
@@ -142,6 +144,10 @@ pub(crate) enum Doing {
     Done(LeaseId),
     /// It reports all that it has done lately.
     Report,
+    /// It offers what it holds to another agent.
+    Offer(LeaseId),
+    /// It answers an offer.
+    Acknowledge(baton_protocol::Number, bool),
     /// It says something again, or something that makes no sense.
     Stray(Box<baton_protocol::request::Report>),
     /// It goes.
@@ -198,6 +204,7 @@ pub(crate) enum Purpose {
     Heartbeat,
     Report(LeaseId),
     Reports(Vec<LeaseId>),
+    Acknowledge,
     Other,
 }
 

@@ -361,7 +361,22 @@ impl Checker {
                     lease.over.get_or_insert(seq);
                 }
             }
-            ResourceRecord::BreakerOpened(_)
+            ResourceRecord::HandedOver(record) => {
+                if let Some(before) = self.leases.get_mut(&record.lease) {
+                    before.over.get_or_insert(seq);
+                }
+                let lease = LeaseId(stamp.number);
+                let taken = Lease { task: record.task.clone(), agent: record.to.clone(), over: None };
+                self.leases.insert(lease, taken);
+                let task = self.tasks.entry(record.task.clone()).or_default();
+                task.at = stamp.at;
+                // The task has one lease at a time: this one in place of the giver's.
+                task.leases.retain(|held| *held != record.lease);
+                task.leases.push(lease);
+            }
+            ResourceRecord::HandoffOffered(_)
+            | ResourceRecord::HandoffEnded(_)
+            | ResourceRecord::BreakerOpened(_)
             | ResourceRecord::BreakerHalfOpened(_)
             | ResourceRecord::BreakerClosed(_)
             | ResourceRecord::AlertRaised(_)

@@ -97,7 +97,10 @@ impl Facts {
                 assert!(self.fits(&record.agent, None), "{} holds too much", record.agent);
             }
             ResourceRecord::LeaseEnded(record) => self.lose(|lease, _| lease == record.lease),
-            ResourceRecord::BreakerOpened(_)
+            ResourceRecord::HandedOver(_)
+            | ResourceRecord::HandoffOffered(_)
+            | ResourceRecord::HandoffEnded(_)
+            | ResourceRecord::BreakerOpened(_)
             | ResourceRecord::BreakerHalfOpened(_)
             | ResourceRecord::BreakerClosed(_)
             | ResourceRecord::AlertRaised(_)

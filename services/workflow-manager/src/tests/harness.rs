@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 
 use baton_machine::{Effect, Foreign, Machine as _, Outgoing, Processor, Reply, RequestContext, Token};
 use baton_protocol::definition::Definition;
+use baton_protocol::handoff::HandedOver;
 use baton_protocol::record::{
     AgentLeft, AgentRegistered, AnyCommit, Assigned, Cause, Commit, FORMAT, LeaseEnded, LeftReason, ResourceRecord,
     Turn, WorkflowRecord,
@@ -285,6 +286,13 @@ impl World {
         LeaseId(self.resource("lease.assign", vec![ResourceRecord::Assigned(record)]))
     }
 
+    /// One agent hands a task over to another. Gives the lease of the other.
+    pub(crate) fn hand_over(&mut self, lease: LeaseId, task: &TaskId, from: &str, to: &str) -> LeaseId {
+        let (task, from, to) = (task.clone(), id(from), id(to));
+        let record = HandedOver { handoff: 0, lease, task, from, to, resources: BTreeMap::new() };
+        LeaseId(self.resource("agent.acknowledge", vec![ResourceRecord::HandedOver(record)]))
+    }
+
     pub(crate) fn decline(&mut self, lease: LeaseId, task: &TaskId, agent: &str, reason: &str) {
         let record = LeaseEnded { lease, task: task.clone(), agent: id(agent), reason: reason.into() };
         self.resource("agent.decline", vec![ResourceRecord::LeaseEnded(record)]);
@@ -352,6 +360,9 @@ impl World {
             ResourceRecord::AgentLeft(r) => format!("agent_left {}", r.agent),
             ResourceRecord::Assigned(r) => format!("assigned {} to {} as {number}", self.name(&r.task), r.agent),
             ResourceRecord::LeaseEnded(r) => format!("lease_ended {} of {}: {}", r.lease, r.agent, r.reason),
+            ResourceRecord::HandoffOffered(r) => format!("handoff_offered {} to {}", r.lease, r.to),
+            ResourceRecord::HandedOver(r) => format!("handed_over {} to {} as {number}", self.name(&r.task), r.to),
+            ResourceRecord::HandoffEnded(r) => format!("handoff_ended {}", r.handoff),
             ResourceRecord::BreakerOpened(r) => format!("breaker_opened {} for {}", r.agent, r.capability),
             ResourceRecord::BreakerHalfOpened(r) => format!("breaker_half_opened {} for {}", r.agent, r.capability),
             ResourceRecord::AlertRaised(r) => format!("alert_raised {} about {}", r.kind, r.about),

@@ -208,7 +208,10 @@ impl Model {
             ResourceRecord::LeaseEnded(record) => {
                 self.lost.insert(record.lease);
             }
-            ResourceRecord::BreakerOpened(_)
+            ResourceRecord::HandedOver(_)
+            | ResourceRecord::HandoffOffered(_)
+            | ResourceRecord::HandoffEnded(_)
+            | ResourceRecord::BreakerOpened(_)
             | ResourceRecord::BreakerHalfOpened(_)
             | ResourceRecord::BreakerClosed(_)
             | ResourceRecord::AlertRaised(_)

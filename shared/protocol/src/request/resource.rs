@@ -7,12 +7,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    AcknowledgeAlert, Acquire, AcquireAnswer, AlertList, Done, Endpoint, Granted, LeaseList, ListAlerts, ListLeases,
-    ListPools, Mark, PoolList, Release, RemovePool, Renew, Requests, SetPool, body, endpoint, schema, speaker,
-    unknown_endpoint,
+    AcknowledgeAlert, AcknowledgeHandoff, Acquire, AcquireAnswer, AlertList, Done, Endpoint, Granted,
+    HandoffAcknowledged, HandoffOffer, HandoffOpen, LeaseList, ListAlerts, ListLeases, ListPools, Mark, OfferHandoff,
+    PoolList, Release, RemovePool, Renew, Requests, SetPool, body, endpoint, schema, speaker, unknown_endpoint,
 };
 use crate::amount::Resources;
 use crate::breaker::BreakerView;
+use crate::handoff::Handover;
 use crate::id::{LeaseId, Millis, Number, RunId, Service, TaskId};
 use crate::json::Json;
 use crate::name::{AgentId, Capability, StageName, WorkflowName};
@@ -34,6 +35,10 @@ pub enum ResourceRequest {
     Leave(AgentId, Leave),
     /// See [`Progress`].
     Progress(AgentId, Progress),
+    /// See [`OfferHandoff`].
+    OfferHandoff(AgentId, OfferHandoff),
+    /// See [`AcknowledgeHandoff`].
+    AcknowledgeHandoff(AgentId, AcknowledgeHandoff),
     /// See [`ListAgents`].
     ListAgents(ListAgents),
     /// See [`AssignTasks`].
@@ -95,6 +100,20 @@ impl Requests for ResourceRequest {
             schema::<Progress>,
             schema::<Done>,
         ),
+        endpoint(
+            "agent.handoff",
+            Some(AgentVerb::Handoff),
+            "Offers a task to another agent.",
+            schema::<OfferHandoff>,
+            schema::<HandoffOpen>,
+        ),
+        endpoint(
+            "agent.acknowledge",
+            Some(AgentVerb::Acknowledge),
+            "Takes a task that was offered, or does not.",
+            schema::<AcknowledgeHandoff>,
+            schema::<HandoffAcknowledged>,
+        ),
         endpoint("agent.list", None, "Lists the agents.", schema::<ListAgents>, schema::<AgentList>),
         endpoint(
             "lease.assign",
@@ -154,6 +173,8 @@ impl Requests for ResourceRequest {
             "agent.decline" => Self::Decline(speaker(subject)?, body(endpoint, payload)?),
             "agent.leave" => Self::Leave(speaker(subject)?, body(endpoint, payload)?),
             "agent.progress" => Self::Progress(speaker(subject)?, body(endpoint, payload)?),
+            "agent.handoff" => Self::OfferHandoff(speaker(subject)?, body(endpoint, payload)?),
+            "agent.acknowledge" => Self::AcknowledgeHandoff(speaker(subject)?, body(endpoint, payload)?),
             "agent.list" => Self::ListAgents(body(endpoint, payload)?),
             "lease.assign" => Self::Assign(body(endpoint, payload)?),
             "pool.set" => Self::SetPool(body(endpoint, payload)?),
@@ -237,6 +258,9 @@ pub struct HeartbeatAnswer {
     /// No longer leased to it.
     #[serde(default)]
     pub drop: Vec<LeaseId>,
+    /// Offered to it by other agents, and not answered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub offers: Vec<HandoffOffer>,
     /// Send a heartbeat this often.
     pub heartbeat_ms: Millis,
     /// After this long without one, the agent's leases end.
@@ -281,6 +305,9 @@ pub struct Assignment {
     pub timeout_ms: Millis,
     /// The trace to go on with; also in the header `traceparent`.
     pub trace: TraceContext,
+    /// Where to go on, if another agent has handed it over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handover: Option<Handover>,
 }
 
 /// Several tasks for an agent that said that it takes them so: on `baton.to.AGENT.assignments`.

@@ -9,7 +9,7 @@ use baton_machine::{Publication, Reply};
 use baton_protocol::record::{Event, Outcome};
 use baton_protocol::request::{
     Acquire, AcquireAnswer, AgentsFound, AlertList, AssignAnswer, AssignTasks, Assignment, Assignments, CancelTask,
-    HeartbeatAnswer, OptimizerRequest, PlacementExplained, Report, ReportAnswer, ReportStatus, Reports,
+    HandoffOpen, HeartbeatAnswer, OptimizerRequest, PlacementExplained, Report, ReportAnswer, ReportStatus, Reports,
     ReportsAnswered, ResourceRequest, RunAccepted, RunList, StartRun, WorkflowRequest, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
@@ -21,6 +21,7 @@ use crate::request::AnyRequest;
 pub(super) const COMMITTED: &str = "nothing is answered, pushed or published before its commit";
 const APPLIED: &str = "what was acknowledged was applied";
 const HEAD: &str = "a refusal was decided at the head of the log by a leader that led";
+const FENCED: &str = "a lease that was handed over is given to nobody";
 const FRESH: &str = "an answer is not older than its question";
 
 /// A request as it was sent.
@@ -185,8 +186,13 @@ impl Facts {
             ResourceRequest::Heartbeat(id, _) => {
                 let answer: HeartbeatAnswer = read(answer)?;
                 answer.start.iter().try_for_each(|assignment| self.given(id, assignment))?;
+                answer.offers.iter().try_for_each(|offer| self.offer_told(id, offer))?;
                 answer.drop.iter().try_for_each(|lease| self.dropped(id, *lease))
             }
+            ResourceRequest::OfferHandoff(id, request) => {
+                self.handoff_open(id, request, read::<HandoffOpen>(answer)?.handoff)
+            }
+            ResourceRequest::AcknowledgeHandoff(id, request) => self.handoff_acknowledged(id, request, &read(answer)?),
             ResourceRequest::Decline(id, request) => {
                 let lease = self.leases.get(&request.lease).filter(|lease| lease.agent == *id);
                 hold!(lease.is_some_and(|lease| lease.lost.is_some()), APPLIED, "lease {} goes on", request.lease);
@@ -244,7 +250,7 @@ impl Facts {
             match refusal {
                 None => {
                     let leased = attempt.is_some_and(|attempt| {
-                        attempt.lease.is_some_and(|lease| self.leases[&lease].agent == placement.agent)
+                        attempt.first().is_some_and(|lease| self.leases[&lease].agent == placement.agent)
                     });
                     hold!(leased, COMMITTED, "{} was granted and is not in the log", placement.task);
                 }
@@ -359,6 +365,23 @@ impl Facts {
             (Code::PoolInUse, AnyRequest::Resource(ResourceRequest::SetPool(_) | ResourceRequest::RemovePool(_))) => {
                 Ok(())
             }
+            (Code::StaleLease, AnyRequest::Resource(ResourceRequest::OfferHandoff(id, request))) => lie(self
+                .leases
+                .get(&request.lease)
+                .is_some_and(|l| l.is_alive() && l.agent == *id && l.granted <= sent)),
+            (Code::UnknownAgent, AnyRequest::Resource(ResourceRequest::OfferHandoff(_, request))) => {
+                lie(agent_there(&request.to))
+            }
+            // Its time may have been up by the clock of whoever led then.
+            (Code::UnknownHandoff, AnyRequest::Resource(ResourceRequest::AcknowledgeHandoff(..))) => Ok(()),
+            // Offered to another one, or who is to take it can not.
+            (
+                Code::NotReady | Code::NoCapacity,
+                AnyRequest::Resource(ResourceRequest::OfferHandoff(..) | ResourceRequest::AcknowledgeHandoff(..)),
+            ) => Ok(()),
+            (Code::UnknownAgent, AnyRequest::Resource(ResourceRequest::AcknowledgeHandoff(id, _))) => {
+                lie(agent_there(id))
+            }
             (Code::UnknownAlert, AnyRequest::Resource(ResourceRequest::AcknowledgeAlert(request))) => {
                 lie(self.is_alert(request.alert))
             }
@@ -384,6 +407,8 @@ impl Facts {
                 let (agent, several) = (agent(id)?, read::<Assignments>(&publication.body)?.assignments);
                 several.iter().try_for_each(|assignment| self.given(&agent, assignment))
             }
+            Some((id, "handoff")) => self.offer_told(&agent(id)?, &read(&publication.body)?),
+            Some((id, "handed")) => self.answer_told(&agent(id)?, &read(&publication.body)?),
             Some((id, "cancel")) => {
                 let cancel: CancelTask = read(&publication.body)?;
                 self.dropped(&agent(id)?, cancel.lease)
@@ -397,6 +422,8 @@ impl Facts {
         let lease = self.leases.get(&assignment.lease);
         let same = lease.is_some_and(|lease| lease.agent == *agent && lease.task == assignment.task);
         hold!(same, COMMITTED, "{agent} is given {} under lease {}: {lease:?}", assignment.task, assignment.lease);
+        let moved = lease.is_some_and(|lease| lease.moved);
+        hold!(!moved, FENCED, "{agent} is given lease {}, and has handed it over", assignment.lease);
         Ok(())
     }
 

@@ -112,8 +112,9 @@ impl Facts {
             Outcome::Failed | Outcome::TimedOut | Outcome::Lost | Outcome::Cancelled => None,
         };
         let counts = counts.filter(|_| record.lease.is_some());
+        // What is reported by who handed it over says nothing of who has taken it.
         if let Some(lease) = lease {
-            self.probe_over(lease, seq, counts);
+            self.probe_over(lease, seq, counts.filter(|_| record.lease == Some(lease)));
         }
         if let (Some(agent), Some(failed)) = (&record.agent, counts) {
             let key = (agent.clone(), capability.clone());

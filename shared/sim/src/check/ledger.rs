@@ -132,6 +132,9 @@ impl Facts {
             ResourceRecord::AgentLeft(record) => self.agent_left(stamp, record),
             ResourceRecord::Assigned(record) => self.assigned(stamp, record),
             ResourceRecord::LeaseEnded(record) => self.lease_ended(stamp, record),
+            ResourceRecord::HandoffOffered(record) => self.handoff_offered(stamp, record),
+            ResourceRecord::HandedOver(record) => self.handed_over(stamp, record),
+            ResourceRecord::HandoffEnded(record) => self.handoff_ended(stamp, record),
             ResourceRecord::BreakerOpened(record) => self.breaker_opened(stamp, record),
             ResourceRecord::BreakerHalfOpened(record) => self.breaker_half_opened(stamp, record),
             ResourceRecord::BreakerClosed(record) => self.breaker_closed(stamp, record),
@@ -239,6 +242,7 @@ impl Facts {
             requires: record.requires.clone(),
             resources: record.resources.clone(),
             lease: None,
+            before: Vec::new(),
             ended: None,
             ended_on: None,
         });
@@ -262,16 +266,20 @@ impl Facts {
         };
         (attempt.ended, attempt.ended_on) = (Some(seq), Some(self.now));
         let held = attempt.lease;
-        // The writer may not have read yet that an agent has it.
-        let lease = attempt.lease.filter(|lease| self.leases[lease].granted <= stamp.seen);
+        // The writer may not have read yet that an agent has it, or another one.
+        let lease = attempt.lease_at(&self.leases, stamp.seen);
         hold!(record.lease == lease, UNDER_LEASE, "{task} ended under lease {:?}, not {lease:?}", record.lease);
         let known_lost = lease.is_some_and(|lease| self.leases[&lease].lost.is_some_and(|lost| lost <= stamp.seen));
-        let since = lease.map_or((attempt.ready_at, definition.start_timeout_ms), |lease| {
+        let first = attempt.first().filter(|_| lease.is_some());
+        let since = first.map_or((attempt.ready_at, definition.start_timeout_ms), |lease| {
             (self.leases[&lease].granted_at, definition.timeout_ms)
         });
-        if let Some(id) = attempt.lease
-            && let Some(lease) = self.leases.get_mut(&id)
-        {
+        if attempt.lease != lease && lease.is_some() {
+            self.seen.push(Branch::ReportedByGiver);
+        }
+        let all: std::collections::BTreeSet<_> = attempt.lease.into_iter().chain(lease).collect();
+        for id in all {
+            let Some(lease) = self.leases.get_mut(&id) else { continue };
             if lease.granted <= stamp.seen {
                 hold!(record.agent.as_ref() == Some(&lease.agent), UNDER_LEASE, "{task} was not {:?}'s", record.agent);
                 lease.outcome = Some(record.outcome);
@@ -324,7 +332,7 @@ impl Facts {
                 hold!(stamp.at >= at + timeout, WAITS, "{task} timed out at {}, not {}", stamp.at, at + timeout);
                 self.seen.push(if lease.is_some() { Branch::RunTimedOut } else { Branch::StartTimedOut });
                 let leased_in_calm =
-                    lease.is_some_and(|lease| calm.is_some_and(|calm| self.leases[&lease].granted_on > calm + SETTLES));
+                    first.is_some_and(|lease| calm.is_some_and(|calm| self.leases[&lease].granted_on > calm + SETTLES));
                 hold!(!leased_in_calm, CALM, "{task} was leased in the calm and timed out");
             }
             Outcome::Cancelled => run.ending = true,
@@ -484,6 +492,7 @@ impl Facts {
             granted_at: stamp.at,
             granted_on: now,
             lost: None,
+            moved: false,
             ended,
             outcome: None,
             result: None,

@@ -248,6 +248,24 @@ impl Facts {
         self.pools.unread.insert(at, (ended, lease, false));
     }
 
+    /// A task goes to another agent: what it holds of pools goes with it, and what the giver acquired under its lease ends.
+    pub(super) fn pools_handed_over(&mut self, before: LeaseId, lease: LeaseId, to: &AgentId) {
+        let pools = &mut self.pools;
+        let under: Vec<_> =
+            pools.held.iter().filter(|(_, held)| held.under == Some(before)).map(|(id, _)| *id).collect();
+        for acquired in under {
+            pools.end(acquired, |_, _| None);
+        }
+        if let Some(held) = pools.held.remove(&before) {
+            pools.held.insert(lease, Held { agent: Some(to.clone()), ..held });
+        }
+        // It may have ended in the log, and the resource-manager will read that later.
+        for (_, of, _) in pools.unread.iter_mut().filter(|(_, of, _)| *of == before) {
+            *of = lease;
+        }
+        self.pools_changed();
+    }
+
     fn pools_changed(&mut self) {
         (self.pools.changed, self.pools.changed_on) = (self.seq, self.now);
     }

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use baton_machine::Reply;
 use baton_protocol::request::{
-    Assignment, Decline, Heartbeat, HeartbeatAnswer, Leave, Registered, Report, ReportStatus, Reports, ResourceRequest,
-    Usage, WorkflowRequest,
+    AcknowledgeHandoff, Assignment, Decline, HandoffAcknowledged, HandoffOffer, Heartbeat, HeartbeatAnswer, Leave,
+    OfferHandoff, RegisterAgent, Registered, Report, ReportStatus, Reports, ResourceRequest, Usage, WorkflowRequest,
 };
-use baton_protocol::{AgentId, Code, Json, LeaseId, Money, TaskId};
+use baton_protocol::{AgentId, Code, Json, LeaseId, Money, Number, TaskId};
 
 use super::{Asker, Doing, Event, Micros, Purpose, Told, World};
 use crate::check::{Asked, Checked, hold};
@@ -35,6 +35,8 @@ pub(super) struct Process {
     held: BTreeMap<LeaseId, (Assignment, bool)>,
     /// Leases that must not be begun again.
     over: BTreeSet<LeaseId>,
+    /// Offers that it has answered, or never will.
+    answered: BTreeSet<Number>,
     /// What it has done and not reported yet.
     unreported: Vec<Report>,
     /// What it reported last.
@@ -56,6 +58,7 @@ impl World {
             stalled_until: 0,
             held: BTreeMap::new(),
             over: BTreeSet::new(),
+            answered: BTreeSet::new(),
             unreported: Vec::new(),
             last: None,
             every: 600_000,
@@ -95,6 +98,13 @@ impl World {
             Doing::Beat => self.beat(process),
             Doing::Done(lease) => self.done(process, lease),
             Doing::Report => self.report_all(process),
+            Doing::Offer(lease) => self.offer(process, lease),
+            Doing::Acknowledge(handoff, accepted) => {
+                let (reason, response) = (if accepted { "" } else { "not now" }.to_owned(), Json::null());
+                let acknowledge = AcknowledgeHandoff { handoff, accepted, reason, response };
+                let request = ResourceRequest::AcknowledgeHandoff(self.id(process), acknowledge);
+                self.ask(Asker::Process(process, Purpose::Acknowledge), AnyRequest::Resource(request), accepted);
+            }
             Doing::Stray(report) => self.report(process, *report, Purpose::Other, false),
             Doing::Leave => {
                 if self.processes[process].held.is_empty() {
@@ -132,6 +142,12 @@ impl World {
                 }
             }
             Told::Cancel(cancel) => self.forget(process, cancel.lease),
+            Told::Offer(offer) => self.offered(process, offer),
+            Told::Handed(answer) => {
+                if answer.accepted {
+                    self.forget(process, answer.lease);
+                }
+            }
         }
     }
 
@@ -167,6 +183,52 @@ impl World {
         let id = self.id(process);
         self.want_for_task(&id, lease);
         self.after(work, Event::Process(process, Doing::Done(lease)));
+        if !self.calm && self.draws.chance(200 + self.weather.agents) {
+            let wait = self.draws.between(0, work);
+            self.after(wait, Event::Process(process, Doing::Offer(lease)));
+        }
+    }
+
+    /// Offers what it works on to some agent.
+    fn offer(&mut self, process: usize, lease: LeaseId) {
+        let it = &self.processes[process];
+        let Some((assignment, true)) = it.held.get(&lease) else { return };
+        self.coverage.fault(Fault::Offered);
+        // Mostly to one that can do it.
+        let wanted = &assignment.agent_type;
+        let can = |agent: &RegisterAgent| agent.agent_type == *wanted || agent.capabilities.contains_key(wanted);
+        let others = self.workload.agents.iter().enumerate().filter(|(who, _)| *who != it.who);
+        let able: Vec<_> = others.filter(|(_, (_, agent))| can(agent)).map(|(who, _)| who).collect();
+        let to = match able.is_empty() || self.draws.chance(100) {
+            true => self.draws.below(u32::try_from(self.workload.agents.len()).unwrap_or(1)) as usize,
+            false => *self.draws.pick(&able),
+        };
+        let to = self.workload.agents[to].0.clone();
+        let resources = self.draws.chance(200).then(Default::default);
+        let timeout_ms = Some(self.draws.between(50, 4_000));
+        let (state, results) = (Json::of(&lease.0), Json::of("half"));
+        let (state, results) = (state.unwrap_or_default(), results.unwrap_or_default());
+        let (reason, priority) = ("too much".to_owned(), 0);
+        let offer = OfferHandoff { lease, to, state, results, resources, reason, priority, timeout_ms };
+        let request = ResourceRequest::OfferHandoff(self.id(process), offer);
+        self.ask(Asker::Process(process, Purpose::Other), AnyRequest::Resource(request), true);
+    }
+
+    /// Takes an offer most times, rejects it sometimes, or says nothing; and sometimes one answers for others.
+    fn offered(&mut self, process: usize, offer: &HandoffOffer) {
+        if !self.processes[process].answered.insert(offer.handoff) {
+            return;
+        }
+        let (chosen, wait) = (self.draws.below(10), self.draws.between(0, 3_000));
+        let wait = if self.draws.chance(100) { 1000 * wait } else { wait };
+        if chosen > 0 {
+            self.after(wait, Event::Process(process, Doing::Acknowledge(offer.handoff, chosen > 2)));
+        }
+        if self.draws.chance(100) {
+            self.coverage.fault(Fault::TookOthers);
+            let other = self.draws.below(u32::try_from(self.processes.len()).unwrap_or(1)) as usize;
+            self.after(1000, Event::Process(other, Doing::Acknowledge(offer.handoff, true)));
+        }
     }
 
     fn done(&mut self, process: usize, lease: LeaseId) {
@@ -295,6 +357,12 @@ impl World {
                     self.coverage.branch(Branch::HealedDrop);
                     self.forget(process, lease);
                 }
+                for offer in answer.offers {
+                    if !self.processes[process].answered.contains(&offer.handoff) {
+                        self.coverage.branch(Branch::HealedOffer);
+                    }
+                    self.offered(process, &offer);
+                }
                 for assignment in answer.start {
                     let it = &self.processes[process];
                     if !it.over.contains(&assignment.lease) && !it.held.contains_key(&assignment.lease) {
@@ -322,6 +390,12 @@ impl World {
             (Purpose::Reports(leases), _) => {
                 for lease in leases {
                     self.forget(process, lease);
+                }
+            }
+            (Purpose::Acknowledge, reply) => {
+                let answer = reply.and_then(|reply| reply.as_ref().ok()?.read::<HandoffAcknowledged>().ok());
+                if let Some(assignment) = answer.and_then(|answer| answer.assignment) {
+                    self.begin_work(process, &assignment);
                 }
             }
             (Purpose::Other, _) => {

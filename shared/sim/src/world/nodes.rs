@@ -534,6 +534,8 @@ impl World {
                         self.coverage.branch(Branch::AssignedTogether);
                         Told::Assign(publication.body.read::<Assignments>().map_err(unreadable)?.assignments)
                     }
+                    "handoff" => Told::Offer(publication.body.read().map_err(unreadable)?),
+                    "handed" => Told::Handed(publication.body.read().map_err(unreadable)?),
                     _ => {
                         self.coverage.branch(Branch::Recalled);
                         Told::Cancel(publication.body.read().map_err(unreadable)?)
