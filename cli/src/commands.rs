@@ -5,6 +5,7 @@ pub(crate) mod agent;
 pub(crate) mod agents;
 pub(crate) mod alerts;
 pub(crate) mod bench;
+pub(crate) mod budgets;
 pub(crate) mod cancel;
 pub(crate) mod capacity;
 pub(crate) mod completions;

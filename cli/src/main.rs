@@ -140,6 +140,8 @@ enum Command {
     Agents(c::agents::Agents),
     /// List pools of resources; make, change and remove them
     Resources(c::resources::Resources),
+    /// List budgets and what is left of each; share out what is left
+    Budgets(c::budgets::Budgets),
     /// List locks: who shares one, who has one alone, who leads
     Locks(c::resources::Locks),
     /// List what is held of pools; acquire, renew and release
@@ -274,6 +276,7 @@ async fn dispatch(command: Command, context: Context) -> anyhow::Result<Exit> {
         Command::Cancel(command) => command.run(&context).await,
         Command::Agents(command) => command.run(&context).await,
         Command::Resources(command) => command.run(&context).await,
+        Command::Budgets(command) => command.run(&context).await,
         Command::Locks(command) => command.run(&context).await,
         Command::Leases(command) => command.run(&context).await,
         Command::Alerts(command) => command.run(&context).await,

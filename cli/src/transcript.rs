@@ -207,6 +207,14 @@ fn resource(number: Number, record: &ResourceRecord) -> (String, Tone) {
             ReleaseReason::Released => (format!("lease {}{}", r.lease, needs(&r.used)), Tone::Plain),
             ReleaseReason::Expired => (format!("lease {}: its time was up", r.lease), Tone::Busy),
         },
+        ResourceRecord::ApprovalAsked(r) => {
+            let what = r.task.as_ref().map(|task| format!(", for {}/{}", task.stage, task.attempt)).unwrap_or_default();
+            (format!("{} has not the {} that are wanted{what}", r.account, r.wanted), Tone::Busy)
+        }
+        ResourceRecord::BudgetRefused(r) => {
+            let what = r.task.as_ref().map_or_else(|| r.account.to_string(), |t| format!("{}/{}", t.stage, t.attempt));
+            (format!("{what}: {}", short(&r.reason, ERROR)), Tone::Bad)
+        }
     }
 }
 
@@ -255,6 +263,7 @@ mod tests {
             trace: None,
             strategy: None,
             due: None,
+            budget: None,
         })
     }
 
@@ -292,6 +301,7 @@ mod tests {
             duration_ms: 29,
             cost: if ok { "0.02".parse().unwrap() } else { baton_protocol::Money::default() },
             usage: if ok { Usage { tokens_in: 10, tokens_out: 3 } } else { Usage::default() },
+            model: None,
         })
     }
 

@@ -78,6 +78,17 @@ async fn m10_messages_and_idle_agents_are_measured() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn r4_leases_are_measured_beside_bare_request_reply() {
+    let lines = bench(&["leases", "--rate", "200", "--agents", "20"]).await;
+    let systems: Vec<_> = lines.iter().map(|line| line["system"].as_str().unwrap()).collect();
+    assert_eq!(systems, ["baton", "nats"]);
+    for line in &lines {
+        assert!(number(line, "operations_per_s") > 0.0 && line["errors"] == 0 && line["agents"] == 20, "{line}");
+    }
+    assert!(number(&lines[0], "of_floor") > 0.0 && number(&lines[0], "p99_of_floor") > 0.0, "{lines:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_can_not_be_measured_is_refused() {
     for (arguments, says) in [
         (["--sample", "2"], "--sample 2"),

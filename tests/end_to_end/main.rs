@@ -4,6 +4,7 @@ mod agents;
 mod alerts;
 mod article;
 mod bench;
+mod budgets;
 mod cluster;
 mod command_line;
 mod discovery;

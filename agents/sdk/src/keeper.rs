@@ -689,7 +689,7 @@ impl<T> Drop for AbortOnDrop<T> {
 fn report_of(task: &Task, result: TaskResult) -> Report {
     let (lease, task) = (task.lease, task.id().clone());
     match result {
-        Ok(Output { result, cost, usage }) => Report {
+        Ok(Output { result, cost, usage, model }) => Report {
             lease,
             task,
             status: ReportStatus::Succeeded,
@@ -698,8 +698,9 @@ fn report_of(task: &Task, result: TaskResult) -> Report {
             retryable: true,
             cost: cost.money,
             usage,
+            model,
         },
-        Err(TaskError { mut message, retryable, cost, usage }) => {
+        Err(TaskError { mut message, retryable, cost, usage, model }) => {
             if let Some(wrong) = cost.wrong {
                 message = format!("{message} (and {wrong})");
             }
@@ -713,6 +714,7 @@ fn report_of(task: &Task, result: TaskResult) -> Report {
                 retryable,
                 cost: cost.money,
                 usage,
+                model,
             }
         }
     }
@@ -790,7 +792,8 @@ async fn store(voice: Voice, said: Said, told: Option<Told>, place: Option<Owned
         }
         tracing::error!(%rejection, "the report is refused, reporting a failure instead");
         let error = TaskError::failed(format!("the agent's report was refused: {rejection}")).permanent();
-        let failure = Report { cost: report.cost, usage: report.usage, ..report_of(&task, Err(error)) };
+        let failure =
+            Report { cost: report.cost, usage: report.usage, model: report.model, ..report_of(&task, Err(error)) };
         if let Err(rejection) = say(&voice, &task, &failure, told.as_ref(), None).await {
             tracing::error!(%rejection, "that is refused too, the task is dropped");
         }

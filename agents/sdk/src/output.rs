@@ -15,6 +15,7 @@ pub struct Output {
     pub(crate) result: Json,
     pub(crate) cost: Cost,
     pub(crate) usage: Usage,
+    pub(crate) model: Option<String>,
 }
 
 impl Output {
@@ -29,7 +30,7 @@ impl Output {
     /// A result that is JSON already.
     #[must_use]
     pub fn raw(result: Json) -> Self {
-        Self { result, cost: Cost::default(), usage: Usage::default() }
+        Self { result, cost: Cost::default(), usage: Usage::default(), model: None }
     }
 
     /// What it cost, as a decimal: `"0.01"`. One that is not a decimal makes the task fail, rather than be free.
@@ -46,6 +47,13 @@ impl Output {
         self
     }
 
+    /// The model that did it: what was spent is added up by it (`baton budgets spending --by model`).
+    #[must_use]
+    pub fn model(mut self, model: impl Into<String>) -> Self {
+        self.model = Some(model.into());
+        self
+    }
+
     /// The result, unless it can not be reported.
     pub(crate) fn checked(self) -> TaskResult {
         let wrong = match &self.cost.wrong {
@@ -58,7 +66,7 @@ impl Output {
             None => return Ok(self),
         };
         let cost = Cost { money: self.cost.money, wrong: None };
-        Err(TaskError { message: wrong, retryable: false, cost, usage: self.usage })
+        Err(TaskError { message: wrong, retryable: false, cost, usage: self.usage, model: self.model })
     }
 }
 
@@ -87,12 +95,13 @@ pub struct TaskError {
     pub(crate) retryable: bool,
     pub(crate) cost: Cost,
     pub(crate) usage: Usage,
+    pub(crate) model: Option<String>,
 }
 
 impl TaskError {
     /// A failure that another attempt may heal.
     pub fn failed(message: impl Into<String>) -> Self {
-        Self { message: message.into(), retryable: true, cost: Cost::default(), usage: Usage::default() }
+        Self { message: message.into(), retryable: true, cost: Cost::default(), usage: Usage::default(), model: None }
     }
 
     /// A failure that no further attempt heals.
@@ -113,6 +122,13 @@ impl TaskError {
     #[must_use]
     pub fn usage(mut self, tokens_in: u64, tokens_out: u64) -> Self {
         self.usage = Usage { tokens_in, tokens_out };
+        self
+    }
+
+    /// The model that failed: what was spent is added up by it (`baton budgets spending --by model`).
+    #[must_use]
+    pub fn model(mut self, model: impl Into<String>) -> Self {
+        self.model = Some(model.into());
         self
     }
 

@@ -91,7 +91,8 @@ async fn handle(role: Role, mind: &Mind, context: &Arc<Context>, task: &Task) ->
     match outcome {
         Ok((output, spent)) => {
             let spent = spent.unwrap_or_default();
-            Ok(Output::json(&output)?.cost(spent.cost).usage(spent.tokens_in, spent.tokens_out))
+            let output = Output::json(&output)?.cost(spent.cost).usage(spent.tokens_in, spent.tokens_out);
+            Ok(if spent.model.is_empty() { output } else { output.model(spent.model) })
         }
         Err(error) => Err(failure(error)),
     }
@@ -117,5 +118,6 @@ fn failure(error: RoleError) -> TaskError {
     let RoleError { message, retryable, retry_after: _, output: _, spent } = error;
     let spent = spent.map(|spent| *spent).unwrap_or_default();
     let failed = TaskError::failed(message).cost(spent.cost).usage(spent.tokens_in, spent.tokens_out);
+    let failed = if spent.model.is_empty() { failed } else { failed.model(spent.model) };
     if retryable { failed } else { failed.permanent() }
 }

@@ -74,6 +74,8 @@ enum Name {
     Messages,
     /// Agents that are registered and have nothing to do
     Agents,
+    /// Pools that are acquired and released while agents send heartbeats, and bare requests beside that
+    Leases,
     /// The bare broker with the hops of an article
     Floor,
 }
@@ -86,6 +88,7 @@ impl From<Name> for Work {
             Name::Submit => Self::Submit,
             Name::Messages => Self::Messages,
             Name::Agents => Self::Agents,
+            Name::Leases => Self::Leases,
             Name::Floor => Self::Floor,
         }
     }

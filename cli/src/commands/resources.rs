@@ -2,7 +2,7 @@
 
 use baton_client::Client;
 use baton_protocol::request::{HeldView, LeaseList, ListLeases, ListPools, PoolList, PoolView};
-use baton_protocol::{Amount, Holder, Millis, Pool, PoolKind, Refill, ResourceName, Take};
+use baton_protocol::{Amount, AtLimit, Holder, Measure, Millis, Pool, PoolKind, Refill, ResourceName, Take};
 use clap::{Args, Subcommand};
 
 use crate::Context;
@@ -51,13 +51,30 @@ struct Set {
     /// The pool that a consumed one is a part of
     #[arg(long, value_name = "NAME")]
     parent: Option<ResourceName>,
+    /// What of a task's report says how much was used: cost, tokens or duration_ms
+    #[arg(long, value_name = "WHAT")]
+    measure: Option<Measure>,
+    /// The currency of a pool that is measured by cost
+    #[arg(long, value_name = "CODE")]
+    currency: Option<String>,
+    /// What becomes of who wants more than a consumed pool has: wait, fail or ask
+    #[arg(long, value_name = "WHAT", default_value_t = AtLimit::Wait)]
+    at_limit: AtLimit,
 }
 
 impl Set {
     fn pool(&self) -> Pool {
         let amount = self.refill.or(self.size).unwrap_or_default();
         let refill = self.every_ms.map(|every_ms| Refill { amount, every_ms });
-        Pool { kind: self.kind, size: self.size.or(self.refill), refill, parent: self.parent.clone() }
+        Pool {
+            kind: self.kind,
+            size: self.size.or(self.refill),
+            refill,
+            parent: self.parent.clone(),
+            measure: self.measure,
+            currency: self.currency.clone(),
+            at_limit: self.at_limit,
+        }
     }
 }
 
@@ -101,7 +118,7 @@ fn show_pools<'a>(out: Output, pools: impl Iterator<Item = &'a PoolView>) -> any
     ]);
     let text = |amount: Option<Amount>| amount.map(|amount| amount.to_string()).unwrap_or_default();
     for view in pools {
-        let Pool { kind, size, refill, parent } = &view.pool;
+        let Pool { kind, size, refill, parent, measure: _, currency: _, at_limit: _ } = &view.pool;
         let consumed = *kind == PoolKind::Consumed;
         let overrun = if view.overrun.is_zero() { String::new() } else { format!(" (+{} too much)", view.overrun) };
         table.row([

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use baton_client::DEADLINE;
-use baton_protocol::WorkflowName;
 use baton_protocol::request::{StartRun, Strategy};
 use baton_protocol::run::RunStatus;
+use baton_protocol::{Amount, AtLimit, Budget, ResourceName, WorkflowName};
 use clap::Args;
 
 use crate::failure::Exit;
@@ -37,6 +37,18 @@ pub(crate) struct Run {
     /// In how many seconds it should have ended: placement strives for it, nothing ends because of it
     #[arg(long, value_name = "SECONDS")]
     due: Option<u64>,
+    /// What it may cost at the most, instead of what the definition says
+    #[arg(long, value_name = "AMOUNT")]
+    budget: Option<Amount>,
+    /// The budget that it is paid from
+    #[arg(long, value_name = "NAME")]
+    budget_of: Option<ResourceName>,
+    /// The currency of its budget, where that is a part of no other
+    #[arg(long, value_name = "CODE", requires = "budget")]
+    currency: Option<String>,
+    /// What becomes of a task when its budget is used up: wait, fail or ask
+    #[arg(long, value_name = "WHAT", default_value_t = AtLimit::Wait)]
+    at_limit: AtLimit,
     /// The workflow's version; the latest one unless given
     #[arg(long, value_name = "N")]
     version: Option<u32>,
@@ -54,6 +66,12 @@ pub(crate) struct Run {
 
 impl Run {
     pub(crate) async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+        let budget = (self.budget.is_some() || self.budget_of.is_some()).then_some(Budget {
+            limit: self.budget,
+            of: self.budget_of,
+            currency: self.currency,
+            at_limit: self.at_limit,
+        });
         let request = StartRun {
             workflow: self.workflow,
             version: self.version,
@@ -64,6 +82,7 @@ impl Run {
             trace: None,
             strategy: self.strategy,
             due_ms: self.due.map(|seconds| seconds.saturating_mul(1000)),
+            budget,
         };
         let client = context.client().await?;
         // Waiting for room is for those who asked to: a script may have something better to do.

@@ -12,7 +12,8 @@ use baton_protocol::definition::Definition;
 use baton_protocol::request::{
     Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, AlertList, CapacityPlan, Done, GetLearning,
     Granted, ImportLearning, LearningPage, LeaseList, PlacementExplained, PlacementView, PlanCapacity, PoolList,
-    RegisterWorkflow, RunAccepted, RunList, SetStrategy, StartRun, WorkflowList, WorkflowView,
+    RegisterWorkflow, RunAccepted, RunList, SetStrategy, ShareBy, Spending, SpentBy, StartRun, WorkflowList,
+    WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView, StageStatus};
 use baton_protocol::{Capability, LeaseId, Pool, Position, ResourceName, RunId, StageName, WorkflowName};
@@ -377,6 +378,53 @@ pub(crate) const ROUTES: &[Route] = &[
         body: json(&[("application/json", of::<Pool>)]),
         answers: &[answer(200, "It is done.", of::<Done>)],
         handler: |method| on(method, pools::set),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/pools/{name}/share",
+        id: "sharePool",
+        tag: "resources",
+        about: "Shares out what is left of a consumed pool among its parts, in proportion to priority or to workload.",
+        parameters: &[POOL],
+        body: json(&[("application/json", of::<ShareBy>)]),
+        answers: &[answer(200, "It, and then its parts, as they are now.", of::<PoolList>)],
+        handler: |method| on(method, pools::share),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/pools/{name}/approve",
+        id: "approveBudget",
+        tag: "resources",
+        about: "Gives an account more, and lets go on what waits for it.",
+        parameters: &[POOL],
+        body: json(&[("application/json", of::<pools::More>)]),
+        answers: &[answer(200, "It is done.", of::<Done>)],
+        handler: |method| on(method, pools::approve),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/pools/{name}/deny",
+        id: "denyBudget",
+        tag: "resources",
+        about: "Says that an account gets no more: the task that was asked for fails.",
+        parameters: &[POOL],
+        body: Some(Body { required: false, content: &[("application/json", of::<pools::No>)] }),
+        answers: &[answer(200, "It is done.", of::<Done>)],
+        handler: |method| on(method, pools::deny),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/spending",
+        id: "getSpending",
+        tag: "resources",
+        about: "Adds up what was spent by run, stage, agent, model or attempt.",
+        parameters: &[
+            query("by", "By what. It must be given.", of::<SpentBy>),
+            query("after", "Only what comes after this key.", of::<String>),
+        ],
+        body: None,
+        answers: &[answer(200, "What was spent; the rows and the rest are the total.", of::<Spending>)],
+        handler: |method| on(method, pools::spending),
     },
     Route {
         method: Method::Delete,

@@ -53,8 +53,8 @@ pub struct Soft {
     last_tag: u64,
     /// What was refused lately.
     avoided: BTreeMap<TaskId, Avoided>,
-    /// When to look at it again. Times only grow.
-    avoided_until: VecDeque<(Millis, TaskId)>,
+    /// When to look at it again.
+    avoided_until: BTreeSet<(Millis, TaskId)>,
     /// Shapes that were refused for want of a pool.
     shut: BTreeMap<Arc<Shape>, Shut>,
     /// How often a pool had been touched when that was last looked at.
@@ -111,7 +111,7 @@ impl Soft {
     pub(crate) fn deadline(&self, config: &Config) -> Option<Millis> {
         let question = self.questions.values().next().map(|q| q.at.saturating_add(config.ask_timeout_ms));
         let question = question.filter(|_| !is_planted(Bug::QuestionNeverExpires));
-        let avoided = self.avoided_until.front().map(|(until, _)| *until);
+        let avoided = self.avoided_until.first().map(|(until, _)| *until);
         let planned = self.planner.as_ref().and_then(|planner| planner.deadline());
         // While nothing is asked, what is shut need not be opened.
         let shut = self.shut.values().map(|shut| shut.until.max(self.paused_until.unwrap_or_default())).min();
@@ -188,17 +188,19 @@ impl Soft {
         self.questions.remove(&tag);
     }
 
-    fn avoid(&mut self, now: Millis, task: &TaskId, agent: AgentId, code: Code) {
-        let until = now.saturating_add(AVOID_MS);
+    fn avoid(&mut self, now: Millis, task: &TaskId, agent: AgentId, rejection: &Rejection) {
+        let wait = rejection.retry_after_ms.unwrap_or(0).clamp(AVOID_MS, SHUT_MS);
+        let until = now.saturating_add(wait);
         let avoided = self.avoided.entry(task.clone()).or_default();
-        avoided.until = until;
-        match code {
+        avoided.until = avoided.until.max(until);
+        let until = avoided.until;
+        match rejection.code {
             Code::NotReady => avoided.task = true,
             _ => {
                 avoided.agents.insert(agent);
             }
         }
-        self.avoided_until.push_back((until, task.clone()));
+        self.avoided_until.insert((until, task.clone()));
     }
 
     /// Chooses agents for as many tasks as possible.
@@ -463,10 +465,14 @@ fn settle_resource(
         }
         // There may be other shapes than before: see the end of the commit.
         ResourceRecord::PoolSet(_) | ResourceRecord::PoolRemoved(_) => true,
-        ResourceRecord::Acquired(_) | ResourceRecord::Renewed(_) | ResourceRecord::Released(_) => false,
-        ResourceRecord::AlertRaised(_) | ResourceRecord::AlertCleared(_) | ResourceRecord::AlertAcknowledged(_) => {
-            false
-        }
+        ResourceRecord::Acquired(_)
+        | ResourceRecord::Renewed(_)
+        | ResourceRecord::Released(_)
+        | ResourceRecord::ApprovalAsked(_)
+        | ResourceRecord::BudgetRefused(_)
+        | ResourceRecord::AlertRaised(_)
+        | ResourceRecord::AlertCleared(_)
+        | ResourceRecord::AlertAcknowledged(_) => false,
     }
 }
 
@@ -514,7 +520,7 @@ pub(crate) fn answered(turn: &mut Turn<'_, Optimizer>, tag: u64, reply: Reply) -
                             let wait = rejection.retry_after_ms.unwrap_or(SHUT_MS).min(SHUT_MS);
                             soft.shut.insert(shape, Shut { watch, until: now.saturating_add(wait) });
                         }
-                        None => soft.avoid(now, &task, agent, rejection.code),
+                        None => soft.avoid(now, &task, agent, &rejection),
                     }
                     soft.line_up(state, &task, clock);
                 }
@@ -545,7 +551,9 @@ pub(crate) fn expire(turn: &mut Turn<'_, Optimizer>) {
             let tag = *tag;
             soft.give_up(state, tag, clock);
         }
-        while let Some((_, task)) = soft.avoided_until.pop_front_if(|(until, _)| *until <= now) {
+        while soft.avoided_until.first().is_some_and(|(until, _)| *until <= now)
+            && let Some((_, task)) = soft.avoided_until.pop_first()
+        {
             let old = soft.avoided.get(&task).is_some_and(|avoided| avoided.until <= now);
             if old && !is_planted(Bug::RefusalNeverForgotten) {
                 soft.avoided.remove(&task);

@@ -204,6 +204,9 @@ impl Optimizer {
         match record {
             WorkflowRecord::WorkflowRegistered(record) => self.graphs.registered(record.version, &record.definition),
             WorkflowRecord::RunStarted(record) => {
+                if let Some(budget) = &record.budget {
+                    self.pools.run_started(record.run, budget);
+                }
                 if self.runs.started(stamp.at, record) {
                     self.graphs.run_started(&record.workflow, record.version);
                 }
@@ -276,7 +279,7 @@ impl Optimizer {
                 self.queue.split_anew(&self.pools);
             }
             ResourceRecord::Acquired(record) => self.pools.acquired(record),
-            ResourceRecord::Renewed(_) => {}
+            ResourceRecord::Renewed(_) | ResourceRecord::ApprovalAsked(_) | ResourceRecord::BudgetRefused(_) => {}
             ResourceRecord::Released(record) => self.pools.touch(&record.pools),
             ResourceRecord::AlertRaised(_) | ResourceRecord::AlertCleared(_) | ResourceRecord::AlertAcknowledged(_) => {
             }
@@ -321,6 +324,7 @@ impl Optimizer {
     }
 
     fn run_finished(&mut self, stamp: Stamp, run: RunId) {
+        self.pools.run_finished(run);
         let Some(Finished { run, open }) = self.runs.finished(run) else { return };
         self.graphs.run_finished(&run.workflow, run.version);
         for (task, holder) in open {

@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 
 use baton_machine::ShelfSet;
+use baton_protocol::budget::run_account;
 use baton_protocol::record::{Acquired, PoolSet};
-use baton_protocol::{LeaseId, ResourceName, Resources};
+use baton_protocol::{Budget, LeaseId, ResourceName, Resources, RunId};
 use serde::{Deserialize, Serialize};
 
 /// How deep pools may be parts of one another.
@@ -38,6 +39,20 @@ impl Pools {
         self.pools.entry(record.name.clone()).or_default().parent.clone_from(&record.pool.parent);
         self.touch([&record.name]);
         is_new
+    }
+
+    /// A run begins, and has an account from now on: none of its tasks waits yet.
+    pub(crate) fn run_started(&mut self, run: RunId, budget: &Budget) {
+        if budget.limit.is_some() {
+            self.pools.insert(run_account(run), Seen { touched: 0, parent: budget.of.clone() });
+        }
+    }
+
+    /// A run is over, and so is its account: none of its tasks waits any more.
+    pub(crate) fn run_finished(&mut self, run: RunId) {
+        if !self.pools.is_empty() {
+            self.pools.remove(&run_account(run));
+        }
     }
 
     pub(crate) fn remove(&mut self, name: &ResourceName) {

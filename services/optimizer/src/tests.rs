@@ -106,6 +106,7 @@ fn started(n: u64) -> WorkflowRecord {
         trace: None,
         strategy: None,
         due: None,
+        budget: None,
     })
 }
 
@@ -137,6 +138,7 @@ fn ended(task: TaskId, lease: Option<(u64, &str)>, outcome: Outcome, duration_ms
         duration_ms,
         cost: Money::ZERO,
         usage: Usage::default(),
+        model: None,
     })
 }
 

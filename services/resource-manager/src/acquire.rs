@@ -4,20 +4,21 @@ use std::fmt::Write as _;
 
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Reply, Turn, answer};
+use baton_protocol::budget::{is_of_run, run_account};
 use baton_protocol::pool::MAX_SIZE;
 use baton_protocol::record::{Acquired, PoolRemoved, PoolSet, ReleaseReason, Released, Renewed, ResourceRecord};
 use baton_protocol::request::{
-    Acquire, AcquireAnswer, Done, Granted, HeldView, LeaseList, ListLeases, ListPools, PoolList, PoolView, Release,
-    RemovePool, Renew, SetPool,
+    Acquire, AcquireAnswer, ApprovalView, Done, Granted, HeldView, LeaseList, ListLeases, ListPools, PoolList,
+    PoolView, Release, RemovePool, Renew, SetPool,
 };
 use baton_protocol::{
     AgentId, Code, Holder, Json, LeaseId, Millis, Pool, PoolKind, Rejection, ResourceName, Take, Takes,
 };
 
 use crate::agent::unknown;
-use crate::pool::{Key, Known, Lack, MAX_DEPTH, Needs, Why, takes};
+use crate::pool::{Key, Known, Lack, MAX_DEPTH, Needs, Stock, Why, takes};
 use crate::waiting::{ANSWER_MS, Asked, Due, Order, Waiting, Who};
-use crate::{ResourceManager, lease};
+use crate::{ResourceManager, budget, lease};
 
 /// The most pools.
 const MAX_POOLS: usize = 10_000;
@@ -30,9 +31,9 @@ const TTL_MS: (Millis, Millis) = (100, 24 * 3600 * 1000);
 /// How long an acquisition may wait: a day, in milliseconds.
 const MAX_WAIT_MS: Millis = 24 * 3600 * 1000;
 /// How many pools, or leases, one answer lists.
-const MAX_LISTED: usize = 500;
+pub(crate) const MAX_LISTED: usize = 500;
 
-type RmTurn<'a> = Turn<'a, ResourceManager>;
+pub(crate) type RmTurn<'a> = Turn<'a, ResourceManager>;
 
 // Pools.
 
@@ -50,21 +51,43 @@ fn may_set(state: &ResourceManager, request: &SetPool) -> Result<(), Rejection> 
     let invalid = |why: String| Err(Rejection::invalid(format!("pool {name}: {why}")));
     pool.check().or_else(|error| invalid(error.to_string()))?;
     let Some(before) = state.pools.get(name) else {
-        if state.pools.iter().count() >= MAX_POOLS {
+        if is_of_run(name) {
+            return invalid("the account of a run comes and goes with the run: start one with a budget".to_owned());
+        }
+        if state.pools.iter().filter(|(name, _)| !is_of_run(name)).count() >= MAX_POOLS {
             return Err(Rejection::new(Code::TooLarge, format!("there are {MAX_POOLS} pools; more are not allowed")));
+        }
+        if let (Some(ours), Some(its)) = (state.pools.currency(), &pool.currency)
+            && ours != its
+        {
+            return invalid(format!("its currency is {its}; accounts are in {ours} here, and all in the same"));
         }
         let Some(parent) = &pool.parent else { return Ok(()) };
         let stock = state.pools.get(parent).ok_or_else(|| unknown_pool(state, parent))?;
+        if is_of_run(parent) {
+            return invalid(format!("its parent {parent} is gone when the run is over"));
+        }
         if stock.pool.kind != PoolKind::Consumed {
             return invalid(format!("its parent {parent} is {}; it must be consumed too", stock.pool.kind));
+        }
+        if stock.pool.measure != pool.measure {
+            return invalid(format!("its parent {parent} is measured by something else"));
         }
         if state.pools.line(parent).count() >= MAX_DEPTH {
             return invalid(format!("it would be part of more than {MAX_DEPTH} others"));
         }
         return Ok(());
     };
-    if before.pool.kind != pool.kind || before.pool.is_lock() != pool.is_lock() || before.pool.parent != pool.parent {
-        return invalid("its kind and its parent can not be changed: remove it, and make it anew".to_owned());
+    if before.pool.kind != pool.kind
+        || before.pool.is_lock() != pool.is_lock()
+        || before.pool.parent != pool.parent
+        || before.pool.measure != pool.measure
+        || before.pool.currency != pool.currency
+    {
+        return invalid(
+            "its kind, its parent, its measure and its currency can not be changed: remove it, and make it anew"
+                .to_owned(),
+        );
     }
     let least = before.in_use + before.spent;
     if pool.size.is_some_and(|size| size < least) && !is_planted(Bug::PoolShrinksBelowUse) {
@@ -74,10 +97,32 @@ fn may_set(state: &ResourceManager, request: &SetPool) -> Result<(), Rejection> 
     Ok(())
 }
 
+pub(crate) fn view(turn: &RmTurn<'_>, name: &ResourceName, stock: &Stock, now: Millis) -> PoolView {
+    PoolView {
+        name: name.clone(),
+        pool: stock.pool.clone(),
+        in_use: stock.in_use,
+        available: stock.available(now),
+        spent: stock.spent,
+        overrun: stock.overrun,
+        exclusive: stock.exclusive,
+        leases: stock.leases,
+        waiting: turn.soft.waiting.len_of(name) as u64,
+        asked: stock.asked.as_ref().map(|asked| ApprovalView {
+            wanted: asked.wanted,
+            task: asked.task.clone(),
+            since: asked.since,
+        }),
+    }
+}
+
 pub(crate) fn remove_pool(turn: &mut RmTurn<'_>, request: RemovePool) -> Reply {
     let RemovePool { name } = request;
     let state = turn.state();
     let Some(stock) = state.pools.get(&name) else { return Err(unknown_pool(state, &name)) };
+    if is_of_run(&name) {
+        return Err(Rejection::new(Code::PoolInUse, format!("account {name} is there until its run is over")));
+    }
     let parts: Vec<_> = state.pools.parts_of(&name).take(3).map(ToString::to_string).collect();
     let why = match (stock.leases, parts.is_empty()) {
         (0, true) => None,
@@ -133,17 +178,7 @@ pub(crate) fn list_pools(turn: &RmTurn<'_>, request: &ListPools) -> Reply {
         .iter()
         .filter(|(name, _)| wanted(name))
         .take(MAX_LISTED + 1)
-        .map(|(name, stock)| PoolView {
-            name: name.clone(),
-            pool: stock.pool.clone(),
-            in_use: stock.in_use,
-            available: stock.available(now),
-            spent: stock.spent,
-            overrun: stock.overrun,
-            exclusive: stock.exclusive,
-            leases: stock.leases,
-            waiting: turn.soft.waiting.len_of(name) as u64,
-        })
+        .map(|(name, stock)| view(turn, name, stock, now))
         .collect();
     let more = pools.len() > MAX_LISTED;
     pools.truncate(MAX_LISTED);
@@ -151,7 +186,7 @@ pub(crate) fn list_pools(turn: &RmTurn<'_>, request: &ListPools) -> Reply {
 }
 
 /// No such pool; the nearest name that there is helps who mistyped.
-fn unknown_pool(state: &ResourceManager, name: &ResourceName) -> Rejection {
+pub(crate) fn unknown_pool(state: &ResourceManager, name: &ResourceName) -> Rejection {
     let names = state.pools.iter().take(1000).map(|(name, _)| name.as_str());
     let nearest = names.map(|known| (distance(known, name.as_str()), known)).min();
     let mut text = format!("there is no pool {name}");
@@ -244,6 +279,11 @@ fn begin(turn: &mut RmTurn<'_>, key: Key, request: Acquire) -> Result<Begun, Rej
     if let Some(text) = takes.iter().find_map(alone) {
         return Err(Rejection::invalid(text));
     }
+    let run = request.under.and_then(|under| state.leases.get(under)).map(|under| run_account(under.task.run));
+    if let Some(name) = takes.keys().find(|name| is_of_run(name) && run.as_ref() != Some(*name)) {
+        let text = format!("account {name} is for the tasks of its run alone: acquire of it under one's lease");
+        return Err(Rejection::invalid(text));
+    }
     let lack = state.pools.lacks(&needs, now);
     if let Some(lack) = lack.as_ref().filter(|lack| lack.why == Why::Never) {
         return Err(never(state, &needs, &lack.pool));
@@ -253,8 +293,12 @@ fn begin(turn: &mut RmTurn<'_>, key: Key, request: Acquire) -> Result<Begun, Rej
     if lack.is_none() && !overtakes {
         return Ok(Begun::Served(grant(turn, key, takes, &request)));
     }
-    if request.wait_ms == 0 {
+    let fails = lack.is_some() && turn.state().pools.at_limit(&needs).is_some_and(|(_, stock)| stock.fails());
+    if request.wait_ms == 0 || fails {
         return Err(exhausted(turn, &needs));
+    }
+    if lack.is_some() {
+        budget::ask(turn, &needs, None);
     }
     let wait_until = now.saturating_add(request.wait_ms);
     turn.soft.waiting.add(order, needs, Asked { key, takes, request, tokens: Vec::new(), wait_until }, now);
@@ -263,6 +307,9 @@ fn begin(turn: &mut RmTurn<'_>, key: Key, request: Acquire) -> Result<Begun, Rej
 
 /// More is wanted than there ever is.
 fn never(state: &ResourceManager, needs: &Needs, pool: &ResourceName) -> Rejection {
+    if let Some(broken) = state.pools.get(pool).and_then(|stock| stock.broken.as_ref()) {
+        return Rejection::invalid(format!("account {pool} can not be used: {broken}"));
+    }
     let size = state.pools.get(pool).and_then(|stock| stock.pool.size).unwrap_or_default();
     let wanted = needs.get(pool).map(|need| need.amount).unwrap_or_default();
     Rejection::invalid(format!(
@@ -400,6 +447,9 @@ pub(crate) fn lacking(state: &ResourceManager, needs: &Needs, lack: Option<&Lack
     };
     let need = needs.get(pool).copied().unwrap_or_default();
     let stock = state.pools.get(pool);
+    if let Some(broken) = stock.and_then(|stock| stock.broken.as_ref()) {
+        return Rejection::new(Code::PoolExhausted, format!("account {pool} can not be used: {broken}"));
+    }
     let has = stock.map(|stock| {
         let (in_use, spent) = (stock.in_use, stock.spent);
         match (stock.pool.size, stock.exclusive) {
@@ -539,6 +589,20 @@ pub(crate) fn tick(turn: &mut RmTurn<'_>) {
                     refuse(turn, *asked, &rejection);
                 }
             }
+        }
+    }
+}
+
+/// An account gets no more: who waits for more than it can ever have goes without.
+pub(crate) fn refuse_beyond(turn: &mut RmTurn<'_>, account: &ResourceName) {
+    for order in turn.soft.waiting.of_pool(account) {
+        let Some(needs) = turn.soft.waiting.needs(&order).cloned() else { continue };
+        if turn.state().pools.at_limit(&needs).is_none_or(|(short, _)| short != account) {
+            continue;
+        }
+        let rejection = exhausted(turn, &needs);
+        if let Some(Who::Acquisition(asked)) = turn.soft.waiting.remove(&order).map(|entry| entry.who) {
+            refuse(turn, *asked, &rejection);
         }
     }
 }

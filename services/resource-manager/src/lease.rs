@@ -6,6 +6,7 @@ use std::sync::Arc;
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Effect, Publication, Reply, Shelves, Turn, answer};
 use baton_protocol::amount::covers;
+use baton_protocol::budget::{agent_account, least};
 use baton_protocol::handoff::{HandedOver, HandoffOffered};
 use baton_protocol::message::MessageType;
 use baton_protocol::record::{
@@ -20,15 +21,17 @@ use baton_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::ResourceManager;
 use crate::acquire::lacking;
 use crate::agent::{Agent, unknown};
 use crate::handoff::{self, Carried};
-use crate::pool::{Why, takes};
+use crate::pool::{Stock, Why, takes};
 use crate::task::{Open, first_task, last_task};
+use crate::{ResourceManager, budget};
 
 /// A push this young may still be under way: a heartbeat that does not know of it yet is not told again.
 const PUSH_MS: Millis = 500;
+/// When to ask again for an agent whose account has not enough.
+const UNPAID_MS: Millis = 1000;
 /// About the most that the answer to one heartbeat carries. The next one carries on.
 const MAX_START_BYTES: usize = 512 * 1024;
 /// About the most that one message with several assignments carries.
@@ -262,7 +265,7 @@ pub(crate) fn assign(turn: &mut Turn<'_, ResourceManager>, request: AssignTasks)
     let mut tally = Tally::default();
     let (mut pushes, mut changed) = (Pushes::default(), BTreeSet::new());
     for Placement { task, agent } in request.placements {
-        match may_hold(turn.state(), &task, &agent).and_then(|needed| may_take(turn, &task, needed)) {
+        match may_hold(turn.state(), &task, &agent).and_then(|needed| may_take(turn, &task, &agent, needed)) {
             Ok((resources, pools)) => {
                 granted += 1;
                 tally.granted(&resources);
@@ -309,6 +312,9 @@ fn may_hold(state: &ResourceManager, task: &TaskId, agent: &AgentId) -> Result<N
     if let Some(lease) = open.lease.filter(|_| !is_planted(Bug::LeasedTwice)) {
         let why = format!("is or was leased: lease {lease}; if that has ended, the next attempt is another task");
         return Err(not_ready(&why).into());
+    }
+    if open.refused {
+        return Err(not_ready("is not paid for: it will fail").into());
     }
     if !state.tasks.is_defined(task) {
         return Err(not_ready("belongs to a workflow whose definition is not in the log").into());
@@ -381,26 +387,64 @@ fn has_room(state: &ResourceManager, open: &Open, agent: &AgentId, resources: &R
 
 /// Whether pools have what the task needs of them. One that is refused is noted, so that what it needs is kept for it when it
 /// is its turn.
-fn may_take(turn: &mut Turn<'_, ResourceManager>, task: &TaskId, needed: Needed) -> Result<Needed, Refused> {
-    let (_, wanted) = &needed;
-    if wanted.is_empty() {
+fn may_take(
+    turn: &mut Turn<'_, ResourceManager>,
+    task: &TaskId,
+    agent: &AgentId,
+    needed: Needed,
+) -> Result<Needed, Refused> {
+    if turn.state().pools.is_empty() {
         return Ok(needed);
+    }
+    let (own, wanted) = needed;
+    if wanted.is_empty() {
+        return with_agents_own(turn, task, agent, (own, wanted));
     }
     let (state, now) = (turn.state(), turn.now());
     let place = state.tasks.open(task).map(|open| (open.priority, open.ready_at)).unwrap_or_default();
     // They are pools: what is not was left to the agent.
-    let Ok(needs) = state.pools.needs(&takes(wanted)) else { return Ok(needed) };
+    let Ok(needs) = state.pools.needs(&takes(&wanted)) else { return Ok((own, wanted)) };
     let lack = state.pools.lacks(&needs, now);
     let overtaken = turn.soft.waiting.before_task(&needs, place).cloned();
     let Some(short) = lack.as_ref().map(|lack| lack.pool.clone()).or(overtaken) else {
+        let needed = with_agents_own(turn, task, agent, (own, wanted))?;
         turn.soft.waiting.forget_task(task, &needs);
         return Ok(needed);
     };
     let rejection = lacking(state, &needs, lack.as_ref(), now);
+    if lack.is_some() && budget::fail(turn, &needs, task) {
+        turn.soft.waiting.forget_task(task, &needs);
+        return Err(Refused { lacking: Some(short.to_string()), rejection });
+    }
+    if lack.is_some() {
+        budget::ask(turn, &needs, Some(task));
+    }
     if lack.is_none_or(|lack| lack.why != Why::Never) {
         turn.soft.waiting.note(task.clone(), needs, place, now);
     }
     Err(Refused { lacking: Some(short.to_string()), rejection })
+}
+
+/// What the task takes of the agent's own account besides, if there is one. Where that has not enough, another agent may do it.
+fn with_agents_own(
+    turn: &mut Turn<'_, ResourceManager>,
+    task: &TaskId,
+    agent: &AgentId,
+    (own, mut pools): Needed,
+) -> Result<Needed, Refused> {
+    let state = turn.state();
+    let account = agent_account(agent);
+    if !state.pools.get(&account).is_some_and(Stock::is_account) || pools.contains_key(&account) {
+        return Ok((own, pools));
+    }
+    let expected = state.tasks.expected_cost(task).filter(|cost| !cost.is_zero()).unwrap_or_else(least);
+    pools.insert(account.clone(), expected);
+    let Ok(needs) = state.pools.needs(&takes(&pools)) else { return Ok((own, pools)) };
+    let Some(lack) = state.pools.lacks(&needs, turn.now()) else { return Ok((own, pools)) };
+    let why = lacking(state, &needs, Some(&lack), turn.now()).message;
+    let rejection = Rejection::new(Code::NoCapacity, format!("agent {agent} can not be paid: {why}"));
+    budget::ask(turn, &needs, None);
+    Err(Refused { lacking: Some(account.to_string()), rejection: rejection.retry_after(UNPAID_MS) })
 }
 
 /// Counts allocations, so that a large request leads to few measurements.

@@ -31,6 +31,7 @@
 //! | `lease.rs`, `task.rs` | tasks, and the leases on them |
 //! | `pool.rs` | pools, and what is held of them |
 //! | `acquire.rs`, `waiting.rs` | decisions about pools, and who waits for them |
+//! | `budget.rs`, `share.rs`, `spending.rs` | money: limits, shares, what it went for |
 //!
 //! [`Assigned`]: baton_protocol::record::Assigned
 
@@ -38,9 +39,12 @@ mod acquire;
 mod agent;
 mod alert;
 mod breaker;
+mod budget;
 mod handoff;
 mod lease;
 mod pool;
+mod share;
+mod spending;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -50,8 +54,9 @@ use std::collections::BTreeMap;
 
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Foreign, Machine, Reply, RequestContext, Turn};
+use baton_protocol::budget::agent_account;
 use baton_protocol::handoff::HandedOver;
-use baton_protocol::record::{AnyCommit, Outcome, ResourceRecord, Stamp, WorkflowRecord};
+use baton_protocol::record::{AnyCommit, ResourceRecord, StageEnded, Stamp, WorkflowRecord};
 use baton_protocol::request::ResourceRequest;
 use baton_protocol::{AgentId, LeaseId, Millis, Pool, ResourceName, Service};
 use serde::{Deserialize, Serialize};
@@ -62,6 +67,7 @@ use crate::breaker::Breakers;
 use crate::handoff::Handoffs;
 use crate::lease::{Leases, Pushed};
 use crate::pool::Pools;
+use crate::spending::Spending;
 use crate::task::Tasks;
 use crate::waiting::Waiting;
 
@@ -84,6 +90,8 @@ pub struct ResourceManager {
     /// Tasks that their holders offer to others.
     #[serde(default)]
     handoffs: Handoffs,
+    #[serde(default)]
+    spending: Spending,
     /// What the workflow-manager says: which tasks there are, and what an agent needs to know to do one.
     tasks: Tasks,
 }
@@ -165,12 +173,14 @@ impl Machine for ResourceManager {
                     }
                     self.leases.begin(lease, stamp.at, record);
                     if !record.pools.is_empty() {
-                        self.pools.take(&pool::takes(&record.pools), stamp.at);
+                        let takes = pool::takes(&record.pools);
+                        self.pools.take(&takes, stamp.at);
+                        self.pools.forget_wishes(&record.task, &takes);
                     }
                 }
             }
             ResourceRecord::LeaseEnded(record) => {
-                self.end(record.lease, false);
+                self.end(record.lease, None);
                 self.breakers.over(record.lease);
             }
             ResourceRecord::HandoffOffered(record) => self.handoffs.offered(stamp, record),
@@ -189,6 +199,13 @@ impl Machine for ResourceManager {
             ResourceRecord::AlertRaised(record) => self.alerts.raised(stamp, record),
             ResourceRecord::AlertCleared(record) => self.alerts.cleared(stamp, record),
             ResourceRecord::AlertAcknowledged(record) => self.alerts.acknowledged(stamp, record),
+            ResourceRecord::ApprovalAsked(record) => self.pools.approval_asked(stamp.at, record),
+            ResourceRecord::BudgetRefused(record) => {
+                self.pools.refused(record);
+                if let Some(task) = &record.task {
+                    self.tasks.refused(task);
+                }
+            }
         }
     }
 
@@ -199,13 +216,31 @@ impl Machine for ResourceManager {
         };
         match record {
             WorkflowRecord::WorkflowRegistered(record) => self.tasks.workflow_registered(record),
-            WorkflowRecord::RunStarted(record) => self.tasks.run_started(record),
+            WorkflowRecord::RunStarted(record) => {
+                self.tasks.run_started(record);
+                if let Some(budget) = &record.budget {
+                    self.pools.run_started(stamp.at, record.run, budget);
+                }
+            }
             WorkflowRecord::StageReady(record) => self.tasks.stage_ready(stamp, record),
             WorkflowRecord::StageEnded(record) => {
-                let capability = self.tasks.open(&record.task).map(|open| open.agent_type.clone());
+                let open = self.tasks.open(&record.task);
+                let capability = open.map(|open| open.agent_type.clone());
+                if let Some(open) = open.filter(|open| !self.pools.is_empty() && !open.resources.is_empty()) {
+                    let (of_pools, _) = self.pools.split(&open.resources);
+                    self.pools.forget_wishes(&record.task, &pool::takes(&of_pools));
+                }
+                if let Some(agent) = record.agent.as_ref().filter(|_| capability.is_some() && !self.pools.is_empty())
+                    && self.pools.get(&agent_account(agent)).is_some()
+                {
+                    self.spending.worked(stamp.at, agent);
+                }
+                if let Some(workflow) = self.tasks.workflow_of(record.task.run).filter(|_| capability.is_some()) {
+                    self.spending.ended(workflow, record);
+                }
                 let lease = self.tasks.stage_ended(record);
                 if let Some(lease) = lease {
-                    self.end(lease, record.outcome == Outcome::Succeeded);
+                    self.end(lease, Some(record));
                 }
                 if let Some(capability) = capability {
                     let there = record.agent.as_ref().is_some_and(|agent| self.agents.is_present(agent));
@@ -217,9 +252,10 @@ impl Machine for ResourceManager {
                     self.alerts.run_finished(record, workflow);
                 }
                 for lease in self.tasks.run_finished(record.run) {
-                    self.end(lease, false);
+                    self.end(lease, None);
                     self.breakers.over(lease);
                 }
+                self.pools.run_finished(record.run);
             }
         }
     }
@@ -256,6 +292,10 @@ impl Machine for ResourceManager {
             ResourceRequest::ListAlerts(request) => alert::list(turn, &request),
             ResourceRequest::AcknowledgeAlert(request) => alert::acknowledge(turn, request),
             ResourceRequest::SetPool(request) => acquire::set_pool(turn, request),
+            ResourceRequest::SharePool(request) => budget::share(turn, request),
+            ResourceRequest::ApproveBudget(request) => budget::approve(turn, request),
+            ResourceRequest::DenyBudget(request) => budget::deny(turn, request),
+            ResourceRequest::GetSpending(request) => budget::spending(turn, &request),
             ResourceRequest::RemovePool(request) => acquire::remove_pool(turn, request),
             ResourceRequest::ListPools(request) => acquire::list_pools(turn, &request),
             ResourceRequest::Acquire(agent, request) => acquire::acquire(turn, agent, &request),
@@ -299,14 +339,15 @@ impl Machine for ResourceManager {
 }
 
 impl ResourceManager {
-    /// A task's lease ends, and with it what was acquired under it. `done`: what it took of consumed pools is used up.
-    fn end(&mut self, lease: LeaseId, done: bool) {
+    /// A task's lease ends, and with it what was acquired under it. What it took of consumed pools is used as its report says.
+    fn end(&mut self, lease: LeaseId, report: Option<&StageEnded>) {
         self.handoffs.lease_over(lease);
         let Some(ended) = self.leases.end(lease) else { return };
-        if !ended.pools.is_empty() {
-            self.pools.give_back(&pool::takes(&ended.pools), |_, taken| done.then_some(taken));
-        }
+        // What was acquired besides is free again before the task's own is settled: it may have been money for the same.
         self.pools.end_under(lease);
+        if !ended.pools.is_empty() {
+            self.pools.give_back(&pool::takes(&ended.pools), |pool, taken| pool::used(report?, pool, taken));
+        }
     }
 
     /// An agent is gone, or begins anew: all that it holds ends.

@@ -5,15 +5,23 @@
 //!
 //! A consumed pool is an account. What is taken is first *reserved*, here and in every pool that this one is a part of; when
 //! the lease ends, what was used is *spent* and the rest is free again. So a part never takes what the whole has not.
+//!
+//! What a task costs, it costs once: where it is paid from several accounts that are parts of the same one (its run's and its
+//! agent's, of one team), that one is charged once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{ShelfSet, Shelves};
-use baton_protocol::record::{Acquired, PoolSet, ReleaseReason, Released, Renewed, Stamp};
+use baton_protocol::budget::run_account;
+use baton_protocol::pool::MAX_SIZE;
+use baton_protocol::record::{
+    Acquired, ApprovalAsked, BudgetRefused, Outcome, PoolSet, ReleaseReason, Released, Renewed, StageEnded, Stamp,
+};
 use baton_protocol::{
-    AgentId, Amount, Holder, LeaseId, Millis, Pool, PoolKind, Refill, ResourceName, Resources, Take, Takes,
+    AgentId, Amount, AtLimit, Budget, Holder, LeaseId, Measure, Millis, Pool, PoolKind, Refill, ResourceName,
+    Resources, RunId, Take, Takes, TaskId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -78,6 +86,20 @@ pub(crate) struct Stock {
     part: u64,
     /// Grows whenever somebody who waits for it may be served.
     pub(crate) freed: u64,
+    /// What somebody is asked to give more for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) asked: Option<Wish>,
+    /// Why nothing can be taken of it at all: of an account that a run was to have, and can not have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) broken: Option<String>,
+}
+
+/// What somebody is asked to give an account more for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Wish {
+    pub(crate) wanted: Amount,
+    pub(crate) task: Option<TaskId>,
+    pub(crate) since: Millis,
 }
 
 /// Something that is held without a task.
@@ -135,6 +157,8 @@ impl Stock {
             at,
             part: 0,
             freed: 0,
+            asked: None,
+            broken: None,
         }
     }
 
@@ -185,6 +209,9 @@ impl Stock {
         if is_planted(Bug::PoolsNotCounted) {
             return None;
         }
+        if self.broken.is_some() {
+            return Some(Why::Never);
+        }
         if need.exclusive {
             return (self.leases > 0 && !is_planted(Bug::LockNotExclusive)).then_some(Why::InUse);
         }
@@ -193,7 +220,8 @@ impl Stock {
         }
         let (size, available) = (self.pool.size?, self.available(now)?);
         if need.amount > size {
-            return Some(Why::Never);
+            // Unless somebody gives it more.
+            return Some(if self.pool.at_limit == AtLimit::Ask { Why::InUse } else { Why::Never });
         }
         if need.amount <= available {
             return None;
@@ -230,6 +258,16 @@ impl Stock {
             self.in_use = self.in_use - need.amount;
             self.freed += 1;
         }
+    }
+
+    /// Whether who wants more than it has must go without.
+    pub(crate) fn fails(&self) -> bool {
+        self.broken.is_some() || self.pool.at_limit == AtLimit::Fail
+    }
+
+    /// Whether it is money.
+    pub(crate) fn is_account(&self) -> bool {
+        self.pool.measure == Some(Measure::Cost)
     }
 
     /// What that is of it: of a lock any amount is one share.
@@ -294,16 +332,48 @@ impl Pools {
 
     /// What that needs of each pool; the first name that is none's, where there is one.
     pub(crate) fn needs(&self, takes: &Takes) -> Result<Needs, ResourceName> {
+        match takes.keys().find(|name| self.get(name).is_none()) {
+            Some(unknown) => Err(unknown.clone()),
+            None => Ok(self.needs_of(takes)),
+        }
+    }
+
+    /// What that needs of each pool that there is.
+    fn needs_of(&self, takes: &Takes) -> Needs {
         let mut needs = Needs::new();
         for (name, take) in takes {
-            let need = self.get(name).ok_or_else(|| name.clone())?.need(*take);
+            let Some(stock) = self.get(name) else { continue };
+            let (need, is_account) = (stock.need(*take), stock.is_account());
             for (name, _) in self.line(name) {
                 let sum = needs.entry(name.clone()).or_default();
-                sum.amount = sum.amount + need.amount;
+                let once = is_account && !is_planted(Bug::CostChargedTwice);
+                sum.amount = if once { sum.amount.max(need.amount) } else { sum.amount + need.amount };
                 sum.exclusive |= need.exclusive;
             }
         }
-        Ok(needs)
+        needs
+    }
+
+    /// The consumed pool that has not enough, and that would not have enough if all that is set aside of it came back unused:
+    /// the one that says most firmly what becomes of who wants it.
+    pub(crate) fn at_limit<'a>(&'a self, needs: &'a Needs) -> Option<(&'a ResourceName, &'a Stock)> {
+        let lacking = needs.iter().filter_map(|(name, need)| {
+            let stock = self.get(name).filter(|stock| stock.pool.kind == PoolKind::Consumed)?;
+            let size = stock.pool.size.unwrap_or_default();
+            let short = stock.broken.is_some() || need.amount + stock.spent > size;
+            short.then_some((name, stock))
+        });
+        lacking.max_by_key(|(_, stock)| match (&stock.broken, stock.pool.at_limit) {
+            (Some(_), _) => 3,
+            (None, AtLimit::Fail) => 2,
+            (None, AtLimit::Ask) => 1,
+            (None, AtLimit::Wait) => 0,
+        })
+    }
+
+    /// The currency of the accounts that there are.
+    pub(crate) fn currency(&self) -> Option<&String> {
+        self.iter().find_map(|(_, stock)| stock.pool.currency.as_ref())
     }
 
     /// Which pool has not enough, if one has not: one that never will, then one that is in use, then the one that takes
@@ -332,6 +402,7 @@ impl Pools {
         if let Some(stock) = self.pools.change(name) {
             stock.refill(stamp.at);
             stock.pool.clone_from(pool);
+            stock.asked = None;
             // What the remainder is a part of may be another time now.
             (stock.level, stock.part) = (stock.level.min(pool.size.unwrap_or_default()), 0);
             stock.freed += 1;
@@ -342,6 +413,73 @@ impl Pools {
 
     pub(crate) fn remove(&mut self, name: &ResourceName) {
         self.pools.remove(name);
+    }
+
+    /// A run begins that may cost so much: it has an account from now on.
+    pub(crate) fn run_started(&mut self, at: Millis, run: RunId, budget: &Budget) {
+        let Some(mut pool) = budget.pool() else { return };
+        let mut broken = None;
+        match &budget.of {
+            Some(of) => match self.get(of) {
+                Some(stock) if stock.is_account() && self.line(of).count() < MAX_DEPTH => {
+                    pool.currency.clone_from(&stock.pool.currency);
+                }
+                Some(stock) if stock.is_account() => {
+                    broken = Some(format!("account {of} is part of too many others"));
+                }
+                Some(_) => broken = Some(format!("pool {of} is no account: it is not measured by cost")),
+                None => broken = Some(format!("there is no account {of}")),
+            },
+            None => {
+                if let (Some(ours), Some(its)) = (self.currency(), &pool.currency)
+                    && ours != its
+                {
+                    broken = Some(format!("its budget is in {its}, and accounts are in {ours} here"));
+                }
+            }
+        }
+        if broken.is_some() {
+            (pool.parent, pool.currency) = (None, None);
+        }
+        let stock = Stock { broken, ..Stock::new(pool, at) };
+        self.pools.insert(run_account(run), Arc::new(stock));
+    }
+
+    /// A run is over, and so is its account. What was spent of it stays spent of those that it was a part of.
+    pub(crate) fn run_finished(&mut self, run: RunId) {
+        if !self.pools.is_empty() && !is_planted(Bug::AccountOutlivesRun) {
+            self.pools.remove(&run_account(run));
+        }
+    }
+
+    /// Somebody is asked whether an account gets more.
+    pub(crate) fn approval_asked(&mut self, at: Millis, record: &ApprovalAsked) {
+        let ApprovalAsked { account, wanted, task } = record;
+        if let Some(stock) = self.pools.change(account) {
+            stock.asked = Some(Wish { wanted: *wanted, task: task.clone(), since: at });
+        }
+    }
+
+    /// An account gets no more.
+    pub(crate) fn refused(&mut self, record: &BudgetRefused) {
+        let asked = self.get(&record.account).and_then(|stock| stock.asked.as_ref());
+        if asked.is_some_and(|asked| asked.task == record.task)
+            && let Some(stock) = self.pools.change(&record.account)
+        {
+            stock.asked = None;
+        }
+    }
+
+    /// A task has what it needs, or needs it no more: nobody is asked for it any more.
+    pub(crate) fn forget_wishes(&mut self, task: &TaskId, takes: &Takes) {
+        for name in self.needs_of(takes).into_keys() {
+            let asked = self.get(&name).and_then(|stock| stock.asked.as_ref()?.task.as_ref());
+            if asked == Some(task)
+                && let Some(stock) = self.pools.change(&name)
+            {
+                stock.asked = None;
+            }
+        }
     }
 
     pub(crate) fn acquired(&mut self, lease: LeaseId, at: Millis, record: &Acquired) {
@@ -398,7 +536,7 @@ impl Pools {
 
     fn end(&mut self, lease: LeaseId, used: impl Fn(&ResourceName, Amount) -> Option<Amount>) {
         let Some(held) = self.acquisitions.remove(&lease) else { return };
-        self.give_back(&held.takes, used);
+        self.give_back_named(&held.takes, |name, _, taken| used(name, taken));
         self.expiries.remove(&(held.expires_at, lease));
         if let Holder::Agent(agent) = &held.holder {
             forget(&mut self.of_agent, agent, lease);
@@ -419,46 +557,52 @@ impl Pools {
 
     /// Takes that, whether it is there or not: who decided has looked.
     pub(crate) fn take(&mut self, takes: &Takes, at: Millis) {
-        for (name, take) in takes {
-            let Some(need) = self.get(name).map(|stock| stock.need(*take)) else { continue };
-            for name in self.names(name) {
-                if let Some(stock) = self.pools.change(&name) {
-                    stock.take(need, at);
-                }
+        for (name, need) in self.needs_of(takes) {
+            if let Some(stock) = self.pools.change(&name) {
+                stock.take(need, at);
             }
         }
     }
 
     /// Gives back what was taken; `used` says what of a consumed pool was used, of how much.
-    pub(crate) fn give_back(&mut self, takes: &Takes, used: impl Fn(&ResourceName, Amount) -> Option<Amount>) {
-        let mut to_spend = Vec::new();
-        for (name, take) in takes {
-            let Some(stock) = self.get(name) else { continue };
-            let (need, consumed) = (stock.need(*take), stock.pool.kind == PoolKind::Consumed);
-            let line = self.names(name);
-            for name in line.iter().filter(|_| !(consumed && is_planted(Bug::NotGivenBack))) {
-                if let Some(stock) = self.pools.change(name) {
-                    stock.give_back(need);
-                }
-            }
-            if consumed {
-                to_spend.push((name, line, used(name, need.amount).unwrap_or_default().rounded_up()));
+    pub(crate) fn give_back(&mut self, takes: &Takes, used: impl Fn(&Pool, Amount) -> Option<Amount>) {
+        self.give_back_named(takes, |_, pool, taken| used(pool, taken));
+    }
+
+    fn give_back_named(&mut self, takes: &Takes, used: impl Fn(&ResourceName, &Pool, Amount) -> Option<Amount>) {
+        for (name, need) in self.needs_of(takes) {
+            if let Some(stock) = self.pools.change(&name)
+                && !(stock.pool.kind == PoolKind::Consumed && is_planted(Bug::NotGivenBack))
+            {
+                stock.give_back(need);
             }
         }
         // Only now, so that what is still set aside for the same lease is not in the way.
-        for (name, line, used) in to_spend {
-            self.spend(name, &line, used);
+        let mut charged = BTreeMap::new();
+        for (name, take) in takes {
+            let Some(stock) = self.get(name).filter(|stock| stock.pool.kind == PoolKind::Consumed) else { continue };
+            let used = used(name, &stock.pool, stock.need(*take).amount).unwrap_or_default().rounded_up();
+            // Only what is paid in money is one and the same for all of them.
+            let mut alone = BTreeMap::new();
+            let once = stock.is_account() && !is_planted(Bug::CostChargedTwice);
+            self.spend(name, used, if once { &mut charged } else { &mut alone });
         }
     }
 
-    /// Spends what was used, of what there is in the whole line; what goes beyond is noted where it was used.
-    fn spend(&mut self, name: &ResourceName, line: &[ResourceName], used: Amount) {
-        let there_is = line.iter().filter_map(|name| self.get(name)?.available(0)).min().unwrap_or_default();
-        let spent = used.min(there_is);
+    /// Spends what was used, of what there is in the whole line; what goes beyond is noted where it was used. What the accounts
+    /// were charged for the same lease already counts.
+    fn spend(&mut self, name: &ResourceName, used: Amount, charged: &mut BTreeMap<ResourceName, Amount>) {
+        let line = self.names(name);
+        let was = charged.clone();
+        let was = |name: &ResourceName| was.get(name).copied().unwrap_or_default();
+        let there_is = line.iter().filter_map(|name| Some(self.get(name)?.available(0)? + was(name))).min();
+        let spent = used.min(there_is.unwrap_or_default());
         for name in line {
-            if let Some(stock) = self.pools.change(name) {
-                stock.spent = stock.spent + spent;
+            let before = was(&name);
+            if let Some(stock) = self.pools.change(&name) {
+                stock.spent = stock.spent + (spent - before);
             }
+            charged.insert(name, spent.max(before));
         }
         if let Some(stock) = self.pools.change(name) {
             stock.overrun = stock.overrun + (used - spent);
@@ -476,6 +620,30 @@ impl Pools {
         let collect = |part: Vec<(&ResourceName, &Amount)>| part.into_iter().map(|(n, a)| (n.clone(), *a)).collect();
         (collect(pools), collect(own))
     }
+}
+
+/// What a task's report says of what it used of a consumed pool. Where an attempt was lost, cancelled or out of time nobody
+/// knows, and nothing counts.
+pub(crate) fn used(report: &StageEnded, pool: &Pool, taken: Amount) -> Option<Amount> {
+    let succeeded = report.outcome == Outcome::Succeeded;
+    if !succeeded && report.outcome != Outcome::Failed {
+        return None;
+    }
+    match pool.measure {
+        None => succeeded.then_some(taken),
+        Some(Measure::Cost) => Amount::new(report.cost.get()).ok().map(|cost| cost.min(largest())),
+        Some(Measure::Tokens) => Some(Amount::from_nanos(
+            (u128::from(report.usage.tokens_in) + u128::from(report.usage.tokens_out)).min(MAX_SIZE.into()) * NANOS,
+        )),
+        Some(Measure::DurationMs) => Some(Amount::from_nanos(u128::from(report.duration_ms.min(MAX_SIZE)) * NANOS)),
+    }
+}
+
+/// The ninth decimal place.
+const NANOS: u128 = 1_000_000_000;
+
+fn largest() -> Amount {
+    Amount::from_nanos(u128::from(MAX_SIZE) * NANOS)
 }
 
 /// What a task takes of pools.

@@ -5,12 +5,12 @@ use std::sync::{Arc, LazyLock};
 
 use baton_machine::Shelves;
 use baton_machine::planted::{Bug, is_planted};
-use baton_protocol::definition::Definition;
+use baton_protocol::definition::{Definition, StageDefinition};
 use baton_protocol::record::{Outcome, RunStarted, StageEnded, StageReady, Stamp, WorkflowRegistered};
 use baton_protocol::request::Assignment;
 use baton_protocol::trace::{TraceContext, task_span};
 use baton_protocol::{
-    Capability, Json, LeaseId, Millis, Requirements, Resources, RunId, StageName, TaskId, WorkflowName,
+    Amount, Capability, Json, LeaseId, Millis, Requirements, Resources, RunId, StageName, TaskId, WorkflowName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -98,6 +98,9 @@ pub(crate) struct Open {
     pub(crate) priority: i32,
     /// Since when it waits.
     pub(crate) ready_at: Millis,
+    /// An account that it needs has not enough, and says that it fails. The workflow-manager will end it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) refused: bool,
     /// The lease it has, or had: a task is leased once, and another agent's lease takes the place of the first one's when it is
     /// handed over.
     pub(crate) lease: Option<LeaseId>,
@@ -134,6 +137,7 @@ impl Tasks {
                 resources: record.resources.clone(),
                 priority: record.priority,
                 ready_at: stamp.at,
+                refused: false,
                 lease: None,
             })
         });
@@ -191,6 +195,24 @@ impl Tasks {
         self.runs.get(&run).map(|run| &run.workflow)
     }
 
+    /// The task is not to be leased any more.
+    pub(crate) fn refused(&mut self, task: &TaskId) {
+        let open = self.runs.change(&task.run).and_then(|run| run.open.get_mut(&task.stage)).map(Arc::make_mut);
+        if let Some(open) = open.filter(|open| open.attempt == task.attempt) {
+            open.refused = true;
+        }
+    }
+
+    /// What an attempt at the task's stage is expected to cost, if anybody has said so.
+    pub(crate) fn expected_cost(&self, task: &TaskId) -> Option<Amount> {
+        self.stage(task)?.budget
+    }
+
+    fn stage(&self, task: &TaskId) -> Option<&StageDefinition> {
+        let run = self.runs.get(&task.run)?;
+        self.definitions.get(&run.workflow)?.get(&run.version)?.stage(task.stage.as_str())
+    }
+
     /// The task, if it is ready and has not ended.
     pub(crate) fn open(&self, task: &TaskId) -> Option<&Open> {
         let open = self.runs.get(&task.run)?.open.get(&task.stage)?;
@@ -238,10 +260,6 @@ impl Tasks {
 
     /// Whether there is a definition to do the task by.
     pub(crate) fn is_defined(&self, task: &TaskId) -> bool {
-        let definition = || {
-            let run = self.runs.get(&task.run)?;
-            self.definitions.get(&run.workflow)?.get(&run.version)?.stage(task.stage.as_str())
-        };
-        definition().is_some()
+        self.stage(task).is_some()
     }
 }

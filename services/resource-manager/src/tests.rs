@@ -30,6 +30,7 @@ use serde_json::json;
 
 use crate::{Config, ResourceManager};
 
+mod budgets;
 mod pools;
 
 const START: Millis = 1_000_000;
@@ -277,6 +278,7 @@ fn started(n: u64) -> WorkflowRecord {
         trace: None,
         strategy: None,
         due: None,
+        budget: None,
     })
 }
 
@@ -305,6 +307,7 @@ fn ended(task: TaskId, lease: Option<(u64, &str)>, outcome: Outcome) -> Workflow
         duration_ms: 0,
         cost: Money::ZERO,
         usage: Usage::default(),
+        model: None,
     })
 }
 
@@ -920,7 +923,9 @@ impl Checker {
             | ResourceRecord::PoolRemoved(_)
             | ResourceRecord::Acquired(_)
             | ResourceRecord::Renewed(_)
-            | ResourceRecord::Released(_) => {}
+            | ResourceRecord::Released(_)
+            | ResourceRecord::ApprovalAsked(_)
+            | ResourceRecord::BudgetRefused(_) => {}
         }
         self.check_capacity();
     }

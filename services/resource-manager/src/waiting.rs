@@ -121,6 +121,11 @@ impl Waiting {
             .find(|name| self.queues.get(*name).is_some_and(|queue| queue.order.range(..order).any(is_acquisition)))
     }
 
+    /// What somebody who waits needs.
+    pub(crate) fn needs(&self, order: &Order) -> Option<&Needs> {
+        self.entries.get(order).map(|entry| &entry.needs)
+    }
+
     fn head(&self, name: &ResourceName) -> Option<Order> {
         self.queues.get(name)?.order.first().copied()
     }

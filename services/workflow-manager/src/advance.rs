@@ -5,11 +5,13 @@
 
 use baton_machine::Effect;
 use baton_machine::planted::{Bug, is_planted};
+use baton_protocol::budget::least;
+use baton_protocol::definition::StageDefinition;
 use baton_protocol::record::{Outcome, RunFinished, StageEnded, StageReady, WorkflowRecord};
 use baton_protocol::request::{MAX_MESSAGE_BYTES, Usage};
 use baton_protocol::run::{RunStatus, StageStatus};
 use baton_protocol::subject::RUNS_BUCKET;
-use baton_protocol::{Json, Millis, Money, RunId, TaskId};
+use baton_protocol::{Json, Millis, Money, Resources, RunId, TaskId};
 
 use crate::run::{Move, Run};
 use crate::workflows::Version;
@@ -31,6 +33,7 @@ pub(crate) struct Ending {
     pub(crate) again: Again,
     pub(crate) cost: Money,
     pub(crate) usage: Usage,
+    pub(crate) model: Option<String>,
 }
 
 /// Whether another attempt follows, if there is one left.
@@ -45,7 +48,15 @@ pub(crate) enum Again {
 impl Ending {
     /// An attempt that ended without anybody reporting.
     fn unreported(outcome: Outcome, error: String, again: Again) -> Self {
-        Self { outcome, result: None, error: Some(error), again, cost: Money::ZERO, usage: Usage::default() }
+        Self {
+            outcome,
+            result: None,
+            error: Some(error),
+            again,
+            cost: Money::ZERO,
+            usage: Usage::default(),
+            model: None,
+        }
     }
 }
 
@@ -77,6 +88,20 @@ pub(crate) fn give_up_lost(turn: &mut Turn<'_>) {
         let held = turn.state().held(lease);
         let (run, place) = held.expect("a lease is lost only while its stage runs");
         end(turn, run, place, ending);
+        advance(turn, run);
+    }
+}
+
+/// Ends the attempts that nobody will pay for.
+pub(crate) fn give_up_unpaid(turn: &mut Turn<'_>) {
+    if is_planted(Bug::RefusedTaskForgotten) {
+        return;
+    }
+    while let Some((task, why)) = turn.state().unpaid.first_key_value() {
+        let (run, why) = (task.run, why.clone());
+        let place = turn.state().live(run).and_then(|(_, version)| version.plan.place(&task.stage));
+        let place = place.expect("a task is unpaid only while its stage waits for an agent");
+        end(turn, run, place, Ending::unreported(Outcome::Failed, why, Again::Never));
         advance(turn, run);
     }
 }
@@ -164,10 +189,20 @@ fn ready(turn: &mut Turn<'_>, id: RunId, place: usize) {
             .iter()
             .map(|input| version.definition.stages[*input].name.clone())
             .collect(),
-        resources: stage.resources.clone(),
+        resources: resources(run, stage),
         priority: run.priority,
     };
     turn.emit(WorkflowRecord::StageReady(record));
+}
+
+/// What a stage needs, money included: what is set aside for it in the account that its run is paid from.
+fn resources(run: &Run, stage: &StageDefinition) -> Resources {
+    let mut resources = stage.resources.clone();
+    if let Some(account) = run.budget.as_ref().and_then(|budget| budget.account(run.id)) {
+        let expected = stage.budget.filter(|amount| !amount.is_zero()).unwrap_or_else(least);
+        resources.entry(account).or_insert(expected);
+    }
+    resources
 }
 
 /// The dependencies of a stage that have a result: an optional one may have failed.
@@ -209,6 +244,7 @@ pub(crate) fn end(turn: &mut Turn<'_>, id: RunId, place: usize, ending: Ending) 
         duration_ms: assigned_at.map_or(0, |assigned_at| now.saturating_sub(assigned_at)),
         cost: ending.cost,
         usage: ending.usage,
+        model: ending.model,
     };
     turn.emit(WorkflowRecord::StageEnded(record));
     telemetry::attempt_ended(turn, id, place);

@@ -9,11 +9,11 @@ use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{ShelfSet, Shelves};
 use baton_protocol::handoff::HandedOver;
 use baton_protocol::record::{
-    AgentLeft, AgentRegistered, Assigned, LeaseEnded, LeftReason, RunFinished, RunStarted, StageEnded, StageReady,
-    Stamp,
+    AgentLeft, AgentRegistered, Assigned, BudgetRefused, LeaseEnded, LeftReason, RunFinished, RunStarted, StageEnded,
+    StageReady, Stamp,
 };
 use baton_protocol::run::{RunCounts, RunStatus};
-use baton_protocol::{AgentId, Capability, LeaseId, Millis, RunId};
+use baton_protocol::{AgentId, Capability, LeaseId, Millis, RunId, TaskId};
 use serde::{Deserialize, Serialize};
 
 use crate::history::History;
@@ -40,6 +40,9 @@ pub struct WorkflowManager {
     leases: Shelves<LeaseId, Held>,
     /// Leases of stages that run, though the agent is gone, and why: what is to be reacted to.
     pub(crate) lost: BTreeMap<LeaseId, String>,
+    /// Tasks that wait for an agent, and that nobody will pay for, and why: what is to be reacted to.
+    #[serde(default)]
+    pub(crate) unpaid: BTreeMap<TaskId, String>,
 }
 
 /// An agent, as far as the resource-manager's records tell.
@@ -165,6 +168,7 @@ impl WorkflowManager {
         let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
         let Some(place) = version.plan.place(&task.stage) else { return };
         if run.assigned(stamp.at, place, task, agent, lease) {
+            self.unpaid.remove(task);
             let due = stamp.at.saturating_add(version.definition.stages[place].timeout_ms);
             self.timers.set(run, place, Some(due));
             self.leases.insert(lease, Held { agent: agent.clone(), run: task.run, stage: place });
@@ -179,6 +183,7 @@ impl WorkflowManager {
         let Some(place) = version.plan.place(&task.stage) else { return };
         if run.stage_ended(stamp.at, place, record, version) {
             self.timers.set(run, place, record.retry_at);
+            self.unpaid.remove(task);
             let lease = run.stages[place].attempts.last().and_then(|attempt| attempt.lease);
             self.lease_over(lease);
         }
@@ -188,6 +193,9 @@ impl WorkflowManager {
         let Some(mut shared) = self.runs.remove(&record.run) else { return };
         let run = Arc::make_mut(&mut shared);
         self.timers.0.remove(&(run.due, run.id, None));
+        if !self.unpaid.is_empty() {
+            self.unpaid.retain(|task, _| task.run != record.run);
+        }
         for place in 0..run.stages.len() {
             if run.stages[place].due.is_some() {
                 self.timers.set(run, place, None);
@@ -250,6 +258,15 @@ impl WorkflowManager {
         self.lease_over(Some(record.lease));
         self.leases.insert(lease, Held { agent: record.to.clone(), run, stage });
         Arc::make_mut(self.agents.get_or_insert_with(&record.to, Arc::default)).holds.insert(lease);
+    }
+
+    pub(crate) fn budget_refused(&mut self, record: &BudgetRefused) {
+        let Some(task) = &record.task else { return };
+        let Some((run, version)) = self.live(task.run) else { return };
+        let Some(place) = version.plan.place(&task.stage) else { return };
+        if run.waits_for_agent(place, task.attempt) {
+            self.unpaid.insert(task.clone(), text::cut(record.reason.clone(), text::MAX_ERROR_BYTES));
+        }
     }
 
     fn lose(&mut self, leases: impl IntoIterator<Item = LeaseId>, why: &str) {

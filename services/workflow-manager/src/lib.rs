@@ -97,6 +97,7 @@ impl Machine for WorkflowManager {
             Foreign::Resource(ResourceRecord::Assigned(record)) => self.assigned(stamp, record),
             Foreign::Resource(ResourceRecord::LeaseEnded(record)) => self.lease_ended(record),
             Foreign::Resource(ResourceRecord::HandedOver(record)) => self.handed_over(stamp, record),
+            Foreign::Resource(ResourceRecord::BudgetRefused(record)) => self.budget_refused(record),
             Foreign::Resource(
                 ResourceRecord::HandoffOffered(_)
                 | ResourceRecord::HandoffEnded(_)
@@ -110,7 +111,8 @@ impl Machine for WorkflowManager {
                 | ResourceRecord::Released(_)
                 | ResourceRecord::AlertRaised(_)
                 | ResourceRecord::AlertCleared(_)
-                | ResourceRecord::AlertAcknowledged(_),
+                | ResourceRecord::AlertAcknowledged(_)
+                | ResourceRecord::ApprovalAsked(_),
             )
             | Foreign::Optimizer(OptimizerRecord::StrategyChanged(_) | OptimizerRecord::LearningImported(_))
             | Foreign::Workflow(_) => {}
@@ -119,6 +121,7 @@ impl Machine for WorkflowManager {
 
     fn react(turn: &mut Turn<'_>, _commit: &AnyCommit) {
         advance::give_up_lost(turn);
+        advance::give_up_unpaid(turn);
     }
 
     fn request(turn: &mut Turn<'_>, request: WorkflowRequest, context: &RequestContext) -> Reply {

@@ -11,6 +11,9 @@ use crate::advance::{self, Again, Ending};
 use crate::run::{Attempt, Stage};
 use crate::{Turn, WorkflowManager, telemetry, text};
 
+/// The longest name of a model that is kept, in bytes.
+const MAX_MODEL_BYTES: usize = 100;
+
 /// What a report finds.
 enum Found {
     /// Its lease, at this place of the run.
@@ -60,7 +63,7 @@ pub(crate) fn reports(turn: &mut Turn<'_>, agent: &AgentId, request: Reports) ->
 /// Stores a report that was stored before: what [`Bug::ReportAppliedTwice`] does.
 fn planted_again(turn: &mut Turn<'_>, agent: &AgentId, report: Report) {
     let Report { lease, task, .. } = report.clone();
-    let Ending { outcome, result, error, again, cost, usage } = ending(report);
+    let Ending { outcome, result, error, again, cost, usage, model } = ending(report);
     let (lease, agent) = (Some(lease), Some(agent.clone()));
     let hopeless = outcome == Outcome::Failed && again == Again::Never;
     let ended = StageEnded {
@@ -75,12 +78,14 @@ fn planted_again(turn: &mut Turn<'_>, agent: &AgentId, report: Report) {
         duration_ms: 0,
         cost,
         usage,
+        model,
     };
     turn.emit(WorkflowRecord::StageEnded(ended));
 }
 
 fn ending(report: Report) -> Ending {
-    let Report { lease: _, task: _, status, result, error, retryable, cost, usage } = report;
+    let Report { lease: _, task: _, status, result, error, retryable, cost, usage, model } = report;
+    let model = model.map(|model| text::cut(model, MAX_MODEL_BYTES));
     match status {
         // `null` is written as it is, and read back as none: it is none from the beginning.
         ReportStatus::Succeeded => Ending {
@@ -90,6 +95,7 @@ fn ending(report: Report) -> Ending {
             again: Again::Never,
             cost,
             usage,
+            model,
         },
         ReportStatus::Failed => Ending {
             outcome: Outcome::Failed,
@@ -101,6 +107,7 @@ fn ending(report: Report) -> Ending {
             again: if retryable { Again::Later } else { Again::Never },
             cost,
             usage,
+            model,
         },
     }
 }

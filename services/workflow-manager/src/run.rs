@@ -8,7 +8,7 @@ use baton_protocol::record::{Outcome, RunFinished, RunStarted, StageEnded, Stamp
 use baton_protocol::request::Usage;
 use baton_protocol::run::{RunStatus, StageStatus};
 use baton_protocol::trace::{self, TraceContext};
-use baton_protocol::{AgentId, Json, LeaseId, Millis, Money, RunId, TaskId, WorkflowName};
+use baton_protocol::{AgentId, Budget, Json, LeaseId, Millis, Money, RunId, TaskId, WorkflowName};
 use serde::{Deserialize, Serialize};
 
 use crate::text;
@@ -34,6 +34,9 @@ pub(crate) struct Run {
     pub(crate) first_seq: u64,
     /// When it has taken too long.
     pub(crate) due: Millis,
+    /// What it may cost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) budget: Option<Box<Budget>>,
     pub(crate) status: RunStatus,
     pub(crate) reason: Option<String>,
     pub(crate) ended_at: Option<Millis>,
@@ -122,6 +125,8 @@ pub(crate) struct Attempt {
     pub(crate) duration_ms: Millis,
     pub(crate) cost: Money,
     pub(crate) usage: Usage,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) model: Option<Box<str>>,
 }
 
 /// What is to be done with a run.
@@ -156,6 +161,7 @@ impl Run {
             started_at: stamp.at,
             first_seq: stamp.seen,
             due: stamp.at.saturating_add(version.definition.timeout_ms),
+            budget: record.budget.clone().map(Box::new),
             status: RunStatus::Running,
             reason: None,
             ended_at: None,
@@ -248,6 +254,12 @@ impl Run {
         true
     }
 
+    /// Whether that attempt at a stage waits for an agent.
+    pub(crate) fn waits_for_agent(&self, place: usize, attempt: u32) -> bool {
+        let stage = &self.stages[place];
+        stage.status == StageStatus::Ready && stage.attempts.len() == attempt as usize
+    }
+
     /// An agent has the stage. Whether that was so.
     pub(crate) fn assigned(
         &mut self,
@@ -298,6 +310,7 @@ impl Run {
         attempt.duration_ms = record.duration_ms;
         attempt.cost = record.cost;
         attempt.usage = record.usage;
+        attempt.model = record.model.as_deref().map(Into::into);
         stage.result.clone_from(&record.result);
         stage.status = match record.outcome {
             Outcome::Succeeded => StageStatus::Succeeded,

@@ -32,16 +32,20 @@ pub(crate) fn start(
     if let Some(started) = started_before(turn.state(), &request) {
         return started.repeat(&request, &input);
     }
-    let (version, _) = turn.state().workflows.find(&request.workflow, request.version)?;
+    let (version, found) = turn.state().workflows.find(&request.workflow, request.version)?;
+    let budget = request.budget.clone().or_else(|| found.definition.budget.clone());
     admit(turn)?;
     let run = match request.run {
         Some(run) => run,
         None => unused(turn),
     };
     let trace = request.trace.or(context.trace);
+    if let Some(budget) = &request.budget {
+        budget.check().map_err(|error| Rejection::invalid(format!("budget: {error}")))?;
+    }
     let due = request.due_ms.map(|due_ms| turn.now().saturating_add(due_ms));
     let StartRun { workflow, priority, key, strategy, .. } = request;
-    let record = RunStarted { run, workflow, version, input, priority, key, trace, strategy, due };
+    let record = RunStarted { run, workflow, version, input, priority, key, trace, strategy, due, budget };
     turn.emit(WorkflowRecord::RunStarted(record));
     telemetry::run_started(turn, run);
     advance::advance(turn, run);

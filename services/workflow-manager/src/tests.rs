@@ -18,7 +18,7 @@ use baton_protocol::request::{
 };
 use baton_protocol::run::{RunStatus, StageStatus};
 use baton_protocol::trace::{TraceContext, run_span, task_span};
-use baton_protocol::{Code, Definition, Json, LeaseId, Rejection, RunId, Service, WorkflowName};
+use baton_protocol::{Budget, Code, Definition, Json, LeaseId, Rejection, RunId, Service, WorkflowName};
 use expect_test::{Expect, expect};
 use harness::{START, World, failed, id, json, start, succeeded, task};
 
@@ -87,7 +87,7 @@ fn w1_what_is_wrong_with_a_definition_is_said_with_its_place() {
     let said = bad.map(|(what, text)| format!("{what}: {}\n", definition::parse(text).unwrap_err()));
     expect![[r#"
         empty: unexpected end of input at line 1, column 1
-        unknown key: unknown field `depend_on`, expected one of name, agent_type, requires, depends_on, parallel, optional, params, resources, estimate, retry, start_timeout_ms, timeout_ms at line 5, column 5
+        unknown key: unknown field `depend_on`, expected one of name, agent_type, requires, depends_on, parallel, optional, params, resources, budget, estimate, retry, start_timeout_ms, timeout_ms at line 5, column 5
         unknown key of retry: unknown field `attempts`, expected one of max_attempts, initial_ms, factor, max_ms, jitter at line 6, column 7
         missing key: missing field `agent_type` at line 3, column 5
         key twice: duplicate key `name` at line 5, column 5
@@ -105,7 +105,7 @@ fn w1_what_is_wrong_with_a_definition_is_said_with_its_place() {
         cycle: the stages wait for each other in a cycle: a -> b -> a
         no attempts: stage a: retry.max_attempts is 0; it must be from 1 to 1000
         JSON: syntax: expected `,` or `}` at line 3 column 3
-        JSON: unknown key: unknown field `stage`, expected one of `name`, `description`, `metadata`, `timeout_ms`, `stages` at line 2 column 8
+        JSON: unknown key: unknown field `stage`, expected one of `name`, `description`, `metadata`, `timeout_ms`, `budget`, `stages` at line 2 column 8
         JSON: key twice: duplicate key `k` at line 3 column 4
         JSON: type: invalid type: string "no", expected a boolean at line 2 column 61
         JSON: more: trailing characters at line 1 column 29
@@ -480,8 +480,19 @@ fn own_commit(world: &mut World, records: Vec<WorkflowRecord>) {
 
 fn run_started(run: RunId, workflow: &str) -> WorkflowRecord {
     let (workflow, input) = (name(workflow), json("{}"));
-    let (key, trace, strategy, due) = (None, None, None, None);
-    WorkflowRecord::RunStarted(RunStarted { run, workflow, version: 1, input, priority: 0, key, trace, strategy, due })
+    let (key, trace, strategy, due, budget) = (None, None, None, None, None);
+    WorkflowRecord::RunStarted(RunStarted {
+        run,
+        workflow,
+        version: 1,
+        input,
+        priority: 0,
+        key,
+        trace,
+        strategy,
+        due,
+        budget,
+    })
 }
 
 #[test]
@@ -899,6 +910,59 @@ fn w10_a_run_is_cancelled() {
     world.work(ended, "c", "ann", 10);
     assert_eq!(world.cancel(ended, None).unwrap_err().code, Code::RunEnded);
     assert_eq!(world.cancel(RunId::derive(START, 99), None).unwrap_err().code, Code::UnknownRun);
+}
+
+#[test]
+fn r8_a_run_with_a_budget_is_paid_from_its_account_and_fails_when_nobody_pays() {
+    let mut world = World::new();
+    let mut definition = workflow(&[("a", &[]), ("b", &[]), ("c", &[])]);
+    definition.budget = Some(serde_json::from_str(r#"{"limit": "2.50", "of": "team", "at_limit": "fail"}"#).unwrap());
+    definition.stages[0].budget = Some("0.5".parse().unwrap());
+    definition.stages[2].resources.insert("team".parse().unwrap(), "1".parse().unwrap());
+    world.register(&definition);
+    let run = world.start("w");
+    let account = baton_protocol::budget::run_account(run);
+    let needs = |world: &World, nth: usize| world.ready_resources().nth(nth).unwrap();
+    let of = |account: &baton_protocol::ResourceName, amount: &str| (account.clone(), amount.parse().unwrap());
+    assert_eq!(needs(&world, 0), [of(&account, "0.5")].into());
+    assert_eq!(needs(&world, 1), [of(&account, "0.000000001")].into());
+    assert_eq!(needs(&world, 2).len(), 2);
+    assert_eq!(world.view(run).budget, definition.budget);
+    // A run may be started with another one, or with that of somebody else alone.
+    let budget = Some(serde_json::from_str(r#"{"of": "other"}"#).unwrap());
+    let other: RunAccepted = world.ask(WorkflowRequest::StartRun(StartRun { budget, ..start("w") })).unwrap();
+    assert_eq!(needs(&world, 3), [of(&"other".parse().unwrap(), "0.5")].into());
+    world.cancel(other.run, None).unwrap();
+    let wrong = Some(Budget::default());
+    let refused = world.ask::<RunAccepted>(WorkflowRequest::StartRun(StartRun { budget: wrong, ..start("w") }));
+    assert!(refused.unwrap_err().message.starts_with("budget: a budget needs a limit"));
+    world.transcript();
+    // What does not wait for an agent any more can not be refused one.
+    let lease = world.assign(&task(run, "b", 1), "ann");
+    world.unpaid(&account, &task(run, "b", 1), "no money");
+    let report = Report { model: Some("small".to_owned()), ..succeeded(lease, &task(run, "b", 1), "1") };
+    world.report("ann", report).unwrap();
+    world.unpaid(&account, &task(run, "a", 2), "no money");
+    world.unpaid(&account, &task(run, "a", 1), "the budget is used up");
+    world.unpaid(&account, &task(run, "c", 1), "the budget is used up");
+    let view = world.view(run);
+    assert_eq!(view.status, RunStatus::Failed);
+    assert_eq!(view.reason.as_deref(), Some("stage a failed after 1 attempt: the budget is used up"));
+    assert_eq!(view.stages[1].attempts[0].model.as_deref(), Some("small"));
+    check(
+        &mut world,
+        &expect![[r#"
+        6.0        +0ms  assigned b/1 to ann as 1  (request lease.assign)
+        7.0        +0ms  budget_refused b/1 of run:019aa2a3-4380-7c26-8d5f-724332b66540: no money  (request lease.assign)
+        8.0        +0ms  stage_ended b/1 succeeded  (request agent.report)
+        9.0        +0ms  budget_refused a/2 of run:019aa2a3-4380-7c26-8d5f-724332b66540: no money  (request lease.assign)
+        10.0       +0ms  budget_refused a/1 of run:019aa2a3-4380-7c26-8d5f-724332b66540: the budget is used up  (request lease.assign)
+        11.0       +0ms  stage_ended a/1 failed: the budget is used up  (log 10)
+        11.1       +0ms  stage_ended c/1 cancelled: stage a failed after 1 attempt: the budget is used up  (log 10)
+        11.2       +0ms  run_finished failed: stage a failed after 1 attempt: the budget is used up  (log 10)
+        12.0       +0ms  budget_refused c/1 of run:019aa2a3-4380-7c26-8d5f-724332b66540: the budget is used up  (request lease.assign)
+    "#]],
+    );
 }
 
 #[test]

@@ -170,6 +170,7 @@ fn view(run: &Run, version: &Version) -> RunView {
         ended_at: run.ended_at,
         cost: run.cost,
         usage: run.usage,
+        budget: run.budget.as_deref().cloned(),
         first_seq: run.first_seq,
         stages: stages.collect(),
     }
@@ -187,5 +188,6 @@ fn attempt((number, attempt): (u32, &Attempt)) -> AttemptView {
         error: attempt.error.clone(),
         cost: attempt.cost,
         usage: attempt.usage,
+        model: attempt.model.as_deref().map(ToOwned::to_owned),
     }
 }

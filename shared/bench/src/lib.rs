@@ -7,6 +7,7 @@
 //! | `agents.rs` | the process of agents that do nothing |
 //! | `load.rs` | runs, a number of them under way or so many a second |
 //! | `messages.rs` | agents that talk to each other |
+//! | `leases.rs` | pools that are acquired and released |
 //! | `floor.rs` | the same hops on the bare broker, as the measure of what is possible |
 //! | `sink.rs` | a collector of traces that takes everything and keeps nothing |
 //! | `usage.rs` | what processes use of the machine |
@@ -18,6 +19,7 @@
 
 mod agents;
 mod floor;
+mod leases;
 mod load;
 mod measurement;
 mod messages;

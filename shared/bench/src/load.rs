@@ -95,6 +95,7 @@ fn start_of(workflow: &WorkflowName, input: &Json, run: RunId) -> StartRun {
         trace: None,
         strategy: None,
         due_ms: None,
+        budget: None,
     }
 }
 
@@ -118,7 +119,7 @@ impl Load {
         let (workflow, to_the_end) = match plan.work {
             Work::Fanout => ("bench-fanout", true),
             Work::Submit => (IDLE, false),
-            Work::Article | Work::Messages | Work::Agents | Work::Floor => ("bench-article", true),
+            Work::Article | Work::Messages | Work::Agents | Work::Leases | Work::Floor => ("bench-article", true),
         };
         let shared = Arc::new(Shared {
             client: client.clone().with_deadline(PATIENCE),

@@ -68,6 +68,9 @@ pub struct Measurement {
     /// Messages that a handler has had, a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub messages_per_s: Option<f64>,
+    /// Operations that were answered, a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operations_per_s: Option<f64>,
     /// From before a run was asked for until its end was heard of (or until it was accepted).
     #[serde(flatten)]
     pub latency: Latency,
@@ -91,9 +94,13 @@ pub struct Measurement {
     pub registered_ms: Option<f64>,
     /// How many runs failed or were never heard of again.
     pub errors: u64,
-    /// Runs a second compared to the bare broker with a message for each record, in the same world.
+    /// Runs a second compared to the bare broker with a message for each record, in the same world; operations a second compared to
+    /// bare requests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub of_floor: Option<f64>,
+    /// The 99th percentile compared to that of bare requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p99_of_floor: Option<f64>,
 }
 
 /// Something by the part that uses it.
@@ -145,6 +152,12 @@ impl Measurement {
         if let Some(rate) = self.messages_per_s {
             line("throughput", format!("{rate:.0} messages/s"));
             line("latency", latency(&self.latency));
+        }
+        if let Some(rate) = self.operations_per_s {
+            let ratio = self.of_floor.map(|ratio| format!("   {ratio:.2} of bare requests")).unwrap_or_default();
+            line("throughput", format!("{rate:.0} operations/s{ratio}"));
+            let ratio = self.p99_of_floor.map(|ratio| format!("   {ratio:.1} times the p99 of bare requests"));
+            line("latency", latency(&self.latency) + &ratio.unwrap_or_default());
         }
         if let Some(coordination) = &self.coordination {
             line("to the agent", latency(coordination));

@@ -20,13 +20,16 @@ pub enum Work {
     Messages,
     /// Agents that are registered and have nothing to do.
     Agents,
+    /// Leases on pools, acquired and released, while agents send heartbeats; and bare requests beside them.
+    Leases,
     /// The bare broker, with the same hops as an article.
     Floor,
 }
 
 impl Work {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Article, Self::Fanout, Self::Submit, Self::Messages, Self::Agents, Self::Floor];
+    pub const ALL: [Self; 7] =
+        [Self::Article, Self::Fanout, Self::Submit, Self::Messages, Self::Agents, Self::Leases, Self::Floor];
 
     /// As it is written.
     #[must_use]
@@ -37,6 +40,7 @@ impl Work {
             Self::Submit => "submit",
             Self::Messages => "messages",
             Self::Agents => "agents",
+            Self::Leases => "leases",
             Self::Floor => "floor",
         }
     }
@@ -48,7 +52,7 @@ impl Work {
             Self::Article | Self::Floor => 4,
             Self::Fanout => 102,
             Self::Submit => 1,
-            Self::Messages | Self::Agents => 0,
+            Self::Messages | Self::Agents | Self::Leases => 0,
         }
     }
 }

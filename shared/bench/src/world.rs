@@ -16,6 +16,7 @@ use tokio::time::sleep;
 
 use crate::agents::{SUBJECT, Seen};
 use crate::floor::{self, Form};
+use crate::leases;
 use crate::load::{self, Load};
 use crate::measurement::{Latency, Measurement, Shares};
 use crate::messages;
@@ -161,6 +162,9 @@ impl World {
             }
             return Ok(all);
         }
+        if plan.work == Work::Leases {
+            return self.measure_leases(plan).await;
+        }
         if plan.work != Work::Floor {
             all.push(self.measure_baton(plan).await?);
         }
@@ -275,6 +279,31 @@ impl World {
         Ok(measurement)
     }
 
+    /// Leases, and bare requests on the same broker.
+    async fn measure_leases(&self, plan: &Plan) -> anyhow::Result<Vec<Measurement>> {
+        let before = self.read().await?;
+        let begin = Instant::now();
+        let counted = leases::measure(&self.client, plan).await?;
+        let (after, all) = (self.read().await?, begin.elapsed());
+        let mut measurement = self.frame(plan, "baton", all.as_secs_f64());
+        // What is used is of all the time, warming up included.
+        measurement.use_between(&before, &after, 0);
+        measurement.count_requests(&counted);
+        let connect = async |name: &str| {
+            let settings = ConnectSettings::alone(self.server.clone()).named(name);
+            Ok(Client::connect(&settings).await?.nats().clone())
+        };
+        let begin = Instant::now();
+        let (before, counted) = (self.read_usage(), leases::measure_bare(connect, plan).await?);
+        let mut bare = self.frame(plan, "nats", begin.elapsed().as_secs_f64());
+        bare.use_between(&before, &self.read_usage(), 0);
+        bare.work = "requests".to_owned();
+        bare.count_requests(&counted);
+        measurement.of_floor = measurement.operations_per_s.zip(bare.operations_per_s).map(|(ours, bare)| ours / bare);
+        measurement.p99_of_floor = Some(measurement.latency.p99_ms / bare.latency.p99_ms.max(0.001));
+        Ok(vec![measurement, bare])
+    }
+
     fn frame(&self, plan: &Plan, system: &str, seconds: f64) -> Measurement {
         Measurement {
             system: system.to_owned(),
@@ -353,6 +382,13 @@ impl World {
 }
 
 impl Measurement {
+    fn count_requests(&mut self, counted: &leases::Counted) {
+        self.seconds = counted.took.as_secs_f64();
+        self.operations_per_s = Some(counted.operations as f64 / self.seconds);
+        self.latency = Latency::of(&counted.latency);
+        self.errors = counted.errors;
+    }
+
     fn count(&mut self, count: u64, stages: u64) {
         self.workflows_per_s = count as f64 / self.seconds;
         self.stages_per_s = self.workflows_per_s * stages as f64;

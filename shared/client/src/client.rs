@@ -8,11 +8,12 @@ use async_nats::header::HeaderMap;
 use async_nats::{Message, Request, RequestErrorKind};
 use baton_protocol::message::MessageType;
 use baton_protocol::request::{
-    AcknowledgeAlert, Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, AlertList, CancelRun,
-    CapacityPlan, Done, ExplainPlacement, FindAgents, GetLearning, GetPlacement, GetRun, GetWorkflow, Granted,
-    HeldView, ImportLearning, LearningPage, LeaseList, ListAgents, ListAlerts, ListLeases, ListPools, ListRuns,
-    ListWorkflows, PlacementExplained, PlacementView, PlanCapacity, PoolList, RegisterWorkflow, Release, RemovePool,
-    Renew, RunAccepted, RunList, SetPool, SetStrategy, StartRun, Strategy, WorkflowList, WorkflowView,
+    AcknowledgeAlert, Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, AlertList, ApproveBudget,
+    CancelRun, CapacityPlan, DenyBudget, Done, ExplainPlacement, FindAgents, GetLearning, GetPlacement, GetRun,
+    GetSpending, GetWorkflow, Granted, HeldView, ImportLearning, LearningPage, LeaseList, ListAgents, ListAlerts,
+    ListLeases, ListPools, ListRuns, ListWorkflows, PlacementExplained, PlacementView, PlanCapacity, PoolList,
+    RegisterWorkflow, Release, RemovePool, Renew, RunAccepted, RunList, SetPool, SetStrategy, SharePool, Spending,
+    StartRun, Strategy, WorkflowList, WorkflowView,
 };
 use baton_protocol::run::RunView;
 use baton_protocol::{Code, Pool, Rejection, ResourceName, RunId, Service, Take, subject};
@@ -305,6 +306,11 @@ impl Client {
         self.resources("pool.set", &SetPool { name, pool }).await
     }
 
+    /// Shares out what is left of a consumed pool among its parts.
+    pub async fn share_pool(&self, request: &SharePool) -> Result<PoolList, ClientError> {
+        self.resources("pool.share", request).await
+    }
+
     /// Removes a pool that nobody uses.
     pub async fn remove_pool(&self, name: ResourceName) -> Result<Done, ClientError> {
         self.resources("pool.remove", &RemovePool { name }).await
@@ -362,6 +368,21 @@ impl Client {
             sleep(spread(wait)).await;
             wait = (wait * 2).min(BACKOFF.1);
         }
+    }
+
+    /// Gives an account more.
+    pub async fn approve_budget(&self, request: &ApproveBudget) -> Result<Done, ClientError> {
+        self.resources("budget.approve", request).await
+    }
+
+    /// Says that an account gets no more.
+    pub async fn deny_budget(&self, request: &DenyBudget) -> Result<Done, ClientError> {
+        self.resources("budget.deny", request).await
+    }
+
+    /// Adds up what was spent.
+    pub async fn spending(&self, request: &GetSpending) -> Result<Spending, ClientError> {
+        self.resources("budget.spending", request).await
     }
 
     /// Keeps what was acquired for longer.

@@ -74,6 +74,7 @@ async fn a_request_is_repeated_until_the_service_answers() {
         trace: None,
         strategy: None,
         due_ms: None,
+        budget: None,
     };
     // Nobody listens yet.
     let started = tokio::spawn({
@@ -286,6 +287,7 @@ impl Writer {
                 ended_at: None,
                 cost: Money::ZERO,
                 usage: baton_protocol::request::Usage::default(),
+                budget: None,
                 first_seq,
                 stages: vec![],
             };
@@ -307,6 +309,7 @@ fn started(run: RunId) -> WorkflowRecord {
         trace: None,
         strategy: None,
         due: None,
+        budget: None,
     })
 }
 

@@ -82,6 +82,18 @@ pub enum Bug {
     ParentNotCharged,
     /// What was reserved of a consumed pool and not used stays reserved.
     NotGivenBack,
+    /// What a task costs is charged twice to an account that two that it is paid from are a part of.
+    CostChargedTwice,
+    /// More is shared out among the parts of an account than is left of it.
+    SharedTooMuch,
+    /// A run's account stays when the run is over.
+    AccountOutlivesRun,
+    /// A task whose account has not enough, and that should fail, waits.
+    RefusalNotWritten,
+    /// Nobody is asked whether an account gets more.
+    NobodyAsked,
+    /// A task that was refused for want of money is not ended.
+    RefusedTaskForgotten,
     /// What was acquired is held on when its time is up.
     NeverExpires,
     /// An acquisition that is over is acquired anew when its request comes once more.
@@ -108,7 +120,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 49] = [
+    pub const ALL: [Self; 55] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -147,6 +159,12 @@ impl Bug {
         Self::RefilledTooFast,
         Self::ParentNotCharged,
         Self::NotGivenBack,
+        Self::CostChargedTwice,
+        Self::SharedTooMuch,
+        Self::AccountOutlivesRun,
+        Self::RefusalNotWritten,
+        Self::NobodyAsked,
+        Self::RefusedTaskForgotten,
         Self::NeverExpires,
         Self::AcquiredTwice,
         Self::AcquisitionOutlivesAgent,

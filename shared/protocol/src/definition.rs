@@ -9,9 +9,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::amount::Resources;
+use crate::amount::{Amount, Resources};
+use crate::budget::{self, Budget};
 use crate::id::{Millis, RunId, mix};
 use crate::name::{Capability, NameError, StageName, WorkflowName};
+use crate::pool::PoolError;
 use crate::requirement::Requirements;
 
 /// The most stages that a workflow may have.
@@ -35,6 +37,9 @@ pub struct Definition {
     /// How long a run may take, in milliseconds.
     #[serde(default = "default_run_timeout_ms", skip_serializing_if = "is_default_run_timeout_ms")]
     pub timeout_ms: Millis,
+    /// What a run may cost, unless it is started with another budget.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
     /// The stages. Order matters only where nothing else decides.
     pub stages: Vec<StageDefinition>,
 }
@@ -65,6 +70,10 @@ pub struct StageDefinition {
     /// What the agent must set aside for it, beside one slot.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub resources: Resources,
+    /// What one attempt is expected to cost at the most: so much is set aside for it in the run's account, and in its agent's,
+    /// before it begins. Without it as good as nothing is, and the account may be overrun by what then runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Amount>,
     /// What is known beforehand of how much work it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub estimate: Option<Estimate>,
@@ -222,6 +231,9 @@ pub enum DefinitionError {
         /// What it may be.
         rule: &'static str,
     },
+    /// A budget that makes no sense: of what, and what is wrong.
+    #[error("{0}: budget: {1}")]
+    Budget(String, PoolError),
     /// A bad name given to the builder.
     #[error(transparent)]
     Name(#[from] NameError),
@@ -231,7 +243,13 @@ impl Definition {
     /// Starts a definition in code. See [`Builder`].
     #[must_use]
     pub fn builder(name: &str) -> Builder {
-        Builder { name: WorkflowName::new(name), description: None, metadata: BTreeMap::new(), stages: Vec::new() }
+        Builder {
+            name: WorkflowName::new(name),
+            description: None,
+            metadata: BTreeMap::new(),
+            budget: None,
+            stages: Vec::new(),
+        }
     }
 
     /// Checks what types can not say: names are unique, dependencies exist, there is no cycle, numbers make sense.
@@ -243,6 +261,9 @@ impl Definition {
             return Err(DefinitionError::TooManyStages { workflow: self.name.clone(), count: self.stages.len() });
         }
         check_positive(&format!("workflow {}", self.name), "timeout_ms", self.timeout_ms)?;
+        if let Some(budget) = &self.budget {
+            budget.check().map_err(|error| DefinitionError::Budget(format!("workflow {}", self.name), error))?;
+        }
         let mut index = BTreeMap::new();
         for (i, stage) in self.stages.iter().enumerate() {
             if index.insert(&stage.name, i).is_some() {
@@ -327,6 +348,9 @@ impl StageDefinition {
         let place = format!("stage {}", self.name);
         check_positive(&place, "timeout_ms", self.timeout_ms)?;
         check_positive(&place, "start_timeout_ms", self.start_timeout_ms)?;
+        if let Some(amount) = self.budget {
+            budget::check_money("budget", amount).map_err(|error| DefinitionError::Budget(place.clone(), error))?;
+        }
         let wrong =
             |field, value: String, rule| Err(DefinitionError::Value { place: place.clone(), field, value, rule });
         if let Some(estimate) = &self.estimate {
@@ -383,6 +407,7 @@ pub struct Builder {
     name: Result<WorkflowName, NameError>,
     description: Option<String>,
     metadata: BTreeMap<String, Value>,
+    budget: Option<Budget>,
     stages: Vec<Result<StageDefinition, NameError>>,
 }
 
@@ -407,6 +432,7 @@ impl Builder {
                 optional: false,
                 params: BTreeMap::new(),
                 resources: Resources::new(),
+                budget: None,
                 estimate: None,
                 retry: RetryPolicy::default(),
                 start_timeout_ms: default_stage_timeout_ms(),
@@ -433,6 +459,13 @@ impl Builder {
         self
     }
 
+    /// Says what a run may cost.
+    #[must_use]
+    pub fn budget(mut self, budget: Budget) -> Self {
+        self.budget = Some(budget);
+        self
+    }
+
     /// Checks the whole.
     pub fn build(self) -> Result<Definition, DefinitionError> {
         let definition = Definition {
@@ -440,6 +473,7 @@ impl Builder {
             description: self.description,
             metadata: self.metadata,
             timeout_ms: default_run_timeout_ms(),
+            budget: self.budget,
             stages: self.stages.into_iter().collect::<Result<_, _>>()?,
         };
         definition.check()?;
@@ -477,6 +511,11 @@ mod tests {
             (stage("a").with(|s| s.retry.max_attempts = 0).build(), "stage a: retry.max_attempts is 0"),
             (stage("a").with(|s| s.retry.factor = f64::NAN).build(), "stage a: retry.factor is NaN"),
             (stage("a").with(|s| s.timeout_ms = 0).build(), "stage a: timeout_ms is 0"),
+            (stage("a").budget(Budget::default()).build(), "workflow w: budget: a budget needs a limit"),
+            (
+                stage("a").with(|s| s.budget = Some("0.0000000001".parse().unwrap())).build(),
+                "stage a: budget: budget is 0.0000000001; at most 9 decimal places",
+            ),
         ] {
             let error = error.unwrap_err().to_string();
             assert!(error.contains(text), "{error:?} does not say {text:?}");

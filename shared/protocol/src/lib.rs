@@ -48,6 +48,7 @@
 pub mod alert;
 pub mod amount;
 pub mod breaker;
+pub mod budget;
 pub mod definition;
 pub mod handoff;
 pub mod header;
@@ -69,6 +70,7 @@ pub mod topic;
 pub mod trace;
 
 pub use amount::{Amount, Money, Resources};
+pub use budget::{AtLimit, Budget, Measure};
 pub use definition::{Definition, RetryPolicy, StageDefinition};
 pub use id::{LeaseId, Millis, Number, Position, RunId, Service, TaskId};
 pub use json::Json;

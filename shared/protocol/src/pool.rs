@@ -15,7 +15,8 @@ use serde::de::{Deserialize as De, Deserializer, Error as _, Visitor};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 
-use crate::amount::{Amount, PLACES};
+use crate::amount::Amount;
+use crate::budget::{AtLimit, Measure, check_currency, check_money};
 use crate::id::Millis;
 use crate::name::{AgentId, ResourceName};
 
@@ -39,6 +40,16 @@ pub struct Pool {
     /// The pool that a consumed one is a part of: what is taken here is taken there too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<ResourceName>,
+    /// What of a task's report says how much of a consumed pool was used. Without it, a task that succeeds uses all that it
+    /// took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measure: Option<Measure>,
+    /// The currency of a pool that is measured by cost: `EUR`. There is one for all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub currency: Option<String>,
+    /// What becomes of who wants more than a consumed pool has.
+    #[serde(default, skip_serializing_if = "AtLimit::is_wait")]
+    pub at_limit: AtLimit,
 }
 
 /// What becomes of what is taken from a pool.
@@ -96,17 +107,46 @@ pub struct Refill {
 #[error("{0}")]
 pub struct PoolError(String);
 
+impl PoolError {
+    pub(crate) fn new(text: String) -> Self {
+        Self(text)
+    }
+}
+
 impl Pool {
     /// A pool of that kind and size, without anything else.
     #[must_use]
     pub fn new(kind: PoolKind, size: impl Into<Amount>) -> Self {
-        Self { kind, size: Some(size.into()), refill: None, parent: None }
+        Self {
+            kind,
+            size: Some(size.into()),
+            refill: None,
+            parent: None,
+            measure: None,
+            currency: None,
+            at_limit: AtLimit::Wait,
+        }
+    }
+
+    /// A budget: a consumed pool that is measured by cost, in that currency.
+    #[must_use]
+    pub fn budget(size: impl Into<Amount>, currency: impl Into<String>) -> Self {
+        let pool = Self::new(PoolKind::Consumed, size);
+        Self { measure: Some(Measure::Cost), currency: Some(currency.into()), ..pool }
     }
 
     /// A lock.
     #[must_use]
     pub fn lock() -> Self {
-        Self { kind: PoolKind::Held, size: None, refill: None, parent: None }
+        Self {
+            kind: PoolKind::Held,
+            size: None,
+            refill: None,
+            parent: None,
+            measure: None,
+            currency: None,
+            at_limit: AtLimit::Wait,
+        }
     }
 
     /// One that fills up evenly, so much in that time, and holds as much as comes in one such time.
@@ -114,7 +154,15 @@ impl Pool {
     pub fn refilled(amount: impl Into<Amount>, every_ms: Millis) -> Self {
         let amount = amount.into();
         let refill = Some(Refill { amount, every_ms });
-        Self { kind: PoolKind::Refilled, size: Some(amount), refill, parent: None }
+        Self {
+            kind: PoolKind::Refilled,
+            size: Some(amount),
+            refill,
+            parent: None,
+            measure: None,
+            currency: None,
+            at_limit: AtLimit::Wait,
+        }
     }
 
     /// Whether it is a lock.
@@ -133,14 +181,14 @@ impl Pool {
         match (kind, self.size) {
             (PoolKind::Held, None) => {}
             (_, None) => return wrong(format!("a {kind} pool needs a size")),
-            (_, Some(size)) => check_amount("size", size)?,
+            (_, Some(size)) => check_money("size", size)?,
         }
         match (kind, &self.refill) {
             (PoolKind::Refilled, None) => {
                 return wrong("a refilled pool needs a refill: {\"amount\": 90000, \"every_ms\": 60000}".to_owned());
             }
             (PoolKind::Refilled, Some(refill)) => {
-                check_amount("refill.amount", refill.amount)?;
+                check_money("refill.amount", refill.amount)?;
                 if refill.amount.is_zero() {
                     return wrong("refill.amount is 0: nothing would ever come back".to_owned());
                 }
@@ -157,18 +205,20 @@ impl Pool {
         if self.parent.is_some() && kind != PoolKind::Consumed {
             return wrong(format!("a {kind} pool has no parent: only a consumed one has"));
         }
+        if self.measure.is_some() && kind != PoolKind::Consumed {
+            return wrong(format!("a {kind} pool has no measure: only a consumed one has"));
+        }
+        if self.at_limit != AtLimit::Wait && kind != PoolKind::Consumed {
+            return wrong(format!("a {kind} pool has no at_limit: only a consumed one has"));
+        }
+        match (self.measure, &self.currency) {
+            (Some(Measure::Cost), Some(currency)) => check_currency(currency)?,
+            (Some(Measure::Cost), None) => return wrong("a pool that is measured by cost needs a currency".to_owned()),
+            (_, Some(_)) => return wrong("only a pool that is measured by cost has a currency".to_owned()),
+            (_, None) => {}
+        }
         Ok(())
     }
-}
-
-fn check_amount(what: &str, amount: Amount) -> Result<(), PoolError> {
-    if amount > Amount::from_nanos(u128::from(MAX_SIZE) * 10u128.pow(PLACES)) {
-        return Err(PoolError(format!("{what} is {amount}; at most {MAX_SIZE} is allowed")));
-    }
-    if amount != amount.rounded_up() {
-        return Err(PoolError(format!("{what} is {amount}; at most {PLACES} decimal places are allowed")));
-    }
-    Ok(())
 }
 
 /// How much is taken of one pool.
@@ -297,6 +347,11 @@ mod tests {
             (r#"{"kind": "held", "size": 5, "refill": {"amount": 1, "every_ms": 1}}"#, "has no refill"),
             (r#"{"kind": "held", "size": 5, "parent": "a"}"#, "has no parent"),
             (r#"{"kind": "consumed"}"#, "needs a size"),
+            (r#"{"kind": "held", "size": 1, "measure": "tokens"}"#, "has no measure"),
+            (r#"{"kind": "held", "size": 1, "at_limit": "fail"}"#, "has no at_limit"),
+            (r#"{"kind": "consumed", "size": 1, "measure": "cost"}"#, "needs a currency"),
+            (r#"{"kind": "consumed", "size": 1, "measure": "cost", "currency": "euro"}"#, "three capital letters"),
+            (r#"{"kind": "consumed", "size": 1, "measure": "tokens", "currency": "EUR"}"#, "has a currency"),
             (r#"{"kind": "held", "size": "0.0000000001"}"#, "decimal places"),
             (r#"{"kind": "held", "size": 1000000000000001}"#, "at most"),
         ] {
@@ -304,7 +359,9 @@ mod tests {
             assert!(error.contains(says), "{text}: {error}");
         }
         assert!(serde_json::from_str::<Pool>(r#"{"kind": "held", "sice": 5}"#).is_err());
-        for pool in [Pool::lock(), Pool::new(PoolKind::Consumed, 7), Pool::refilled(90_000, 60_000)] {
+        for pool in
+            [Pool::lock(), Pool::new(PoolKind::Consumed, 7), Pool::refilled(90_000, 60_000), Pool::budget(5, "EUR")]
+        {
             pool.check().unwrap();
             assert_eq!(serde_json::from_str::<Pool>(&serde_json::to_string(&pool).unwrap()).unwrap(), pool);
         }

@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::alert::{AlertAcknowledged, AlertCleared, AlertKind, AlertRaised, AlertSeverity};
-use crate::amount::{Money, Resources};
+use crate::amount::{Amount, Money, Resources};
 use crate::breaker::{BreakerClosed, BreakerHalfOpened, BreakerOpened};
+use crate::budget::Budget;
 use crate::definition::Definition;
 use crate::handoff::{HandedOver, HandoffEnded, HandoffOffered};
 use crate::id::{LeaseId, Millis, Number, Position, RunId, Service, TaskId};
@@ -172,6 +173,9 @@ pub struct RunStarted {
     /// When it should have ended, in milliseconds since 1970. Placement strives for it; nothing ends because of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due: Option<Millis>,
+    /// What it may cost. If that has a limit, the run's account is there from this record on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
@@ -234,6 +238,9 @@ pub struct StageEnded {
     /// What the agent says it used.
     #[serde(default, skip_serializing_if = "Usage::is_zero")]
     pub usage: Usage,
+    /// The model that the agent says it used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
 }
 
 /// How an attempt ended.
@@ -325,6 +332,10 @@ pub enum ResourceRecord {
     AlertCleared(AlertCleared),
     /// Somebody has seen an alert.
     AlertAcknowledged(AlertAcknowledged),
+    /// An account has not enough, and somebody is to say whether it gets more.
+    ApprovalAsked(ApprovalAsked),
+    /// An account has not enough, and will not have: a task that needs it fails.
+    BudgetRefused(BudgetRefused),
 }
 
 /// See [`ResourceRecord::AgentRegistered`].
@@ -439,6 +450,30 @@ pub struct Released {
     /// What was used of consumed pools. Of those that are not named, it is all that was taken; nothing where the time was up.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub used: Resources,
+}
+
+/// See [`ResourceRecord::ApprovalAsked`]. It is answered when the account is changed, or by [`ResourceRecord::BudgetRefused`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ApprovalAsked {
+    /// The account that has not enough.
+    pub account: ResourceName,
+    /// How much is wanted of it.
+    pub wanted: Amount,
+    /// The task that wants it, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<TaskId>,
+}
+
+/// See [`ResourceRecord::BudgetRefused`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct BudgetRefused {
+    /// The account that has not enough.
+    pub account: ResourceName,
+    /// The task that fails; none: who wanted it was no task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<TaskId>,
+    /// Why, for people.
+    pub reason: String,
 }
 
 /// Why something is held no more.
@@ -576,6 +611,8 @@ impl Record for ResourceRecord {
             Self::AlertRaised(_) => "alert_raised",
             Self::AlertCleared(_) => "alert_cleared",
             Self::AlertAcknowledged(_) => "alert_acknowledged",
+            Self::ApprovalAsked(_) => "approval_asked",
+            Self::BudgetRefused(_) => "budget_refused",
         }
     }
 
@@ -599,6 +636,8 @@ impl Record for ResourceRecord {
             Self::AlertRaised(r) => Topic::Alert(r.severity, r.kind),
             Self::AlertCleared(r) => Topic::Alert(r.severity, r.kind),
             Self::AlertAcknowledged(r) => Topic::Alert(r.severity, r.kind),
+            Self::ApprovalAsked(r) => Topic::Pool(&r.account),
+            Self::BudgetRefused(r) => r.task.as_ref().map_or(Topic::Pool(&r.account), |task| Topic::Run(&task.run)),
         }
     }
 
@@ -808,6 +847,7 @@ mod tests {
                 trace: None,
                 strategy: None,
                 due: None,
+                budget: None,
             }),
             WorkflowRecord::StageReady(StageReady {
                 task,

@@ -6,6 +6,7 @@
 //! `Nats-Service-Error`.
 
 mod alert;
+mod budget;
 mod capacity;
 mod handoff;
 mod learning;
@@ -26,6 +27,7 @@ use crate::rejection::Rejection;
 use crate::subject::{self, AgentVerb};
 
 pub use alert::*;
+pub use budget::*;
 pub use capacity::*;
 pub use handoff::*;
 pub use learning::*;

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::amount::Money;
+use crate::budget::Budget;
 use crate::id::{LeaseId, Millis, RunId};
 use crate::json::Json;
 use crate::name::{AgentId, Capability, StageName, WorkflowName};
@@ -136,6 +137,9 @@ pub struct RunView {
     pub cost: Money,
     /// What they used together.
     pub usage: Usage,
+    /// What it may cost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
     /// A sequence in the log at or before its first record.
     pub first_seq: u64,
     /// The stages, in the order of the definition.
@@ -196,6 +200,9 @@ pub struct AttemptView {
     /// What it used.
     #[serde(default)]
     pub usage: Usage,
+    /// The model that it used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
 }
 
 /// A run in a list.

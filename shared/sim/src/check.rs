@@ -20,8 +20,8 @@ use baton_protocol::record::{AgentRegistered, Outcome};
 use baton_protocol::request::{Lesson, Report, Strategy};
 use baton_protocol::run::RunStatus;
 use baton_protocol::{
-    AgentId, Capability, Definition, Json, LeaseId, Millis, Number, Requirements, Resources, RunId, Service, TaskId,
-    WorkflowName,
+    AgentId, Budget, Capability, Definition, Json, LeaseId, Millis, Number, Requirements, Resources, RunId, Service,
+    TaskId, WorkflowName,
 };
 
 use baton_resource_manager::{AlertConfig, BreakerConfig};
@@ -117,6 +117,7 @@ pub(crate) struct Run {
     key: Option<String>,
     strategy: Option<Strategy>,
     due: Option<Millis>,
+    budget: Option<Budget>,
     definition: Arc<Definition>,
     stages: Vec<Stage>,
     /// A stage was cancelled: nothing but the end may follow.
@@ -261,7 +262,10 @@ impl Facts {
                     continue;
                 };
                 let (of_pools, own) = self.split(&task.resources);
-                if !self.pools.has_room(&of_pools) {
+                if !self.pools.has_room(&of_pools) && !self.pools.must_act(&of_pools) {
+                    continue;
+                }
+                if !of_pools.is_empty() && !self.pools.is_settled() {
                     continue;
                 }
                 for agent in self.agents.values().filter(|agent| agent.gone.is_none()) {
@@ -272,6 +276,8 @@ impl Facts {
                         && meets(&agent.record, &task.agent_type, &task.requires)
                         && self.is_let_through(&agent.record.agent, &task.agent_type)
                         && self.has_room(agent, Some(&own))
+                        && (self.pools.must_act(&of_pools)
+                            || self.pools.can_pay(&agent.record.agent, &of_pools, definition.budget))
                     {
                         let text = format!(
                             "stage {} of run {id} has waited for {} ms while {} has room for it",

@@ -200,6 +200,14 @@ counted! {
         AssignedFromPool = "a task takes from a pool",
         /// A placement was refused for want of something of a pool.
         PoolLacking = "a placement is refused for want of a pool",
+        /// Somebody was asked whether an account gets more.
+        ApprovalAsked = "somebody is asked for more money",
+        /// Somebody had to go without, for want of money.
+        BudgetRefused = "somebody goes without, for want of money",
+        /// An account was given more.
+        BudgetApproved = "an account is given more",
+        /// What was left of an account was shared out.
+        BudgetShared = "what is left of an account is shared out",
         /// A pool could not be changed because it was in use.
         PoolInUse = "a pool can not be changed",
         /// A document was looked for, of a run that is not in memory.
@@ -208,7 +216,7 @@ counted! {
 }
 
 /// The kinds of records, in the order of their counters.
-pub(crate) const RECORDS: [&str; 25] = [
+pub(crate) const RECORDS: [&str; 27] = [
     "workflow_registered",
     "run_started",
     "stage_ready",
@@ -232,6 +240,8 @@ pub(crate) const RECORDS: [&str; 25] = [
     "alert_raised",
     "alert_cleared",
     "alert_acknowledged",
+    "approval_asked",
+    "budget_refused",
     "strategy_changed",
     "learning_imported",
 ];

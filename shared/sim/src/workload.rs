@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use baton_protocol::budget::agent_account;
 use baton_protocol::definition::{Definition, Estimate, RetryPolicy, StageDefinition};
-use baton_protocol::request::{Acquire, RegisterAgent, Strategy};
+use baton_protocol::request::{Acquire, RegisterAgent, SpentBy, Strategy};
 use baton_protocol::{
-    AgentId, Amount, Capability, Metadata, Millis, Pool, PoolKind, Refill, Requirements, ResourceName, Resources,
-    StageName, Take, Takes, WorkflowName,
+    AgentId, Amount, AtLimit, Budget, Capability, Measure, Metadata, Millis, Pool, PoolKind, Refill, Requirements,
+    ResourceName, Resources, StageName, Take, Takes, WorkflowName,
 };
 use serde_json::json;
 
@@ -53,6 +54,12 @@ pub(crate) enum Wish {
     RemovePool(usize),
     /// To acquire something.
     Acquire(usize),
+    /// To share out what is left of an account, by priority or by workload, named or not.
+    Share(bool, bool),
+    /// To give an account more that asks for it, or to say that it gets no more.
+    Decide(u32, bool),
+    /// To see what was spent.
+    Spending(SpentBy),
     /// To lease some task to some agent, whether that is right or not.
     Assign(u32, u32),
 }
@@ -62,6 +69,8 @@ pub(crate) enum Wish {
 pub(crate) struct Placed {
     pub(crate) strategy: Option<Strategy>,
     pub(crate) due_ms: Option<Millis>,
+    /// The limit of what it may cost.
+    pub(crate) limit: Option<u32>,
 }
 
 /// What is to be done in a history.
@@ -121,7 +130,7 @@ impl Workload {
         let kinds = kinds as usize;
         let agents: Vec<_> = (0..least + draws.below(3)).map(|n| agent(draws, n, kinds)).collect();
         let sick = agents.iter().map(|_| draws.chance(150).then(|| sick(draws, length))).collect();
-        let pools = if draws.chance(600) { pools(draws) } else { Vec::new() };
+        let pools = if draws.chance(600) { pools(draws, &agents) } else { Vec::new() };
         let definitions: Vec<_> = (0..1 + draws.below(3)).map(|n| definition(draws, n, kinds, &pools)).collect();
         let mut wishes: Vec<_> = (0..definitions.len()).map(|n| (1000 * n as u64, Wish::Register(n))).collect();
         for _ in 0..1 + draws.below(4) {
@@ -130,6 +139,7 @@ impl Workload {
             let placed = Placed {
                 strategy: draws.chance(400).then(|| *draws.pick(&Strategy::ALL)),
                 due_ms: draws.chance(200).then(|| draws.between(1, 20_000)),
+                limit: draws.chance(150).then(|| draws.below(12)),
             };
             let start = Wish::Start { workflow, own_id: draws.chance(300), key, placed };
             wishes.push((draws.between(0, length), start));
@@ -171,25 +181,45 @@ impl Workload {
                 };
                 wishes.push((draws.between(0, length), wish));
             }
+            for _ in 0..draws.below(8) {
+                let wish = match draws.below(4) {
+                    0 => Wish::Share(draws.chance(500), draws.chance(500)),
+                    1 => Wish::Spending(*draws.pick(&SpentBy::ALL)),
+                    _ => Wish::Decide(draws.below(8), draws.chance(600)),
+                };
+                wishes.push((draws.between(0, length), wish));
+            }
         }
         Self { definitions, agents, sick, pools, wanted: all_wanted, wishes }
     }
 }
 
-/// One of each kind, and accounts that are a part of one another.
-fn pools(draws: &mut Draws) -> Vec<NamedPool> {
+/// One of each kind, and accounts that are a part of one another, some of them agents'.
+fn pools(draws: &mut Draws, agents: &[(AgentId, RegisterAgent)]) -> Vec<NamedPool> {
     let name = |name: &str| ResourceName::new(name).expect("a valid name");
     let declared = draws.chance(500);
     let size = |draws: &mut Draws, most: u32| Some(Amount::from(most - draws.below(most)));
     let held = Pool { size: size(draws, 4), ..Pool::lock() };
     let every_ms = draws.between(200, 2000);
     let refill = Some(Refill { amount: Amount::from(1 + draws.below(3)), every_ms });
-    let refilled = Pool { kind: PoolKind::Refilled, size: size(draws, 5), refill, parent: None };
-    let consumed = |size| Pool { kind: PoolKind::Consumed, size, refill: None, parent: None };
+    let refilled = Pool { kind: PoolKind::Refilled, size: size(draws, 5), refill, ..Pool::lock() };
+    // In some histories tasks use what they say that they cost.
+    let cost = draws.chance(500);
+    let (measure, currency) = (cost.then_some(Measure::Cost), cost.then(|| "EUR".to_owned()));
+    let consumed =
+        move |size| Pool { kind: PoolKind::Consumed, size, measure, currency: currency.clone(), ..Pool::lock() };
     // Mostly there is enough; what is spent does not come back.
     let most = if draws.chance(300) { 12 } else { 200 };
-    let whole = consumed(size(draws, most));
-    let part = |draws: &mut Draws| Pool { parent: Some(name("budget")), ..consumed(size(draws, most)) };
+    let limited = |draws: &mut Draws, pool: Pool| {
+        let at_limit = *draws.pick(&[AtLimit::Wait, AtLimit::Wait, AtLimit::Fail, AtLimit::Ask]);
+        Pool { at_limit, ..pool }
+    };
+    let whole = size(draws, most);
+    let whole = limited(draws, consumed(whole));
+    let part = |draws: &mut Draws| {
+        let size = size(draws, most);
+        limited(draws, Pool { parent: Some(name("budget")), ..consumed(size) })
+    };
     let all = [
         ("gpu", held),
         ("lock:report", Pool::lock()),
@@ -198,7 +228,13 @@ fn pools(draws: &mut Draws) -> Vec<NamedPool> {
         ("budget/a", part(draws)),
         ("budget/b", part(draws)),
     ];
-    all.into_iter().map(|(text, pool)| NamedPool { name: name(text), pool, declared }).collect()
+    let mut all: Vec<_> = all.into_iter().map(|(text, pool)| NamedPool { name: name(text), pool, declared }).collect();
+    for (agent, _) in agents {
+        if cost && draws.chance(250) {
+            all.push(NamedPool { name: agent_account(agent), pool: part(draws), declared });
+        }
+    }
+    all
 }
 
 /// Something that somebody wants of pools.
@@ -303,6 +339,7 @@ fn definition(draws: &mut Draws, number: u32, kinds: usize, pools: &[NamedPool])
             optional: draws.chance(200),
             params: BTreeMap::new(),
             resources: needs(draws, pools),
+            budget: draws.chance(300).then(|| Amount::from(draws.below(4))),
             estimate: draws.chance(200).then(|| Estimate {
                 duration_ms: draws.chance(500).then(|| draws.between(1, 5000)),
                 size: draws.chance(500).then(|| draws.between(0, 1_000_000)),
@@ -325,7 +362,25 @@ fn definition(draws: &mut Draws, number: u32, kinds: usize, pools: &[NamedPool])
         description: None,
         metadata: BTreeMap::new(),
         timeout_ms: millis(draws, 60_000, 5_000),
+        budget: draws.chance(250).then(|| budget(draws)),
         stages,
+    }
+}
+
+/// What a run may cost.
+fn budget(draws: &mut Draws) -> Budget {
+    let name = |name: &str| ResourceName::new(name).expect("a valid name");
+    let of = draws.pick::<&str>(&["budget", "budget/a", "budget/b", "nothing"]);
+    let of = Some(name(of)).filter(|_| draws.chance(700));
+    let limit = Some(Amount::from(draws.below(20))).filter(|_| of.is_none() || draws.chance(700));
+    let at_limit = *draws.pick(&[AtLimit::Wait, AtLimit::Fail, AtLimit::Ask]);
+    Budget {
+        currency: limit
+            .filter(|_| of.is_none())
+            .map(|_| (*draws.pick::<&str>(&["EUR", "EUR", "EUR", "USD"])).to_owned()),
+        at_limit: if limit.is_some() { at_limit } else { AtLimit::Wait },
+        limit,
+        of,
     }
 }
 

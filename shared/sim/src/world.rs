@@ -672,6 +672,7 @@ impl World {
         self.facts.nobody_idles(self.now)?;
         self.facts.nothing_waits_for_ever(self.now)?;
         self.facts.acquisitions_end(self.now)?;
+        self.facts.unpaid_end(self.now)?;
         self.agents_know()?;
         let in_peace = |service: &Service| self.nodes.iter().any(|n| n.service == *service && n.leads_in_peace());
         let led = SERVICES.iter().all(in_peace);

@@ -173,6 +173,7 @@ impl Policy for Machine {
             trace: None,
             strategy: None,
             due: None,
+            budget: None,
         }));
     }
 
@@ -209,6 +210,7 @@ impl Policy for Machine {
             duration_ms: (seconds * 1000.0).round() as Millis,
             cost: Money::ZERO,
             usage: Usage::default(),
+            model: None,
         }));
     }
 

@@ -538,6 +538,7 @@ impl Baton {
                 trace: None,
                 strategy: None,
                 due: None,
+                budget: None,
             }));
             records.extend(chunk.iter().enumerate().map(|(stage, request)| {
                 WorkflowRecord::StageReady(StageReady {
@@ -567,6 +568,7 @@ impl Baton {
             duration_ms: (seconds * 1000.0).round() as Millis,
             cost: Money::ZERO,
             usage: Usage::default(),
+            model: None,
         })];
         let place = end.request / RUN;
         self.left[place] -= 1;

@@ -386,7 +386,9 @@ impl Checker {
             | ResourceRecord::PoolRemoved(_)
             | ResourceRecord::Acquired(_)
             | ResourceRecord::Renewed(_)
-            | ResourceRecord::Released(_) => {}
+            | ResourceRecord::Released(_)
+            | ResourceRecord::ApprovalAsked(_)
+            | ResourceRecord::BudgetRefused(_) => {}
             ResourceRecord::AgentLeft(record) => {
                 self.sessions.insert(record.agent.clone(), None);
                 self.leases_are_over(seq, &record.agent);

@@ -322,6 +322,7 @@ impl World {
                 trace: None,
                 strategy: None,
                 due_ms: None,
+                budget: None,
             };
             self.ask_workflow("run.start", WorkflowRequest::StartRun(request));
         }
@@ -342,6 +343,7 @@ impl World {
                 retryable: true,
                 cost: Money::ZERO,
                 usage: Usage::default(),
+                model: None,
             };
             self.ask_workflow("agent.report", WorkflowRequest::Report(agent, report));
         }

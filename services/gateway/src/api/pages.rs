@@ -15,6 +15,7 @@ const INDEX: &str = "<!doctype html>
 <ul>
 <li><a href=\"/v1/workflows\">workflows</a>, <a href=\"/v1/runs\">runs</a>, <a href=\"/v1/agents\">agents</a>,
 <a href=\"/v1/pools\">pools</a>, <a href=\"/v1/leases\">leases</a>, <a href=\"/v1/alerts\">alerts</a>,
+<a href=\"/v1/spending?by=stage\">spending</a>,
 <a href=\"/v1/placement\">placement</a>, <a href=\"/v1/services\">services</a></li>
 <li><a href=\"/readyz\">readiness</a>, <a href=\"/metrics\">metrics</a></li>
 </ul>

@@ -7,9 +7,10 @@ use axum::response::{IntoResponse, Response};
 use baton_client::{ATTEMPT, Headers};
 use baton_protocol::message::MessageType;
 use baton_protocol::request::{
-    Acquire, AcquireAnswer, Done, Granted, LeaseList, ListLeases, ListPools, PoolList, Release, Renew,
+    Acquire, AcquireAnswer, ApproveBudget, DenyBudget, Done, GetSpending, Granted, LeaseList, ListLeases, ListPools,
+    PoolList, Release, Renew, ShareBy, SharePool, Spending,
 };
-use baton_protocol::{LeaseId, Millis, Pool, ResourceName, Resources, Service, subject};
+use baton_protocol::{Amount, LeaseId, Millis, Pool, ResourceName, Resources, Service, subject};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,54 @@ pub(crate) async fn set(
     extract::Json(pool): extract::Json<Pool>,
 ) -> Result<Json<Done>, Problem> {
     Ok(Json(door.client.set_pool(name, pool).await?))
+}
+
+pub(crate) async fn share(
+    State(door): State<Door>,
+    Id(name): Id<ResourceName>,
+    extract::Json(by): extract::Json<ShareBy>,
+) -> Result<Json<PoolList>, Problem> {
+    Ok(Json(door.client.share_pool(&SharePool { name, by }).await?))
+}
+
+/// How much more an account gets.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct More {
+    /// How much more.
+    amount: Amount,
+}
+
+/// Why an account gets no more.
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct No {
+    /// For people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+pub(crate) async fn approve(
+    State(door): State<Door>,
+    Id(name): Id<ResourceName>,
+    extract::Json(More { amount }): extract::Json<More>,
+) -> Result<Json<Done>, Problem> {
+    Ok(Json(door.client.approve_budget(&ApproveBudget { name, amount }).await?))
+}
+
+pub(crate) async fn deny(
+    State(door): State<Door>,
+    Id(name): Id<ResourceName>,
+    Maybe(No { reason }): Maybe<No>,
+) -> Result<Json<Done>, Problem> {
+    Ok(Json(door.client.deny_budget(&DenyBudget { name, reason }).await?))
+}
+
+pub(crate) async fn spending(
+    State(door): State<Door>,
+    Query(asked): Query<GetSpending>,
+) -> Result<Json<Spending>, Problem> {
+    Ok(Json(door.client.spending(&asked).await?))
 }
 
 pub(crate) async fn remove(State(door): State<Door>, Id(name): Id<ResourceName>) -> Result<Json<Done>, Problem> {

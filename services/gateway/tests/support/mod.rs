@@ -14,8 +14,8 @@ use baton_protocol::definition::Definition;
 use baton_protocol::record::{Cause, FORMAT, RunFinished, RunStarted, StageReady, Turn};
 use baton_protocol::request::{
     AgentList, AgentsFound, AlertList, Done, ExplainPlacement, Figures, LearningPage, LeaseList, PlacementExplained,
-    PlacementView, PoolList, Role, RunAccepted, RunList, StartRun, Strategy, Usage, WorkflowList, WorkflowSummary,
-    WorkflowView,
+    PlacementView, PoolList, Role, RunAccepted, RunList, Spending, Spent, StartRun, Strategy, Usage, WorkflowList,
+    WorkflowSummary, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
 use baton_protocol::subject::{self, Shard};
@@ -394,6 +394,9 @@ impl Script {
             "agent.find" => is(&AgentsFound { found: 0, agents: vec![] }),
             "pool.list" => is(&PoolList { pools: vec![], more: false }),
             "lease.list" => is(&LeaseList { leases: vec![], more: false }),
+            "budget.spending" => {
+                is(&Spending { total: Spent::default(), rest: Spent::default(), rows: vec![], more: false })
+            }
             "strategy.set" => is(&Done {}),
             "placement.get" => is(&PlacementView {
                 strategy: Strategy::RoundRobin,
@@ -494,6 +497,7 @@ fn view(run: RunId, status: RunStatus, first_seq: u64) -> RunView {
         ended_at: None,
         cost: Money::ZERO,
         usage: Usage::default(),
+        budget: None,
         first_seq,
         stages: vec![],
     }
@@ -511,6 +515,7 @@ pub(crate) fn started(run: RunId) -> WorkflowRecord {
         trace: None,
         strategy: None,
         due: None,
+        budget: None,
     })
 }
 

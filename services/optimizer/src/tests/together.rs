@@ -110,7 +110,9 @@ impl Facts {
             | ResourceRecord::PoolRemoved(_)
             | ResourceRecord::Acquired(_)
             | ResourceRecord::Renewed(_)
-            | ResourceRecord::Released(_) => {}
+            | ResourceRecord::Released(_)
+            | ResourceRecord::ApprovalAsked(_)
+            | ResourceRecord::BudgetRefused(_) => {}
         }
     }
 

@@ -349,7 +349,7 @@ fn r3_a_pool_can_not_shrink_below_what_is_in_use_nor_go() {
     world.ask("pool.remove", "", &json!({ "name": "part" }));
     world.check(&expect![[r#"
         refused 5 pool gpu can not shrink below the 2 that are in use or spent (pool_in_use)
-        refused 6 pool gpu: its kind and its parent can not be changed: remove it, and make it anew (invalid_request)
+        refused 6 pool gpu: its kind, its parent, its measure and its currency can not be changed: remove it, and make it anew (invalid_request)
         7.0 +0 {"pool_set":{"name":"gpu","pool":{"kind":"held","size":3}}} (request pool.set)
         answer 7 {}
         answer 8 {}
@@ -404,7 +404,7 @@ proptest! {
     ) {
         let amount = Amount::from_nanos(amount.into());
         let size = Amount::from(1_000_000_000);
-        let pool = Pool { kind: PoolKind::Refilled, size: Some(size), refill: Some(Refill { amount, every_ms }), parent: None };
+        let pool = Pool { kind: PoolKind::Refilled, size: Some(size), refill: Some(Refill { amount, every_ms }), ..Pool::lock() };
         let mut pools = Pools::default();
         pools.set(stamp(1, 0), &PoolSet { name: name("p"), pool });
         let half = Takes::from([(name("p"), Take::Amount(Amount::from(500_000_000)))]);
@@ -454,7 +454,7 @@ proptest! {
             // Each is a part of one before it, or stands alone.
             let parent = (n > 0 && *parent != 11).then(|| parent % n);
             let size = Some(Amount::from_nanos((*size).into()));
-            let pool = Pool { kind: PoolKind::Consumed, size, refill: None, parent: parent.map(account) };
+            let pool = Pool { kind: PoolKind::Consumed, size, parent: parent.map(account), ..Pool::lock() };
             pools.set(stamp(1, 0), &PoolSet { name: account(n), pool });
             parent_of.push(parent);
         }

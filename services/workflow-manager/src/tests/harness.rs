@@ -9,8 +9,8 @@ use baton_machine::{Effect, Foreign, Machine as _, Outgoing, Processor, Reply, R
 use baton_protocol::definition::Definition;
 use baton_protocol::handoff::HandedOver;
 use baton_protocol::record::{
-    AgentLeft, AgentRegistered, AnyCommit, Assigned, Cause, Commit, FORMAT, LeaseEnded, LeftReason, ResourceRecord,
-    Turn, WorkflowRecord,
+    AgentLeft, AgentRegistered, AnyCommit, Assigned, BudgetRefused, Cause, Commit, FORMAT, LeaseEnded, LeftReason,
+    ResourceRecord, Turn, WorkflowRecord,
 };
 use baton_protocol::request::{
     CancelRun, GetRun, RegisterWorkflow, Report, ReportStatus, RunAccepted, StartRun, Usage, WorkflowRequest,
@@ -19,7 +19,8 @@ use baton_protocol::request::{
 use baton_protocol::run::RunView;
 use baton_protocol::trace::{Span, TraceContext};
 use baton_protocol::{
-    AgentId, Capability, Json, LeaseId, Millis, Number, Rejection, RunId, Service, TaskId, WorkflowName,
+    AgentId, Capability, Json, LeaseId, Millis, Number, Rejection, ResourceName, Resources, RunId, Service, TaskId,
+    WorkflowName,
 };
 use serde::de::DeserializeOwned;
 
@@ -298,6 +299,23 @@ impl World {
         self.resource("agent.decline", vec![ResourceRecord::LeaseEnded(record)]);
     }
 
+    /// An account has not enough for a task.
+    pub(crate) fn unpaid(&mut self, account: &ResourceName, task: &TaskId, reason: &str) {
+        let (account, task) = (account.clone(), Some(task.clone()));
+        let record = BudgetRefused { account, task, reason: reason.to_owned() };
+        self.resource("lease.assign", vec![ResourceRecord::BudgetRefused(record)]);
+    }
+
+    /// What each task needs that ever was ready.
+    pub(crate) fn ready_resources(&self) -> impl Iterator<Item = Resources> {
+        let own = self.log.iter().filter(|(service, _)| *service == Service::WorkflowManager);
+        let commits = own.map(|(_, payload)| serde_json::from_slice::<Commit<WorkflowRecord>>(payload).unwrap());
+        commits.flat_map(|commit| commit.turns).flat_map(|turn| turn.records).filter_map(|record| match record {
+            WorkflowRecord::StageReady(record) => Some(record.resources),
+            _ => None,
+        })
+    }
+
     pub(crate) fn report(&mut self, agent: &str, report: Report) -> Result<(), Rejection> {
         let lease = report.lease;
         let stored: baton_protocol::request::ReportStored = self.ask(WorkflowRequest::Report(id(agent), report))?;
@@ -369,11 +387,16 @@ impl World {
             ResourceRecord::AlertCleared(r) => format!("alert_cleared {}", r.alert),
             ResourceRecord::AlertAcknowledged(r) => format!("alert_acknowledged {}", r.alert),
             ResourceRecord::BreakerClosed(r) => format!("breaker_closed {} for {}", r.agent, r.capability),
+            ResourceRecord::BudgetRefused(r) => {
+                let task = r.task.as_ref().map(|task| self.name(task)).unwrap_or_default();
+                format!("budget_refused {task} of {}: {}", r.account, r.reason)
+            }
             ResourceRecord::PoolSet(_)
             | ResourceRecord::PoolRemoved(_)
             | ResourceRecord::Acquired(_)
             | ResourceRecord::Renewed(_)
-            | ResourceRecord::Released(_) => panic!("pools are nothing to this service"),
+            | ResourceRecord::Released(_)
+            | ResourceRecord::ApprovalAsked(_) => panic!("pools are nothing to this service"),
         }
     }
 
@@ -411,6 +434,7 @@ pub(crate) fn start(workflow: &str) -> StartRun {
         trace: None,
         strategy: None,
         due_ms: None,
+        budget: None,
     }
 }
 
@@ -428,6 +452,7 @@ pub(crate) fn succeeded(lease: LeaseId, task: &TaskId, result: &str) -> Report {
         retryable: true,
         cost: "0.01".parse().unwrap(),
         usage: Usage { tokens_in: 10, tokens_out: 2 },
+        model: None,
     }
 }
 

@@ -221,7 +221,9 @@ impl Model {
             | ResourceRecord::PoolRemoved(_)
             | ResourceRecord::Acquired(_)
             | ResourceRecord::Renewed(_)
-            | ResourceRecord::Released(_) => {}
+            | ResourceRecord::Released(_)
+            | ResourceRecord::ApprovalAsked(_)
+            | ResourceRecord::BudgetRefused(_) => {}
         }
     }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::ApprovalView;
 use crate::amount::{Amount, Resources};
 use crate::id::{LeaseId, Millis, TaskId};
 use crate::name::ResourceName;
@@ -76,6 +77,9 @@ pub struct PoolView {
     pub leases: u64,
     /// How many acquisitions wait for it.
     pub waiting: u64,
+    /// What somebody is asked to give more for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<ApprovalView>,
 }
 
 /// Takes from pools: all that is asked for, or nothing. Who asks waits in the order of priority, then of arrival; nobody is

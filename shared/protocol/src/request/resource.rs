@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    AcknowledgeAlert, AcknowledgeHandoff, Acquire, AcquireAnswer, AlertList, Done, Endpoint, Granted,
-    HandoffAcknowledged, HandoffOffer, HandoffOpen, LeaseList, ListAlerts, ListLeases, ListPools, Mark, OfferHandoff,
-    PoolList, Release, RemovePool, Renew, Requests, SetPool, body, endpoint, schema, speaker, unknown_endpoint,
+    AcknowledgeAlert, AcknowledgeHandoff, Acquire, AcquireAnswer, AlertList, ApproveBudget, DenyBudget, Done, Endpoint,
+    GetSpending, Granted, HandoffAcknowledged, HandoffOffer, HandoffOpen, LeaseList, ListAlerts, ListLeases, ListPools,
+    Mark, OfferHandoff, PoolList, Release, RemovePool, Renew, Requests, SetPool, SharePool, Spending, body, endpoint,
+    schema, speaker, unknown_endpoint,
 };
 use crate::amount::Resources;
 use crate::breaker::BreakerView;
@@ -45,6 +46,14 @@ pub enum ResourceRequest {
     Assign(AssignTasks),
     /// See [`SetPool`].
     SetPool(SetPool),
+    /// See [`SharePool`].
+    SharePool(SharePool),
+    /// See [`ApproveBudget`].
+    ApproveBudget(ApproveBudget),
+    /// See [`DenyBudget`].
+    DenyBudget(DenyBudget),
+    /// See [`GetSpending`].
+    GetSpending(GetSpending),
     /// See [`RemovePool`].
     RemovePool(RemovePool),
     /// See [`ListPools`].
@@ -123,6 +132,34 @@ impl Requests for ResourceRequest {
             schema::<AssignAnswer>,
         ),
         endpoint("pool.set", None, "Makes a pool, or changes one.", schema::<SetPool>, schema::<Done>),
+        endpoint(
+            "pool.share",
+            None,
+            "Shares out what is left of a consumed pool among its parts.",
+            schema::<SharePool>,
+            schema::<PoolList>,
+        ),
+        endpoint(
+            "budget.approve",
+            None,
+            "Gives an account more, and lets go on what waits for it.",
+            schema::<ApproveBudget>,
+            schema::<Done>,
+        ),
+        endpoint(
+            "budget.deny",
+            None,
+            "Says that an account gets no more: the task that was asked for fails.",
+            schema::<DenyBudget>,
+            schema::<Done>,
+        ),
+        endpoint(
+            "budget.spending",
+            None,
+            "Adds up what was spent by run, stage, agent, model or attempt.",
+            schema::<GetSpending>,
+            schema::<Spending>,
+        ),
         endpoint("pool.remove", None, "Removes a pool that nobody uses.", schema::<RemovePool>, schema::<Done>),
         endpoint("pool.list", None, "Lists the pools.", schema::<ListPools>, schema::<PoolList>),
         endpoint(
@@ -178,6 +215,10 @@ impl Requests for ResourceRequest {
             "agent.list" => Self::ListAgents(body(endpoint, payload)?),
             "lease.assign" => Self::Assign(body(endpoint, payload)?),
             "pool.set" => Self::SetPool(body(endpoint, payload)?),
+            "pool.share" => Self::SharePool(body(endpoint, payload)?),
+            "budget.approve" => Self::ApproveBudget(body(endpoint, payload)?),
+            "budget.deny" => Self::DenyBudget(body(endpoint, payload)?),
+            "budget.spending" => Self::GetSpending(body(endpoint, payload)?),
             "pool.remove" => Self::RemovePool(body(endpoint, payload)?),
             "pool.list" => Self::ListPools(body(endpoint, payload)?),
             "lease.acquire" => Self::Acquire(None, body(endpoint, payload)?),

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Endpoint, Mark, Requests, Strategy, body, endpoint, schema, speaker, unknown_endpoint};
 use crate::amount::Money;
+use crate::budget::Budget;
 use crate::definition::Definition;
 use crate::id::{LeaseId, Millis, RunId, Service, TaskId};
 use crate::json::Json;
@@ -218,6 +219,9 @@ pub struct StartRun {
     /// `timeout_ms` of the definition).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due_ms: Option<Millis>,
+    /// What it may cost; as the definition says, unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
 }
 
 /// A run that was accepted, or cancelled.
@@ -307,6 +311,9 @@ pub struct Report {
     /// What it used.
     #[serde(default)]
     pub usage: Usage,
+    /// The model that it used, if it used one: what was spent is added up by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
 }
 
 fn yes() -> bool {

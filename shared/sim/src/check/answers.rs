@@ -10,7 +10,7 @@ use baton_protocol::record::{Event, Outcome};
 use baton_protocol::request::{
     Acquire, AcquireAnswer, AgentsFound, AlertList, AssignAnswer, AssignTasks, Assignment, Assignments, CancelTask,
     HandoffOpen, HeartbeatAnswer, OptimizerRequest, PlacementExplained, Report, ReportAnswer, ReportStatus, Reports,
-    ReportsAnswered, ResourceRequest, RunAccepted, RunList, StartRun, WorkflowRequest, WorkflowView,
+    ReportsAnswered, ResourceRequest, RunAccepted, RunList, ShareBy, StartRun, WorkflowRequest, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
 use baton_protocol::{AgentId, Code, Holder, Json, LeaseId, Rejection, RunId};
@@ -227,7 +227,14 @@ impl Facts {
                 Ok(())
             }
             ResourceRequest::ListPools(_) => self.pools_shown(&read(answer)?, sent),
-            ResourceRequest::RemovePool(_)
+            ResourceRequest::SharePool(_) => self.pools_shared(&read(answer)?),
+            ResourceRequest::GetSpending(_) => self.spending_told(&read(answer)?),
+            ResourceRequest::ApproveBudget(request) => {
+                hold!(self.pools.was_set(&request.name), COMMITTED, "{} was never given more", request.name);
+                Ok(())
+            }
+            ResourceRequest::DenyBudget(_)
+            | ResourceRequest::RemovePool(_)
             | ResourceRequest::ListLeases(_)
             | ResourceRequest::Progress(..)
             | ResourceRequest::ListAgents(_) => Ok(()),
@@ -257,6 +264,8 @@ impl Facts {
                 Some(refusal) if refusal.rejection.code == Code::NotReady => {
                     // The asker had read that it waits, and that can not be untrue while nothing has happened to it.
                     let waits = attempt.is_some_and(|a| a.ended.is_none() && a.lease.is_none());
+                    // But for one that is to fail for want of money.
+                    let waits = waits && !self.pools.unpaid.contains_key(&placement.task);
                     hold!(!waits, HEAD, "{} waits, and was refused: {}", placement.task, refusal.rejection);
                 }
                 Some(_) => {}
@@ -265,7 +274,7 @@ impl Facts {
         Ok(())
     }
 
-    fn attempt(&self, task: &baton_protocol::TaskId) -> Option<&super::Attempt> {
+    pub(super) fn attempt(&self, task: &baton_protocol::TaskId) -> Option<&super::Attempt> {
         let run = self.runs.get(&task.run)?;
         let place = run.definition.stages.iter().position(|stage| stage.name == task.stage)?;
         run.stages[place].attempts.get((task.attempt as usize).checked_sub(1)?)
@@ -356,6 +365,15 @@ impl Facts {
                     ResourceRequest::Acquire(_, request) => request.take.keys().collect(),
                     ResourceRequest::SetPool(request) => request.pool.parent.iter().collect(),
                     ResourceRequest::RemovePool(request) => vec![&request.name],
+                    ResourceRequest::ApproveBudget(request) => vec![&request.name],
+                    ResourceRequest::DenyBudget(request) => vec![&request.name],
+                    ResourceRequest::SharePool(request) => {
+                        let parts: Vec<_> = match &request.by {
+                            ShareBy::Priority(of) => of.keys().collect(),
+                            ShareBy::Workload { of, .. } => of.keys().collect(),
+                        };
+                        parts.into_iter().chain([&request.name]).collect()
+                    }
                     _ => return lie(true),
                 };
                 lie(names.iter().all(|name| self.pools.has_been_since(name, sent)))

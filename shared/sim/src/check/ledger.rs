@@ -2,6 +2,7 @@
 
 use baton_machine::Machine;
 use baton_optimizer::Optimizer;
+use baton_protocol::budget::{agent_account, least};
 use baton_protocol::record::{
     AgentLeft, AgentRegistered, AnyCommit, Assigned, Commit, LeaseEnded, LeftReason, OptimizerRecord, Outcome, Record,
     ResourceRecord, RunFinished, RunStarted, StageEnded, StageReady, Stamp, WorkflowRecord, WorkflowRegistered,
@@ -146,6 +147,8 @@ impl Facts {
             ResourceRecord::AlertRaised(record) => self.alert_raised(stamp, record),
             ResourceRecord::AlertCleared(record) => self.alert_cleared(record),
             ResourceRecord::AlertAcknowledged(record) => self.alert_acknowledged(record),
+            ResourceRecord::ApprovalAsked(record) => self.approval_asked(record),
+            ResourceRecord::BudgetRefused(record) => self.budget_refused(stamp, record),
         }
     }
 
@@ -176,12 +179,16 @@ impl Facts {
             key: record.key.clone(),
             strategy: record.strategy,
             due: record.due,
+            budget: record.budget.clone(),
             definition: definition.clone(),
             stages: definition.stages.iter().map(|_| Stage::default()).collect(),
             ending: false,
             finished: None,
         };
         hold!(self.runs.insert(record.run, run).is_none(), ONE_END, "run {} started twice", record.run);
+        if let Some(budget) = &record.budget {
+            self.pools_run_started(stamp, record.run, budget);
+        }
         let (live, most) = (self.live(), self.max_live_runs);
         hold!(live <= most, "no more runs are live than may be", "{live} are, and {most} may be");
         Ok(())
@@ -219,6 +226,11 @@ impl Facts {
         }
         let same = record.agent_type == definition.agent_type && record.requires == definition.requires;
         hold!(same, ORDER, "{task} asks for {} and {}, which its stage does not", record.agent_type, record.requires);
+        let mut needs = definition.resources.clone();
+        if let Some(account) = run.budget.as_ref().and_then(|budget| budget.account(task.run)) {
+            needs.entry(account).or_insert_with(|| expected(definition));
+        }
+        hold!(record.resources == needs, ORDER, "{task} needs {needs:?}, and asks for {:?}", record.resources);
         let stage = &mut run.stages[place];
         let open = stage.attempts.last().is_some_and(|attempt| attempt.ended.is_none());
         hold!(!open && stage.over.is_none(), ONCE, "{task} is ready, and the attempt before is not over");
@@ -295,6 +307,12 @@ impl Facts {
         let (held_as, capability) = (attempt.lease, attempt.agent_type.clone());
         let (mut may_retry, mut may_not) = (true, false);
         match record.outcome {
+            Outcome::Failed if lease.is_none() => {
+                let unpaid = self.pools.unpaid.get(task).is_some_and(|(at, _)| *at <= stamp.seen);
+                hold!(unpaid, UNDER_LEASE, "{task} failed under no lease, and was not refused");
+                hold!(record.hopeless, UNDER_LEASE, "{task} is not paid for, and not hopeless");
+                may_not = true;
+            }
             Outcome::Succeeded | Outcome::Failed => {
                 let Some(id) = lease else {
                     return Err(super::broken(UNDER_LEASE, format!("{task} was reported under no lease")));
@@ -367,8 +385,9 @@ impl Facts {
             }
         }
         self.breakers_ended(record, &capability, held_as);
+        self.pools_paid(record);
         if let Some(lease) = held {
-            self.pools_task_ended(lease, record.outcome == Outcome::Succeeded);
+            self.pools_task_ended(lease, record.outcome, record.cost);
         }
         Ok(())
     }
@@ -399,6 +418,7 @@ impl Facts {
         let workflow = run.workflow.clone();
         self.alerts_run_finished(workflow, record.status);
         self.seen.push(branch);
+        self.pools_run_finished(record.run);
         Ok(())
     }
 
@@ -460,6 +480,7 @@ impl Facts {
             && resources.iter().all(|(name, amount)| amount.is_zero() || !self.pools.has(name));
         hold!(apart, CAPACITY, "{task} holds {resources:?} of {id}'s own and {pools:?} of pools");
         let run = self.runs.get_mut(&task.run);
+        let cost = run.as_ref().and_then(|run| run.definition.stage(task.stage.as_str())).map_or_else(least, expected);
         let place = run.as_ref().and_then(|run| run.definition.stages.iter().position(|s| s.name == task.stage));
         let attempt = run.and_then(|run| run.stages[place?].attempts.get_mut((task.attempt as usize).checked_sub(1)?));
         let Some(attempt) = attempt.filter(|attempt| attempt.ready <= stamp.seen) else {
@@ -467,8 +488,13 @@ impl Facts {
         };
         hold!(attempt.ended.is_none_or(|at| at > stamp.seen), LEASED_ONCE, "{task} is leased after its end");
         hold!(attempt.lease.is_none(), LEASED_ONCE, "{task} is leased as {:?} and as {lease}", attempt.lease);
-        let all: baton_protocol::Resources =
+        let mut all: baton_protocol::Resources =
             resources.iter().chain(pools).map(|(n, amount)| (n.clone(), *amount)).collect();
+        let account = agent_account(id);
+        if self.pools.is_account(&account) && !attempt.resources.contains_key(&account) {
+            let paid = all.remove(&account);
+            hold!(paid == Some(cost), CAPACITY, "{task} takes {paid:?} of {account}, and is to cost {cost}");
+        }
         hold!(all == attempt.resources, CAPACITY, "{task} needs {:?} and holds {all:?}", attempt.resources);
         attempt.lease = Some(lease);
         let ended = attempt.ended;
@@ -530,4 +556,9 @@ impl Facts {
             lease.lost = Some(seq);
         });
     }
+}
+
+/// What is set aside for a task.
+fn expected(definition: &baton_protocol::StageDefinition) -> baton_protocol::Amount {
+    definition.budget.filter(|amount| !amount.is_zero()).unwrap_or_else(least)
 }

@@ -2,13 +2,20 @@
 //!
 //! Unlike the rest of the facts, this is folded in the order in which the resource-manager took it: a task's end counts from the
 //! first of its records on that was written after it had read of it. Nothing is kept up to date bit by bit: what is in use is
-//! summed up anew from who holds what, whenever it matters.
+//! summed up anew from who holds what, whenever it matters: that is one side of the books, and what the resource-manager shows
+//! is the other.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use baton_protocol::record::{Acquired, PoolSet, ReleaseReason, Released, Renewed, Stamp};
-use baton_protocol::request::{Acquire, PoolList, PoolView};
-use baton_protocol::{AgentId, Amount, Holder, LeaseId, Millis, Pool, PoolKind, ResourceName, Resources, Take, Takes};
+use baton_protocol::budget::{agent_account, least, run_account};
+use baton_protocol::record::{
+    Acquired, ApprovalAsked, BudgetRefused, Outcome, PoolSet, ReleaseReason, Released, Renewed, StageEnded, Stamp,
+};
+use baton_protocol::request::{Acquire, PoolList, PoolView, Spending};
+use baton_protocol::{
+    AgentId, Amount, AtLimit, Budget, Holder, LeaseId, Measure, Millis, Money, Pool, PoolKind, ResourceName, Resources,
+    RunId, Take, Takes, TaskId,
+};
 
 use super::{Checked, Facts, broken, hold};
 use crate::coverage::Branch;
@@ -17,6 +24,7 @@ const POOL: &str = "no more of a pool is held than it has, and what somebody has
 const ACCOUNTS: &str = "what is spent and set aside never exceeds an account, nor any that it is a part of";
 const ONCE: &str = "an acquisition is made once, and ends once";
 const END: &str = "no lease is without end";
+const LIMIT: &str = "at its limit an account does what it says: it lets wait, fails or asks";
 
 /// What there is of pools.
 #[derive(Debug, Default)]
@@ -28,19 +36,61 @@ pub(crate) struct Pools {
     /// All acquisitions that ever were.
     ids: BTreeMap<(Holder, String), LeaseId>,
     over: BTreeSet<LeaseId>,
-    /// Ends of tasks that the resource-manager may not have read of: where in the log, whose lease, with success.
-    unread: VecDeque<(u64, LeaseId, bool)>,
+    /// What the resource-manager may not have read yet, and where in the log that is.
+    unread: VecDeque<(u64, Unread)>,
+    /// What all tasks cost, and how many said so.
+    paid: (u128, u64),
+    /// Tasks that are to fail for want of money, and on what virtual microsecond that was said.
+    pub(super) unpaid: BTreeMap<TaskId, (u64, u64)>,
+    /// Accounts that somebody said get no more.
+    denied: BTreeSet<ResourceName>,
     /// The message with the last change.
     changed: u64,
     /// Virtual time of it, in microseconds.
     pub(super) changed_on: u64,
 }
 
+/// What the workflow-manager said.
+#[derive(Debug, Clone)]
+enum Unread {
+    /// A task's lease has ended.
+    Ended(LeaseId, End),
+    /// A run has a budget.
+    Started(RunId, Budget, Millis),
+    /// It is over.
+    Finished(RunId),
+    /// A task has ended: nobody is asked for it any more.
+    Settled(TaskId),
+}
+
+/// How a task ended, as far as it matters here.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct End {
+    succeeded: bool,
+    /// What it cost, if its agent said so.
+    cost: Option<Money>,
+}
+
+impl End {
+    const LOST: Self = Self { succeeded: false, cost: None };
+
+    fn used(self, pool: &Pool, taken: Amount) -> Option<Amount> {
+        match pool.measure {
+            None => self.succeeded.then_some(taken),
+            Some(_) => self.cost.and_then(|cost| Amount::new(cost.get()).ok()),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Stock {
     pool: Pool,
-    /// What is spent from here, its parts not included.
+    /// What is spent of it and its parts.
     spent: u128,
+    /// Somebody is asked to give more; for which task, if it is one.
+    asked: Option<Option<TaskId>>,
+    /// A run was to have it, and can not have it.
+    broken: bool,
     /// Of a refilled pool, in units so small that the refill is a whole number of them each millisecond.
     level: u128,
     at: Millis,
@@ -59,6 +109,10 @@ struct Held {
 impl Stock {
     fn size(&self) -> u128 {
         self.pool.size.map_or(u128::MAX, Amount::nanos)
+    }
+
+    fn is_account(&self) -> bool {
+        self.pool.measure == Some(Measure::Cost)
     }
 
     fn every(&self) -> u128 {
@@ -106,7 +160,19 @@ impl Pools {
     /// Whether the end of the task that a lease is under is in the log already.
     pub(super) fn is_unread(&self, lease: LeaseId) -> bool {
         let under = self.held.get(&lease).and_then(|held| held.under);
-        under.is_some_and(|under| self.unread.iter().any(|(_, ended, _)| *ended == under))
+        under.is_some_and(|under| {
+            self.unread.iter().any(|(_, unread)| matches!(unread, Unread::Ended(ended, _) if *ended == under))
+        })
+    }
+
+    /// The accounts that somebody is asked to give more.
+    pub(crate) fn asking(&self) -> Vec<ResourceName> {
+        self.pools.iter().filter(|(_, stock)| stock.asked.is_some()).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Whether it is an account.
+    pub(super) fn is_account(&self, name: &ResourceName) -> bool {
+        self.pools.get(name).is_some_and(Stock::is_account)
     }
 
     /// How many acquisitions go on.
@@ -127,23 +193,72 @@ impl Pools {
         false
     }
 
+    /// What somebody who takes that has of a pool: how much, and whether alone. What is paid from several accounts is paid once
+    /// by one that they are parts of.
+    fn part_of(&self, takes: &Takes, of: &ResourceName) -> Option<(u128, bool)> {
+        let mut part = None;
+        for (name, take) in takes {
+            let Some(stock) = self.pools.get(name).filter(|_| self.is_part(name, of)) else { continue };
+            let (sum, alone) = part.unwrap_or((0, false));
+            let amount = amount(&stock.pool, *take);
+            let sum = if stock.is_account() { amount.max(sum) } else { amount + sum };
+            part = Some((sum, alone || *take == Take::Exclusive));
+        }
+        part
+    }
+
     /// What is held of a pool or its parts: how much, by how many leases, and whether one has it alone.
     fn in_use(&self, of: &ResourceName) -> (u128, u64, bool) {
-        let (mut sum, mut leases, mut alone) = (0, 0, false);
-        for (name, take) in self.held.values().flat_map(|held| &held.takes) {
-            let Some(stock) = self.pools.get(name).filter(|_| self.is_part(name, of)) else { continue };
-            leases += 1;
-            if stock.pool.kind != PoolKind::Refilled {
-                (sum, alone) = (sum + amount(&stock.pool, *take), alone || *take == Take::Exclusive);
-            }
+        let refilled = self.pools.get(of).is_some_and(|stock| stock.pool.kind == PoolKind::Refilled);
+        let parts: Vec<_> = self.held.values().filter_map(|held| self.part_of(&held.takes, of)).collect();
+        let leases = parts.len() as u64;
+        if refilled {
+            return (0, leases, false);
         }
-        (sum, leases, alone)
+        (parts.iter().map(|(amount, _)| amount).sum(), leases, parts.iter().any(|(_, alone)| *alone))
     }
 
     /// What is spent of a pool and its parts.
     fn spent(&self, of: &ResourceName) -> u128 {
-        let parts = self.pools.iter().filter(|(name, _)| self.is_part(name, of));
-        parts.map(|(_, stock)| stock.spent).sum()
+        self.pools.get(of).map_or(0, |stock| stock.spent)
+    }
+
+    /// Whether an account, or one that it is a part of, could not pay that even if all that is set aside came back.
+    fn is_beyond(&self, needs: &Resources, of: impl Fn(&Stock) -> bool) -> bool {
+        let takes = takes(needs);
+        self.pools.iter().any(|(name, stock)| {
+            let part = self.part_of(&takes, name).filter(|_| stock.pool.kind == PoolKind::Consumed && of(stock));
+            part.is_some_and(|(amount, _)| stock.broken || amount + stock.spent > stock.size())
+        })
+    }
+
+    /// Whether a task that needs that must fail, or somebody must be asked for more, and is not.
+    pub(super) fn must_act(&self, needs: &Resources) -> bool {
+        if self.is_beyond(needs, |stock| stock.broken || stock.pool.at_limit == AtLimit::Fail) {
+            return true;
+        }
+        // Whoever is asked is asked for one at a time.
+        let asks = |stock: &Stock| stock.pool.at_limit == AtLimit::Ask;
+        self.is_beyond(needs, asks) && !self.is_beyond(needs, |stock| asks(stock) && stock.asked.is_some())
+    }
+
+    /// Whether nothing was spent that the resource-manager may not have had anything to write about since.
+    pub(super) fn is_settled(&self) -> bool {
+        let spends =
+            |unread: &Unread| matches!(unread, Unread::Ended(_, End { cost: Some(cost), .. }) if !cost.is_zero());
+        !self.unread.iter().any(|(_, unread)| spends(unread))
+    }
+
+    /// Whether an agent's own account could pay that.
+    pub(super) fn can_pay(&self, agent: &AgentId, needs: &Resources, expected: Option<Amount>) -> bool {
+        let account = agent_account(agent);
+        if !self.pools.get(&account).is_some_and(Stock::is_account) {
+            return true;
+        }
+        let mut needs: Resources =
+            needs.iter().filter(|(name, _)| self.has(name)).map(|(name, amount)| (name.clone(), *amount)).collect();
+        needs.entry(account).or_insert(expected.filter(|amount| !amount.is_zero()).unwrap_or_else(least));
+        self.is_settled() && self.has_room(&needs)
     }
 
     /// Every pool has what is held of it.
@@ -169,6 +284,7 @@ impl Pools {
             let Some(stock) = self.pools.get_mut(name) else {
                 return Err(broken(POOL, format!("lease {lease} holds something of {name}, which is no pool")));
             };
+            hold!(!stock.broken, LIMIT, "lease {lease} is paid from {name}, which can not be used");
             if stock.pool.kind == PoolKind::Refilled {
                 stock.fill(at);
                 let needed = amount(&stock.pool, *take) * stock.every();
@@ -182,31 +298,68 @@ impl Pools {
 
     /// A lease has ended, and what was acquired under it.
     fn end(&mut self, lease: LeaseId, used: impl Fn(&ResourceName, Amount) -> Option<Amount>) -> bool {
+        self.end_with(lease, |name, _, taken| used(name, taken))
+    }
+
+    fn end_with(&mut self, lease: LeaseId, used: impl Fn(&ResourceName, &Pool, Amount) -> Option<Amount>) -> bool {
         let Some(held) = self.held.remove(&lease) else { return false };
         self.over.insert(lease);
+        // What each account was charged for this lease: what it costs, it costs once.
+        let mut once: BTreeMap<ResourceName, u128> = BTreeMap::new();
         for (name, take) in &held.takes {
             let Some(stock) = self.pools.get(name).filter(|stock| stock.pool.kind == PoolKind::Consumed) else {
                 continue;
             };
             let Take::Amount(taken) = take else { continue };
-            let used = used(name, taken.rounded_up()).unwrap_or_default().nanos();
+            let used = used(name, &stock.pool, taken.rounded_up()).unwrap_or_default().nanos();
+            let is_account = stock.is_account();
+            let line: Vec<_> = self.pools.keys().filter(|other| self.is_part(name, other)).cloned().collect();
+            let charged = |name: &ResourceName| if is_account { once.get(name).copied().unwrap_or(0) } else { 0 };
             // What was used beyond what there is, in it or in what it is a part of, is not spent of anything.
-            let line = self.pools.iter().filter(|(other, _)| self.is_part(name, other));
-            let free = line.map(|(other, stock)| stock.size() - self.in_use(other).0 - self.spent(other)).min();
-            let spent = used.min(free.unwrap_or(0)) + stock.spent;
-            if let Some(stock) = self.pools.get_mut(name) {
-                stock.spent = spent;
+            let free = line.iter().map(|other| {
+                let size = self.pools.get(other).map_or(0, Stock::size);
+                size - self.in_use(other).0 - self.spent(other) + charged(other)
+            });
+            let spent = used.min(free.min().unwrap_or(0));
+            for other in line {
+                let before = if is_account { once.get(&other).copied().unwrap_or(0) } else { 0 };
+                if let Some(stock) = self.pools.get_mut(&other) {
+                    stock.spent += spent.saturating_sub(before);
+                }
+                if is_account {
+                    once.insert(other, spent.max(before));
+                }
             }
         }
         true
     }
 
-    fn end_task(&mut self, lease: LeaseId, succeeded: bool) {
-        self.end(lease, |_, taken| succeeded.then_some(taken));
+    fn end_task(&mut self, lease: LeaseId, end: End) {
         let under: Vec<_> = self.held.iter().filter(|(_, held)| held.under == Some(lease)).map(|(id, _)| *id).collect();
         for lease in under {
             self.end(lease, |_, _| None);
         }
+        self.end_with(lease, |_, pool, taken| end.used(pool, taken));
+    }
+
+    /// A run has an account of its own.
+    fn run_started(&mut self, run: RunId, budget: &Budget, at: Millis) {
+        let Some(mut pool) = budget.pool() else { return };
+        let ours = self.pools.values().find_map(|stock| stock.pool.currency.clone());
+        let of = budget.of.as_ref().map(|of| self.pools.get(of).filter(|stock| stock.is_account()));
+        let broken = match of {
+            Some(None) => true,
+            Some(Some(of)) => {
+                pool.currency.clone_from(&of.pool.currency);
+                false
+            }
+            None => ours.is_some() && ours != pool.currency,
+        };
+        if broken {
+            (pool.parent, pool.currency) = (None, None);
+        }
+        let stock = Stock { pool, spent: 0, asked: None, broken, level: 0, at };
+        self.pools.insert(run_account(run), stock);
     }
 
     /// Whether there is enough of that, and has been for a while: nothing was taken or given back lately.
@@ -218,7 +371,7 @@ impl Pools {
             }
             self.pools.iter().filter(|(other, _)| self.is_part(name, other)).all(|(other, stock)| {
                 let ((sum, _, alone), needed) = (self.in_use(other), amount(&stock.pool, Take::Amount(*needed)));
-                !alone && (stock.pool.is_lock() || sum + self.spent(other) + needed <= stock.size())
+                !alone && !stock.broken && (stock.pool.is_lock() || sum + self.spent(other) + needed <= stock.size())
             })
         })
     }
@@ -227,16 +380,40 @@ impl Pools {
 impl Facts {
     /// The resource-manager has read so far when it wrote what follows.
     pub(super) fn pools_read(&mut self, seen: u64) {
-        while let Some((_, lease, succeeded)) = self.pools.unread.pop_front_if(|(seq, _, _)| *seq <= seen) {
-            self.pools.end_task(lease, succeeded);
+        while let Some((_, unread)) = self.pools.unread.pop_front_if(|(seq, _)| *seq <= seen) {
+            match unread {
+                Unread::Ended(lease, end) => self.pools.end_task(lease, end),
+                Unread::Started(run, budget, at) => self.pools.run_started(run, &budget, at),
+                Unread::Finished(run) => drop(self.pools.pools.remove(&run_account(run))),
+                Unread::Settled(task) => self.pools_settled(&task),
+            }
+        }
+    }
+
+    /// A run with a budget began here in the log.
+    pub(super) fn pools_run_started(&mut self, stamp: Stamp, run: RunId, budget: &Budget) {
+        if budget.limit.is_some() {
+            self.pools.unread.push_back((self.seq, Unread::Started(run, budget.clone(), stamp.at)));
+            self.pools_changed();
+        }
+    }
+
+    /// A run is over here in the log.
+    pub(super) fn pools_run_finished(&mut self, run: RunId) {
+        let account = run_account(run);
+        let started = |(_, unread): &(u64, Unread)| matches!(unread, Unread::Started(id, ..) if *id == run);
+        if self.pools.has(&account) || self.pools.unread.iter().any(started) {
+            self.pools.unread.push_back((self.seq, Unread::Finished(run)));
         }
     }
 
     /// A task's lease ended here in the log, by a record of the workflow-manager.
-    pub(super) fn pools_task_ended(&mut self, lease: LeaseId, succeeded: bool) {
+    pub(super) fn pools_task_ended(&mut self, lease: LeaseId, outcome: Outcome, cost: Money) {
+        let reported = matches!(outcome, Outcome::Succeeded | Outcome::Failed);
+        let end = End { succeeded: outcome == Outcome::Succeeded, cost: reported.then_some(cost) };
         let concerns = |held: &Held| held.under == Some(lease);
         if self.pools.held.contains_key(&lease) || self.pools.held.values().any(concerns) {
-            self.pools.unread.push_back((self.seq, lease, succeeded));
+            self.pools.unread.push_back((self.seq, Unread::Ended(lease, end)));
             self.pools_changed();
         }
     }
@@ -244,8 +421,8 @@ impl Facts {
     /// A task was leased that had ended there in the log.
     pub(super) fn pools_ended_before(&mut self, ended: u64, lease: LeaseId) {
         // In the order of the log: what is read is taken from the front.
-        let at = self.pools.unread.partition_point(|(seq, _, _)| *seq <= ended);
-        self.pools.unread.insert(at, (ended, lease, false));
+        let at = self.pools.unread.partition_point(|(seq, _)| *seq <= ended);
+        self.pools.unread.insert(at, (ended, Unread::Ended(lease, End::LOST)));
     }
 
     /// A task goes to another agent: what it holds of pools goes with it, and what the giver acquired under its lease ends.
@@ -260,8 +437,12 @@ impl Facts {
             pools.held.insert(lease, Held { agent: Some(to.clone()), ..held });
         }
         // It may have ended in the log, and the resource-manager will read that later.
-        for (_, of, _) in pools.unread.iter_mut().filter(|(_, of, _)| *of == before) {
-            *of = lease;
+        for (_, unread) in &mut pools.unread {
+            if let Unread::Ended(of, _) = unread
+                && *of == before
+            {
+                *of = lease;
+            }
         }
         self.pools_changed();
     }
@@ -284,7 +465,7 @@ impl Facts {
 
     /// A task is given back, or its holder is gone.
     pub(super) fn pools_lease_lost(&mut self, lease: LeaseId) {
-        self.pools.end_task(lease, false);
+        self.pools.end_task(lease, End::LOST);
         self.pools_changed();
     }
 
@@ -295,15 +476,19 @@ impl Facts {
         let every = pool.refill.map_or(1, |refill| u128::from(refill.every_ms));
         match self.pools.pools.get_mut(name) {
             Some(stock) => {
+                // That of a run came without this record.
+                self.pools.since.entry(name.clone()).or_insert(self.seq);
                 hold!(stock.pool.kind == pool.kind, POOL, "{name} is {} and becomes {}", stock.pool.kind, pool.kind);
                 stock.fill(at);
                 // The remainder of the last ninth decimal place is given up: the new time may not divide it.
                 stock.level = (stock.level / stock.every()).min(size) * every;
                 stock.pool = pool.clone();
+                stock.asked = None;
             }
             None => {
                 self.pools.since.insert(name.clone(), self.seq);
-                let stock = Stock { pool: pool.clone(), spent: 0, level: size.saturating_mul(every), at };
+                let (pool, level) = (pool.clone(), size.saturating_mul(every));
+                let stock = Stock { pool, spent: 0, asked: None, broken: false, level, at };
                 self.pools.pools.insert(name.clone(), stock);
             }
         }
@@ -314,13 +499,8 @@ impl Facts {
         self.pools_changed();
         let (_, leases, _) = self.pools.in_use(name);
         hold!(leases == 0, POOL, "{name} is removed, and {leases} leases hold something of it");
-        let removed = self.pools.pools.remove(name);
         // What was spent of a part stays spent of the whole.
-        if let Some(Stock { pool: Pool { parent: Some(parent), .. }, spent, .. }) = removed
-            && let Some(parent) = self.pools.pools.get_mut(&parent)
-        {
-            parent.spent += spent;
-        }
+        self.pools.pools.remove(name);
         Ok(())
     }
 
@@ -369,6 +549,9 @@ impl Facts {
         }
         self.pools_changed();
         self.seen.push(Branch::AssignedFromPool);
+        if let Some(task) = self.leases.get(&lease).map(|lease| lease.task.clone()) {
+            self.pools_settled(&task);
+        }
         let held = Held { takes: takes(pools), agent: Some(agent.clone()), under: None, expires: None };
         self.pools.begin(lease, stamp.at, held)
     }
@@ -413,13 +596,138 @@ impl Facts {
         Ok(())
     }
 
+    /// Somebody is asked whether an account gets more.
+    pub(super) fn approval_asked(&mut self, record: &ApprovalAsked) -> Checked {
+        let ApprovalAsked { account, wanted, task } = record;
+        self.seen.push(Branch::ApprovalAsked);
+        let needs = Resources::from([(account.clone(), *wanted)]);
+        let beyond = self.pools.is_beyond(&needs, |stock| stock.pool.at_limit == AtLimit::Ask);
+        hold!(beyond, LIMIT, "somebody is asked for more of {account}, for {wanted}, and it has as much");
+        let stock = self.pools.pools.get_mut(account).filter(|stock| stock.asked.is_none());
+        let Some(stock) = stock else {
+            return Err(broken(LIMIT, format!("somebody is asked again for more of {account}")));
+        };
+        stock.asked = Some(task.clone());
+        Ok(())
+    }
+
+    /// An account has not enough, and somebody must go without.
+    pub(super) fn budget_refused(&mut self, stamp: Stamp, record: &BudgetRefused) -> Checked {
+        let BudgetRefused { account, task, .. } = record;
+        self.seen.push(Branch::BudgetRefused);
+        let stock = self.pools.pools.get_mut(account);
+        let Some(stock) = stock else { return Err(broken(LIMIT, format!("{account} is no account"))) };
+        let was_asked = stock.asked.as_ref() == Some(task) && self.pools.denied.contains(account);
+        let fails = stock.broken || stock.pool.at_limit == AtLimit::Fail;
+        if stock.asked.as_ref() == Some(task) {
+            stock.asked = None;
+        }
+        let Some(task) = task else {
+            hold!(was_asked, LIMIT, "{account} gets no more, and nobody said so");
+            return Ok(());
+        };
+        let Some(attempt) = self.attempt(task).filter(|attempt| attempt.ended.is_none_or(|at| at > stamp.seen)) else {
+            return Err(broken(LIMIT, format!("{task} is not paid for, and does not wait")));
+        };
+        hold!(attempt.lease.is_none(), LIMIT, "{task} is not paid for, and is leased");
+        let needs = attempt.resources.clone();
+        let fails = fails && self.pools.is_beyond(&needs, |stock| stock.broken || stock.pool.at_limit == AtLimit::Fail);
+        hold!(was_asked || fails, LIMIT, "{task} is not paid for, and {account} could pay it or would wait");
+        let first = self.pools.unpaid.insert(task.clone(), (self.seq, self.now)).is_none();
+        hold!(first, LIMIT, "{task} is refused twice");
+        Ok(())
+    }
+
+    /// Somebody says that an account gets no more.
+    pub(crate) fn denial_sent(&mut self, account: &ResourceName) {
+        self.pools.denied.insert(account.clone());
+    }
+
+    /// A task has ended, or has an agent: nobody is asked for it any more.
+    fn pools_settled(&mut self, task: &TaskId) {
+        for stock in self.pools.pools.values_mut() {
+            if stock.asked.as_ref().is_some_and(|asked| asked.as_ref() == Some(task)) {
+                stock.asked = None;
+            }
+        }
+    }
+
+    /// What is not paid for ends soon, in the calm.
+    pub(crate) fn unpaid_end(&self, now: u64) -> Checked {
+        let Some(calm) = self.calm else { return Ok(()) };
+        for (task, (_, on)) in &self.pools.unpaid {
+            let open = self.attempt(task).is_some_and(|attempt| attempt.ended.is_none());
+            let late = now.saturating_sub((*on).max(calm)) > super::LATE;
+            hold!(!(open && late), LIMIT, "{task} is not paid for, and goes on");
+        }
+        Ok(())
+    }
+
+    /// What is left of an account was shared out.
+    pub(super) fn pools_shared(&self, list: &PoolList) -> Checked {
+        let left = |view: &PoolView| view.available.map_or(0, Amount::nanos);
+        let Some((whole, parts)) = list.pools.split_first() else {
+            return Err(broken(ACCOUNTS, "nothing was shared out".to_owned()));
+        };
+        let given: u128 = parts.iter().map(left).sum();
+        hold!(
+            given <= left(whole),
+            ACCOUNTS,
+            "{given} of {} were given out, and {} were left",
+            whole.name,
+            left(whole)
+        );
+        Ok(())
+    }
+
+    /// Somebody was told what was spent.
+    pub(super) fn spending_told(&self, told: &Spending) -> Checked {
+        let all = told.rows.iter().map(|row| &row.spent).chain([&told.rest]);
+        let (mut cost, mut attempts) = (0, 0);
+        for spent in all {
+            cost += spent.cost.nanos();
+            attempts += spent.attempts;
+        }
+        let right = told.more || (cost, attempts) == (told.total.cost.nanos(), told.total.attempts);
+        hold!(right, ACCOUNTS, "what was spent does not add up: {told:?}");
+        let (cost, attempts) = self.pools.paid;
+        let known = told.total.cost.nanos() <= cost && told.total.attempts <= attempts;
+        hold!(known, super::answers::COMMITTED, "more was spent than was reported: {:?} of {cost}", told.total);
+        Ok(())
+    }
+
+    /// A task ended, and its agent may have said what it cost.
+    pub(super) fn pools_paid(&mut self, record: &StageEnded) {
+        if self.pools.pools.values().any(|stock| stock.pool.at_limit == AtLimit::Ask) {
+            self.pools.unread.push_back((self.seq, Unread::Settled(record.task.clone())));
+        }
+        if record.agent.is_some() && !(record.cost.is_zero() && record.usage.is_zero()) {
+            self.pools.paid.0 += Amount::new(record.cost.get()).map_or(0, Amount::nanos);
+            self.pools.paid.1 += 1;
+        }
+    }
+
     /// Somebody was told what there is of pools.
     pub(super) fn pools_shown(&self, list: &PoolList, sent: u64) -> Checked {
         // Only where nothing has happened since the question is there but one right answer.
-        if self.pools.changed > sent || !self.pools.unread.is_empty() {
+        let over: Vec<_> = self
+            .pools
+            .unread
+            .iter()
+            .filter_map(|(_, unread)| match unread {
+                Unread::Finished(run) => Some(run_account(*run)),
+                Unread::Started(..) | Unread::Ended(..) | Unread::Settled(_) => None,
+            })
+            .collect();
+        let counts = |(_, unread): &(u64, Unread)| matches!(unread, Unread::Started(..) | Unread::Ended(..));
+        if self.pools.changed > sent || self.pools.unread.iter().any(counts) {
             return Ok(());
         }
         for PoolView { name, in_use, spent, exclusive, leases, .. } in &list.pools {
+            if over.contains(name) {
+                continue;
+            }
+            hold!(self.pools.has(name), ACCOUNTS, "{name} is shown, and is there no more");
             let (sum, holders, alone) = self.pools.in_use(name);
             let right = (in_use.nanos(), *leases, *exclusive) == (sum, holders, alone);
             hold!(right, POOL, "{name} is shown with {in_use} in use by {leases}; it is {sum} by {holders}");

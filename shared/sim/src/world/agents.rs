@@ -237,6 +237,10 @@ impl World {
         *working = false;
         let (task, agent_type) = (assignment.task.clone(), assignment.agent_type.clone());
         let mut report = succeeded(lease, task, &id, &self.processes[process].session);
+        if self.draws.chance(400) {
+            // Sometimes more than was set aside.
+            report.cost = Money::from(self.draws.below(4));
+        }
         let wrong = self.weather.agents;
         if !self.calm && self.draws.chance(wrong) {
             self.coverage.fault(Fault::Failed);
@@ -480,5 +484,6 @@ fn succeeded(lease: LeaseId, task: TaskId, agent: &AgentId, session: &str) -> Re
         retryable: true,
         cost: Money::ZERO,
         usage: Usage::default(),
+        model: None,
     }
 }

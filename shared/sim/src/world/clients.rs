@@ -4,11 +4,14 @@ use std::collections::BTreeSet;
 
 use baton_machine::Reply;
 use baton_protocol::request::{
-    AcknowledgeAlert, AssignTasks, CancelRun, ExplainPlacement, FindAgents, GetLearning, GetPlacement, GetRun,
-    ImportLearning, Lesson, ListAgents, ListAlerts, ListPools, ListRuns, OptimizerRequest, Placement, RegisterWorkflow,
-    RemovePool, ResourceRequest, RunAccepted, SetPool, SetStrategy, StartRun, Subject, WorkflowRequest,
+    AcknowledgeAlert, ApproveBudget, AssignTasks, CancelRun, DenyBudget, ExplainPlacement, FindAgents, GetLearning,
+    GetPlacement, GetRun, GetSpending, ImportLearning, Lesson, ListAgents, ListAlerts, ListPools, ListRuns,
+    OptimizerRequest, Placement, RegisterWorkflow, RemovePool, ResourceRequest, RunAccepted, SetPool, SetStrategy,
+    ShareBy, SharePool, StartRun, Subject, WorkflowRequest, Workload,
 };
-use baton_protocol::{Amount, Json, Pool, PoolKind, Requirements, Resources, RunId, Service, WorkflowName};
+use baton_protocol::{
+    Amount, AtLimit, Budget, Json, Pool, PoolKind, Requirements, Resources, RunId, Service, WorkflowName,
+};
 
 use super::{Asker, EPOCH, World};
 use crate::coverage::Branch;
@@ -20,6 +23,10 @@ use crate::workload::{Placed, Wish};
 pub(crate) enum Wanted {
     /// That a run was accepted.
     Start,
+    /// That something was shared out.
+    Share,
+    /// That an account was given more.
+    Approval,
     /// Something else.
     Other,
 }
@@ -150,6 +157,39 @@ impl World {
                 let request = AnyRequest::Resource(ResourceRequest::RemovePool(request));
                 return self.ask(Asker::Client(Wanted::Other), request, true);
             }
+            Wish::Share(by_workload, named) => {
+                let parts = self.workload.pools.iter().filter(|named| named.pool.parent.is_some());
+                let parts = parts.map(|part| part.name.clone()).filter(|_| named);
+                let by = if by_workload {
+                    let load = |n: u32| Workload { recent: n % 3, pending: n % 2 };
+                    let of = parts.zip(0..).map(|(part, n)| (part, load(n))).collect();
+                    ShareBy::Workload { of, minimum: Amount::from(1) }
+                } else {
+                    ShareBy::Priority(parts.zip(1..).collect())
+                };
+                let Ok(name) = "budget".parse() else { return };
+                let request = AnyRequest::Resource(ResourceRequest::SharePool(SharePool { name, by }));
+                return self.ask(Asker::Client(Wanted::Share), request, true);
+            }
+            Wish::Decide(number, more) => {
+                let asking = self.facts.pools.asking();
+                if asking.is_empty() {
+                    return;
+                }
+                let name = asking[number as usize % asking.len()].clone();
+                let request = if more {
+                    ResourceRequest::ApproveBudget(ApproveBudget { name, amount: Amount::from(1 + number) })
+                } else {
+                    self.facts.denial_sent(&name);
+                    ResourceRequest::DenyBudget(DenyBudget { name, reason: None })
+                };
+                let wanted = if more { Wanted::Approval } else { Wanted::Other };
+                return self.ask(Asker::Client(wanted), AnyRequest::Resource(request), true);
+            }
+            Wish::Spending(by) => {
+                let request = AnyRequest::Resource(ResourceRequest::GetSpending(GetSpending { by, after: None }));
+                return self.ask(Asker::Client(Wanted::Other), request, true);
+            }
             Wish::Acquire(number) => {
                 let wanted = self.workload.wanted[number].clone();
                 return self.want(None, None, wanted);
@@ -180,6 +220,12 @@ impl World {
             trace: None,
             strategy: placed.strategy,
             due_ms: placed.due_ms,
+            budget: placed.limit.map(|limit| Budget {
+                limit: Some(Amount::from(limit)),
+                currency: Some("EUR".to_owned()),
+                at_limit: if limit % 2 == 0 { AtLimit::Fail } else { AtLimit::Wait },
+                of: None,
+            }),
         };
         self.ask(Asker::Client(Wanted::Start), AnyRequest::Workflow(WorkflowRequest::StartRun(start)), true);
     }
@@ -196,11 +242,22 @@ impl World {
                 let wish = self.workload.wishes.len() - 1;
                 self.after(1_000_000 * seconds, super::Event::Wish(wish));
             }
+            // Whoever is asked for more says so in the end.
+            for seconds in 1..6 {
+                self.workload.wishes.push((0, Wish::Decide(seconds, seconds % 3 != 0)));
+                let wish = self.workload.wishes.len() - 1;
+                self.after(1_000_000 * u64::from(seconds), super::Event::Wish(wish));
+            }
         }
     }
 
     pub(super) fn told_client(&mut self, wanted: Wanted, reply: Option<&Reply>) {
         let Some(Ok(answer)) = reply else { return };
+        match wanted {
+            Wanted::Share => self.coverage.branch(Branch::BudgetShared),
+            Wanted::Approval => self.coverage.branch(Branch::BudgetApproved),
+            Wanted::Start | Wanted::Other => {}
+        }
         if wanted == Wanted::Start
             && let Ok(accepted) = answer.read::<RunAccepted>()
         {

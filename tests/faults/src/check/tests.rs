@@ -78,6 +78,7 @@ impl Writing {
             trace: None,
             strategy: None,
             due: None,
+            budget: None,
         })])
     }
 
@@ -118,6 +119,7 @@ impl Writing {
             duration_ms: 1,
             cost: Money::ZERO,
             usage: Default::default(),
+            model: None,
         })])
     }
 
