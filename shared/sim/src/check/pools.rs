@@ -364,15 +364,13 @@ impl Pools {
 
     /// Whether there is enough of that, and has been for a while: nothing was taken or given back lately.
     pub(super) fn has_room(&self, needs: &Resources) -> bool {
-        needs.iter().all(|(name, needed)| {
-            let Some(stock) = self.pools.get(name) else { return true };
-            if needed.nanos() > stock.size() {
-                return false;
-            }
-            self.pools.iter().filter(|(other, _)| self.is_part(name, other)).all(|(other, stock)| {
-                let ((sum, _, alone), needed) = (self.in_use(other), amount(&stock.pool, Take::Amount(*needed)));
-                !alone && !stock.broken && (stock.pool.is_lock() || sum + self.spent(other) + needed <= stock.size())
-            })
+        // All that is wanted of a pool together, where several that are wanted are parts of it.
+        let takes = takes(needs);
+        self.pools.iter().all(|(name, stock)| {
+            let Some((wanted, _)) = self.part_of(&takes, name) else { return true };
+            let (sum, _, alone) = self.in_use(name);
+            let fits = stock.pool.is_lock() || sum + self.spent(name) + wanted <= stock.size();
+            !alone && !stock.broken && fits
         })
     }
 }
