@@ -8,6 +8,7 @@ mod budgets;
 mod cluster;
 mod command_line;
 mod discovery;
+mod examples;
 mod faults;
 mod fleet;
 mod full;

@@ -695,12 +695,13 @@ fn report_of(task: &Task, result: TaskResult) -> Report {
             status: ReportStatus::Succeeded,
             result: Some(result),
             error: None,
+            code: None,
             retryable: true,
             cost: cost.money,
             usage,
             model,
         },
-        Err(TaskError { mut message, retryable, cost, usage, model }) => {
+        Err(TaskError { mut message, code, retryable, cost, usage, model }) => {
             if let Some(wrong) = cost.wrong {
                 message = format!("{message} (and {wrong})");
             }
@@ -711,6 +712,7 @@ fn report_of(task: &Task, result: TaskResult) -> Report {
                 status: ReportStatus::Failed,
                 result: None,
                 error: Some(message),
+                code,
                 retryable,
                 cost: cost.money,
                 usage,

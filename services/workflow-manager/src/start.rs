@@ -33,6 +33,9 @@ pub(crate) fn start(
         return started.repeat(&request, &input);
     }
     let (version, found) = turn.state().workflows.find(&request.workflow, request.version)?;
+    found.plan.flows.check_input(&input).map_err(|why| {
+        Rejection::invalid(format!("the input does not fit the input_schema of workflow {}: {why}", request.workflow))
+    })?;
     let budget = request.budget.clone().or_else(|| found.definition.budget.clone());
     admit(turn)?;
     let run = match request.run {

@@ -7,6 +7,7 @@
 mod alerts;
 mod answers;
 mod breakers;
+pub(crate) mod flow;
 mod handoffs;
 mod ledger;
 mod pools;
@@ -119,6 +120,7 @@ pub(crate) struct Run {
     due: Option<Millis>,
     budget: Option<Budget>,
     definition: Arc<Definition>,
+    input: Json,
     stages: Vec<Stage>,
     /// A stage was cancelled: nothing but the end may follow.
     ending: bool,
@@ -130,7 +132,14 @@ struct Stage {
     attempts: Vec<Attempt>,
     retry_at: Option<Millis>,
     over: Option<Outcome>,
-    has_result: bool,
+    skipped: bool,
+    result: Option<Json>,
+}
+
+impl Stage {
+    fn is_over(&self) -> bool {
+        self.over.is_some() || self.skipped
+    }
 }
 
 #[derive(Debug)]
@@ -338,6 +347,9 @@ impl Facts {
             for (stage, definition) in run.stages.iter().zip(&definition.stages) {
                 let Some(task) = stage.attempts.last().filter(|_| stage.over.is_none()) else { continue };
                 let name = &definition.name;
+                let in_all = stage.attempts.first().zip(definition.total_timeout_ms);
+                let too_long = in_all.is_some_and(|(first, total)| late(first.ready_on, total));
+                hold!(!too_long, "nothing waits for ever", "stage {name} of run {id} takes too long in all");
                 let (since, ms) = match (task.ended_on, task.first()) {
                     (Some(ended), _) => (ended, definition.retry.max_ms),
                     (None, None) => (task.ready_on, definition.start_timeout_ms),
@@ -380,6 +392,7 @@ impl Facts {
         for (id, run) in self.runs.iter().filter(|(_, run)| run.finished.is_none()) {
             for (stage, definition) in run.stages.iter().zip(&run.definition.stages) {
                 let state = match (stage.over, stage.attempts.last()) {
+                    _ if stage.skipped => "skipped".to_owned(),
                     (Some(outcome), _) => format!("over, {outcome}"),
                     (None, None) => "not begun".to_owned(),
                     (None, Some(Attempt { ended: Some(_), .. })) => format!("to be tried again {:?}", stage.retry_at),
