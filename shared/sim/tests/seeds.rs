@@ -44,7 +44,7 @@ fn explain(seed: u64, tape: Vec<u32>, violation: &Violation) -> ! {
 
 #[test]
 fn a_fixed_set_of_seeds_holds_and_sees_everything() {
-    let coverage = seeds(1, |number| number < 1500);
+    let coverage = seeds(1, |number| number < 3000);
     assert_eq!(coverage.missing(), Vec::<&str>::new());
 }
 
@@ -68,6 +68,8 @@ fn seeds_that_found_something_hold() {
         // Two processes of one agent each failed the same task, and differed in whether it may be tried again: a rule was
         // too strict.
         1_346_330, 1_922_580,
+        // A task had waited for the most of its time in all when it was leased: a rule was too strict.
+        2510,
     ] {
         let outcome = run(seed);
         if let Some(violation) = outcome.violation {
