@@ -15,6 +15,7 @@ mod full;
 mod handoff;
 mod http;
 mod import;
+mod items;
 mod messages;
 mod order;
 mod overload;
