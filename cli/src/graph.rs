@@ -127,7 +127,8 @@ impl Node {
             StageStatus::Ready => 3,
             StageStatus::Pending => 4,
             StageStatus::Cancelled => 5,
-            _ => 6,
+            StageStatus::Succeeded => 6,
+            _ => 7,
         };
         self.states.keys().copied().min_by_key(rank)
     }

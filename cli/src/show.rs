@@ -73,8 +73,11 @@ pub(crate) fn stages<'a>(stages: impl IntoIterator<Item = &'a StageView>) -> Tab
     for stage in stages {
         if stage.attempts.is_empty() {
             let waits: Vec<_> = stage.depends_on.iter().map(ToString::to_string).collect();
-            let waits =
-                if waits.is_empty() { String::new() } else { format!("waits for {}", short(&waits.join(", "), WAITS)) };
+            let waits = match stage.skipped {
+                Some(reason) => reason.text().to_owned(),
+                None if waits.is_empty() => String::new(),
+                None => format!("waits for {}", short(&waits.join(", "), WAITS)),
+            };
             let status = Cell::status(stage.status.as_str());
             table.row([
                 stage.name.to_string().into(),

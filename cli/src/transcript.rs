@@ -59,11 +59,11 @@ impl Transcript {
         let gap = " ".repeat(SAYS.saturating_sub(says.chars().count()));
         let style = self.style;
         format!(
-            "{} {} {:>9}  {}  {}{gap}  {}",
+            "{} {} {:>9}  {} {}{gap}  {}",
             style.bold(mark),
             style.dim(&format!("{:<8}", event.position)),
             span(since),
-            style.cyan(&format!("{:<12}", event.kind)),
+            style.cyan(&format!("{:<13}", event.kind)),
             style.tone(tone, &says),
             style.dim(&format!("<- {}", event.cause)),
         )
@@ -119,6 +119,7 @@ fn workflow(record: &WorkflowRecord) -> (String, Tone) {
             (says, Tone::Plain)
         }
         WorkflowRecord::StageEnded(r) => ended(r),
+        WorkflowRecord::StageSkipped(r) => (format!("{}: {}", r.stage, r.reason.text()), Tone::Plain),
         WorkflowRecord::RunFinished(r) => {
             let reason = r.reason.as_ref().map(|reason| format!(": {}", short(reason, ERROR))).unwrap_or_default();
             (format!("{}{reason}", r.status), Tone::of(r.status.as_str()))
@@ -136,6 +137,9 @@ fn ended(record: &StageEnded) -> (String, Tone) {
     }
     if !record.usage.is_zero() {
         says.push_str(&format!(", tokens {} in {} out", record.usage.tokens_in, record.usage.tokens_out));
+    }
+    if let Some(code) = &record.code {
+        says.push_str(&format!(" ({})", short(code, ERROR)));
     }
     if let Some(error) = &record.error {
         says.push_str(&format!(": {}", short(error, ERROR)));
@@ -242,6 +246,7 @@ mod tests {
             agent_type: Capability::new(stage).unwrap(),
             requires: Default::default(),
             inputs: vec![],
+            input: None,
             resources: [("cpu".parse().unwrap(), 2.into())].into(),
             priority: 0,
         })
@@ -266,6 +271,7 @@ mod tests {
             result: None,
             error: (!ok).then(|| "the model\nis away".to_owned()),
             hopeless: false,
+            code: None,
             retry_at: (!ok).then_some(START + 2000),
             duration_ms: 29,
             cost: if ok { "0.02".parse().unwrap() } else { baton_protocol::Money::default() },

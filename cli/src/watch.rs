@@ -182,6 +182,9 @@ impl Bars {
                     bar.abandon_with_message(message);
                 }
             }),
+            WorkflowRecord::StageSkipped(record) => self.on(&record.stage, |bar| {
+                bar.abandon_with_message(self.style.dim(&format!("skipped: {}", record.reason.text())));
+            }),
             WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) | WorkflowRecord::RunFinished(_) => {}
         }
     }

@@ -143,3 +143,20 @@ fn a_closed_pipe_is_no_failure() {
         assert_eq!((child.wait().unwrap().code(), said.as_str()), (Some(0), ""), "{arguments:?}");
     }
 }
+
+#[test]
+fn w1_editors_are_given_a_schema_and_people_the_place() {
+    let output = run(&["workflow", "schema"]);
+    let schema: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let stage = &schema["$defs"]["StageDefinition"]["properties"];
+    for key in ["when", "join", "on_failure", "input", "retry"] {
+        assert!(stage[key].is_object(), "{key}: {schema}");
+    }
+    assert_eq!(schema["additionalProperties"], false, "unknown keys are errors in editors, too");
+    let bad = concat!(env!("CARGO_MANIFEST_DIR"), "/../services/workflow-manager/tests/bad/dependency-misspelt.yaml");
+    check(
+        &["workflow", "validate", bad],
+        2,
+        &["dependency-misspelt.yaml: stage writing depends on reserach", "did you mean research? at line 8, column 18"],
+    );
+}

@@ -6,6 +6,7 @@ mod bench;
 mod cluster;
 mod command_line;
 mod discovery;
+mod examples;
 mod faults;
 mod fleet;
 mod full;

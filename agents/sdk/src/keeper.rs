@@ -592,11 +592,12 @@ fn report_of(task: &Task, result: TaskResult) -> Report {
             status: ReportStatus::Succeeded,
             result: Some(result),
             error: None,
+            code: None,
             retryable: true,
             cost: cost.money,
             usage,
         },
-        Err(TaskError { mut message, retryable, cost, usage }) => {
+        Err(TaskError { mut message, code, retryable, cost, usage }) => {
             if let Some(wrong) = cost.wrong {
                 message = format!("{message} (and {wrong})");
             }
@@ -607,6 +608,7 @@ fn report_of(task: &Task, result: TaskResult) -> Report {
                 status: ReportStatus::Failed,
                 result: None,
                 error: Some(message),
+                code,
                 retryable,
                 cost: cost.money,
                 usage,

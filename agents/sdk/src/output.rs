@@ -58,7 +58,7 @@ impl Output {
             None => return Ok(self),
         };
         let cost = Cost { money: self.cost.money, wrong: None };
-        Err(TaskError { message: wrong, retryable: false, cost, usage: self.usage })
+        Err(TaskError { message: wrong, code: None, retryable: false, cost, usage: self.usage })
     }
 }
 
@@ -84,6 +84,7 @@ impl Cost {
 #[derive(Debug, Clone, PartialEq)]
 pub struct TaskError {
     pub(crate) message: String,
+    pub(crate) code: Option<String>,
     pub(crate) retryable: bool,
     pub(crate) cost: Cost,
     pub(crate) usage: Usage,
@@ -92,7 +93,15 @@ pub struct TaskError {
 impl TaskError {
     /// A failure that another attempt may heal.
     pub fn failed(message: impl Into<String>) -> Self {
-        Self { message: message.into(), retryable: true, cost: Cost::default(), usage: Usage::default() }
+        Self { message: message.into(), code: None, retryable: true, cost: Cost::default(), usage: Usage::default() }
+    }
+
+    /// Says what kind of failure it is, in at most 64 bytes: `rate_limited`. A workflow may say which kinds are not to be
+    /// tried again (`retry.non_retryable`).
+    #[must_use]
+    pub fn code(mut self, code: impl Into<String>) -> Self {
+        self.code = Some(code.into());
+        self
     }
 
     /// A failure that no further attempt heals.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use baton_protocol::definition::OnFailure;
 use baton_protocol::request::{GetWorkflow, ListWorkflows, MAX_JSON_BYTES, RegisterWorkflow, WorkflowView};
 use baton_protocol::{Definition, Json, StageName, WorkflowName};
 use clap::{Args, Subcommand};
@@ -28,6 +29,8 @@ pub(crate) enum Workflow {
     Import(Import),
     /// Draw a workflow, or a run
     Graph(Draw),
+    /// Write the JSON Schema of definitions, for editors
+    Schema(Schema),
 }
 
 /// Lists the workflows
@@ -77,6 +80,14 @@ pub(crate) struct Register {
     json: bool,
 }
 
+/// Writes the JSON Schema of definitions
+#[derive(Debug, Args)]
+#[command(
+    after_help = "An editor with a YAML language server completes and checks a definition whose first line is\n\n  \
+    # yaml-language-server: $schema=definition.schema.json\n\nwhere that file is what this command writes."
+)]
+pub(crate) struct Schema {}
+
 impl Workflow {
     pub(crate) async fn run(self, context: &Context) -> anyhow::Result<Exit> {
         match self {
@@ -86,6 +97,7 @@ impl Workflow {
             Self::Register(command) => command.run(context).await?,
             Self::Import(command) => command.run(context).await?,
             Self::Graph(command) => command.run(context).await?,
+            Self::Schema(command) => command.run(context.out)?,
         }
         Ok(Exit::Done)
     }
@@ -138,6 +150,12 @@ impl Validate {
             return out.json(&definition);
         }
         out.line(&format!("workflow {} is valid: {}", definition.name, summary(&definition)))
+    }
+}
+
+impl Schema {
+    fn run(self, out: Output) -> anyhow::Result<()> {
+        out.json(&baton_protocol::schema::definition())
     }
 }
 
@@ -216,8 +234,13 @@ fn show(out: Output, view: &WorkflowView) -> anyhow::Result<()> {
     for stage in &definition.stages {
         let depends: Vec<_> = stage.depends_on.iter().map(ToString::to_string).collect();
         let mut besides = Vec::new();
-        if stage.optional {
-            besides.push("optional".to_owned());
+        if let Some(when) = &stage.when {
+            besides.push(short(&format!("when {}", when.as_str()), 60));
+        }
+        match (&stage.on_failure, stage.may_fail()) {
+            (OnFailure::Fallback(fallback), _) => besides.push(format!("fallback {fallback}")),
+            (OnFailure::Fail | OnFailure::Continue, true) => besides.push("optional".to_owned()),
+            (OnFailure::Fail | OnFailure::Continue, false) => {}
         }
         if !stage.parallel {
             besides.push("runs alone".to_owned());

@@ -193,6 +193,7 @@ fn mark(node: &Node) -> (&'static str, Tone) {
         StageStatus::Running => "◐",
         StageStatus::Waiting => "◔",
         StageStatus::Cancelled => "⊘",
+        StageStatus::Skipped => "⊖",
         _ => "○",
     };
     (mark, Tone::of(state.as_str()))

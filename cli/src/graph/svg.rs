@@ -59,11 +59,11 @@ path{fill:none;stroke:#9aa4b2;stroke-width:1.2}\
 rect{fill:#f3f5f8;stroke:#9aa4b2}rect.optional{stroke-dasharray:4 3}\
 rect.succeeded{fill:#d8f0dd;stroke:#2e8b45}rect.failed{fill:#f9d9d7;stroke:#c0392b}\
 rect.running{fill:#fdeebf;stroke:#b8860b}rect.ready,rect.waiting{fill:#dceafb;stroke:#3573b9}\
-rect.cancelled{fill:#e6e6e6;stroke:#777}\
+rect.cancelled,rect.skipped{fill:#e6e6e6;stroke:#777}\
 @media(prefers-color-scheme:dark){svg{background:#14181f}text{fill:#e4e8ee}.faint{fill:#95a0b0}\
 path{stroke:#596577}rect{fill:#222934;stroke:#596577}rect.succeeded{fill:#1c3d26;stroke:#4cb26a}\
 rect.failed{fill:#4a201d;stroke:#e0675b}rect.running{fill:#463a12;stroke:#d9ac3a}\
-rect.ready,rect.waiting{fill:#1d3350;stroke:#5c9be0}rect.cancelled{fill:#333;stroke:#888}}";
+rect.ready,rect.waiting{fill:#1d3350;stroke:#5c9be0}rect.cancelled,rect.skipped{fill:#333;stroke:#888}}";
 
 fn draw_node(svg: &mut String, node: &Node, x: f64, y: f64, width: f64) {
     let state = node.state().map(StageStatus::as_str).unwrap_or_default();

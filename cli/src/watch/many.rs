@@ -35,6 +35,7 @@ impl Tally {
                 self.over += usize::from(*over);
                 self.failed += usize::from(*over && *outcome != Outcome::Succeeded);
             }
+            Known::Skipped(_) => self.over += 1,
         }
     }
 }
@@ -43,6 +44,7 @@ impl Tally {
 enum Known {
     Assigned(StageName),
     Ended { stage: StageName, outcome: Outcome, over: bool },
+    Skipped(StageName),
 }
 
 impl Known {
@@ -60,13 +62,17 @@ impl Known {
                 }),
                 _ => None,
             },
+            "stage_skipped" => match event.record.read().ok()? {
+                WorkflowRecord::StageSkipped(record) => Some(Self::Skipped(record.stage)),
+                _ => None,
+            },
             _ => None,
         }
     }
 
     fn stage(&self) -> &StageName {
         match self {
-            Self::Assigned(stage) | Self::Ended { stage, .. } => stage,
+            Self::Assigned(stage) | Self::Ended { stage, .. } | Self::Skipped(stage) => stage,
         }
     }
 }

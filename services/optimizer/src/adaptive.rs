@@ -32,7 +32,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use baton_protocol::request::Strategy;
-use baton_protocol::{AgentId, Millis, RunId, TaskId};
+use baton_protocol::{AgentId, Millis, RunId, StageName, TaskId};
 
 use self::agents::{Agents, Class, Look};
 use self::jobs::{Job, Line, Walk};
@@ -166,14 +166,19 @@ impl Planner {
         }
     }
 
-    /// A task has ended, and something was learned.
-    pub(crate) fn learned(&mut self, state: &Optimizer, task: &TaskId, (config, now): (&Config, Millis)) {
-        if let Some(job) = self.jobs.get_mut(&task.run) {
-            let is_over = |place: &u32| state.runs.get(task.run).is_none_or(|run| run.is_over(*place));
-            if let Some(place) = job.graph.place(&task.stage).filter(is_over) {
+    /// A task of a stage has ended, and something was learned; or the stage was skipped.
+    pub(crate) fn learned(
+        &mut self,
+        state: &Optimizer,
+        (run, stage): (RunId, &StageName),
+        (config, now): (&Config, Millis),
+    ) {
+        if let Some(job) = self.jobs.get_mut(&run) {
+            let is_over = |place: &u32| state.runs.get(run).is_none_or(|run| run.is_over(*place));
+            if let Some(place) = job.graph.place(stage).filter(is_over) {
                 job.over(place);
             }
-            rekey(&mut self.lines, job, task.run, config, now);
+            rekey(&mut self.lines, job, run, config, now);
         }
         self.credit += RANKED.min(self.cost.div_ceil(RANK_APART));
         while let Some((run, cost)) = self.next_to_rank().filter(|(_, cost)| *cost <= self.credit) {

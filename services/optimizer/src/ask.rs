@@ -360,6 +360,12 @@ pub(crate) fn settle(turn: &mut Turn<'_, Optimizer>, commit: &AnyCommit) -> bool
 fn settle_workflow(soft: &mut Soft, state: &Optimizer, record: &WorkflowRecord, clock: Clock<'_>) -> bool {
     match record {
         WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) => false,
+        WorkflowRecord::StageSkipped(record) => {
+            if let Some(planner) = &mut soft.planner {
+                planner.learned(state, (record.run, &record.stage), clock);
+            }
+            false
+        }
         WorkflowRecord::StageReady(record) => {
             soft.line_up(state, &record.task, clock);
             true
@@ -371,7 +377,7 @@ fn settle_workflow(soft: &mut Soft, state: &Optimizer, record: &WorkflowRecord, 
                 if let Some(agent) = &record.agent {
                     planner.ended(&record.task, agent);
                 }
-                planner.learned(state, &record.task, clock);
+                planner.learned(state, (record.task.run, &record.task.stage), clock);
             }
             if let Some(agent) = &record.agent {
                 soft.changed(state, agent);

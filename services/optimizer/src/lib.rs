@@ -38,7 +38,7 @@ mod view;
 
 use baton_machine::{Foreign, Machine, Reply, RequestContext, Turn, answer};
 use baton_protocol::record::{
-    AnyCommit, LearningImported, OptimizerRecord, Outcome, ResourceRecord, StageEnded, StageReady, Stamp,
+    AnyCommit, LearningImported, OptimizerRecord, Outcome, ResourceRecord, StageEnded, StageReady, StageSkipped, Stamp,
     StrategyChanged, WorkflowRecord,
 };
 use baton_protocol::request::{Done, ImportLearning, Lesson, MAX_LESSONS, OptimizerRequest, Strategy, Subject};
@@ -210,6 +210,7 @@ impl Optimizer {
             }
             WorkflowRecord::StageReady(record) => self.stage_ready(stamp, record),
             WorkflowRecord::StageEnded(record) => self.stage_ended(stamp, record),
+            WorkflowRecord::StageSkipped(record) => self.stage_skipped(record),
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record.run),
         }
     }
@@ -301,6 +302,15 @@ impl Optimizer {
         self.pools.ended(record.lease, pools_of(holder.as_deref()));
         if holder.is_none() {
             self.queue.remove(&record.task);
+        }
+    }
+
+    /// There is no work left in it.
+    fn stage_skipped(&mut self, record: &StageSkipped) {
+        let Some(run) = self.runs.get_mut(record.run) else { return };
+        let graph = self.graphs.get(&run.workflow, run.version);
+        if let Some(place) = graph.and_then(|graph| graph.place(&record.stage)) {
+            run.set_over(place);
         }
     }
 

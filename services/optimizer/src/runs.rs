@@ -190,6 +190,11 @@ impl Runs {
         self.runs.get(&run).map(Arc::as_ref)
     }
 
+    /// A run, while it lives, to be changed.
+    pub(crate) fn get_mut(&mut self, run: RunId) -> Option<&mut Run> {
+        self.runs.change(&run)
+    }
+
     /// Who holds a task.
     pub(crate) fn holder(&self, task: &TaskId) -> Option<&Holder> {
         let open = self.runs.get(&task.run)?.open.get(&task.stage)?;

@@ -115,6 +115,7 @@ fn ready(task: TaskId, agent_type: &str, priority: i32, cpu: u32) -> WorkflowRec
         agent_type: Capability::new(agent_type).unwrap(),
         requires: Default::default(),
         inputs: vec![],
+        input: None,
         resources: resources(cpu),
         priority,
     })
@@ -133,6 +134,7 @@ fn ended(task: TaskId, lease: Option<(u64, &str)>, outcome: Outcome, duration_ms
         result: None,
         error: None,
         hopeless: false,
+        code: None,
         retry_at: None,
         duration_ms,
         cost: Money::ZERO,

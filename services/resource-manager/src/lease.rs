@@ -565,7 +565,10 @@ pub(crate) fn recall(turn: &mut Turn<'_, ResourceManager>, commit: &Commit<Workf
             WorkflowRecord::RunFinished(record) => {
                 finished.push(record.run);
             }
-            WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) | WorkflowRecord::StageReady(_) => {}
+            WorkflowRecord::WorkflowRegistered(_)
+            | WorkflowRecord::RunStarted(_)
+            | WorkflowRecord::StageReady(_)
+            | WorkflowRecord::StageSkipped(_) => {}
         }
     }
     // The stages of a run end before it does, so that nothing is found here unless that ever changes.

@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock};
 
 use baton_machine::Shelves;
 use baton_machine::planted::{Bug, is_planted};
-use baton_protocol::definition::Definition;
+use baton_protocol::definition::{Definition, OnFailure};
 use baton_protocol::record::{Outcome, RunStarted, StageEnded, StageReady, Stamp, WorkflowRegistered};
 use baton_protocol::request::Assignment;
 use baton_protocol::trace::{TraceContext, task_span};
@@ -56,6 +56,9 @@ struct Run {
 pub(crate) struct Open {
     attempt: u32,
     inputs: Vec<StageName>,
+    /// What its agent is given instead of the run's input.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    input: Option<Json>,
     /// Which agents can do it.
     pub(crate) agent_type: Capability,
     /// What their metadata of that capability must be.
@@ -70,6 +73,21 @@ pub(crate) struct Open {
     pub(crate) ready_at: Millis,
     /// The one lease it ever has. It stays when the lease ends: a task is leased once.
     pub(crate) lease: Option<LeaseId>,
+}
+
+impl Run {
+    /// What counts as a stage's result: its own, or that of the first of its fallbacks that has one.
+    fn result(&self, definition: &Definition, name: &StageName) -> Option<&Json> {
+        let mut name = name;
+        for _ in 0..definition.stages.len() {
+            if let Some(result) = self.results.get(name) {
+                return Some(result);
+            }
+            let OnFailure::Fallback(fallback) = &definition.stage(name.as_str())?.on_failure else { return None };
+            name = fallback;
+        }
+        None
+    }
 }
 
 impl Tasks {
@@ -97,6 +115,7 @@ impl Tasks {
             Arc::new(Open {
                 attempt: record.task.attempt,
                 inputs: record.inputs.clone(),
+                input: record.input.clone(),
                 agent_type: record.agent_type.clone(),
                 requires: record.requires.clone(),
                 resources: record.resources.clone(),
@@ -155,7 +174,7 @@ impl Tasks {
         let open = self.open(&lease.task)?;
         let definition = self.definitions.get(&run.workflow)?.get(&run.version)?;
         let stage = definition.stage(lease.task.stage.as_str())?;
-        let result = |name: &StageName| Some((name.clone(), run.results.get(name)?.clone()));
+        let result = |name: &StageName| Some((name.clone(), run.result(definition, name)?.clone()));
         Some(Assignment {
             lease: id,
             run: lease.task.run,
@@ -163,7 +182,7 @@ impl Tasks {
             attempt: lease.task.attempt,
             workflow: run.workflow.clone(),
             agent_type: open.agent_type.clone(),
-            input: run.input.clone(),
+            input: open.input.as_ref().unwrap_or(&run.input).clone(),
             results: open.inputs.iter().filter_map(result).collect(),
             params: stage.params.clone(),
             metadata: definition.metadata.clone(),

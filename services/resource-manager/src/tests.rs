@@ -277,6 +277,7 @@ fn ready(task: TaskId, resources: &str) -> WorkflowRecord {
         agent_type: Capability::new(task.stage.as_str()).unwrap(),
         requires: Default::default(),
         inputs: if writing { vec![StageName::new("research").unwrap()] } else { vec![] },
+        input: None,
         resources: serde_json::from_str::<Resources>(resources).unwrap(),
         priority: 0,
         task,
@@ -292,6 +293,7 @@ fn ended(task: TaskId, lease: Option<(u64, &str)>, outcome: Outcome) -> Workflow
         result: (outcome == Outcome::Succeeded).then(|| Json::of(&json!({ "notes": 1.5 })).unwrap()),
         error: (outcome == Outcome::Cancelled).then(|| "no longer wanted".to_owned()),
         hopeless: false,
+        code: None,
         retry_at: None,
         duration_ms: 0,
         cost: Money::ZERO,
@@ -852,7 +854,8 @@ impl Checker {
                 self.open.retain(|task| task.run != record.run);
                 self.leases.retain(|_, lease| lease.task.run != record.run);
             }
-            WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) => {}
+            WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) | WorkflowRecord::StageSkipped(_) => {
+            }
         }
     }
 

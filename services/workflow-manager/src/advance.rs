@@ -5,12 +5,13 @@
 
 use baton_machine::Effect;
 use baton_machine::planted::{Bug, is_planted};
-use baton_protocol::record::{Outcome, RunFinished, StageEnded, StageReady, WorkflowRecord};
+use baton_protocol::record::{Outcome, RunFinished, StageEnded, StageReady, StageSkipped, WorkflowRecord};
 use baton_protocol::request::{MAX_MESSAGE_BYTES, Usage};
 use baton_protocol::run::{RunStatus, StageStatus};
 use baton_protocol::subject::RUNS_BUCKET;
-use baton_protocol::{Json, Millis, Money, RunId, TaskId};
+use baton_protocol::{Json, Millis, Money, RunId, StageName, TaskId};
 
+use crate::flow::{self, Failure};
 use crate::run::{Move, Run};
 use crate::workflows::Version;
 use crate::{Turn, telemetry, text, view};
@@ -28,6 +29,7 @@ pub(crate) struct Ending {
     pub(crate) outcome: Outcome,
     pub(crate) result: Option<Json>,
     pub(crate) error: Option<String>,
+    pub(crate) code: Option<String>,
     pub(crate) again: Again,
     pub(crate) cost: Money,
     pub(crate) usage: Usage,
@@ -45,7 +47,20 @@ pub(crate) enum Again {
 impl Ending {
     /// An attempt that ended without anybody reporting.
     fn unreported(outcome: Outcome, error: String, again: Again) -> Self {
-        Self { outcome, result: None, error: Some(error), again, cost: Money::ZERO, usage: Usage::default() }
+        Self {
+            outcome,
+            result: None,
+            error: Some(error),
+            code: None,
+            again,
+            cost: Money::ZERO,
+            usage: Usage::default(),
+        }
+    }
+
+    /// A stage that can not begin. It could not the next time either.
+    fn before(Failure { code, error }: Failure) -> Self {
+        Self { code: Some(code.to_owned()), ..Self::unreported(Outcome::Failed, error, Again::Never) }
     }
 }
 
@@ -103,8 +118,13 @@ fn time_out(turn: &mut Turn<'_>, id: RunId) {
 fn stage_due(turn: &mut Turn<'_>, id: RunId, place: usize) {
     let Some((run, version)) = turn.state().live(id) else { return };
     let stage = &version.definition.stages[place];
+    let total = stage.total_timeout_ms.filter(|_| run.total_due(place, version).is_some_and(|due| due <= turn.now()));
     let error = match run.stages[place].status {
         StageStatus::Waiting => return ready(turn, id, place),
+        StageStatus::Ready | StageStatus::Running if total.is_some() => {
+            let error = format!("it took longer than {} in all", text::duration(total.unwrap_or_default()));
+            return end(turn, id, place, Ending::unreported(Outcome::TimedOut, error, Again::Never));
+        }
         StageStatus::Ready => {
             let (wanted, waited) = (&stage.agent_type, text::duration(stage.start_timeout_ms));
             let wants = match stage.requires.is_empty() {
@@ -119,7 +139,11 @@ fn stage_due(turn: &mut Turn<'_>, id: RunId, place: usize) {
             }
         }
         StageStatus::Running => format!("no report came within {}", text::duration(stage.timeout_ms)),
-        StageStatus::Pending | StageStatus::Succeeded | StageStatus::Failed | StageStatus::Cancelled => return,
+        StageStatus::Pending
+        | StageStatus::Succeeded
+        | StageStatus::Failed
+        | StageStatus::Skipped
+        | StageStatus::Cancelled => return,
     };
     end(turn, id, place, Ending::unreported(Outcome::TimedOut, error, Again::Later));
 }
@@ -135,19 +159,17 @@ pub(crate) fn advance(turn: &mut Turn<'_>, id: RunId) {
     }
 }
 
-/// A stage's first attempt, unless its agent would be given more than a message can carry.
+/// A stage's first attempt, unless it is skipped, or its agent would be given more than a message can carry.
 fn begin(turn: &mut Turn<'_>, id: RunId, place: usize) {
     let Some((run, version)) = turn.state().live(id) else { return };
-    let inputs = inputs(run, version, place);
-    let results: usize = inputs.iter().filter_map(|input| run.stages[*input].result.as_ref()).map(Json::size).sum();
-    let bytes = run.input.size() + results + version.plan.sizes[place];
-    if bytes > MAX_TASK_BYTES {
-        let error = format!(
-            "its agent would be given {bytes} bytes (the run's input, the results of {}, parameters and metadata); at \
-             most {MAX_TASK_BYTES} are allowed: keep large results elsewhere and pass references",
-            text::count(inputs.len(), "stage")
-        );
-        return end(turn, id, place, Ending::unreported(Outcome::Failed, error, Again::Never));
+    match flow::gate(run, version, place) {
+        Ok(None) => {}
+        Ok(Some(reason)) => {
+            let stage = version.definition.stages[place].name.clone();
+            turn.emit(WorkflowRecord::StageSkipped(StageSkipped { run: id, stage, reason }));
+            return;
+        }
+        Err(failure) => return end(turn, id, place, Ending::before(failure)),
     }
     ready(turn, id, place);
 }
@@ -156,25 +178,43 @@ fn begin(turn: &mut Turn<'_>, id: RunId, place: usize) {
 fn ready(turn: &mut Turn<'_>, id: RunId, place: usize) {
     let Some((run, version)) = turn.state().live(id) else { return };
     let stage = &version.definition.stages[place];
+    let input = match flow::input(run, version, place) {
+        Ok(input) => input,
+        Err(failure) => return end(turn, id, place, Ending::before(failure)),
+    };
+    let (inputs, results) = inputs(run, version, place);
+    let bytes = input.as_ref().unwrap_or(&run.input).size() + results + version.plan.sizes[place];
+    if bytes > MAX_TASK_BYTES {
+        let error = format!(
+            "its agent would be given {bytes} bytes (the run's input, the results of {}, parameters and metadata); at \
+             most {MAX_TASK_BYTES} are allowed: keep large results elsewhere and pass references",
+            text::count(inputs.len(), "stage")
+        );
+        return end(turn, id, place, Ending::unreported(Outcome::Failed, error, Again::Never));
+    }
     let record = StageReady {
         task: TaskId { run: id, stage: stage.name.clone(), attempt: attempts(run, place) + 1 },
         agent_type: stage.agent_type.clone(),
         requires: stage.requires.clone(),
-        inputs: inputs(run, version, place)
-            .iter()
-            .map(|input| version.definition.stages[*input].name.clone())
-            .collect(),
+        inputs,
+        input,
         resources: stage.resources.clone(),
         priority: run.priority,
     };
     turn.emit(WorkflowRecord::StageReady(record));
 }
 
-/// The dependencies of a stage that have a result: an optional one may have failed.
-fn inputs(run: &Run, version: &Version, place: usize) -> Vec<usize> {
+/// The dependencies of a stage that have a result, their own or a fallback's, and how many bytes those results have.
+fn inputs(run: &Run, version: &Version, place: usize) -> (Vec<StageName>, usize) {
+    let mut bytes = 0;
     let dependencies = version.definition.stages[place].depends_on.iter();
-    let places = dependencies.filter_map(|dependency| version.plan.place(dependency));
-    places.filter(|place| run.stages[*place].result.is_some()).collect()
+    let with_result = dependencies.filter(|dependency| {
+        let giver = version.plan.place(dependency).and_then(|place| version.plan.flows.giver(run, place));
+        let result = giver.and_then(|giver| run.stages[giver].result.as_ref());
+        bytes += result.map_or(0, Json::size);
+        result.is_some()
+    });
+    (with_result.cloned().collect(), bytes)
 }
 
 fn attempts(run: &Run, place: usize) -> u32 {
@@ -194,8 +234,12 @@ pub(crate) fn end(turn: &mut Turn<'_>, id: RunId, place: usize, ending: Ending) 
         Again::AtOnce => Some(0),
         Again::Later => Some(definition.retry.wait_ms(id, &definition.name, number)),
     };
-    let wait = wait.filter(|_| number < definition.retry.max_attempts);
     let now = turn.now();
+    let code = ending.code.as_deref().unwrap_or(ending.outcome.as_str());
+    let ruled_out = !is_planted(Bug::CodeIgnored) && definition.retry.non_retryable.iter().any(|known| known == code);
+    // An attempt that could not even begin in time is none.
+    let in_time = |wait: &Millis| run.total_due(place, version).is_none_or(|due| now.saturating_add(*wait) < due);
+    let wait = wait.filter(|_| number < definition.retry.max_attempts && !ruled_out).filter(in_time);
     let assigned_at = under_way.and_then(|attempt| attempt.assigned_at);
     let record = StageEnded {
         task: TaskId { run: id, stage: definition.name.clone(), attempt: number },
@@ -205,6 +249,7 @@ pub(crate) fn end(turn: &mut Turn<'_>, id: RunId, place: usize, ending: Ending) 
         result: ending.result,
         error: ending.error,
         hopeless: ending.outcome == Outcome::Failed && ending.again == Again::Never,
+        code: ending.code,
         retry_at: wait.map(|wait| now.saturating_add(wait)),
         duration_ms: assigned_at.map_or(0, |assigned_at| now.saturating_sub(assigned_at)),
         cost: ending.cost,

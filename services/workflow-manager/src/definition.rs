@@ -2,13 +2,17 @@
 //!
 //! Text that starts with `{` is JSON, any other is YAML. Both are read strictly: unknown keys, keys given twice, booleans
 //! other than `true` and `false`, and unknown tags are errors, because a definition that is not understood as it was
-//! meant would run as something else. Errors of reading name line and column, errors of meaning name the stage.
+//! meant would run as something else. Errors name line and column, and the stage; where a name is wrong, the one that was probably
+//! meant.
+
+mod locate;
 
 use std::collections::BTreeSet;
 use std::fmt;
 
 use baton_protocol::Definition;
 use baton_protocol::definition::DefinitionError;
+use baton_protocol::nearest::nearest;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{DuplicateKeyPolicy, Error, Options};
 
@@ -23,8 +27,13 @@ const MAX_REPLAYED: usize = 100_000;
 pub fn parse(text: &str) -> Result<Definition, DefinitionError> {
     let definition = if text.trim_start().starts_with('{') { parse_json(text) } else { parse_yaml(text) };
     let definition = definition.map_err(DefinitionError::Syntax)?;
-    definition.check()?;
-    Ok(definition)
+    match definition.check().and_then(|()| crate::flow::check(&definition)) {
+        Ok(()) => Ok(definition),
+        Err(error) => Err(match locate::locate(text, &error.path(&definition), options()) {
+            Some((line, column)) => DefinitionError::At { error: Box::new(error), line, column },
+            None => error,
+        }),
+    }
 }
 
 fn parse_json(text: &str) -> Result<Definition, String> {
@@ -34,10 +43,32 @@ fn parse_json(text: &str) -> Result<Definition, String> {
         reader.end()?;
         serde_json::from_str(text)
     };
-    strict().map_err(|error| error.to_string())
+    strict().map_err(|error| {
+        let text = error.to_string();
+        let text = match said_expected(&text) {
+            Some((wrong, right)) => hinted(&text, wrong, right),
+            None => text,
+        };
+        // As the reader of YAML says it.
+        text.replace(" column ", ", column ")
+    })
 }
 
-fn parse_yaml(text: &str) -> Result<Definition, String> {
+/// The wrong name and the right ones, where the reader of JSON says: ``unknown field `a`, expected one of `b`, `c` …``.
+fn said_expected(text: &str) -> Option<(&str, Vec<&str>)> {
+    let names = text.strip_prefix("unknown field ").or_else(|| text.strip_prefix("unknown variant "))?;
+    let mut quoted = names.split('`').skip(1).step_by(2);
+    Some((quoted.next()?, quoted.collect()))
+}
+
+/// What is said, with the name that was probably meant before the place in the text.
+fn hinted<'a>(text: &str, wrong: &str, right: impl IntoIterator<Item = &'a str>) -> String {
+    let Some(name) = nearest(wrong, right) else { return text.to_owned() };
+    let (what, at) = text.rfind(" at line ").map_or((text, ""), |at| text.split_at(at));
+    format!("{what}; did you mean `{name}`?{at}")
+}
+
+fn options() -> Options {
     let mut options = Options::default();
     options.duplicate_keys = DuplicateKeyPolicy::Error;
     options.strict_booleans = true;
@@ -47,8 +78,23 @@ fn parse_yaml(text: &str) -> Result<Definition, String> {
     if let Some(budget) = &mut options.budget {
         budget.max_depth = MAX_DEPTH;
     }
-    serde_saphyr::from_str_with_options(text, options).map_err(|error| say(&error))
+    options
 }
+
+fn parse_yaml(text: &str) -> Result<Definition, String> {
+    serde_saphyr::from_str_with_options(text, options()).map_err(|error| say(&error))
+}
+
+/// What the reader of YAML says in a programmer's words, and what it says to others.
+const PLAINER: [(&str, &str); 7] = [
+    ("expected sequence start", "expected a list"),
+    ("expected mapping start", "expected keys and values"),
+    ("expected string scalar", "expected a text"),
+    ("invalid u", "expected a whole number, not negative"),
+    ("invalid f", "expected a number"),
+    ("cannot deserialize null into string", "expected a text, and there is nothing"),
+    ("budget breached: Depth", "nested more than 64 levels deep"),
+];
 
 /// What the reader of YAML says, without what it says to programmers.
 fn say(error: &Error) -> String {
@@ -57,7 +103,17 @@ fn say(error: &Error) -> String {
         Error::InvalidBooleanStrict { .. } => "invalid boolean, expected `true` or `false`".to_owned(),
         Error::MultipleDocuments { .. } => "a second document, expected one".to_owned(),
         Error::NonFiniteFloat { value, .. } => format!("`{value}` is not a finite number"),
-        other => return other.to_string(),
+        Error::SerdeUnknownField { field: wrong, expected, .. }
+        | Error::SerdeUnknownVariant { variant: wrong, expected, .. } => {
+            return hinted(&error.without_snippet().to_string(), wrong, expected.iter().copied());
+        }
+        other => {
+            let text = other.to_string();
+            let found = PLAINER.iter().find_map(|(said, plain)| Some((*plain, text.strip_prefix(said)?)));
+            let Some((plain, rest)) = found else { return text };
+            let at = rest.rfind(" at line ").map_or("", |at| &rest[at..]);
+            return format!("{plain}{at}");
+        }
     };
     match error.location() {
         Some(location) => format!("{what} at line {}, column {}", location.line(), location.column()),

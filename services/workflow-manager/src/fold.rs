@@ -9,7 +9,7 @@ use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{ShelfSet, Shelves};
 use baton_protocol::record::{
     AgentLeft, AgentRegistered, Assigned, LeaseEnded, LeftReason, RunFinished, RunStarted, StageEnded, StageReady,
-    Stamp,
+    StageSkipped, Stamp,
 };
 use baton_protocol::run::{RunCounts, RunStatus};
 use baton_protocol::{AgentId, Capability, LeaseId, Millis, RunId};
@@ -152,7 +152,7 @@ impl WorkflowManager {
         let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
         let Some(place) = version.plan.place(&task.stage) else { return };
         if run.stage_ready(stamp.at, place, task.attempt, version) {
-            let due = stamp.at.saturating_add(version.definition.stages[place].start_timeout_ms);
+            let due = run.until(place, version, stamp.at, version.definition.stages[place].start_timeout_ms);
             self.timers.set(run, place, Some(due).filter(|_| !is_planted(Bug::StartTimerForgotten)));
         }
     }
@@ -164,7 +164,7 @@ impl WorkflowManager {
         let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
         let Some(place) = version.plan.place(&task.stage) else { return };
         if run.assigned(stamp.at, place, task, agent, lease) {
-            let due = stamp.at.saturating_add(version.definition.stages[place].timeout_ms);
+            let due = run.until(place, version, stamp.at, version.definition.stages[place].timeout_ms);
             self.timers.set(run, place, Some(due));
             self.leases.insert(lease, Held { agent: agent.clone(), run: task.run, stage: place });
             Arc::make_mut(self.agents.get_or_insert_with(agent, Arc::default)).holds.insert(lease);
@@ -181,6 +181,13 @@ impl WorkflowManager {
             let lease = run.stages[place].attempts.last().and_then(|attempt| attempt.lease);
             self.lease_over(lease);
         }
+    }
+
+    pub(crate) fn stage_skipped(&mut self, record: &StageSkipped) {
+        let Some(run) = self.runs.change(&record.run) else { return };
+        let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
+        let Some(place) = version.plan.place(&record.stage) else { return };
+        run.stage_skipped(place, record.reason, version);
     }
 
     pub(crate) fn run_finished(&mut self, stamp: Stamp, record: &RunFinished) {

@@ -10,6 +10,7 @@
 //! | [`definition`], [`predefined`], `workflows.rs` | definitions: from text, ready made, all their versions |
 //! | `fold.rs` | the state, and what every record makes of it |
 //! | `run.rs` | one run: its stages, its attempts, what is to be done next |
+//! | `flow.rs`, `expression.rs` | what a definition says of a stage beyond its dependencies; CEL within bounds |
 //! | `history.rs` | runs that have ended |
 //! | `start.rs`, `report.rs`, `advance.rs` | decisions: a run is asked for, an agent reports, everything else |
 //! | `view.rs` | runs as they are shown |
@@ -28,6 +29,8 @@
 
 mod advance;
 pub mod definition;
+mod expression;
+mod flow;
 mod fold;
 mod history;
 pub mod predefined;
@@ -86,6 +89,7 @@ impl Machine for WorkflowManager {
             WorkflowRecord::RunStarted(record) => self.run_started(stamp, record),
             WorkflowRecord::StageReady(record) => self.stage_ready(stamp, record),
             WorkflowRecord::StageEnded(record) => self.stage_ended(stamp, record),
+            WorkflowRecord::StageSkipped(record) => self.stage_skipped(record),
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record),
         }
     }

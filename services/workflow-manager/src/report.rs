@@ -1,6 +1,7 @@
 //! An agent reports how its task ended.
 
 use baton_machine::planted::{Bug, is_planted};
+use baton_protocol::definition::MAX_CODE_BYTES;
 use baton_protocol::record::{Outcome, StageEnded, WorkflowRecord};
 use baton_protocol::request::{
     MAX_JSON_BYTES, Report, ReportAnswer, ReportStatus, ReportStored, Reports, ReportsAnswered,
@@ -8,7 +9,9 @@ use baton_protocol::request::{
 use baton_protocol::{AgentId, Code, Json, Rejection};
 
 use crate::advance::{self, Again, Ending};
-use crate::run::{Attempt, Stage};
+use crate::flow::{self, Failure};
+use crate::run::{Attempt, Run};
+use crate::workflows::Version;
 use crate::{Turn, WorkflowManager, telemetry, text};
 
 /// What a report finds.
@@ -43,7 +46,9 @@ pub(crate) fn report(turn: &mut Turn<'_>, agent: &AgentId, report: Report) -> Re
     }
     telemetry::reported(turn, &report, agent);
     let run = report.task.run;
-    advance::end(turn, run, place, ending(report));
+    let Some((live, version)) = turn.state().live(run) else { return Ok(stored) };
+    let ending = ending(report, live, version, place);
+    advance::end(turn, run, place, ending);
     advance::advance(turn, run);
     Ok(stored)
 }
@@ -60,7 +65,7 @@ pub(crate) fn reports(turn: &mut Turn<'_>, agent: &AgentId, request: Reports) ->
 /// Stores a report that was stored before: what [`Bug::ReportAppliedTwice`] does.
 fn planted_again(turn: &mut Turn<'_>, agent: &AgentId, report: Report) {
     let Report { lease, task, .. } = report.clone();
-    let Ending { outcome, result, error, again, cost, usage } = ending(report);
+    let Ending { outcome, result, error, code, again, cost, usage } = said(report);
     let (lease, agent) = (Some(lease), Some(agent.clone()));
     let hopeless = outcome == Outcome::Failed && again == Again::Never;
     let ended = StageEnded {
@@ -71,6 +76,7 @@ fn planted_again(turn: &mut Turn<'_>, agent: &AgentId, report: Report) {
         result,
         error,
         hopeless,
+        code,
         retry_at: None,
         duration_ms: 0,
         cost,
@@ -79,14 +85,32 @@ fn planted_again(turn: &mut Turn<'_>, agent: &AgentId, report: Report) {
     turn.emit(WorkflowRecord::StageEnded(ended));
 }
 
-fn ending(report: Report) -> Ending {
-    let Report { lease: _, task: _, status, result, error, retryable, cost, usage } = report;
+/// What a report makes of its attempt: a result that does not fit what the stage promises is a failure, and another attempt
+/// may give one that does.
+fn ending(report: Report, run: &Run, version: &Version, place: usize) -> Ending {
+    let mut ending = said(report);
+    if ending.outcome == Outcome::Succeeded {
+        match flow::output(run, version, place, ending.result.take()) {
+            Ok(result) => ending.result = result.filter(|result| !result.is_null()),
+            Err(Failure { code, error }) => {
+                (ending.outcome, ending.again) = (Outcome::Failed, Again::Later);
+                (ending.code, ending.error) = (Some(code.to_owned()), Some(error));
+            }
+        }
+    }
+    ending
+}
+
+/// What a report says.
+fn said(report: Report) -> Ending {
+    let Report { lease: _, task: _, status, result, error, code, retryable, cost, usage } = report;
     match status {
         // `null` is written as it is, and read back as none: it is none from the beginning.
         ReportStatus::Succeeded => Ending {
             outcome: Outcome::Succeeded,
             result: result.filter(|result| !result.is_null()),
             error: None,
+            code: None,
             again: Again::Never,
             cost,
             usage,
@@ -98,6 +122,7 @@ fn ending(report: Report) -> Ending {
                 || "the agent gave no reason".to_owned(),
                 |error| text::cut(error, text::MAX_ERROR_BYTES),
             )),
+            code: code.filter(|code| !code.is_empty()).map(|code| text::cut_to(code, MAX_CODE_BYTES)),
             again: if retryable { Again::Later } else { Again::Never },
             cost,
             usage,
@@ -130,7 +155,7 @@ fn find(state: &WorkflowManager, agent: &AgentId, report: &Report) -> Result<Fou
     }
     match attempt.outcome {
         None => Ok(Found::Open(place)),
-        Some(Outcome::Succeeded | Outcome::Failed) if is_stored(&run.stages[place], attempt, report) => {
+        Some(Outcome::Succeeded | Outcome::Failed) if is_stored(run, version, place, attempt, report) => {
             Ok(Found::Stored)
         }
         // Two processes of one agent may have done the task. Whoever is told that a report is stored may rely on it.
@@ -145,8 +170,8 @@ fn find(state: &WorkflowManager, agent: &AgentId, report: &Report) -> Result<Fou
 }
 
 /// Whether what ended the attempt is what the report says.
-fn is_stored(stage: &Stage, attempt: &Attempt, report: &Report) -> bool {
-    let Ending { outcome, result, error, .. } = ending(report.clone());
-    let same_result = outcome != Outcome::Succeeded || stage.result == result;
-    attempt.outcome == Some(outcome) && attempt.error == error && same_result
+fn is_stored(run: &Run, version: &Version, place: usize, attempt: &Attempt, report: &Report) -> bool {
+    let Ending { outcome, result, error, code, .. } = ending(report.clone(), run, version, place);
+    let same_result = outcome != Outcome::Succeeded || run.stages[place].result == result;
+    attempt.outcome == Some(outcome) && attempt.error == error && attempt.code == code && same_result
 }

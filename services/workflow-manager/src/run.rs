@@ -3,7 +3,8 @@
 //! Nothing in here decides: [`Run::next`] says what is to be done, and [`crate::advance`] does it.
 
 use baton_machine::planted::{Bug, is_planted};
-use baton_protocol::record::{Outcome, RunFinished, RunStarted, StageEnded, Stamp};
+use baton_protocol::definition::OnFailure;
+use baton_protocol::record::{Outcome, RunFinished, RunStarted, SkipReason, StageEnded, Stamp};
 use baton_protocol::request::Usage;
 use baton_protocol::run::{RunStatus, StageStatus};
 use baton_protocol::trace::{self, TraceContext};
@@ -59,8 +60,11 @@ pub(crate) struct Run {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Stage {
     pub(crate) status: StageStatus,
-    /// How many of its dependencies are not over.
+    /// How many of the stages that it waits for are not over.
     waits_for: usize,
+    /// Why it was skipped, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) skipped: Option<SkipReason>,
     /// Its timer: when it has waited or run too long, or when its next attempt may start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) due: Option<Millis>,
@@ -118,6 +122,8 @@ pub(crate) struct Attempt {
     pub(crate) ended_at: Option<Millis>,
     pub(crate) outcome: Option<Outcome>,
     pub(crate) error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) code: Option<String>,
     pub(crate) duration_ms: Millis,
     pub(crate) cost: Money,
     pub(crate) usage: Usage,
@@ -136,9 +142,10 @@ pub(crate) enum Move {
 
 impl Run {
     pub(crate) fn new(stamp: Stamp, record: &RunStarted, version: &Version) -> Self {
-        let stages = version.definition.stages.iter().map(|stage| Stage {
+        let stages = version.plan.waits_for.iter().map(|waits_for| Stage {
             status: StageStatus::Pending,
-            waits_for: stage.depends_on.len(),
+            waits_for: *waits_for,
+            skipped: None,
             due: None,
             result: None,
             attempts: Box::default(),
@@ -273,7 +280,7 @@ impl Run {
         let stage = &mut self.stages[place];
         match stage.status {
             // Something was wrong with it before it could begin.
-            StageStatus::Pending if record.task.attempt == 1 => {
+            StageStatus::Pending | StageStatus::Waiting if stage.attempts.len() + 1 == record.task.attempt as usize => {
                 stage.begin(at);
             }
             StageStatus::Ready | StageStatus::Running if stage.attempts.len() == record.task.attempt as usize => {}
@@ -283,6 +290,7 @@ impl Run {
         attempt.ended_at = Some(at);
         attempt.outcome = Some(record.outcome);
         attempt.error.clone_from(&record.error);
+        attempt.code.clone_from(&record.code);
         attempt.duration_ms = record.duration_ms;
         attempt.cost = record.cost;
         attempt.usage = record.usage;
@@ -298,12 +306,16 @@ impl Run {
         self.busy_ms = self.busy_ms.saturating_add(record.duration_ms);
         self.begun(place, version);
         match self.stages[place].status {
-            StageStatus::Pending | StageStatus::Ready | StageStatus::Running | StageStatus::Waiting => {}
+            StageStatus::Pending
+            | StageStatus::Ready
+            | StageStatus::Running
+            | StageStatus::Waiting
+            | StageStatus::Skipped => {}
             StageStatus::Cancelled => {
                 self.open.remove(place);
                 self.cancelled.get_or_insert(place);
             }
-            StageStatus::Failed if !version.definition.stages[place].optional => {
+            StageStatus::Failed if is_fatal(version, place) => {
                 self.open.remove(place);
                 self.over += 1;
                 self.failed.get_or_insert(place);
@@ -311,6 +323,34 @@ impl Run {
             StageStatus::Succeeded | StageStatus::Failed => self.over(place, version),
         }
         true
+    }
+
+    /// A stage does not run. Whether that was so.
+    pub(crate) fn stage_skipped(&mut self, place: usize, reason: SkipReason, version: &Version) -> bool {
+        let stage = &mut self.stages[place];
+        if stage.status != StageStatus::Pending || stage.waits_for > 0 {
+            return false;
+        }
+        stage.status = StageStatus::Skipped;
+        stage.skipped = Some(reason);
+        self.begun(place, version);
+        self.over(place, version);
+        true
+    }
+
+    /// When a wait that began at that time ends: after its own time, or when all attempts have taken too long together.
+    pub(crate) fn until(&self, place: usize, version: &Version, at: Millis, wait: Millis) -> Millis {
+        let due = at.saturating_add(wait);
+        if is_planted(Bug::TotalForgotten) {
+            return due;
+        }
+        self.total_due(place, version).map_or(due, |total| due.min(total))
+    }
+
+    /// When all attempts at a stage have taken too long together, if there is such a time.
+    pub(crate) fn total_due(&self, place: usize, version: &Version) -> Option<Millis> {
+        let total = version.definition.stages[place].total_timeout_ms?;
+        Some(self.stages[place].attempts.first()?.ready_at.saturating_add(total))
     }
 
     /// The run is over: what has not ended never will.
@@ -373,6 +413,12 @@ impl Run {
         };
         512 + self.input.size() + self.stages.iter().map(stage).sum::<usize>()
     }
+}
+
+/// Whether a run fails when this stage has failed for good.
+fn is_fatal(version: &Version, place: usize) -> bool {
+    let stage = &version.definition.stages[place];
+    !stage.may_fail() && !is_planted(Bug::FailureSwallowed) && !matches!(stage.on_failure, OnFailure::Fallback(_))
 }
 
 /// The span of a run, in the trace that was brought or in its own.

@@ -32,7 +32,10 @@ pub(crate) fn start(
     if let Some(started) = started_before(turn.state(), &request) {
         return started.repeat(&request, &input);
     }
-    let (version, _) = turn.state().workflows.find(&request.workflow, request.version)?;
+    let (version, found) = turn.state().workflows.find(&request.workflow, request.version)?;
+    found.plan.flows.check_input(&input).map_err(|why| {
+        Rejection::invalid(format!("the input does not fit the input_schema of workflow {}: {why}", request.workflow))
+    })?;
     admit(turn)?;
     let run = match request.run {
         Some(run) => run,

@@ -17,6 +17,12 @@ pub(crate) fn cut(mut text: String, max: usize) -> String {
     text
 }
 
+/// A text of somebody else's, cut to so many bytes and no more.
+pub(crate) fn cut_to(mut text: String, max: usize) -> String {
+    text.truncate(text.floor_char_boundary(max));
+    text
+}
+
 /// `1 attempt`, `2 attempts`.
 pub(crate) fn count(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })

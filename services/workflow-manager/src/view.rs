@@ -153,6 +153,7 @@ fn view(run: &Run, version: &Version) -> RunView {
         depends_on: definition.depends_on.clone(),
         optional: definition.optional,
         status: stage.status,
+        skipped: stage.skipped,
         result: stage.result.clone(),
         attempts: (1..).zip(&stage.attempts).map(attempt).collect(),
     });
@@ -185,6 +186,7 @@ fn attempt((number, attempt): (u32, &Attempt)) -> AttemptView {
         ended_at: attempt.ended_at,
         outcome: attempt.outcome,
         error: attempt.error.clone(),
+        code: attempt.code.clone(),
         cost: attempt.cost,
         usage: attempt.usage,
     }

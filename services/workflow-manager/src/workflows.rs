@@ -12,6 +12,7 @@ use baton_protocol::request::{
 use baton_protocol::{Code, Definition, Json, Millis, Rejection, StageName, WorkflowName};
 use serde::{Deserialize, Serialize};
 
+use crate::flow::Flows;
 use crate::{Turn, definition};
 
 /// How many names a rejection lists.
@@ -57,8 +58,12 @@ impl From<Registered> for Version {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Plan {
     index: BTreeMap<StageName, usize>,
+    /// How many stages each stage waits for.
+    pub(crate) waits_for: Vec<usize>,
     /// The stages that wait for each stage.
     pub(crate) dependents: Vec<Vec<usize>>,
+    /// Conditions, mappings, schemas, fallbacks.
+    pub(crate) flows: Flows,
     /// What each stage's agent is given beside input and results, in bytes of JSON.
     pub(crate) sizes: Vec<usize>,
 }
@@ -68,16 +73,14 @@ impl Plan {
         let index: BTreeMap<_, _> =
             definition.stages.iter().enumerate().map(|(i, stage)| (stage.name.clone(), i)).collect();
         let mut dependents = vec![Vec::new(); definition.stages.len()];
-        for (i, stage) in definition.stages.iter().enumerate() {
-            for dependency in &stage.depends_on {
-                if let Some(&dependency) = index.get(dependency) {
-                    dependents[dependency].push(i);
-                }
-            }
+        let waits = definition.waits();
+        for (i, others) in waits.iter().enumerate() {
+            others.iter().for_each(|other| dependents[*other].push(i));
         }
+        let waits_for = waits.iter().map(Vec::len).collect();
         let metadata = size(&definition.metadata);
         let sizes = definition.stages.iter().map(|stage| metadata + size(&stage.params)).collect();
-        Self { index, dependents, sizes }
+        Self { index, waits_for, dependents, flows: Flows::of(definition), sizes }
     }
 
     /// The place of a stage.

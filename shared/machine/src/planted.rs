@@ -42,6 +42,20 @@ pub enum Bug {
     AloneIgnored,
     /// A retry does not wait.
     RetryTooEarly,
+    /// A stage runs whatever its condition gives.
+    ConditionIgnored,
+    /// A stage runs whether what it depends on was skipped or not.
+    JoinIgnored,
+    /// A fallback runs though the stage that it stands for did not fail.
+    FallbackAlways,
+    /// A result counts whether it fits its schema or not.
+    ResultNotChecked,
+    /// A failure whose code says that no retry helps is retried.
+    CodeIgnored,
+    /// A stage's attempts may take together as long as they like.
+    TotalForgotten,
+    /// A run goes on when a stage has failed that may not.
+    FailureSwallowed,
     /// A lease is granted whether the agent has a free slot or not.
     SlotsNotCounted,
     /// A lease is granted whether the agent has the resources or not.
@@ -98,7 +112,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 44] = [
+    pub const ALL: [Self; 51] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -117,6 +131,13 @@ impl Bug {
         Self::StartTimerForgotten,
         Self::AloneIgnored,
         Self::RetryTooEarly,
+        Self::ConditionIgnored,
+        Self::JoinIgnored,
+        Self::FallbackAlways,
+        Self::ResultNotChecked,
+        Self::CodeIgnored,
+        Self::TotalForgotten,
+        Self::FailureSwallowed,
         Self::SlotsNotCounted,
         Self::ResourcesNotCounted,
         Self::LeasedTwice,

@@ -3,7 +3,10 @@
 //! A definition is checked as a whole when it is registered, so that a run never meets a wrong one. Unknown keys are
 //! errors here, unlike in messages: a key that a service does not know would change what the workflow means.
 
+mod flow;
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,7 +15,10 @@ use serde_json::Value;
 use crate::amount::Resources;
 use crate::id::{Millis, RunId, mix};
 use crate::name::{Capability, NameError, StageName, WorkflowName};
+use crate::nearest::nearest;
 use crate::requirement::Requirements;
+
+pub use flow::{Expression, Join, MAX_EXPRESSION_BYTES, Mapping, OnFailure};
 
 /// The most stages that a workflow may have.
 pub const MAX_STAGES: usize = 10_000;
@@ -35,6 +41,9 @@ pub struct Definition {
     /// How long a run may take, in milliseconds.
     #[serde(default = "default_run_timeout_ms", skip_serializing_if = "is_default_run_timeout_ms")]
     pub timeout_ms: Millis,
+    /// A JSON Schema (2020-12) that the input of every run must fit. A start with another input is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_schema: Option<Value>,
     /// The stages. Order matters only where nothing else decides.
     pub stages: Vec<StageDefinition>,
 }
@@ -53,12 +62,33 @@ pub struct StageDefinition {
     /// The stages whose end it waits for, and whose results it is given.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub depends_on: Vec<StageName>,
+    /// Which of them must have run, and not been skipped, for this one to run.
+    #[serde(default, skip_serializing_if = "Join::is_default")]
+    pub join: Join,
+    /// The stage runs only if this gives true; otherwise it is skipped. Looked at once, when the stage would begin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when: Option<Expression>,
     /// Whether it may run while other stages of the same run do. `false`: it runs alone.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub parallel: bool,
-    /// Whether the run goes on when this stage fails.
+    /// Whether the run goes on when this stage fails: the short form of `on_failure: continue`.
     #[serde(default, skip_serializing_if = "is_no")]
     pub optional: bool,
+    /// What happens when it has failed for good.
+    #[serde(default, skip_serializing_if = "OnFailure::is_default")]
+    pub on_failure: OnFailure,
+    /// What its agent is given instead of the run's input.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<Mapping>,
+    /// What its result is instead of what its agent reported, which is `result` in here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<Mapping>,
+    /// A JSON Schema (2020-12) that what its agent is given must fit. If it does not, the stage fails and is not retried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_schema: Option<Value>,
+    /// A JSON Schema (2020-12) that what its agent reports must fit. If it does not, the attempt has failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_schema: Option<Value>,
     /// Given to the agent as it is.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub params: BTreeMap<String, Value>,
@@ -77,6 +107,9 @@ pub struct StageDefinition {
     /// How long one attempt may take once an agent has it, in milliseconds.
     #[serde(default = "default_stage_timeout_ms", skip_serializing_if = "is_default_stage_timeout_ms")]
     pub timeout_ms: Millis,
+    /// How long all its attempts may take together, with the waits before and between them, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_timeout_ms: Option<Millis>,
 }
 
 fn yes() -> bool {
@@ -141,11 +174,15 @@ pub struct RetryPolicy {
     pub max_ms: Millis,
     /// How much of a wait is random, from 0 to 1.
     pub jitter: f64,
+    /// Codes of failures after which no other attempt is made: what an agent gives as the `code` of its report; and what
+    /// Baton says itself, `failed` (no code was given), `lost`, `timed_out`, `invalid_result` or `output_failed`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub non_retryable: Vec<String>,
 }
 
 impl Default for RetryPolicy {
     fn default() -> Self {
-        Self { max_attempts: 3, initial_ms: 1000, factor: 2.0, max_ms: 60_000, jitter: 0.2 }
+        Self { max_attempts: 3, initial_ms: 1000, factor: 2.0, max_ms: 60_000, jitter: 0.2, non_retryable: Vec::new() }
     }
 }
 
@@ -190,14 +227,14 @@ pub enum DefinitionError {
     #[error("stage {0} is defined twice: stage names are unique within a workflow")]
     DuplicateStage(StageName),
     /// A dependency that is not a stage.
-    #[error("stage {stage} depends on {dependency}, which is not a stage of this workflow; the stages are: {stages}")]
+    #[error("stage {stage} depends on {dependency}, which is not a stage of this workflow{hint}")]
     UnknownDependency {
         /// The stage.
         stage: StageName,
         /// What it depends on.
         dependency: StageName,
-        /// The stages there are.
-        stages: String,
+        /// Which stage is probably meant, or which there are.
+        hint: String,
     },
     /// The same dependency named twice.
     #[error("stage {stage} names its dependency {dependency} twice")]
@@ -225,13 +262,117 @@ pub enum DefinitionError {
     /// A bad name given to the builder.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// Something at a place of the definition makes no sense.
+    #[error("{place}: {what}")]
+    Wrong {
+        /// The stage or workflow, and the key.
+        place: String,
+        /// What is wrong, and what would be right.
+        what: String,
+        /// Where.
+        path: Vec<Step>,
+    },
+    /// Any of these, where it is in the text.
+    #[error("{error} at line {line}, column {column}")]
+    At {
+        /// What is wrong.
+        error: Box<DefinitionError>,
+        /// The line, from 1.
+        line: u64,
+        /// The column, from 1.
+        column: u64,
+    },
+}
+
+/// A step on the way from the whole of a definition to a part of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Into the value of a key.
+    Key(String),
+    /// Into a member of a list, counted from 0.
+    Index(usize),
+}
+
+impl From<&str> for Step {
+    fn from(key: &str) -> Self {
+        Self::Key(key.to_owned())
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(key) => f.write_str(key),
+            Self::Index(index) => index.fmt(f),
+        }
+    }
+}
+
+impl DefinitionError {
+    /// Something wrong with a key of a stage, or of the workflow itself. The key is a path with dots.
+    #[must_use]
+    pub fn wrong(definition: &Definition, stage: Option<usize>, key: &str, what: impl Into<String>) -> Self {
+        let mut path: Vec<Step> = Vec::new();
+        let place = match stage.and_then(|place| Some((place, definition.stages.get(place)?))) {
+            Some((place, stage)) => {
+                path.extend([Step::from("stages"), Step::Index(place)]);
+                format!("stage {}: {key}", stage.name)
+            }
+            None => format!("workflow {}: {key}", definition.name),
+        };
+        path.extend(key.split('.').map(Step::from));
+        Self::Wrong { place, what: what.into(), path }
+    }
+
+    /// Where in the definition it is.
+    #[must_use]
+    pub fn path(&self, definition: &Definition) -> Vec<Step> {
+        let place = |name: &StageName| definition.stages.iter().position(|stage| stage.name == *name);
+        let stage = |place: Option<usize>, keys: &[Step]| {
+            let place = place.map(|place| [Step::from("stages"), Step::Index(place)]);
+            place.into_iter().flatten().chain(keys.iter().cloned()).collect::<Vec<_>>()
+        };
+        match self {
+            Self::Empty(_) | Self::TooManyStages { .. } => vec!["stages".into()],
+            Self::DuplicateStage(name) => {
+                let second = definition.stages.iter().rposition(|stage| stage.name == *name);
+                stage(second, &["name".into()])
+            }
+            Self::UnknownDependency { stage: of, dependency, .. }
+            | Self::DuplicateDependency { stage: of, dependency } => {
+                let place = place(of);
+                let names = place.map(|place| &definition.stages[place].depends_on);
+                // Of one that is there twice, the second.
+                let index = names.and_then(|names| names.iter().rposition(|name| name == dependency));
+                stage(place, &["depends_on".into(), Step::Index(index.unwrap_or(0))])
+            }
+            Self::Cycle(cycle) => {
+                let first = cycle.split(' ').next().unwrap_or_default();
+                stage(definition.stages.iter().position(|stage| stage.name.as_str() == first), &["depends_on".into()])
+            }
+            Self::Value { place: of, field, .. } => {
+                let of = of.strip_prefix("stage ").and_then(|name| StageName::new(name).ok());
+                let keys: Vec<_> = field.split('.').map(Step::from).collect();
+                stage(of.and_then(|name| place(&name)), &keys)
+            }
+            Self::Wrong { path, .. } => path.clone(),
+            Self::At { error, .. } => error.path(definition),
+            Self::Syntax(_) | Self::Name(_) => Vec::new(),
+        }
+    }
 }
 
 impl Definition {
     /// Starts a definition in code. See [`Builder`].
     #[must_use]
     pub fn builder(name: &str) -> Builder {
-        Builder { name: WorkflowName::new(name), description: None, metadata: BTreeMap::new(), stages: Vec::new() }
+        Builder {
+            name: WorkflowName::new(name),
+            description: None,
+            metadata: BTreeMap::new(),
+            input_schema: None,
+            stages: Vec::new(),
+        }
     }
 
     /// Checks what types can not say: names are unique, dependencies exist, there is no cycle, numbers make sense.
@@ -254,11 +395,10 @@ impl Definition {
             let mut seen = BTreeSet::new();
             for dependency in &stage.depends_on {
                 if !index.contains_key(dependency) {
-                    let names: Vec<_> = self.stages.iter().take(20).map(|s| s.name.as_str()).collect();
                     return Err(DefinitionError::UnknownDependency {
                         stage: stage.name.clone(),
                         dependency: dependency.clone(),
-                        stages: names.join(", "),
+                        hint: self.hint(dependency.as_str()),
                     });
                 }
                 if !seen.insert(dependency) {
@@ -269,7 +409,104 @@ impl Definition {
                 }
             }
         }
-        self.cycle(&index).map_or(Ok(()), |cycle| Err(DefinitionError::Cycle(cycle)))
+        self.check_flow(&index)?;
+        self.cycle().map_or(Ok(()), |cycle| Err(DefinitionError::Cycle(cycle)))
+    }
+
+    /// Checks what the way through the stages adds to their dependencies.
+    fn check_flow(&self, index: &BTreeMap<&StageName, usize>) -> Result<(), DefinitionError> {
+        let mut stands_for: BTreeMap<&StageName, &StageName> = BTreeMap::new();
+        for (place, stage) in self.stages.iter().enumerate() {
+            let wrong = |key: &str, what: String| Err(DefinitionError::wrong(self, Some(place), key, what));
+            if !stage.join.is_default() && stage.depends_on.is_empty() {
+                return wrong("join", "it has no depends_on to join".to_owned());
+            }
+            if stage.optional && !stage.on_failure.is_default() {
+                let what = "it is optional already, which says on_failure: continue; give one of the two";
+                return wrong("on_failure", what.to_owned());
+            }
+            for (key, mapping) in [("input", &stage.input), ("output", &stage.output)] {
+                if matches!(mapping, Some(Mapping::Each(each)) if each.is_empty()) {
+                    return wrong(key, "it is empty: give it at least one key, or leave it out".to_owned());
+                }
+            }
+            let OnFailure::Fallback(fallback) = &stage.on_failure else { continue };
+            let key = "on_failure.fallback";
+            let Some(other) = index.get(fallback).map(|place| &self.stages[*place]) else {
+                return wrong(
+                    key,
+                    format!("{fallback} is not a stage of this workflow{}", self.hint(fallback.as_str())),
+                );
+            };
+            if other.name == stage.name {
+                return wrong(key, "a stage can not stand in for itself; give it more attempts instead".to_owned());
+            }
+            if let Some(first) = stands_for.insert(fallback, &stage.name) {
+                return wrong(
+                    key,
+                    format!("{fallback} is the fallback of stage {first} already: it stands for one stage"),
+                );
+            }
+            if other.when.is_some() {
+                let what =
+                    format!("{fallback} has a condition (when); a fallback runs when its stage has failed, always");
+                return wrong(key, what);
+            }
+            if other.join == Join::All {
+                let what = format!("{fallback} says join: all; a fallback runs when its stage has failed, always");
+                return wrong(key, what);
+            }
+        }
+        Ok(())
+    }
+
+    /// Which stage is probably meant by a wrong name, or which there are.
+    #[must_use]
+    pub fn hint(&self, wrong: &str) -> String {
+        const MOST: usize = 20;
+        let names = || self.stages.iter().map(|stage| stage.name.as_str());
+        match nearest(wrong, names()) {
+            Some(name) => format!("; did you mean {name}?"),
+            None => {
+                let more = if self.stages.len() > MOST { ", …" } else { "" };
+                format!("; the stages are: {}{more}", names().take(MOST).collect::<Vec<_>>().join(", "))
+            }
+        }
+    }
+
+    /// For each stage the places of those it waits for: its dependencies, their fallbacks, and the stage that it is the
+    /// fallback of. A fallback that is not needed is over when that is known.
+    ///
+    /// Names that are no stages are left out.
+    #[must_use]
+    pub fn waits(&self) -> Vec<Vec<usize>> {
+        let index: BTreeMap<_, _> = self.stages.iter().enumerate().map(|(i, stage)| (&stage.name, i)).collect();
+        let fallback = |place: usize| match &self.stages[place].on_failure {
+            OnFailure::Fallback(name) => index.get(name).copied(),
+            OnFailure::Fail | OnFailure::Continue => None,
+        };
+        let mut waits: Vec<Vec<usize>> = Vec::with_capacity(self.stages.len());
+        for (place, stage) in self.stages.iter().enumerate() {
+            let mut of: Vec<usize> = Vec::with_capacity(stage.depends_on.len());
+            for dependency in stage.depends_on.iter().filter_map(|name| index.get(name).copied()) {
+                of.push(dependency);
+                // A fallback may depend on the stage that it stands for, and not on itself. A cycle of fallbacks is no
+                // reason to go round for ever.
+                let others = std::iter::successors(fallback(dependency), |other| fallback(*other));
+                of.extend(others.take_while(|other| *other != place).take(self.stages.len()));
+            }
+            waits.push(of);
+        }
+        for place in 0..self.stages.len() {
+            if let Some(other) = fallback(place) {
+                waits[other].push(place);
+            }
+        }
+        for of in &mut waits {
+            of.sort_unstable();
+            of.dedup();
+        }
+        waits
     }
 
     /// The stage of that name.
@@ -280,13 +517,14 @@ impl Definition {
 
     /// A cycle among the dependencies as `a -> b -> a`, if there is one. Depth first, without recursion: a chain may be
     /// ten thousand stages long.
-    fn cycle(&self, index: &BTreeMap<&StageName, usize>) -> Option<String> {
+    fn cycle(&self) -> Option<String> {
         #[derive(Clone, Copy, PartialEq)]
         enum Mark {
             New,
             Open,
             Done,
         }
+        let waits = self.waits();
         let mut marks = vec![Mark::New; self.stages.len()];
         for root in 0..self.stages.len() {
             if marks[root] != Mark::New {
@@ -295,13 +533,12 @@ impl Definition {
             let mut path = vec![(root, 0)];
             marks[root] = Mark::Open;
             while let Some((stage, next)) = path.last_mut() {
-                let Some(dependency) = self.stages[*stage].depends_on.get(*next) else {
+                let Some(&dependency) = waits[*stage].get(*next) else {
                     marks[*stage] = Mark::Done;
                     path.pop();
                     continue;
                 };
                 *next += 1;
-                let dependency = index[dependency];
                 match marks[dependency] {
                     Mark::New => {
                         marks[dependency] = Mark::Open;
@@ -327,6 +564,9 @@ impl StageDefinition {
         let place = format!("stage {}", self.name);
         check_positive(&place, "timeout_ms", self.timeout_ms)?;
         check_positive(&place, "start_timeout_ms", self.start_timeout_ms)?;
+        if let Some(total) = self.total_timeout_ms {
+            check_positive(&place, "total_timeout_ms", total)?;
+        }
         let wrong =
             |field, value: String, rule| Err(DefinitionError::Value { place: place.clone(), field, value, rule });
         if let Some(estimate) = &self.estimate {
@@ -347,13 +587,39 @@ impl StageDefinition {
         if !(0.0..=1.0).contains(&retry.jitter) {
             return wrong("retry.jitter", retry.jitter.to_string(), "from 0 to 1");
         }
+        if retry.max_ms > MAX_MS {
+            return wrong("retry.max_ms", retry.max_ms.to_string(), "from 0 to 31622400000 (a year)");
+        }
+        if retry.initial_ms > retry.max_ms {
+            return wrong("retry.initial_ms", retry.initial_ms.to_string(), "no more than retry.max_ms");
+        }
+        let mut codes = BTreeSet::new();
+        for code in &retry.non_retryable {
+            if code.is_empty() || code.len() > MAX_CODE_BYTES {
+                return wrong("retry.non_retryable", format!("{code:?}"), "codes of 1 to 64 bytes");
+            }
+            if !codes.insert(code) {
+                return wrong("retry.non_retryable", format!("{code:?} twice"), "codes that differ");
+            }
+        }
         Ok(())
+    }
+
+    /// Whether the run goes on without a result of this stage when it has failed.
+    #[must_use]
+    pub fn may_fail(&self) -> bool {
+        self.optional || self.on_failure == OnFailure::Continue
     }
 }
 
+/// The longest time that a definition may speak of, in milliseconds: a leap year.
+const MAX_MS: Millis = 366 * 24 * 60 * 60 * 1000;
+
+/// The longest code of a failure, in bytes.
+pub const MAX_CODE_BYTES: usize = 64;
+
 fn check_positive(place: &str, field: &'static str, value: Millis) -> Result<(), DefinitionError> {
-    const MAX: Millis = 366 * 24 * 60 * 60 * 1000;
-    if value == 0 || value > MAX {
+    if value == 0 || value > MAX_MS {
         return Err(DefinitionError::Value {
             place: place.to_owned(),
             field,
@@ -383,6 +649,7 @@ pub struct Builder {
     name: Result<WorkflowName, NameError>,
     description: Option<String>,
     metadata: BTreeMap<String, Value>,
+    input_schema: Option<Value>,
     stages: Vec<Result<StageDefinition, NameError>>,
 }
 
@@ -403,14 +670,22 @@ impl Builder {
                 agent_type: Capability::new(agent_type)?,
                 requires: Requirements::none(),
                 depends_on: depends_on.iter().map(|d| StageName::new(d)).collect::<Result<_, _>>()?,
+                join: Join::default(),
+                when: None,
                 parallel: true,
                 optional: false,
+                on_failure: OnFailure::default(),
+                input: None,
+                output: None,
+                input_schema: None,
+                output_schema: None,
                 params: BTreeMap::new(),
                 resources: Resources::new(),
                 estimate: None,
                 retry: RetryPolicy::default(),
                 start_timeout_ms: default_stage_timeout_ms(),
                 timeout_ms: default_stage_timeout_ms(),
+                total_timeout_ms: None,
             })
         };
         self.stages.push(stage());
@@ -433,13 +708,27 @@ impl Builder {
         self
     }
 
-    /// Checks the whole.
+    /// Says what the input of every run must fit.
+    #[must_use]
+    pub fn input_schema(mut self, schema: Value) -> Self {
+        self.input_schema = Some(schema);
+        self
+    }
+
+    /// The stage added last runs only if this expression gives true.
+    #[must_use]
+    pub fn when(self, condition: &str) -> Self {
+        self.with(|stage| stage.when = Some(condition.into()))
+    }
+
+    /// Checks the whole. Expressions and schemas are checked where they are understood: when the workflow is registered.
     pub fn build(self) -> Result<Definition, DefinitionError> {
         let definition = Definition {
             name: self.name?,
             description: self.description,
             metadata: self.metadata,
             timeout_ms: default_run_timeout_ms(),
+            input_schema: self.input_schema,
             stages: self.stages.into_iter().collect::<Result<_, _>>()?,
         };
         definition.check()?;

@@ -53,6 +53,7 @@ pub mod id;
 pub mod json;
 pub mod message;
 pub mod name;
+pub mod nearest;
 pub mod pool;
 pub mod post;
 pub mod record;

@@ -131,6 +131,8 @@ pub enum WorkflowRecord {
     StageReady(StageReady),
     /// An attempt at a stage is over.
     StageEnded(StageEnded),
+    /// A stage will not run in this run.
+    StageSkipped(StageSkipped),
     /// A run is over.
     RunFinished(RunFinished),
 }
@@ -190,6 +192,10 @@ pub struct StageReady {
     /// The stages whose results it is given.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inputs: Vec<StageName>,
+    /// What its agent is given instead of the run's input, where the definition says so. It is written down, so that no
+    /// other edition of Baton makes something else of the same expressions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<Json>,
     /// What an agent must set aside for it, beside one slot.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub resources: Resources,
@@ -220,6 +226,9 @@ pub struct StageEnded {
     /// Whether the agent said that another attempt is of no use: then the task is to blame, and not the agent.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hopeless: bool,
+    /// What kind of failure it was, if somebody said so: a code of the agent's own, or of Baton's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
     /// When the next attempt may start; none: the stage is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<Millis>,
@@ -232,6 +241,57 @@ pub struct StageEnded {
     /// What the agent says it used.
     #[serde(default, skip_serializing_if = "Usage::is_zero")]
     pub usage: Usage,
+}
+
+/// See [`WorkflowRecord::StageSkipped`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct StageSkipped {
+    /// The run.
+    pub run: RunId,
+    /// The stage.
+    pub stage: StageName,
+    /// Why.
+    pub reason: SkipReason,
+}
+
+/// Why a stage does not run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SkipReason {
+    /// Its condition gave false.
+    Condition,
+    /// Stages that it depends on were skipped.
+    Dependencies,
+    /// It is a fallback, and the stage that it stands for did not fail.
+    NotNeeded,
+}
+
+impl SkipReason {
+    /// As it is written.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Condition => "condition",
+            Self::Dependencies => "dependencies",
+            Self::NotNeeded => "not_needed",
+        }
+    }
+
+    /// As it is said to people.
+    #[must_use]
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Condition => "its condition gave false",
+            Self::Dependencies => "what it depends on was skipped",
+            Self::NotNeeded => "the stage that it stands for did not fail",
+        }
+    }
+}
+
+impl fmt::Display for SkipReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
 }
 
 /// How an attempt ended.
@@ -515,6 +575,7 @@ impl Record for WorkflowRecord {
             Self::RunStarted(_) => "run_started",
             Self::StageReady(_) => "stage_ready",
             Self::StageEnded(_) => "stage_ended",
+            Self::StageSkipped(_) => "stage_skipped",
             Self::RunFinished(_) => "run_finished",
         }
     }
@@ -525,6 +586,7 @@ impl Record for WorkflowRecord {
             Self::RunStarted(r) => Topic::Run(&r.run),
             Self::StageReady(r) => Topic::Run(&r.task.run),
             Self::StageEnded(r) => Topic::Run(&r.task.run),
+            Self::StageSkipped(r) => Topic::Run(&r.run),
             Self::RunFinished(r) => Topic::Run(&r.run),
         }
     }
@@ -786,6 +848,7 @@ mod tests {
                 agent_type: Capability::new("x").unwrap(),
                 requires: Requirements::none(),
                 inputs: vec![],
+                input: None,
                 resources: Resources::new(),
                 priority: 0,
             }),

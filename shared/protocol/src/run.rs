@@ -10,7 +10,7 @@ use crate::amount::Money;
 use crate::id::{LeaseId, Millis, RunId};
 use crate::json::Json;
 use crate::name::{AgentId, Capability, StageName, WorkflowName};
-use crate::record::Outcome;
+use crate::record::{Outcome, SkipReason};
 use crate::request::Usage;
 
 /// Where a run stands.
@@ -19,7 +19,7 @@ use crate::request::Usage;
 pub enum RunStatus {
     /// It has not ended.
     Running,
-    /// Every stage that is not optional succeeded.
+    /// Every stage succeeded, was skipped, or failed and may do so.
     Succeeded,
     /// A stage failed for good.
     Failed,
@@ -71,6 +71,8 @@ pub enum StageStatus {
     Succeeded,
     /// It failed for good.
     Failed,
+    /// It does not run in this run.
+    Skipped,
     /// Its run ended before it did.
     Cancelled,
 }
@@ -86,6 +88,7 @@ impl StageStatus {
             Self::Waiting => "waiting",
             Self::Succeeded => "succeeded",
             Self::Failed => "failed",
+            Self::Skipped => "skipped",
             Self::Cancelled => "cancelled",
         }
     }
@@ -93,7 +96,7 @@ impl StageStatus {
     /// Whether the stage is over.
     #[must_use]
     pub fn is_end(self) -> bool {
-        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+        matches!(self, Self::Succeeded | Self::Failed | Self::Skipped | Self::Cancelled)
     }
 }
 
@@ -157,6 +160,9 @@ pub struct StageView {
     pub optional: bool,
     /// Where it stands.
     pub status: StageStatus,
+    /// Why it was skipped, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<SkipReason>,
     /// What came of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<Json>,
@@ -190,6 +196,9 @@ pub struct AttemptView {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// What kind of failure it was, if somebody said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
     /// What it cost.
     #[serde(default)]
     pub cost: Money,

@@ -11,11 +11,17 @@ use crate::request::{
 };
 use crate::{definition, header, message, post, rejection, request, run};
 
+/// The schema of workflow definitions: what an editor completes and checks them by.
+#[must_use]
+pub fn definition() -> Schema {
+    schema_for!(definition::Definition)
+}
+
 /// Every schema by the name of its file, without the ending.
 #[must_use]
 pub fn all() -> BTreeMap<String, Schema> {
     let mut schemas: BTreeMap<String, Schema> = [
-        ("definition", schema_for!(definition::Definition)),
+        ("definition", definition()),
         ("commit.workflow-manager", schema_for!(Commit<WorkflowRecord>)),
         ("commit.resource-manager", schema_for!(Commit<ResourceRecord>)),
         ("commit.optimizer", schema_for!(Commit<OptimizerRecord>)),

@@ -6,6 +6,7 @@
 
 mod answers;
 mod breakers;
+pub(crate) mod flow;
 mod ledger;
 mod pools;
 
@@ -112,6 +113,7 @@ pub(crate) struct Run {
     strategy: Option<Strategy>,
     due: Option<Millis>,
     definition: Arc<Definition>,
+    input: Json,
     stages: Vec<Stage>,
     /// A stage was cancelled: nothing but the end may follow.
     ending: bool,
@@ -123,7 +125,14 @@ struct Stage {
     attempts: Vec<Attempt>,
     retry_at: Option<Millis>,
     over: Option<Outcome>,
-    has_result: bool,
+    skipped: bool,
+    result: Option<Json>,
+}
+
+impl Stage {
+    fn is_over(&self) -> bool {
+        self.over.is_some() || self.skipped
+    }
 }
 
 #[derive(Debug)]
@@ -342,6 +351,7 @@ impl Facts {
         for (id, run) in self.runs.iter().filter(|(_, run)| run.finished.is_none()) {
             for (stage, definition) in run.stages.iter().zip(&run.definition.stages) {
                 let state = match (stage.over, stage.attempts.last()) {
+                    _ if stage.skipped => "skipped".to_owned(),
                     (Some(outcome), _) => format!("over, {outcome}"),
                     (None, None) => "not begun".to_owned(),
                     (None, Some(Attempt { ended: Some(_), .. })) => format!("to be tried again {:?}", stage.retry_at),

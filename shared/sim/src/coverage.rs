@@ -142,6 +142,22 @@ counted! {
         Retried = "a stage is tried again",
         /// A run went on without an optional stage.
         OptionalFailed = "an optional stage fails",
+        /// A stage was skipped because its condition gave false.
+        SkippedByCondition = "a condition gives false",
+        /// A stage was skipped because what it depends on was.
+        SkippedByJoin = "a skip is passed on by a join",
+        /// A condition could not be evaluated.
+        ConditionFailed = "a condition can not be evaluated",
+        /// A fallback ran.
+        FallbackRan = "a fallback runs",
+        /// A fallback was skipped.
+        FallbackNotNeeded = "a fallback is not needed",
+        /// A result did not fit what its stage promises.
+        ResultRefused = "a result does not fit",
+        /// A failure was not tried again because of its code.
+        CodeNotRetried = "a code is not tried again",
+        /// A stage's attempts took too long together.
+        TotalTimedOut = "a stage takes too long in all",
         /// A lease was granted for a task that had just ended.
         DeadOnArrival = "a lease comes after its task's end",
         /// A report counted though the agent was gone, because that was not known yet.
@@ -192,11 +208,12 @@ counted! {
 }
 
 /// The kinds of records, in the order of their counters.
-pub(crate) const RECORDS: [&str; 19] = [
+pub(crate) const RECORDS: [&str; 20] = [
     "workflow_registered",
     "run_started",
     "stage_ready",
     "stage_ended",
+    "stage_skipped",
     "run_finished",
     "agent_registered",
     "agent_left",

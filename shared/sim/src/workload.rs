@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use baton_protocol::definition::{Definition, Estimate, RetryPolicy, StageDefinition};
+use baton_protocol::definition::{Definition, Estimate, Join, Mapping, OnFailure, RetryPolicy, StageDefinition};
 use baton_protocol::request::{Acquire, RegisterAgent, Strategy};
 use baton_protocol::{
     AgentId, Amount, Capability, Metadata, Millis, Pool, PoolKind, Refill, Requirements, ResourceName, Resources,
@@ -10,6 +10,7 @@ use baton_protocol::{
 };
 use serde_json::json;
 
+use crate::check::flow::{CONDITIONS, INPUT, OUTPUT};
 use crate::draws::Draws;
 
 /// What a client wants.
@@ -94,6 +95,9 @@ pub(crate) struct Wanted {
     /// What is used of budgets, if it is not all.
     pub(crate) used: Option<u32>,
 }
+
+/// The code that some failures bear.
+pub(crate) const FLAKY: &str = "flaky";
 
 const CAPABILITIES: [&str; 3] = ["a", "b", "c"];
 
@@ -276,50 +280,114 @@ fn agent(draws: &mut Draws, number: u32, kinds: usize) -> (AgentId, RegisterAgen
 fn definition(draws: &mut Draws, number: u32, kinds: usize, pools: &[NamedPool]) -> Definition {
     let count = 1 + draws.below(5) as usize;
     let name = |n: usize| StageName::new(&format!("s{n}")).expect("a valid name");
-    let stages = (0..count).map(|n| {
-        let mut depends_on = Vec::new();
-        for other in (0..n).rev().take(3) {
-            if draws.below(5) < 2 {
-                depends_on.push(name(other));
+    let stages: Vec<_> = (0..count)
+        .map(|n| {
+            let mut depends_on = Vec::new();
+            for other in (0..n).rev().take(3) {
+                if draws.below(5) < 2 {
+                    depends_on.push(name(other));
+                }
             }
-        }
-        let nobody_can = draws.chance(20);
-        StageDefinition {
-            name: name(n),
-            agent_type: if nobody_can {
-                capability("z")
-            } else {
-                capability(draws.pick::<&str>(&CAPABILITIES[..kinds]))
-            },
-            requires: if draws.chance(150) { requires(draws) } else { Requirements::none() },
-            depends_on,
-            parallel: !draws.chance(120),
-            optional: draws.chance(200),
-            params: BTreeMap::new(),
-            resources: needs(draws, pools),
-            estimate: draws.chance(200).then(|| Estimate {
-                duration_ms: draws.chance(500).then(|| draws.between(1, 5000)),
-                size: draws.chance(500).then(|| draws.between(0, 1_000_000)),
-                ..Estimate::default()
-            }),
-            retry: RetryPolicy {
-                max_attempts: 4 - draws.below(4),
-                initial_ms: draws.between(0, 800),
-                factor: 2.0,
-                max_ms: 3000,
-                jitter: 0.2,
-            },
-            start_timeout_ms: millis(draws, 15_000, 2_000),
-            timeout_ms: millis(draws, 12_000, 1_500),
-        }
-    });
-    let stages = stages.collect();
-    Definition {
+            let nobody_can = draws.chance(20);
+            StageDefinition {
+                name: name(n),
+                agent_type: if nobody_can {
+                    capability("z")
+                } else {
+                    capability(draws.pick::<&str>(&CAPABILITIES[..kinds]))
+                },
+                requires: if draws.chance(150) { requires(draws) } else { Requirements::none() },
+                depends_on,
+                join: Join::default(),
+                when: None,
+                parallel: !draws.chance(120),
+                optional: draws.chance(200),
+                on_failure: OnFailure::default(),
+                input: None,
+                output: None,
+                input_schema: None,
+                output_schema: None,
+                params: BTreeMap::new(),
+                resources: needs(draws, pools),
+                estimate: draws.chance(200).then(|| Estimate {
+                    duration_ms: draws.chance(500).then(|| draws.between(1, 5000)),
+                    size: draws.chance(500).then(|| draws.between(0, 1_000_000)),
+                    ..Estimate::default()
+                }),
+                retry: RetryPolicy {
+                    max_attempts: 4 - draws.below(4),
+                    initial_ms: draws.between(0, 800),
+                    factor: 2.0,
+                    max_ms: 3000,
+                    jitter: 0.2,
+                    non_retryable: Vec::new(),
+                },
+                start_timeout_ms: millis(draws, 15_000, 2_000),
+                timeout_ms: millis(draws, 12_000, 1_500),
+                total_timeout_ms: None,
+            }
+        })
+        .collect();
+    let mut definition = Definition {
         name: WorkflowName::new(&format!("w{}", number % 2)).expect("a valid name"),
         description: None,
         metadata: BTreeMap::new(),
         timeout_ms: millis(draws, 60_000, 5_000),
+        input_schema: None,
         stages,
+    };
+    if draws.chance(500) {
+        flow(draws, &mut definition);
+    }
+    definition
+}
+
+/// Conditions, joins, mappings, schemas, and what failures lead to.
+fn flow(draws: &mut Draws, definition: &mut Definition) {
+    let count = definition.stages.len();
+    for n in 0..count {
+        let stage = &mut definition.stages[n];
+        let first = stage.depends_on.first().cloned();
+        if draws.chance(350) {
+            let drawn = if first.is_some() { draws.below(5) as usize } else { 0 };
+            let name = first.as_ref().map_or("", |name| name.as_str());
+            stage.when = Some(CONDITIONS[drawn].replace('?', name).as_str().into());
+        }
+        let mapping = |pairs: [(&str, &str); 2], name: &str| {
+            Mapping::Each(pairs.map(|(key, value)| (key.to_owned(), value.replace('?', name).as_str().into())).into())
+        };
+        if let Some(first) = &first {
+            stage.join = *draws.pick(&[Join::Any, Join::All, Join::Any, Join::Always]);
+            stage.input = draws.chance(250).then(|| mapping(INPUT, first.as_str()));
+        }
+        stage.output = draws.chance(250).then(|| mapping(OUTPUT, ""));
+        stage.output_schema = draws.chance(250).then(|| json!({ "type": "object" }));
+        if draws.chance(250) {
+            stage.retry.non_retryable = vec![FLAKY.to_owned(), "lost".to_owned()];
+        }
+        if draws.chance(250) {
+            stage.total_timeout_ms = Some(draws.between(800, 9_000));
+        }
+        let before = definition.clone();
+        let fallback = n + 1 + draws.below(2) as usize;
+        let stage = &mut definition.stages[n];
+        match draws.below(4) {
+            1 if !stage.optional => stage.on_failure = OnFailure::Continue,
+            2 if !stage.optional && fallback < count => {
+                stage.on_failure = OnFailure::Fallback(before.stages[fallback].name.clone());
+            }
+            _ => {}
+        }
+        // Two of one fallback, or a circle.
+        if definition.check().is_err() {
+            *definition = before;
+        }
+    }
+    for n in 0..count {
+        let OnFailure::Fallback(name) = definition.stages[n].on_failure.clone() else { continue };
+        if let Some(fallback) = definition.stages.iter_mut().find(|stage| stage.name == name) {
+            (fallback.when, fallback.join) = (None, Join::Any);
+        }
     }
 }
 

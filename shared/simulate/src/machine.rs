@@ -188,6 +188,7 @@ impl Policy for Machine {
                 agent_type: self.view.capabilities[job][it.graph.category[sim.world.place(task)]].clone(),
                 requires: Requirements::none(),
                 inputs: parents.map(|&parent| self.view.stages[parent].clone()).collect(),
+                input: None,
                 resources: Resources::new(),
                 priority: priority(it),
             }));
@@ -205,6 +206,7 @@ impl Policy for Machine {
             result: None,
             error: (!ok).then(|| "the attempt failed".to_owned()),
             hopeless: false,
+            code: None,
             retry_at: (!ok).then(|| self.driver.time()),
             duration_ms: (seconds * 1000.0).round() as Millis,
             cost: Money::ZERO,

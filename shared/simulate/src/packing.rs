@@ -545,6 +545,7 @@ impl Baton {
                     agent_type: model(),
                     requires: Requirements::none(),
                     inputs: Vec::new(),
+                    input: None,
                     resources: need(*request),
                     priority: 0,
                 })
@@ -563,6 +564,7 @@ impl Baton {
             result: None,
             error: None,
             hopeless: false,
+            code: None,
             retry_at: None,
             duration_ms: (seconds * 1000.0).round() as Millis,
             cost: Money::ZERO,

@@ -284,13 +284,14 @@ impl Checker {
             WorkflowRecord::RunStarted(record) => record.run,
             WorkflowRecord::StageReady(record) => record.task.run,
             WorkflowRecord::StageEnded(record) => record.task.run,
+            WorkflowRecord::StageSkipped(record) => record.run,
             WorkflowRecord::RunFinished(record) => record.run,
         };
         let facts = self.runs.entry(run).or_default();
         let ended = !facts.ends.is_empty();
         let number = stamp.number;
         match record {
-            WorkflowRecord::WorkflowRegistered(_) => {}
+            WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::StageSkipped(_) => {}
             WorkflowRecord::RunStarted(record) => {
                 facts.starts += 1;
                 facts.at = stamp.at;

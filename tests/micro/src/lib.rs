@@ -339,6 +339,7 @@ impl World {
                 status: ReportStatus::Succeeded,
                 result: Some(self.result.clone()),
                 error: None,
+                code: None,
                 retryable: true,
                 cost: Money::ZERO,
                 usage: Usage::default(),

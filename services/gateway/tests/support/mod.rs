@@ -518,6 +518,7 @@ pub(crate) fn ready(run: RunId, stage: &str) -> WorkflowRecord {
         agent_type: Capability::new("research").unwrap(),
         requires: Default::default(),
         inputs: vec![],
+        input: None,
         resources: Resources::new(),
         priority: 0,
     })

@@ -324,12 +324,16 @@ impl World {
             WorkflowRecord::StageReady(r) => {
                 let inputs: Vec<_> = r.inputs.iter().map(|input| input.as_str()).collect();
                 let inputs = if inputs.is_empty() { String::new() } else { format!(" with {}", inputs.join(", ")) };
-                format!("stage_ready {}{inputs}", self.name(&r.task))
+                let given = r.input.as_ref().map(|input| format!(" given {}", input.as_str())).unwrap_or_default();
+                format!("stage_ready {}{inputs}{given}", self.name(&r.task))
             }
             WorkflowRecord::StageEnded(r) => {
                 let mut text = format!("stage_ended {} {}", self.name(&r.task), r.outcome);
                 if r.duration_ms > 0 {
                     write!(text, " after {}ms", r.duration_ms).unwrap();
+                }
+                if let Some(code) = &r.code {
+                    write!(text, " ({code})").unwrap();
                 }
                 if let Some(error) = &r.error {
                     write!(text, ": {error}").unwrap();
@@ -339,6 +343,12 @@ impl World {
                 }
                 text
             }
+            WorkflowRecord::StageSkipped(r) => format!(
+                "stage_skipped {}: {}",
+                self.name(&TaskId { run: r.run, stage: r.stage.clone(), attempt: 1 }),
+                r.reason
+            )
+            .replace("/1:", ":"),
             WorkflowRecord::RunFinished(r) => {
                 let reason = r.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
                 format!("run_finished {}{reason}", r.status)
@@ -411,6 +421,7 @@ pub(crate) fn succeeded(lease: LeaseId, task: &TaskId, result: &str) -> Report {
         status: ReportStatus::Succeeded,
         result: Some(json(result)),
         error: None,
+        code: None,
         retryable: true,
         cost: "0.01".parse().unwrap(),
         usage: Usage { tokens_in: 10, tokens_out: 2 },

@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use baton_protocol::definition::{Definition, RetryPolicy};
-use baton_protocol::record::{AnyCommit, LeftReason, Outcome, ResourceRecord, Stamp, WorkflowRecord};
+use baton_protocol::definition::{Definition, Join, OnFailure, RetryPolicy};
+use baton_protocol::record::{AnyCommit, LeftReason, Outcome, ResourceRecord, SkipReason, Stamp, WorkflowRecord};
 use baton_protocol::request::{CancelRun, WorkflowRequest};
 use baton_protocol::run::RunStatus;
 use baton_protocol::{AgentId, Code, LeaseId, Millis, Money, RunId, StageDefinition, StageName, TaskId};
@@ -45,13 +45,79 @@ struct Stage {
     open: Option<Option<(LeaseId, Millis)>>,
     retry_at: Option<Millis>,
     over: Option<Outcome>,
+    skipped: bool,
     result: bool,
+    /// When its first attempt could run.
+    since: Option<Millis>,
 }
 
 impl Stage {
     fn begun(&self) -> bool {
         self.over.is_none() && self.attempts > 0
     }
+
+    fn is_over(&self) -> bool {
+        self.over.is_some() || self.skipped
+    }
+}
+
+/// The conditions that are drawn, with a stage in them where there is a `?`.
+const CONDITIONS: [&str; 5] = [
+    "true",
+    "false",
+    "input.topic == 'tea' && size(results) < 100",
+    "status.? == 'failed' || results.? == null",
+    "!(status.? in ['failed']) && size(status) > 0",
+];
+
+impl Run {
+    /// What a condition gives: as the words say, not as CEL says.
+    fn holds(&self, condition: &str) -> bool {
+        let stage = || {
+            let at = condition.find("status.").unwrap() + "status.".len();
+            &self.stages[&StageName::new(&condition[at..=at]).unwrap()]
+        };
+        match condition {
+            "true" => true,
+            "false" => false,
+            condition if condition.starts_with("input") => true,
+            condition if condition.contains("null") => stage().over != Some(Outcome::Succeeded),
+            _ => stage().over.is_none_or(|over| over == Outcome::Succeeded),
+        }
+    }
+
+    /// Why a stage should be skipped, now that all it waits for is over.
+    fn should_skip(&self, whole: &Definition, stage: &StageDefinition) -> Option<SkipReason> {
+        let stands_for = whole.stages.iter().find(|other| other.on_failure == OnFailure::Fallback(stage.name.clone()));
+        if stands_for.is_some_and(|other| self.stages[&other.name].over.is_none_or(|over| over == Outcome::Succeeded)) {
+            return Some(SkipReason::NotNeeded);
+        }
+        let skipped = stage.depends_on.iter().filter(|name| self.stages[*name].skipped).count();
+        let left_out = match stage.join {
+            Join::Any => stands_for.is_none() && skipped > 0 && skipped == stage.depends_on.len(),
+            Join::All => skipped > 0,
+            Join::Always => false,
+        };
+        if left_out {
+            return Some(SkipReason::Dependencies);
+        }
+        let when = stage.when.as_ref()?;
+        (!self.holds(when.as_str())).then_some(SkipReason::Condition)
+    }
+
+    /// Whether a stage has a result, of its own or of its fallback.
+    fn has_result(&self, whole: &Definition, name: &StageName) -> bool {
+        let fallback = || match &whole.stage(name.as_str()).unwrap().on_failure {
+            OnFailure::Fallback(fallback) => self.has_result(whole, fallback),
+            _ => false,
+        };
+        self.stages[name].result || fallback()
+    }
+}
+
+/// Whether a run must end when this stage has failed.
+fn is_fatal(stage: &StageDefinition) -> bool {
+    !stage.optional && stage.on_failure == OnFailure::Fail
 }
 
 impl Model {
@@ -97,12 +163,13 @@ impl Model {
                 for dependency in &definition.depends_on {
                     let may_go_on = match run.stages[dependency].over {
                         Some(Outcome::Succeeded) => true,
-                        Some(_) => whole.stage(dependency.as_str()).unwrap().optional,
-                        None => false,
+                        Some(_) => !is_fatal(whole.stage(dependency.as_str()).unwrap()),
+                        None => run.stages[dependency].skipped,
                     };
                     assert!(may_go_on, "{} does not wait for {dependency}", definition.name);
                 }
-                let with_result = |stage: &&StageName| run.stages[*stage].result;
+                assert_eq!(run.should_skip(&whole, &definition), None);
+                let with_result = |stage: &&StageName| run.has_result(&whole, stage);
                 let inputs: Vec<_> = definition.depends_on.iter().filter(with_result).cloned().collect();
                 assert_eq!(record.inputs, inputs);
                 for (name, _) in run.stages.iter().filter(|(name, other)| **name != definition.name && other.begun()) {
@@ -110,12 +177,13 @@ impl Model {
                     assert!(both, "{} and {name} run at the same time", definition.name);
                 }
                 let stage = run.stages.get_mut(&record.task.stage).unwrap();
-                assert!(stage.open.is_none() && stage.over.is_none(), "an attempt begins when the last one is over");
+                assert!(stage.open.is_none() && !stage.is_over(), "an attempt begins when the last one is over");
                 assert_eq!(record.task.attempt, stage.attempts + 1);
                 assert!(record.task.attempt <= definition.retry.max_attempts);
                 assert!(stage.retry_at.take().is_none_or(|at| at <= stamp.at), "an attempt waits its time");
                 stage.attempts += 1;
                 stage.ready_at = stamp.at;
+                stage.since.get_or_insert(stamp.at);
                 stage.open = Some(None);
             }
             WorkflowRecord::StageEnded(record) => {
@@ -129,6 +197,7 @@ impl Model {
                 assert_eq!(record.agent.as_ref(), record.lease.map(|lease| &self.leases[&lease].1));
                 let since = lease.map_or(stamp.at, |(_, at)| at);
                 assert_eq!(record.duration_ms, stamp.at - since);
+                let end = stage.since.and_then(|at| Some(at + definition.total_timeout_ms?)).unwrap_or(Millis::MAX);
                 let lost = record.lease.is_some_and(|lease| self.lost.contains(&lease));
                 match record.outcome {
                     Outcome::Succeeded | Outcome::Failed => {
@@ -143,7 +212,7 @@ impl Model {
                             Some((_, at)) => (at, definition.timeout_ms),
                             None => (stage.ready_at, definition.start_timeout_ms),
                         };
-                        assert_eq!(stamp.at, since + timeout, "it had time until then");
+                        assert_eq!(stamp.at, end.min(since + timeout), "it had time until then");
                     }
                     Outcome::Cancelled => run.ending = true,
                 }
@@ -151,26 +220,43 @@ impl Model {
                 stage.result = record.result.is_some();
                 stage.retry_at = record.retry_at;
                 run.cost = run.cost + record.cost;
-                if record.retry_at.is_some() {
+                let code = record.code.clone().unwrap_or(record.outcome.to_string());
+                let hopeless = definition.retry.non_retryable.contains(&code);
+                if let Some(at) = record.retry_at {
+                    assert!(!hopeless && at < end);
                     assert!(stage.attempts < definition.retry.max_attempts);
                     assert!(matches!(record.outcome, Outcome::Failed | Outcome::Lost | Outcome::TimedOut));
                 } else {
                     assert!(
                         !matches!(record.outcome, Outcome::Lost | Outcome::TimedOut)
-                            || stage.attempts == definition.retry.max_attempts,
+                            || stage.attempts == definition.retry.max_attempts
+                            || hopeless
+                            || definition.total_timeout_ms.is_some(),
                         "what was lost or timed out is tried again"
                     );
                     stage.over = Some(record.outcome);
                 }
+            }
+            WorkflowRecord::StageSkipped(record) => {
+                let whole = definition.unwrap();
+                let stage = whole.stage(record.stage.as_str()).unwrap();
+                let run = self.runs.get_mut(&record.run).unwrap();
+                assert!(run.finished.is_none() && !run.ending);
+                let waits = &whole.waits()[whole.stages.iter().position(|other| other.name == stage.name).unwrap()];
+                assert!(waits.iter().all(|other| run.stages[&whole.stages[*other].name].is_over()));
+                assert_eq!(run.should_skip(&whole, stage), Some(record.reason), "{}", stage.name);
+                let state = run.stages.get_mut(&record.stage).unwrap();
+                assert!(state.attempts == 0 && !state.is_over());
+                state.skipped = true;
             }
             WorkflowRecord::RunFinished(record) => {
                 let definition = definition.unwrap();
                 let run = self.runs.get_mut(&record.run).unwrap();
                 assert!(run.stages.values().all(|stage| stage.open.is_none()), "no attempt outlives its run");
                 let failed = definition.stages.iter().any(|stage| {
-                    !stage.optional && run.stages[&stage.name].over.is_some_and(|over| over != Outcome::Succeeded)
+                    is_fatal(stage) && run.stages[&stage.name].over.is_some_and(|over| over != Outcome::Succeeded)
                 });
-                let all_over = run.stages.values().all(|stage| stage.over.is_some());
+                let all_over = run.stages.values().all(Stage::is_over);
                 match record.status {
                     RunStatus::Running => panic!("running is no end"),
                     RunStatus::Succeeded => assert!(all_over && !failed),
@@ -250,14 +336,15 @@ impl Model {
     /// When a leader is there and all is committed, nothing that can be done is undone.
     fn nothing_is_left_undone(&self, now: Millis) {
         let definition = self.definition.as_ref().unwrap();
+        let waits = definition.waits();
         for run in self.runs.values().filter(|run| run.finished.is_none()) {
             assert!(!run.ending, "an end that has begun is finished");
             assert!(run.started_at + definition.timeout_ms > now);
-            assert!(run.stages.values().any(|stage| stage.over.is_none()), "a run whose stages are over is over");
+            assert!(run.stages.values().any(|stage| !stage.is_over()), "a run whose stages are over is over");
             let begun = |definition: &&StageDefinition| run.stages[&definition.name].begun();
             let alone = definition.stages.iter().filter(begun).any(|definition| !definition.parallel);
             let any = definition.stages.iter().any(|definition| begun(&definition));
-            for stage in &definition.stages {
+            for (stage, waits) in definition.stages.iter().zip(&waits) {
                 let state = &run.stages[&stage.name];
                 assert!(state.retry_at.is_none_or(|at| at > now), "a wait is over");
                 match state.open {
@@ -268,8 +355,8 @@ impl Model {
                     Some(None) => assert!(state.ready_at + stage.start_timeout_ms > now),
                     None => {}
                 }
-                let over = |name: &StageName| run.stages[name].over.is_some();
-                let may_begin = state.attempts == 0 && state.over.is_none() && stage.depends_on.iter().all(over);
+                let over = |other: &usize| run.stages[&definition.stages[*other].name].is_over();
+                let may_begin = state.attempts == 0 && !state.is_over() && waits.iter().all(over);
                 let room = if stage.parallel { !alone } else { !any };
                 assert!(!(may_begin && room), "{} could begin", stage.name);
             }
@@ -320,13 +407,15 @@ enum Said {
     Done,
     Failed,
     Hopeless,
+    /// Failed, with a code that stages may not want to be tried again after.
+    Coded,
 }
 
 /// An act, and how many commits of what follows are stored before the leader dies, if it dies.
 type Step = (Act, Option<usize>);
 
 fn said() -> impl Strategy<Value = Said> {
-    prop_oneof![6 => Just(Said::Done), 3 => Just(Said::Failed), 1 => Just(Said::Hopeless)]
+    prop_oneof![6 => Just(Said::Done), 3 => Just(Said::Failed), 1 => Just(Said::Hopeless), 1 => Just(Said::Coded)]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -347,25 +436,83 @@ fn step() -> impl Strategy<Value = Step> {
     (act, prop_oneof![9 => Just(None), 1 => (0..4usize).prop_map(Some)])
 }
 
-/// A workflow of up to seven stages: each may depend on those before it, and then the order is changed.
+/// What is drawn for a stage beside its dependencies.
+#[derive(Debug, Clone)]
+struct Drawn {
+    after: u8,
+    parallel: bool,
+    optional: bool,
+    max_attempts: u32,
+    join: u8,
+    when: Option<usize>,
+    on_failure: u8,
+    fussy: bool,
+    total: bool,
+}
+
+fn drawn() -> impl Strategy<Value = Drawn> {
+    let flow = (0..8u8, prop::option::weighted(0.3, 0..CONDITIONS.len()), 0..8u8);
+    let policy = (prop::bool::weighted(0.3), prop::bool::weighted(0.2));
+    (any::<u8>(), prop::bool::weighted(0.8), prop::bool::weighted(0.2), 1..4u32, flow, policy).prop_map(
+        |(after, parallel, optional, max_attempts, (join, when, on_failure), (fussy, total))| Drawn {
+            after,
+            parallel,
+            optional,
+            max_attempts,
+            join,
+            when,
+            on_failure,
+            fussy,
+            total,
+        },
+    )
+}
+
+/// A workflow of up to seven stages: each may depend on those before it, and then the order is changed. What can not be is
+/// left out.
 fn definition() -> impl Strategy<Value = Definition> {
-    let stage = (any::<u8>(), prop::bool::weighted(0.8), prop::bool::weighted(0.2), 1..4u32);
     let order = prop::collection::vec(any::<u16>(), 7);
-    (prop::collection::vec(stage, 1..8), order, prop_oneof![Just(100_000u64), Just(1_000_000)]).prop_map(
+    (prop::collection::vec(drawn(), 1..8), order, prop_oneof![Just(100_000u64), Just(1_000_000)]).prop_map(
         |(stages, order, timeout_ms)| {
             let names = ["a", "b", "c", "d", "e", "f", "g"];
+            let count = stages.len();
             let mut builder = Definition::builder("w");
-            for (i, (after, parallel, optional, max_attempts)) in stages.into_iter().enumerate() {
-                let after: Vec<&str> = (0..i).filter(|j| after >> j & 1 == 1).map(|j| names[j]).collect();
+            for (i, drawn) in stages.iter().enumerate() {
+                let after: Vec<&str> = (0..i).filter(|j| drawn.after >> j & 1 == 1).map(|j| names[j]).collect();
                 builder = builder.add_stage(names[i], "x", &after).with(|stage| {
-                    stage.parallel = parallel;
-                    stage.optional = optional;
-                    stage.retry = RetryPolicy { max_attempts, ..RetryPolicy::default() };
+                    stage.parallel = drawn.parallel;
+                    stage.optional = drawn.optional;
+                    stage.retry = RetryPolicy { max_attempts: drawn.max_attempts, ..RetryPolicy::default() };
+                    if drawn.fussy {
+                        stage.retry.non_retryable = vec!["coded".to_owned(), "lost".to_owned()];
+                    }
                     stage.start_timeout_ms = 20_000;
                     stage.timeout_ms = 25_000;
+                    stage.total_timeout_ms = drawn.total.then_some(30_000);
+                    if let Some(first) = after.first() {
+                        stage.join =
+                            [Join::All, Join::Always].get(usize::from(drawn.join)).copied().unwrap_or_default();
+                        stage.when = drawn.when.map(|when| CONDITIONS[when].replace('?', first).as_str().into());
+                    } else {
+                        stage.when = drawn.when.filter(|when| *when < 3).map(|when| CONDITIONS[when].into());
+                    }
+                    if !drawn.optional && drawn.on_failure == 0 {
+                        stage.on_failure = OnFailure::Continue;
+                    }
                 });
             }
             let mut definition = builder.build().unwrap();
+            for (i, drawn) in stages.iter().enumerate() {
+                let fallback = usize::from(drawn.on_failure % 3) + i + 1;
+                if drawn.on_failure > 4 && !drawn.optional && fallback < count {
+                    let before = definition.clone();
+                    definition.stages[i].on_failure = OnFailure::Fallback(StageName::new(names[fallback]).unwrap());
+                    (definition.stages[fallback].when, definition.stages[fallback].join) = (None, Join::Any);
+                    if definition.check().is_err() {
+                        definition = before;
+                    }
+                }
+            }
             definition.timeout_ms = timeout_ms;
             definition.stages.sort_by_key(|stage| order[usize::from(stage.name.as_str().as_bytes()[0] - b'a')]);
             definition
@@ -386,6 +533,9 @@ fn report(lease: LeaseId, task: &TaskId, outcome: Said) -> baton_protocol::reque
         Said::Done => succeeded(lease, task, "{\"text\":\"…\"}"),
         Said::Failed => failed(lease, task, "not this time", true),
         Said::Hopeless => failed(lease, task, "never", false),
+        Said::Coded => {
+            baton_protocol::request::Report { code: Some("coded".to_owned()), ..failed(lease, task, "a code", true) }
+        }
     }
 }
 

@@ -245,9 +245,9 @@ pub struct Assignment {
     pub workflow: WorkflowName,
     /// What the stage asks for.
     pub agent_type: Capability,
-    /// The run's input.
+    /// The run's input, or what the stage's `input` makes of it.
     pub input: Json,
-    /// The results of the stages that this one depends on.
+    /// The results of the stages that this one depends on; that of a fallback under the name of the stage that failed.
     #[serde(default)]
     pub results: BTreeMap<StageName, Json>,
     /// The stage's parameters.

@@ -298,6 +298,9 @@ pub struct Report {
     /// Why it failed, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// What kind of failure it was, in at most 64 bytes: `rate_limited`, `404`. A stage's `retry.non_retryable` may name it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
     /// Whether another attempt may succeed.
     #[serde(default = "yes")]
     pub retryable: bool,

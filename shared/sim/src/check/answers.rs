@@ -6,11 +6,11 @@
 //! was sent.
 
 use baton_machine::{Publication, Reply};
-use baton_protocol::record::{Event, Outcome};
+use baton_protocol::record::Event;
 use baton_protocol::request::{
     Acquire, AcquireAnswer, AgentsFound, AssignAnswer, AssignTasks, Assignment, Assignments, CancelTask,
-    HeartbeatAnswer, OptimizerRequest, PlacementExplained, Report, ReportAnswer, ReportStatus, Reports,
-    ReportsAnswered, ResourceRequest, RunAccepted, RunList, StartRun, WorkflowRequest, WorkflowView,
+    HeartbeatAnswer, OptimizerRequest, PlacementExplained, Report, ReportAnswer, Reports, ReportsAnswered,
+    ResourceRequest, RunAccepted, RunList, StartRun, WorkflowRequest, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
 use baton_protocol::{AgentId, Code, Holder, Json, LeaseId, Rejection, RunId};
@@ -134,10 +134,9 @@ impl Facts {
         let Some(lease) = self.leases.get(&report.lease) else {
             return Err(broken(APPLIED, format!("a report was stored under lease {}", report.lease)));
         };
-        let counted = match report.status {
-            ReportStatus::Succeeded => lease.outcome == Some(Outcome::Succeeded) && lease.result == report.result,
-            ReportStatus::Failed => lease.outcome == Some(Outcome::Failed),
-        };
+        let run = self.runs.get(&report.task.run);
+        let made = run.and_then(|run| Some(run.made(run.place(report.task.stage.as_str())?, report)));
+        let counted = made.is_some_and(|made| lease.outcome == Some(made.outcome) && lease.result == made.result);
         let right = counted && lease.agent == *agent && lease.task == report.task;
         hold!(right, APPLIED, "the report under lease {} of {agent} was acknowledged: {lease:?}", report.lease);
         Ok(())
@@ -385,7 +384,7 @@ impl Facts {
         let lease = self.leases.get(&assignment.lease);
         let same = lease.is_some_and(|lease| lease.agent == *agent && lease.task == assignment.task);
         hold!(same, COMMITTED, "{agent} is given {} under lease {}: {lease:?}", assignment.task, assignment.lease);
-        Ok(())
+        self.given_right(assignment)
     }
 
     /// An agent is told that it does not hold something.

@@ -2,19 +2,21 @@
 
 use baton_machine::Machine;
 use baton_optimizer::Optimizer;
+use baton_protocol::definition::OnFailure;
 use baton_protocol::record::{
     AgentLeft, AgentRegistered, AnyCommit, Assigned, Commit, LeaseEnded, LeftReason, OptimizerRecord, Outcome, Record,
     ResourceRecord, RunFinished, RunStarted, StageEnded, StageReady, Stamp, WorkflowRecord, WorkflowRegistered,
 };
-use baton_protocol::request::ReportStatus;
 use baton_protocol::run::RunStatus;
 use baton_protocol::{LeaseId, Service};
 
 use baton_resource_manager::ResourceManager;
 use baton_workflow_manager::WorkflowManager;
 
+use super::flow::{FLOW, GIVEN, Verdict};
 use super::{Agent, Attempt, Checked, Facts, Lease, Run, Stage, can, hold, meets};
 use crate::coverage::Branch;
+use crate::workload::FLAKY;
 
 /// How long after the calm began silence of before may still show, in microseconds.
 const SETTLES: u64 = 8_000_000;
@@ -121,6 +123,7 @@ impl Facts {
             WorkflowRecord::RunStarted(record) => self.run_started(stamp, record),
             WorkflowRecord::StageReady(record) => self.stage_ready(stamp, record),
             WorkflowRecord::StageEnded(record) => self.stage_ended(stamp, record),
+            WorkflowRecord::StageSkipped(record) => self.stage_skipped(record),
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record),
         }
     }
@@ -171,6 +174,7 @@ impl Facts {
             strategy: record.strategy,
             due: record.due,
             definition: definition.clone(),
+            input: record.input.clone(),
             stages: definition.stages.iter().map(|_| Stage::default()).collect(),
             ending: false,
             finished: None,
@@ -187,26 +191,40 @@ impl Facts {
             return Err(super::broken(ORDER, format!("{task} is ready in a run that never started")));
         };
         hold!(run.finished.is_none() && !run.ending, ONE_END, "{task} is ready in a run that is over");
-        let Some(place) = run.definition.stages.iter().position(|stage| stage.name == task.stage) else {
+        let Some(place) = run.place(task.stage.as_str()) else {
             return Err(super::broken(ORDER, format!("{task} is no stage of its workflow")));
         };
         let definition = &run.definition.stages[place];
+        hold!(run.may_begin(place), FLOW, "{task} is ready before what it waits for is over");
+        if run.stages[place].attempts.is_empty() {
+            let verdict = run.verdict(place);
+            hold!(verdict == Verdict::Runs, FLOW, "{task} is ready, and should not run: {verdict:?}");
+            let stands_for = |other: &baton_protocol::StageDefinition| {
+                other.on_failure == OnFailure::Fallback(definition.name.clone())
+            };
+            if run.definition.stages.iter().any(stands_for) {
+                self.seen.push(Branch::FallbackRan);
+            }
+        }
+        let given = record.input.as_ref().map(|input| input.read::<serde_json::Value>().unwrap_or_default());
+        let right = definition.input.as_ref().map(|_| run.input_of(place));
+        hold!(given == right, GIVEN, "{task} is given {given:?}, not {right:?}");
         let mut inputs = Vec::new();
         for dependency in &definition.depends_on {
             let other = run.definition.stages.iter().position(|stage| stage.name == *dependency).unwrap_or(place);
             let may_go_on = match run.stages[other].over {
                 Some(Outcome::Succeeded) => true,
-                Some(_) => run.definition.stages[other].optional,
-                None => false,
+                Some(_) => !Run::is_fatal(&run.definition.stages[other]),
+                None => run.stages[other].skipped,
             };
             hold!(may_go_on, ORDER, "{task} is ready and {dependency} is not done");
-            if run.stages[other].has_result {
+            if run.result(other).is_some() {
                 inputs.push(dependency.clone());
             }
         }
         hold!(record.inputs == inputs, ORDER, "{task} is given {:?}, not {inputs:?}", record.inputs);
         for (other, stage) in run.stages.iter().enumerate() {
-            let begun = other != place && stage.over.is_none() && !stage.attempts.is_empty();
+            let begun = other != place && !stage.is_over() && !stage.attempts.is_empty();
             let both = definition.parallel && run.definition.stages[other].parallel;
             let name = &run.definition.stages[other].name;
             hold!(!begun || both, ORDER, "{task} and {name} run at the same time, and one should run alone");
@@ -215,7 +233,7 @@ impl Facts {
         hold!(same, ORDER, "{task} asks for {} and {}, which its stage does not", record.agent_type, record.requires);
         let stage = &mut run.stages[place];
         let open = stage.attempts.last().is_some_and(|attempt| attempt.ended.is_none());
-        hold!(!open && stage.over.is_none(), ONCE, "{task} is ready, and the attempt before is not over");
+        hold!(!open && !stage.is_over(), ONCE, "{task} is ready, and the attempt before is not over");
         let next = stage.attempts.len() + 1;
         hold!(task.attempt as usize == next, ONCE, "{task} is attempt {next}");
         let retry_at = stage.retry_at.take();
@@ -248,8 +266,14 @@ impl Facts {
             return Err(super::broken(ORDER, format!("{task} ended in a run that never started")));
         };
         hold!(run.finished.is_none(), ONE_END, "{task} ended after its run");
-        let place = run.definition.stages.iter().position(|stage| stage.name == task.stage);
+        let place = run.place(task.stage.as_str());
         let Some(place) = place else { return Err(super::broken(ORDER, format!("{task} is no stage"))) };
+        if run.stages[place].attempts.is_empty() && !run.ending {
+            let right = record.outcome == Outcome::Failed && record.lease.is_none() && record.retry_at.is_none();
+            hold!(right, ONCE, "{task} ended, and was not open");
+            return self.never_began(task.run, place, record.code.as_deref());
+        }
+        let total_due = run.total_due(place);
         let definition = &run.definition.stages[place];
         let stage = &mut run.stages[place];
         let number = stage.attempts.len();
@@ -283,6 +307,8 @@ impl Facts {
         }
         let (held_as, capability) = (attempt.lease, attempt.agent_type.clone());
         let (mut may_retry, mut may_not) = (true, false);
+        let run = self.runs.get_mut(&task.run).expect("it was there above");
+        let definition = &run.definition.stages[place];
         match record.outcome {
             Outcome::Succeeded | Outcome::Failed => {
                 let Some(id) = lease else {
@@ -293,24 +319,25 @@ impl Facts {
                 if lease.lost.is_some() {
                     self.seen.push(Branch::JustInTime);
                 }
-                let wanted = match record.outcome {
-                    Outcome::Succeeded => ReportStatus::Succeeded,
-                    _ => ReportStatus::Failed,
-                };
                 // Two processes of one agent may have done it, and each has reported: either may have counted.
-                let sent = self.reports.get(&id).into_iter().flatten().filter(|(agent, report)| {
-                    *agent == lease.agent
-                        && report.task == *task
-                        && report.status == wanted
-                        && (wanted == ReportStatus::Failed || report.result == record.result)
+                let sent = self.reports.get(&id).into_iter().flatten();
+                let sent = sent.filter(|(agent, report)| *agent == lease.agent && report.task == *task);
+                let made = sent.map(|(_, report)| run.made(place, report));
+                let made = made.filter(|made| {
+                    made.outcome == record.outcome && made.result == record.result && made.code == record.code
                 });
-                let sent: Vec<_> = sent.map(|(_, report)| report.retryable).collect();
+                let sent: Vec<_> = made.map(|made| made.may_retry).collect();
                 hold!(!sent.is_empty(), UNDER_LEASE, "nobody reported what {task} ended with");
-                may_retry = wanted == ReportStatus::Failed && sent.contains(&true);
-                may_not = wanted == ReportStatus::Succeeded || sent.contains(&false);
-                let said =
-                    if wanted == ReportStatus::Failed { sent.contains(&!record.hopeless) } else { !record.hopeless };
+                may_retry = record.outcome == Outcome::Failed && sent.contains(&true);
+                may_not = record.outcome == Outcome::Succeeded || sent.contains(&false);
+                let said = match record.outcome {
+                    Outcome::Failed => sent.contains(&!record.hopeless),
+                    _ => !record.hopeless,
+                };
                 hold!(said, UNDER_LEASE, "nobody said of {task} that it is hopeless: {}", record.hopeless);
+                if record.code.as_deref().is_some_and(|code| code != FLAKY) {
+                    self.seen.push(Branch::ResultRefused);
+                }
             }
             Outcome::Lost => {
                 hold!(known_lost, UNDER_LEASE, "{task} is lost, and its lease {lease:?} had not ended");
@@ -318,7 +345,12 @@ impl Facts {
             }
             Outcome::TimedOut => {
                 let (at, timeout) = since;
-                hold!(stamp.at >= at + timeout, WAITS, "{task} timed out at {}, not {}", stamp.at, at + timeout);
+                let due = total_due.map_or(at + timeout, |total| total.min(at + timeout));
+                hold!(stamp.at >= due, WAITS, "{task} timed out at {}, not {due}", stamp.at);
+                if total_due.is_some_and(|total| stamp.at >= total) {
+                    (may_retry, may_not) = (false, true);
+                    self.seen.push(Branch::TotalTimedOut);
+                }
                 self.seen.push(if lease.is_some() { Branch::RunTimedOut } else { Branch::StartTimedOut });
                 let leased_in_calm =
                     lease.is_some_and(|lease| calm.is_some_and(|calm| self.leases[&lease].granted_on > calm + SETTLES));
@@ -330,27 +362,34 @@ impl Facts {
         hold!(!ending, ONE_END, "{task} ended {} in a run that is ending", record.outcome);
         let with_result = record.result.is_some();
         hold!(!with_result || record.outcome == Outcome::Succeeded, ONCE, "{task} has a result and {}", record.outcome);
+        let code = record.code.as_deref().unwrap_or(record.outcome.as_str());
+        let hopeless = definition.retry.non_retryable.iter().any(|known| known == code);
+        if hopeless {
+            self.seen.push(Branch::CodeNotRetried);
+        }
+        let wait = match record.outcome {
+            Outcome::Lost => 0,
+            _ => definition.retry.wait_ms(task.run, &task.stage, task.attempt),
+        };
+        let in_time = total_due.is_none_or(|due| stamp.at + wait < due);
+        (may_retry, may_not) = (may_retry && !hopeless && in_time, may_not || hopeless || !in_time);
+        let (last, may_fail) = (task.attempt >= definition.retry.max_attempts, definition.may_fail());
         let stage = &mut run.stages[place];
-        stage.has_result = with_result;
+        stage.result.clone_from(&record.result);
         stage.retry_at = record.retry_at;
-        let last = task.attempt >= definition.retry.max_attempts;
         match (record.outcome, record.retry_at) {
             (Outcome::Succeeded | Outcome::Cancelled, Some(_)) => {
                 return Err(super::broken(WAITS, format!("{task} is tried again after {}", record.outcome)));
             }
-            (outcome, Some(at)) => {
+            (_, Some(at)) => {
                 hold!(!last && may_retry, WAITS, "{task} is tried again, and should not be");
-                let wait = match outcome {
-                    Outcome::Lost => 0,
-                    _ => definition.retry.wait_ms(task.run, &task.stage, task.attempt),
-                };
                 hold!(at == stamp.at + wait, WAITS, "{task} is tried again at {at}, not {}", stamp.at + wait);
             }
             (Outcome::Succeeded | Outcome::Cancelled, None) => stage.over = Some(record.outcome),
             (_, None) => {
                 hold!(last || may_not, WAITS, "{task} is not tried again, and should be");
                 stage.over = Some(record.outcome);
-                if definition.optional {
+                if may_fail {
                     self.seen.push(Branch::OptionalFailed);
                 }
             }
@@ -372,9 +411,9 @@ impl Facts {
         let open = run.stages.iter().any(|stage| stage.attempts.last().is_some_and(|attempt| attempt.ended.is_none()));
         hold!(!open, ONE_END, "run {} ended with an attempt open", record.run);
         let failed = run.stages.iter().zip(&run.definition.stages).any(|(stage, definition)| {
-            !definition.optional && stage.over.is_some_and(|over| over != Outcome::Succeeded)
+            Run::is_fatal(definition) && stage.over.is_some_and(|over| over != Outcome::Succeeded)
         });
-        let over = run.stages.iter().all(|stage| stage.over.is_some());
+        let over = run.stages.iter().all(Stage::is_over);
         let (branch, right) = match record.status {
             RunStatus::Running => (Branch::RunFailed, false),
             RunStatus::Succeeded => (Branch::Succeeded, over && !failed),

@@ -13,6 +13,7 @@ use super::{Asker, Doing, Event, Micros, Purpose, Told, World};
 use crate::check::{Asked, Checked, hold};
 use crate::coverage::{Branch, Fault};
 use crate::request::AnyRequest;
+use crate::workload::FLAKY;
 
 /// How long an agent may not know of a lease of its own, in the calm.
 const LEARNS: Micros = 10_000_000;
@@ -180,6 +181,7 @@ impl World {
             self.coverage.fault(Fault::Failed);
             (report.status, report.result) = (ReportStatus::Failed, None);
             report.error = Some("it did not work".to_owned());
+            report.code = self.draws.chance(300).then(|| FLAKY.to_owned());
             report.retryable = !self.draws.chance(200);
         }
         let who = self.processes[process].who;
@@ -233,7 +235,7 @@ impl World {
         if self.draws.chance(wrong) {
             self.coverage.fault(Fault::ReportedTwice);
             let other = Report { result: Json::of("another result").ok(), ..report.clone() };
-            let other = Report { status: ReportStatus::Succeeded, error: None, ..other };
+            let other = Report { status: ReportStatus::Succeeded, error: None, code: None, ..other };
             let wait = self.draws.between(0, 5_000);
             self.after(wait, Event::Process(process, Doing::Stray(Box::new(other))));
         }
@@ -403,6 +405,7 @@ fn succeeded(lease: LeaseId, task: TaskId, agent: &AgentId, session: &str) -> Re
         status: ReportStatus::Succeeded,
         result: result.ok(),
         error: None,
+        code: None,
         retryable: true,
         cost: Money::ZERO,
         usage: Usage::default(),

@@ -87,6 +87,7 @@ impl Writing {
             agent_type: Capability::new("x").unwrap(),
             requires: Default::default(),
             inputs: vec![],
+            input: None,
             resources: Resources::from([(ResourceName::new("cpu").unwrap(), Amount::from(1))]),
             priority: 0,
         })])
@@ -114,6 +115,7 @@ impl Writing {
             result,
             error,
             hopeless: false,
+            code: None,
             retry_at: None,
             duration_ms: 1,
             cost: Money::ZERO,

@@ -1,0 +1,145 @@
+//! What a definition says of the way through it: conditions, joins, mappings, and what a failure leads to.
+//!
+//! Expressions are carried as text: only the workflow-manager knows how to read them.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::ser::Serializer;
+use serde::{Deserialize, Serialize};
+
+use crate::name::StageName;
+
+/// The longest expression, in bytes.
+pub const MAX_EXPRESSION_BYTES: usize = 4096;
+
+/// An expression in CEL, the Common Expression Language, at most 4096 bytes long. It may use `input`, `results.STAGE` and
+/// `status.STAGE` of the stages before this one, and in `output` also `result`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Expression(pub String);
+
+impl Expression {
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for Expression {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+/// Which of the stages that a stage depends on must have run, and not been skipped, for it to run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Join {
+    /// At least one of them: a stage all of whose dependencies were skipped is skipped too.
+    #[default]
+    Any,
+    /// All of them: one that was skipped makes this one skipped too.
+    All,
+    /// None of them: it runs when they are over, whether they ran or not.
+    Always,
+}
+
+impl Join {
+    pub(super) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What happens when a stage has failed for good.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnFailure {
+    /// The run fails, and what is under way in it is cancelled.
+    #[default]
+    Fail,
+    /// The run goes on; those who depend on the stage get no result of it.
+    Continue,
+    /// This stage runs, and what it gives stands for the result of the one that failed. It runs in no other case.
+    Fallback(StageName),
+}
+
+impl OnFailure {
+    pub(super) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// How a value is made: by one expression, or an object of several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mapping {
+    /// What the expression gives.
+    One(Expression),
+    /// An object: each key with what its expression gives.
+    Each(BTreeMap<String, Expression>),
+}
+
+impl Mapping {
+    /// Its expressions, with the key of each if there are keys.
+    pub fn expressions(&self) -> impl Iterator<Item = (Option<&str>, &Expression)> {
+        let (one, each) = match self {
+            Self::One(expression) => (Some((None, expression)), None),
+            Self::Each(each) => (None, Some(each.iter().map(|(key, expression)| (Some(key.as_str()), expression)))),
+        };
+        one.into_iter().chain(each.into_iter().flatten())
+    }
+}
+
+impl Serialize for Mapping {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::One(expression) => expression.serialize(serializer),
+            Self::Each(each) => each.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Mapping {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Mapping;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an expression, or an object of expressions")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Mapping, E> {
+                Ok(Mapping::One(text.into()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Mapping, A::Error> {
+                let mut each = BTreeMap::new();
+                while let Some((key, expression)) = map.next_entry()? {
+                    each.insert(key, expression);
+                }
+                Ok(Mapping::Each(each))
+            }
+        }
+
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+impl JsonSchema for Mapping {
+    fn schema_name() -> Cow<'static, str> {
+        "Mapping".into()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let expression = generator.subschema_for::<Expression>();
+        json_schema!({
+            "description": "How a value is made: by one expression, or an object of several.",
+            "anyOf": [expression, { "type": "object", "additionalProperties": expression }],
+        })
+    }
+}

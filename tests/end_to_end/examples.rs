@@ -1,0 +1,157 @@
+//! Every example in `examples/` runs to its end, as its comments say.
+
+use std::time::Duration;
+
+use baton_protocol::run::{RunStatus, RunView, StageStatus};
+use baton_protocol::{Code, Json};
+use baton_sdk::{Output, Task, TaskError};
+use serde_json::{Value, json};
+
+use crate::fleet::Fleet;
+use crate::workflows::agent;
+
+const CAPABILITIES: [&str; 9] =
+    ["research", "writing", "triage", "model", "dear_model", "cheap_model", "painter", "sleeper", "failing"];
+
+/// What agents say to an example's stages.
+async fn does(task: Task) -> Result<Output, TaskError> {
+    let input: Value = task.input()?;
+    let done = match (task.workflow.as_str(), task.stage.as_str()) {
+        ("parallel-and-optional", "figures") => Err(TaskError::failed("there are none").permanent()),
+        ("schemas-and-mappings", "research") if task.attempt == 1 => Ok(json!({ "facts": "many" })),
+        ("schemas-and-mappings", "research") => Ok(json!({ "facts": ["a", "b", "c"], "notes": "…" })),
+        ("schemas-and-mappings", "text") => Ok(input),
+        ("conditions", "triage") => {
+            let difficulty = if input["question"].as_str().unwrap_or_default().len() > 20 { 5 } else { 1 };
+            Ok(json!({ "difficulty": difficulty }))
+        }
+        ("conditions", "answer") => Ok(input),
+        ("conditions", stage) => Ok(json!({ "text": format!("by {stage}") })),
+        ("retries", "ask") if task.attempt < 3 => Err(TaskError::failed("busy").code("busy")),
+        ("retries", "ask_the_other") => Err(TaskError::failed("not you").code("forbidden")),
+        ("fallback", "translate") if input["topic"] == "tea" => Err(TaskError::failed("no credit")),
+        ("fallback", "illustrate") => Err(TaskError::failed("no paint")),
+        ("fallback", "publish") => Ok(input),
+        ("fallback", stage) => Ok(json!({ "text": format!("by {stage}") })),
+        ("timeouts", "somebody_sleeps") => {
+            task.cancelled().cancelled().await;
+            Err(TaskError::failed("too late"))
+        }
+        ("timeouts", "somebody_fails") => Err(TaskError::failed("again and again")),
+        _ => Ok(json!({})),
+    };
+    Output::json(&done?)
+}
+
+struct Stage<'a>(&'a RunView);
+
+impl Stage<'_> {
+    fn status(&self, name: &str) -> StageStatus {
+        self.0.stages.iter().find(|stage| stage.name.as_str() == name).unwrap().status
+    }
+
+    fn attempts(&self, name: &str) -> usize {
+        self.0.stages.iter().find(|stage| stage.name.as_str() == name).unwrap().attempts.len()
+    }
+
+    fn result(&self, name: &str) -> Value {
+        let stage = self.0.stages.iter().find(|stage| stage.name.as_str() == name).unwrap();
+        stage.result.as_ref().map_or(Value::Null, |result| result.read().unwrap())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_example_runs_as_it_says() {
+    use StageStatus::{Failed, Skipped, Succeeded};
+    let fleet = Fleet::services().await;
+    let mut stops = Vec::new();
+    for capability in CAPABILITIES {
+        let id = format!("{}-1", capability.replace('_', "-"));
+        stops.push(agent(&fleet, &id, capability, 4, does).await);
+    }
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        fleet.baton(&["workflow", "register", path.to_str().unwrap()]).await;
+        names.push(path.file_stem().unwrap().to_str().unwrap().to_owned());
+    }
+    names.sort();
+    let run = |name: &'static str, input: Value| {
+        let fleet = &fleet;
+        async move {
+            let run = fleet.start_run(name, &input).await;
+            let view = fleet.wait_for_end(run).await;
+            assert_eq!(view.status, RunStatus::Succeeded, "{name}: {view:?}");
+            view
+        }
+    };
+    let mut seen = Vec::new();
+
+    // W1
+    let view = run("parallel-and-optional", json!({ "topic": "tea" })).await;
+    let stage = Stage(&view);
+    assert_eq!((stage.status("figures"), stage.status("publish")), (Failed, Succeeded));
+    seen.push("parallel-and-optional");
+
+    // W3
+    let view = run("schemas-and-mappings", json!({ "topic": "tea", "words": 300 })).await;
+    let stage = Stage(&view);
+    assert_eq!(view.stages[0].attempts[0].code.as_deref(), Some("invalid_result"));
+    assert_eq!(stage.result("research"), json!({ "count": 3, "facts": ["a", "b", "c"] }));
+    assert_eq!(stage.result("text"), json!({ "facts": ["a", "b", "c"], "topic": "tea", "words_a_fact": 100 }));
+    let wrong = baton_protocol::request::StartRun {
+        workflow: "schemas-and-mappings".parse().unwrap(),
+        version: None,
+        input: Json::of(&json!({ "topic": "tea", "words": 7 })).unwrap(),
+        priority: 0,
+        key: None,
+        run: None,
+        trace: None,
+        strategy: None,
+        due_ms: None,
+    };
+    let refused = fleet.client.start_run(wrong).await.unwrap_err();
+    assert_eq!(refused.code(), Some(Code::InvalidRequest));
+    assert!(refused.to_string().contains("at /words"), "{refused}");
+    seen.push("schemas-and-mappings");
+
+    // W4
+    let view = run("conditions", json!({ "question": "Is it ready?" })).await;
+    let stage = Stage(&view);
+    assert_eq!(["quick", "research", "thorough"].map(|name| stage.status(name)), [Succeeded, Skipped, Skipped]);
+    assert_eq!(stage.result("answer"), json!({ "text": "by quick" }));
+    let view = run("conditions", json!({ "question": "Why is it not ready, which is urgent?" })).await;
+    let stage = Stage(&view);
+    assert_eq!(["quick", "thorough", "escalate"].map(|name| stage.status(name)), [Skipped, Succeeded, Succeeded]);
+    assert_eq!(stage.result("answer"), json!({ "text": "by thorough" }));
+    seen.push("conditions");
+
+    // W8
+    let view = run("retries", json!({})).await;
+    let stage = Stage(&view);
+    assert_eq!((stage.attempts("ask"), stage.attempts("ask_the_other")), (3, 1));
+    seen.push("retries");
+
+    // W9
+    let view = run("fallback", json!({ "topic": "tea" })).await;
+    let stage = Stage(&view);
+    assert_eq!(["translate", "translate_cheaply", "illustrate"].map(|n| stage.status(n)), [Failed, Succeeded, Failed]);
+    let published = json!({ "by": "the cheap model", "picture": "none", "text": "by translate_cheaply" });
+    assert_eq!(stage.result("publish"), published);
+    let view = run("fallback", json!({ "topic": "coffee" })).await;
+    assert_eq!(Stage(&view).status("translate_cheaply"), Skipped);
+    seen.push("fallback");
+
+    // W10
+    let view = tokio::time::timeout(Duration::from_secs(30), run("timeouts", json!({}))).await.unwrap();
+    let stage = Stage(&view);
+    let waited = ["nobody_comes", "somebody_sleeps", "somebody_fails", "after_all"].map(|name| stage.status(name));
+    assert_eq!(waited, [Failed, Failed, Failed, Succeeded]);
+    assert!(stage.attempts("somebody_fails") > 1);
+    seen.push("timeouts");
+
+    seen.sort_unstable();
+    assert_eq!(names, seen, "every example is run");
+    stops.iter().for_each(tokio_util::sync::CancellationToken::cancel);
+}
