@@ -12,6 +12,7 @@ mod fleet;
 mod full;
 mod http;
 mod import;
+mod items;
 mod messages;
 mod order;
 mod overload;

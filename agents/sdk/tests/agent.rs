@@ -212,7 +212,7 @@ fn assignment(lease: u64) -> Assignment {
     let results = [(StageName::new("before").unwrap(), Json::of(&json!({ "x": 1 })).unwrap())];
     Assignment {
         lease: LeaseId(lease),
-        task: TaskId { run, stage: stage.clone(), attempt: 1 },
+        task: TaskId { run, stage: stage.clone(), item: None, attempt: 1 },
         run,
         stage,
         attempt: 1,

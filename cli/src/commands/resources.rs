@@ -194,7 +194,7 @@ pub(crate) async fn all_leases(client: &Client, pool: Option<ResourceName>) -> a
 /// Who holds something, in few words.
 pub(crate) fn holder(held: &HeldView) -> String {
     match (&held.holder, &held.task) {
-        (Holder::Agent(agent), Some(task)) => format!("{agent} for {}/{}", task.stage, task.attempt),
+        (Holder::Agent(agent), Some(task)) => format!("{agent} for {}/{}", task.part(), task.attempt),
         (holder, _) => holder.to_string(),
     }
 }

@@ -182,6 +182,7 @@ impl Machine for ResourceManager {
                     self.breakers.ended(record, &capability, lease, there);
                 }
             }
+            WorkflowRecord::StageExpanded(record) => self.tasks.stage_expanded(record),
             WorkflowRecord::StageSkipped(_) => {}
             WorkflowRecord::RunFinished(record) => {
                 for lease in self.tasks.run_finished(record.run) {

@@ -69,7 +69,7 @@ pub mod trace;
 
 pub use amount::{Amount, Money, Resources};
 pub use definition::{Definition, RetryPolicy, StageDefinition};
-pub use id::{LeaseId, Millis, Number, Position, RunId, Service, TaskId};
+pub use id::{LeaseId, Millis, Number, Part, Position, RunId, Service, TaskId};
 pub use json::Json;
 pub use name::{AgentId, Capability, NameError, ResourceName, StageName, WorkflowName};
 pub use pool::{Holder, Pool, PoolKind, Refill, Take, Takes};

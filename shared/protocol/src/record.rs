@@ -133,6 +133,8 @@ pub enum WorkflowRecord {
     StageEnded(StageEnded),
     /// A stage will not run in this run.
     StageSkipped(StageSkipped),
+    /// It is known for which items a stage has a task each.
+    StageExpanded(StageExpanded),
     /// A run is over.
     RunFinished(RunFinished),
 }
@@ -252,6 +254,17 @@ pub struct StageSkipped {
     pub stage: StageName,
     /// Why.
     pub reason: SkipReason,
+}
+
+/// See [`WorkflowRecord::StageExpanded`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct StageExpanded {
+    /// The run.
+    pub run: RunId,
+    /// The stage.
+    pub stage: StageName,
+    /// The items: a list, in the order of the results.
+    pub items: Json,
 }
 
 /// Why a stage does not run.
@@ -576,6 +589,7 @@ impl Record for WorkflowRecord {
             Self::StageReady(_) => "stage_ready",
             Self::StageEnded(_) => "stage_ended",
             Self::StageSkipped(_) => "stage_skipped",
+            Self::StageExpanded(_) => "stage_expanded",
             Self::RunFinished(_) => "run_finished",
         }
     }
@@ -587,6 +601,7 @@ impl Record for WorkflowRecord {
             Self::StageReady(r) => Topic::Run(&r.task.run),
             Self::StageEnded(r) => Topic::Run(&r.task.run),
             Self::StageSkipped(r) => Topic::Run(&r.run),
+            Self::StageExpanded(r) => Topic::Run(&r.run),
             Self::RunFinished(r) => Topic::Run(&r.run),
         }
     }
@@ -830,7 +845,7 @@ mod tests {
 
     fn commit() -> Commit<WorkflowRecord> {
         let run = RunId::derive(1000, 1);
-        let task = TaskId { run, stage: StageName::new("a").unwrap(), attempt: 1 };
+        let task = TaskId { run, stage: StageName::new("a").unwrap(), item: None, attempt: 1 };
         let records = vec![
             WorkflowRecord::RunStarted(RunStarted {
                 run,
