@@ -205,7 +205,12 @@ impl Bars {
             WorkflowRecord::StageSkipped(record) => self.on(&record.stage, |bar| {
                 bar.abandon_with_message(self.style.dim(&format!("skipped: {}", record.reason.text())));
             }),
-            WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) | WorkflowRecord::RunFinished(_) => {}
+            WorkflowRecord::WorkflowRegistered(_)
+            | WorkflowRecord::RunStarted(_)
+            | WorkflowRecord::RunFinished(_)
+            | WorkflowRecord::RunPaused(_)
+            | WorkflowRecord::RunResumed(_)
+            | WorkflowRecord::RunsForgotten(_) => {}
         }
     }
 

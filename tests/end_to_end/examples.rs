@@ -131,6 +131,7 @@ async fn every_example_runs_as_it_says() {
         trace: None,
         strategy: None,
         due_ms: None,
+        metadata: Default::default(),
     };
     let refused = fleet.client.start_run(wrong).await.unwrap_err();
     assert_eq!(refused.code(), Some(Code::InvalidRequest));

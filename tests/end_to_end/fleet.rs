@@ -199,6 +199,7 @@ impl<B: Broker> Fleet<B> {
             trace: None,
             strategy: None,
             due_ms: None,
+            metadata: Default::default(),
         };
         self.client.start_run(start).await.unwrap().run
     }

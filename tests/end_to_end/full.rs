@@ -25,6 +25,7 @@ fn start() -> StartRun {
         trace: None,
         strategy: None,
         due_ms: None,
+        metadata: Default::default(),
     }
 }
 

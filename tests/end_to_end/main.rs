@@ -14,6 +14,7 @@ mod http;
 mod import;
 mod items;
 mod messages;
+mod operations;
 mod order;
 mod overload;
 mod resources;

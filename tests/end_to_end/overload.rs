@@ -19,6 +19,7 @@ fn start(key: &str) -> StartRun {
         trace: None,
         strategy: None,
         due_ms: None,
+        metadata: Default::default(),
     }
 }
 

@@ -198,6 +198,7 @@ async fn w3_a_running_run_keeps_its_version_and_a_key_gives_the_same_run() {
         trace: None,
         strategy: None,
         due_ms: None,
+        metadata: Default::default(),
     };
     let first = fleet.client.start_run(keyed("k", "{}")).await.unwrap();
     let again = fleet.client.start_run(keyed("k", "{}")).await.unwrap();

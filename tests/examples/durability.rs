@@ -97,6 +97,7 @@ async fn articles(nats: &NatsServer) -> Vec<Duration> {
             trace: None,
             strategy: None,
             due_ms: None,
+            metadata: Default::default(),
         };
         let run = client.start_run(request).await.expect("started").run;
         let view = wait_for("the article", PATIENCE, || async {

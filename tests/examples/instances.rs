@@ -53,6 +53,7 @@ async fn run(client: Client, name: WorkflowName, instance: Instance) -> String {
         trace: None,
         strategy: None,
         due_ms: None,
+        metadata: Default::default(),
     };
     let run = client.start_run(request).await.expect("started").run;
     let order = Order::of(&client, run).await;

@@ -174,6 +174,7 @@ impl Demo {
             trace: None,
             strategy: None,
             due_ms: None,
+            metadata: Default::default(),
         };
         let run = client.start_run(request).await?.run;
         let shown = if self.json { Show::Nothing } else { Show::BarsOnly(context.err) };

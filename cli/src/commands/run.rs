@@ -10,6 +10,7 @@ use baton_protocol::run::RunStatus;
 use clap::Args;
 
 use crate::failure::Exit;
+use crate::filter::{meta, metadata};
 use crate::input::{Pair, input, pair};
 use crate::watch::{Show, say, watch};
 use crate::{Context, show};
@@ -28,6 +29,9 @@ pub(crate) struct Run {
     /// The same key gives the same run: repeating the command starts nothing new
     #[arg(long)]
     key: Option<String>,
+    /// Noted about the run, to find it again: `--meta customer=acme`
+    #[arg(long, value_name = "KEY=VALUE", value_parser = meta)]
+    meta: Vec<(String, String)>,
     /// Larger goes first
     #[arg(long, default_value_t = 0, value_name = "N", allow_negative_numbers = true)]
     priority: i32,
@@ -64,6 +68,7 @@ impl Run {
             trace: None,
             strategy: self.strategy,
             due_ms: self.due.map(|seconds| seconds.saturating_mul(1000)),
+            metadata: metadata(self.meta)?,
         };
         let client = context.client().await?;
         // Waiting for room is for those who asked to: a script may have something better to do.

@@ -1,6 +1,7 @@
 //! The handlers: each reads what was asked, asks the service that knows, and passes on what it says.
 
 pub(crate) mod agents;
+pub(crate) mod operations;
 pub(crate) mod pages;
 pub(crate) mod placement;
 pub(crate) mod pools;

@@ -360,7 +360,14 @@ pub(crate) fn settle(turn: &mut Turn<'_, Optimizer>, commit: &AnyCommit) -> bool
 
 fn settle_workflow(soft: &mut Soft, state: &Optimizer, record: &WorkflowRecord, clock: Clock<'_>) -> bool {
     match record {
-        WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) | WorkflowRecord::StageExpanded(_) => {
+        WorkflowRecord::WorkflowRegistered(_)
+        | WorkflowRecord::RunStarted(_)
+        | WorkflowRecord::StageExpanded(_)
+        | WorkflowRecord::RunsForgotten(_) => false,
+        WorkflowRecord::RunPaused(record) => {
+            if let Some(planner) = &mut soft.planner {
+                state.runs.open_tasks(record.run).iter().for_each(|task| planner.remove(task));
+            }
             false
         }
         WorkflowRecord::StageSkipped(record) => {
@@ -368,6 +375,10 @@ fn settle_workflow(soft: &mut Soft, state: &Optimizer, record: &WorkflowRecord, 
                 planner.learned(state, (record.run, &record.stage), clock);
             }
             false
+        }
+        WorkflowRecord::RunResumed(record) => {
+            state.runs.open_tasks(record.run).iter().for_each(|task| soft.line_up(state, task, clock));
+            true
         }
         WorkflowRecord::StageReady(record) => {
             soft.line_up(state, &record.task, clock);

@@ -106,6 +106,8 @@ fn started(n: u64) -> WorkflowRecord {
         trace: None,
         strategy: None,
         due: None,
+        metadata: Default::default(),
+        rerun: None,
     })
 }
 

@@ -184,6 +184,9 @@ impl Machine for ResourceManager {
             }
             WorkflowRecord::StageExpanded(record) => self.tasks.stage_expanded(record),
             WorkflowRecord::StageSkipped(_) => {}
+            WorkflowRecord::RunPaused(record) => self.tasks.run_paused(record.run),
+            WorkflowRecord::RunResumed(record) => self.tasks.run_resumed(record.run),
+            WorkflowRecord::RunsForgotten(_) => {}
             WorkflowRecord::RunFinished(record) => {
                 for lease in self.tasks.run_finished(record.run) {
                     self.end(lease, false);

@@ -1,12 +1,14 @@
 //! What the workflow-manager says, as far as it takes to lease a task and to tell an agent what to do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
 
 use baton_machine::Shelves;
 use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::definition::{Definition, OnFailure};
-use baton_protocol::record::{Outcome, RunStarted, StageEnded, StageExpanded, StageReady, Stamp, WorkflowRegistered};
+use baton_protocol::record::{
+    KeptStage, Outcome, RunStarted, StageEnded, StageExpanded, StageReady, Stamp, WorkflowRegistered,
+};
 use baton_protocol::request::Assignment;
 use baton_protocol::trace::{TraceContext, task_span};
 use baton_protocol::{
@@ -38,6 +40,9 @@ pub(crate) fn last_task(run: RunId) -> TaskId {
 pub(crate) struct Tasks {
     definitions: BTreeMap<WorkflowName, BTreeMap<u32, Arc<Definition>>>,
     runs: Shelves<RunId, Arc<Run>>,
+    /// Those of them that are paused: none, as a rule.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    paused: BTreeSet<RunId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -101,6 +106,11 @@ impl Run {
     }
 }
 
+/// A stage that another run has done, with what its dependents are given.
+fn kept(KeptStage { stage, result }: &KeptStage) -> (StageName, Json) {
+    (stage.clone(), result.clone().unwrap_or_default())
+}
+
 impl Tasks {
     pub(crate) fn workflow_registered(&mut self, record: &WorkflowRegistered) {
         let versions = self.definitions.entry(record.definition.name.clone()).or_default();
@@ -114,7 +124,7 @@ impl Tasks {
                 version: record.version,
                 input: record.input.clone(),
                 trace: record.trace,
-                results: BTreeMap::new(),
+                results: record.rerun.iter().flat_map(|rerun| &rerun.kept).map(kept).collect(),
                 items: BTreeMap::new(),
                 open: BTreeMap::new(),
             })
@@ -177,8 +187,24 @@ impl Tasks {
         run.items.entry(record.stage.clone()).or_insert(Items { items, results });
     }
 
+    /// Its tasks are not leased until the run goes on.
+    pub(crate) fn run_paused(&mut self, run: RunId) {
+        if self.runs.contains_key(&run) && !is_planted(Bug::LeasedInPause) {
+            self.paused.insert(run);
+        }
+    }
+
+    pub(crate) fn run_resumed(&mut self, run: RunId) {
+        self.paused.remove(&run);
+    }
+
+    pub(crate) fn is_paused(&self, run: RunId) -> bool {
+        self.paused.contains(&run)
+    }
+
     /// Ends a run; gives the leases that its tasks had.
     pub(crate) fn run_finished(&mut self, run: RunId) -> Vec<LeaseId> {
+        self.paused.remove(&run);
         let run = self.runs.remove(&run);
         run.iter().flat_map(|run| run.open.values()).filter_map(|open| open.lease).collect()
     }

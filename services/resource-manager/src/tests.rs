@@ -268,6 +268,8 @@ fn started(n: u64) -> WorkflowRecord {
         trace: None,
         strategy: None,
         due: None,
+        metadata: Default::default(),
+        rerun: None,
     })
 }
 

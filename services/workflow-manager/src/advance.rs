@@ -286,7 +286,8 @@ pub(crate) fn end(turn: &mut Turn<'_>, id: RunId, place: usize, ending: Ending) 
     };
     turn.emit(WorkflowRecord::StageEnded(record));
     telemetry::attempt_ended(turn, id, place);
-    if wait == Some(0) {
+    let paused = turn.state().live(id).is_some_and(|(run, _)| run.paused.is_some());
+    if wait == Some(0) && (!paused || is_planted(Bug::PauseIgnored)) {
         ready(turn, id, place);
     }
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{ShelfSet, Shelves};
 use baton_protocol::record::{
-    AgentLeft, AgentRegistered, Assigned, LeaseEnded, LeftReason, RunFinished, RunStarted, StageEnded, StageExpanded,
-    StageReady, StageSkipped, Stamp,
+    AgentLeft, AgentRegistered, Assigned, LeaseEnded, LeftReason, RunFinished, RunStarted, RunsForgotten, StageEnded,
+    StageExpanded, StageReady, StageSkipped, Stamp,
 };
 use baton_protocol::run::{RunCounts, RunStatus};
 use baton_protocol::{AgentId, Capability, LeaseId, Millis, RunId};
@@ -74,7 +74,7 @@ impl Timers {
         self.0.first().copied().filter(|(due, ..)| *due <= now)
     }
 
-    fn set(&mut self, run: &mut Run, stage: usize, due: Option<Millis>) {
+    pub(crate) fn set(&mut self, run: &mut Run, stage: usize, due: Option<Millis>) {
         let kept = &mut run.stages[stage].due;
         if let Some(old) = kept.take() {
             self.0.remove(&(old, run.id, Some(stage)));
@@ -177,7 +177,14 @@ impl WorkflowManager {
         let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
         let Some(place) = run.place(version, task) else { return };
         if run.stage_ended(stamp.at, place, record, version) {
-            self.timers.set(run, place, record.retry_at);
+            match (&mut run.paused, record.retry_at) {
+                (None, at) => self.timers.set(run, place, at),
+                (Some(paused), Some(at)) => {
+                    paused.left.insert(place, at.saturating_sub(stamp.at));
+                    self.timers.set(run, place, None);
+                }
+                (Some(_), None) => self.timers.set(run, place, None),
+            }
             for item in run.given_up(place) {
                 self.timers.set(run, item, None);
             }
@@ -215,7 +222,17 @@ impl WorkflowManager {
         }
         run.finished(stamp.at, record);
         *self.counts.entry(record.status).or_default() += 1;
-        for (forgotten, key) in self.history.push(shared) {
+        let forgotten = self.history.push(shared);
+        self.forget_keys(forgotten);
+    }
+
+    pub(crate) fn runs_forgotten(&mut self, record: &RunsForgotten) {
+        let forgotten = self.history.forget(&record.runs);
+        self.forget_keys(forgotten);
+    }
+
+    fn forget_keys(&mut self, of: Vec<(RunId, Option<String>)>) {
+        for (forgotten, key) in of {
             if let Some(key) = key
                 && self.keys.get(&key) == Some(&forgotten)
             {

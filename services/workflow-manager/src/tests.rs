@@ -5,6 +5,7 @@ mod each;
 mod flow;
 mod harness;
 mod large;
+mod operations;
 mod property;
 
 use baton_machine::{Effect, Machine as _};
@@ -483,8 +484,19 @@ fn own_commit(world: &mut World, records: Vec<WorkflowRecord>) {
 
 fn run_started(run: RunId, workflow: &str) -> WorkflowRecord {
     let (workflow, input) = (name(workflow), json("{}"));
-    let (key, trace, strategy, due) = (None, None, None, None);
-    WorkflowRecord::RunStarted(RunStarted { run, workflow, version: 1, input, priority: 0, key, trace, strategy, due })
+    WorkflowRecord::RunStarted(RunStarted {
+        run,
+        workflow,
+        version: 1,
+        input,
+        priority: 0,
+        key: None,
+        trace: None,
+        strategy: None,
+        due: None,
+        metadata: Default::default(),
+        rerun: None,
+    })
 }
 
 #[test]

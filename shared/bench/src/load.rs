@@ -95,6 +95,7 @@ fn start_of(workflow: &WorkflowName, input: &Json, run: RunId) -> StartRun {
         trace: None,
         strategy: None,
         due_ms: None,
+        metadata: Default::default(),
     }
 }
 

@@ -3,6 +3,7 @@
 //! - [`ConnectSettings`] finds the broker: flags, `BATON_…`, `NATS_…`, a NATS context, localhost.
 //! - [`Client`] asks every question of [`baton_protocol::request`], and asks again while a service has no leader.
 //! - [`Client::run_events`] follows a run, complete and in order; [`Client::log`] reads the log.
+//! - [`Client::why`] says what a stage waits for.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -27,6 +28,7 @@ mod events;
 mod gather;
 mod headers;
 mod settings;
+mod why;
 
 pub use client::{ATTEMPT, Client, DEADLINE};
 pub use connect::{ConnectError, Connection, Link, connect};

@@ -74,6 +74,7 @@ async fn a_request_is_repeated_until_the_service_answers() {
         trace: None,
         strategy: None,
         due_ms: None,
+        metadata: Default::default(),
     };
     // Nobody listens yet.
     let started = tokio::spawn({
@@ -99,6 +100,7 @@ async fn a_request_is_repeated_until_the_service_answers() {
         version: 1,
         status: RunStatus::Running,
         existing: false,
+        paused: false,
         trace_id: run.as_uuid().simple().to_string(),
     };
     answer(&nats, &second, &accepted).await;
@@ -287,6 +289,9 @@ impl Writer {
                 cost: Money::ZERO,
                 usage: baton_protocol::request::Usage::default(),
                 first_seq,
+                metadata: Default::default(),
+                paused: None,
+                rerun: None,
                 stages: vec![],
             };
             while let Some(request) = requests.next().await {
@@ -307,6 +312,8 @@ fn started(run: RunId) -> WorkflowRecord {
         trace: None,
         strategy: None,
         due: None,
+        metadata: Default::default(),
+        rerun: None,
     })
 }
 

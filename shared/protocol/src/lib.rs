@@ -66,6 +66,7 @@ pub mod subject;
 mod text;
 pub mod topic;
 pub mod trace;
+pub mod why;
 
 pub use amount::{Amount, Money, Resources};
 pub use definition::{Definition, RetryPolicy, StageDefinition};

@@ -4,6 +4,8 @@
 //! is the lease) and *ended* ([`WorkflowRecord::StageEnded`]); a run two more: *started* and *finished*. Facts are not
 //! written twice.
 
+mod operations;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,7 +24,10 @@ use crate::name::{AgentId, Capability, ResourceName, StageName, WorkflowName};
 use crate::pool::{Holder, Pool, Takes};
 use crate::request::{Lesson, Strategy, Usage};
 use crate::requirement::Requirements;
+use crate::run::Metadata;
 use crate::trace::TraceContext;
+
+pub use operations::*;
 
 /// The version of the commit format. A service stops at a commit of a newer one: it would fold it wrongly.
 pub const FORMAT: u32 = 1;
@@ -137,6 +142,12 @@ pub enum WorkflowRecord {
     StageExpanded(StageExpanded),
     /// A run is over.
     RunFinished(RunFinished),
+    /// A run begins nothing new until it is resumed.
+    RunPaused(RunPaused),
+    /// A run that was paused goes on.
+    RunResumed(RunResumed),
+    /// Runs that ended long ago are not listed any more.
+    RunsForgotten(RunsForgotten),
 }
 
 /// See [`WorkflowRecord::WorkflowRegistered`].
@@ -174,6 +185,12 @@ pub struct RunStarted {
     /// When it should have ended, in milliseconds since 1970. Placement strives for it; nothing ends because of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due: Option<Millis>,
+    /// What its starter noted about it, to find it again.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: Metadata,
+    /// The run that it repeats a part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rerun: Option<Box<Rerun>>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
@@ -591,6 +608,9 @@ impl Record for WorkflowRecord {
             Self::StageSkipped(_) => "stage_skipped",
             Self::StageExpanded(_) => "stage_expanded",
             Self::RunFinished(_) => "run_finished",
+            Self::RunPaused(_) => "run_paused",
+            Self::RunResumed(_) => "run_resumed",
+            Self::RunsForgotten(_) => "runs_forgotten",
         }
     }
 
@@ -603,6 +623,9 @@ impl Record for WorkflowRecord {
             Self::StageSkipped(r) => Topic::Run(&r.run),
             Self::StageExpanded(r) => Topic::Run(&r.run),
             Self::RunFinished(r) => Topic::Run(&r.run),
+            Self::RunPaused(r) => Topic::Run(&r.run),
+            Self::RunResumed(r) => Topic::Run(&r.run),
+            Self::RunsForgotten(_) => Topic::Service(Service::WorkflowManager),
         }
     }
 
@@ -857,6 +880,8 @@ mod tests {
                 trace: None,
                 strategy: None,
                 due: None,
+                metadata: Default::default(),
+                rerun: None,
             }),
             WorkflowRecord::StageReady(StageReady {
                 task,

@@ -8,6 +8,7 @@ mod answers;
 mod breakers;
 pub(crate) mod flow;
 mod ledger;
+mod operations;
 mod pools;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -85,6 +86,12 @@ pub(crate) struct Facts {
     /// Runs that somebody asked to be cancelled.
     cancels: BTreeSet<RunId>,
     breakers: Breakers,
+    /// Workflows all of whose runs somebody asked to be cancelled.
+    cancels_of: BTreeSet<WorkflowName>,
+    /// Runs that somebody asked to be paused.
+    pauses: BTreeSet<RunId>,
+    /// How many runs that have ended are known at the least; for how long any is; for how long one too many is.
+    keeps: (usize, Millis, Millis),
     /// When the calm began, in virtual microseconds.
     calm: Option<u64>,
     /// Rare things that the log shows, to be counted.
@@ -122,7 +129,14 @@ pub(crate) struct Run {
     fans: BTreeMap<usize, std::ops::Range<usize>>,
     /// A stage was cancelled: nothing but the end may follow.
     ending: bool,
+    /// When it was paused, and when it went on.
+    pauses: Vec<operations::Pause>,
+    /// Which run it repeats.
+    repeats: Option<RunId>,
+    /// It is not listed any more.
+    forgotten: bool,
     pub(crate) finished: Option<(u64, RunStatus)>,
+    ended_at: Millis,
 }
 
 #[derive(Debug, Default)]
@@ -245,7 +259,7 @@ impl Facts {
     /// No task waits while an agent that can do it idles.
     pub(crate) fn nobody_idles(&self, now: u64) -> Checked {
         let Some(calm) = self.calm else { return Ok(()) };
-        for (id, run) in self.runs.iter().filter(|(_, run)| run.finished.is_none()) {
+        for (id, run) in self.runs.iter().filter(|(_, run)| run.finished.is_none() && !run.is_paused()) {
             for (_, stage, definition) in run.parts() {
                 let Some(task) = stage.attempts.last().filter(|task| task.ended.is_none() && task.lease.is_none())
                 else {
@@ -257,7 +271,7 @@ impl Facts {
                 }
                 for agent in self.agents.values().filter(|agent| agent.gone.is_none()) {
                     let pools = if of_pools.is_empty() { 0 } else { self.pools.changed_on };
-                    let since = task.ready_on.max(agent.changed_on).max(pools).max(calm);
+                    let since = task.ready_on.max(agent.changed_on).max(run.resumed_on()).max(pools).max(calm);
                     if now.saturating_sub(since) > PATIENCE
                         && can(&agent.record, &task.agent_type)
                         && meets(&agent.record, &task.agent_type, &task.requires)
@@ -316,10 +330,13 @@ impl Facts {
             hold!(!late(run.started_on, definition.timeout_ms), "nothing waits for ever", "run {id} goes on");
             for (_, stage, definition) in run.parts() {
                 let Some(task) = stage.attempts.last().filter(|_| !stage.is_over()) else { continue };
+                if run.is_paused() && (task.ended.is_some() || task.lease.is_none()) {
+                    continue;
+                }
                 let name = &definition.name;
                 let (since, ms) = match (task.ended_on, task.lease) {
-                    (Some(ended), _) => (ended, definition.retry.max_ms),
-                    (None, None) => (task.ready_on, definition.start_timeout_ms),
+                    (Some(ended), _) => (ended.max(run.resumed_on()), definition.retry.max_ms),
+                    (None, None) => (task.ready_on.max(run.resumed_on()), definition.start_timeout_ms),
                     (None, Some(lease)) => (self.leases[&lease].granted_on, definition.timeout_ms),
                 };
                 hold!(

@@ -24,6 +24,14 @@ pub(crate) enum Wish {
     Start { workflow: usize, own_id: bool, key: Option<u32>, placed: Placed },
     /// To cancel a run that it knows of.
     Cancel(u32),
+    /// To cancel every run of a workflow.
+    CancelAll(usize),
+    /// To pause a run that it knows of.
+    Pause(u32),
+    /// To let a run go on that it knows of.
+    Resume(u32),
+    /// To repeat a run that it knows of, from one of its stages on.
+    Rerun(u32, u32),
     /// To see a run that it knows of.
     Get(u32),
     /// To see a run that does not exist.
@@ -137,7 +145,12 @@ impl Workload {
             wishes.push((draws.between(0, length), start));
         }
         for _ in 0..draws.below(12) {
-            let wish = match draws.below(16) {
+            let wish = match draws.below(20) {
+                16 => Wish::Pause(draws.below(4)),
+                17 => Wish::Resume(draws.below(4)),
+                18 => Wish::Rerun(draws.below(4), draws.below(5)),
+                19 if draws.chance(300) => Wish::CancelAll(draws.below(3) as usize),
+                19 => Wish::Pause(draws.below(4)),
                 0 | 8 => Wish::Get(draws.below(4)),
                 1 | 9 => Wish::List,
                 10 | 11 => Wish::Assign(draws.below(64), draws.below(4)),

@@ -178,6 +178,8 @@ impl Policy for Machine {
             trace: None,
             strategy: None,
             due: None,
+            metadata: Default::default(),
+            rerun: None,
         }));
     }
 

@@ -538,6 +538,8 @@ impl Baton {
                 trace: None,
                 strategy: None,
                 due: None,
+                metadata: Default::default(),
+                rerun: None,
             }));
             records.extend(chunk.iter().enumerate().map(|(stage, request)| {
                 WorkflowRecord::StageReady(StageReady {

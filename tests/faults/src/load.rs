@@ -174,6 +174,7 @@ impl Clients {
             trace: None,
             strategy: None,
             due_ms: None,
+            metadata: Default::default(),
         })
     }
 

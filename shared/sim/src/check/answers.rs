@@ -19,7 +19,7 @@ use super::{Checked, Facts, broken, hold};
 use crate::request::AnyRequest;
 
 pub(super) const COMMITTED: &str = "nothing is answered, pushed or published before its commit";
-const APPLIED: &str = "what was acknowledged was applied";
+pub(super) const APPLIED: &str = "what was acknowledged was applied";
 const HEAD: &str = "a refusal was decided at the head of the log by a leader that led";
 const FRESH: &str = "an answer is not older than its question";
 
@@ -98,6 +98,10 @@ impl Facts {
                 hold!(cancelled, APPLIED, "run {} was said to be cancelled, and is {finished:?}", request.run);
                 Ok(())
             }
+            WorkflowRequest::CancelRuns(_) => self.cancelled_together(&read(answer)?),
+            WorkflowRequest::PauseRun(request) => self.was_paused(request.run),
+            WorkflowRequest::ResumeRun(request) => self.was_resumed(request.run, &read(answer)?),
+            WorkflowRequest::RerunRun(request) => self.repeated(request, &read(answer)?),
             WorkflowRequest::Report(agent, report) => self.report_stored(agent, report),
             WorkflowRequest::Reports(agent, Reports { reports }) => {
                 let answers = read::<ReportsAnswered>(answer)?.answers;
@@ -239,8 +243,10 @@ impl Facts {
                     hold!(leased, COMMITTED, "{} was granted and is not in the log", placement.task);
                 }
                 Some(refusal) if refusal.rejection.code == Code::NotReady => {
-                    // The asker had read that it waits, and that can not be untrue while nothing has happened to it.
-                    let waits = attempt.is_some_and(|a| a.ended.is_none() && a.lease.is_none());
+                    // The asker had read that it waits, and that can not be untrue while nothing has happened to it or to
+                    // its run.
+                    let paused = self.runs.get(&placement.task.run).is_some_and(|run| !run.pauses.is_empty());
+                    let waits = attempt.is_some_and(|a| a.ended.is_none() && a.lease.is_none()) && !paused;
                     hold!(!waits, HEAD, "{} waits, and was refused: {}", placement.task, refusal.rejection);
                 }
                 Some(_) => {}
@@ -293,16 +299,13 @@ impl Facts {
                 });
                 lie(!replaced)
             }
-            (Code::RunEnded, AnyRequest::Workflow(WorkflowRequest::CancelRun(request))) => {
-                lie(self.runs.get(&request.run).is_none_or(|run| run.finished.is_none()))
+            (Code::RunEnded, AnyRequest::Workflow(request)) => {
+                let run = about(request);
+                lie(run.is_none_or(|run| self.runs.get(&run).is_none_or(|run| run.finished.is_none())))
             }
             (Code::UnknownRun, AnyRequest::Workflow(request)) => {
-                let run = match request {
-                    WorkflowRequest::CancelRun(request) => request.run,
-                    WorkflowRequest::GetRun(request) => request.run,
-                    _ => return lie(true),
-                };
-                lie(self.runs.get(&run).is_some_and(|run| run.started <= sent))
+                let Some(run) = about(request) else { return lie(true) };
+                lie(self.runs.get(&run).is_some_and(|run| run.started <= sent && !run.forgotten))
             }
             // It may not have read of the run yet, or have forgotten how it was placed.
             (Code::UnknownRun, AnyRequest::Optimizer(_)) => Ok(()),
@@ -316,7 +319,10 @@ impl Facts {
                 let used = self.runs.iter().any(|(id, run)| by_key(run) || request.run == Some(*id));
                 lie(!used)
             }
-            (Code::Overloaded, AnyRequest::Workflow(WorkflowRequest::StartRun(_))) => {
+            (Code::KeyConflict, AnyRequest::Workflow(WorkflowRequest::RerunRun(request))) => {
+                lie(!request.new_run.is_some_and(|run| self.runs.contains_key(&run)))
+            }
+            (Code::Overloaded, AnyRequest::Workflow(WorkflowRequest::StartRun(_) | WorkflowRequest::RerunRun(_))) => {
                 // Runs that have ended since may have been live when that was decided.
                 let live = self.runs.values().filter(|run| run.finished.is_none_or(|(at, _)| at > sent)).count();
                 lie(live < self.max_live_runs)
@@ -405,6 +411,18 @@ impl Facts {
         let end = self.runs.get(&view.run).and_then(|run| run.finished).map(|(_, status)| status);
         hold!(end == Some(view.status), COMMITTED, "run {} is kept {} and is {end:?}", view.run, view.status);
         Ok(())
+    }
+}
+
+/// Which run a request is about.
+fn about(request: &WorkflowRequest) -> Option<RunId> {
+    match request {
+        WorkflowRequest::CancelRun(request) => Some(request.run),
+        WorkflowRequest::GetRun(request) => Some(request.run),
+        WorkflowRequest::PauseRun(request) => Some(request.run),
+        WorkflowRequest::ResumeRun(request) => Some(request.run),
+        WorkflowRequest::RerunRun(request) => Some(request.run),
+        _ => None,
     }
 }
 

@@ -78,6 +78,8 @@ impl Writing {
             trace: None,
             strategy: None,
             due: None,
+            metadata: Default::default(),
+            rerun: None,
         })])
     }
 
