@@ -712,11 +712,11 @@ fn report_of(task: &Task, result: TaskResult) -> Report {
                 status: ReportStatus::Failed,
                 result: None,
                 error: Some(message),
-                code,
+                code: code.map(Into::into),
                 retryable,
                 cost: cost.money,
                 usage,
-                model,
+                model: model.map(Into::into),
             }
         }
     }

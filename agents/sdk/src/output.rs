@@ -66,7 +66,14 @@ impl Output {
             None => return Ok(self),
         };
         let cost = Cost { money: self.cost.money, wrong: None };
-        Err(TaskError { message: wrong, code: None, retryable: false, cost, usage: self.usage, model: self.model })
+        Err(TaskError {
+            message: wrong,
+            code: None,
+            retryable: false,
+            cost,
+            usage: self.usage,
+            model: self.model.map(Into::into),
+        })
     }
 }
 
@@ -92,11 +99,12 @@ impl Cost {
 #[derive(Debug, Clone, PartialEq)]
 pub struct TaskError {
     pub(crate) message: String,
-    pub(crate) code: Option<String>,
+    // Boxed, as it goes through every `?`: the smaller the better.
+    pub(crate) code: Option<Box<str>>,
     pub(crate) retryable: bool,
     pub(crate) cost: Cost,
     pub(crate) usage: Usage,
-    pub(crate) model: Option<String>,
+    pub(crate) model: Option<Box<str>>,
 }
 
 impl TaskError {
@@ -116,6 +124,7 @@ impl TaskError {
     /// tried again (`retry.non_retryable`).
     #[must_use]
     pub fn code(mut self, code: impl Into<String>) -> Self {
+        let code: String = code.into();
         self.code = Some(code.into());
         self
     }
@@ -144,6 +153,7 @@ impl TaskError {
     /// The model that failed: what was spent is added up by it (`baton budgets spending --by model`).
     #[must_use]
     pub fn model(mut self, model: impl Into<String>) -> Self {
+        let model: String = model.into();
         self.model = Some(model.into());
         self
     }
