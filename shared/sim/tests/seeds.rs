@@ -67,9 +67,12 @@ fn seeds_that_found_something_hold() {
         1002,
         // Two processes of one agent each failed the same task, and differed in whether it may be tried again: a rule was
         // too strict.
-        1_346_330, 1_922_580,
+        1_346_330,
+        1_922_580,
         // A task had waited for the most of its time in all when it was leased: a rule was too strict.
         2510,
+        // Who was asked for money for a task that ended was asked for the next one only after a while: a rule did not wait.
+        1_795_713_924_000_330,
     ] {
         let outcome = run(seed);
         if let Some(violation) = outcome.violation {

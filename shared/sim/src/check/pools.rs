@@ -646,6 +646,8 @@ impl Facts {
         for stock in self.pools.pools.values_mut() {
             if stock.asked.as_ref().is_some_and(|asked| asked.as_ref() == Some(task)) {
                 stock.asked = None;
+                // From now on somebody may be asked for another.
+                self.pools.changed_on = self.now;
             }
         }
     }
