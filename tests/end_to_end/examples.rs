@@ -100,18 +100,10 @@ async fn every_example_runs_as_it_says() {
     assert_eq!(view.stages[0].attempts[0].code.as_deref(), Some("invalid_result"));
     assert_eq!(stage.result("research"), json!({ "count": 3, "facts": ["a", "b", "c"] }));
     assert_eq!(stage.result("text"), json!({ "facts": ["a", "b", "c"], "topic": "tea", "words_a_fact": 100 }));
-    let wrong = baton_protocol::request::StartRun {
-        workflow: "schemas-and-mappings".parse().unwrap(),
-        version: None,
-        input: Json::of(&json!({ "topic": "tea", "words": 7 })).unwrap(),
-        priority: 0,
-        key: None,
-        run: None,
-        trace: None,
-        strategy: None,
-        due_ms: None,
-        budget: None,
-    };
+    let wrong = baton_protocol::request::StartRun::new(
+        "schemas-and-mappings".parse().unwrap(),
+        Json::of(&json!({ "topic": "tea", "words": 7 })).unwrap(),
+    );
     let refused = fleet.client.start_run(wrong).await.unwrap_err();
     assert_eq!(refused.code(), Some(Code::InvalidRequest));
     assert!(refused.to_string().contains("at /words"), "{refused}");

@@ -189,18 +189,7 @@ impl<B: Broker> Fleet<B> {
     }
 
     pub(crate) async fn start_run(&self, workflow: &str, input: &serde_json::Value) -> RunId {
-        let start = StartRun {
-            workflow: WorkflowName::new(workflow).unwrap(),
-            version: None,
-            input: Json::of(input).unwrap(),
-            priority: 0,
-            key: None,
-            run: None,
-            trace: None,
-            strategy: None,
-            due_ms: None,
-            budget: None,
-        };
+        let start = StartRun::new(WorkflowName::new(workflow).unwrap(), Json::of(input).unwrap());
         self.client.start_run(start).await.unwrap().run
     }
 

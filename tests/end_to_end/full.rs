@@ -15,18 +15,10 @@ use serde_json::{Value, json};
 use crate::fleet::{Fleet, PATIENCE};
 
 fn start() -> StartRun {
-    StartRun {
-        workflow: WorkflowName::new("article").unwrap(),
-        version: None,
-        input: Json::of(&json!({ "topic": "x".repeat(2000), "sources": "." })).unwrap(),
-        priority: 0,
-        key: None,
-        run: None,
-        trace: None,
-        strategy: None,
-        due_ms: None,
-        budget: None,
-    }
+    StartRun::new(
+        WorkflowName::new("article").unwrap(),
+        Json::of(&json!({ "topic": "x".repeat(2000), "sources": "." })).unwrap(),
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,16 +10,8 @@ use crate::fleet::{Fleet, PATIENCE};
 
 fn start(key: &str) -> StartRun {
     StartRun {
-        workflow: WorkflowName::new("waits").unwrap(),
-        version: None,
-        input: Json::of(&json!({})).unwrap(),
-        priority: 0,
         key: Some(key.to_owned()),
-        run: None,
-        trace: None,
-        strategy: None,
-        due_ms: None,
-        budget: None,
+        ..StartRun::new(WorkflowName::new("waits").unwrap(), Json::of(&json!({})).unwrap())
     }
 }
 

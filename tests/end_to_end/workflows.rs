@@ -189,16 +189,8 @@ async fn w3_a_running_run_keeps_its_version_and_a_key_gives_the_same_run() {
     assert_eq!((old.version, old.stages.len()), (1, 1));
 
     let keyed = |key: &str, input: &str| baton_protocol::request::StartRun {
-        workflow: "grow".parse().unwrap(),
-        version: None,
-        input: Json::from_text(input.to_owned()).unwrap(),
-        priority: 0,
         key: Some(key.to_owned()),
-        run: None,
-        trace: None,
-        strategy: None,
-        due_ms: None,
-        budget: None,
+        ..baton_protocol::request::StartRun::new("grow".parse().unwrap(), Json::from_text(input.to_owned()).unwrap())
     };
     let first = fleet.client.start_run(keyed("k", "{}")).await.unwrap();
     let again = fleet.client.start_run(keyed("k", "{}")).await.unwrap();

@@ -87,18 +87,10 @@ async fn articles(nats: &NatsServer) -> Vec<Duration> {
     let mut times = Vec::new();
     // The first one warms up.
     for article in 0..=ARTICLES {
-        let request = StartRun {
-            workflow: WorkflowName::new("article").expect("a name"),
-            version: None,
-            input: Json::of(&json!({ "topic": "leases of agents", "sources": docs })).expect("JSON"),
-            priority: 0,
-            key: None,
-            run: None,
-            trace: None,
-            strategy: None,
-            due_ms: None,
-            budget: None,
-        };
+        let request = StartRun::new(
+            WorkflowName::new("article").expect("a name"),
+            Json::of(&json!({ "topic": "leases of agents", "sources": docs })).expect("JSON"),
+        );
         let run = client.start_run(request).await.expect("started").run;
         let view = wait_for("the article", PATIENCE, || async {
             client.get_run(run).await.ok().filter(|view| view.status.is_end())

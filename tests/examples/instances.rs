@@ -43,18 +43,7 @@ async fn until_ready(client: &Client) {
 
 /// Runs a workflow to its end, and says what it came to.
 async fn run(client: Client, name: WorkflowName, instance: Instance) -> String {
-    let request = StartRun {
-        workflow: name.clone(),
-        version: None,
-        input: Json::of(&serde_json::json!({})).expect("JSON"),
-        priority: 0,
-        key: None,
-        run: None,
-        trace: None,
-        strategy: None,
-        due_ms: None,
-        budget: None,
-    };
+    let request = StartRun::new(name.clone(), Json::of(&serde_json::json!({})).expect("JSON"));
     let run = client.start_run(request).await.expect("started").run;
     let order = Order::of(&client, run).await;
     let view = client.get_run(run).await.expect("the run");

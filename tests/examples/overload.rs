@@ -36,18 +36,7 @@ enum Answer {
 }
 
 fn start() -> StartRun {
-    StartRun {
-        workflow: WorkflowName::new("load").expect("a name"),
-        version: None,
-        input: Json::of(&json!({ "topic": "load" })).expect("JSON"),
-        priority: 0,
-        key: None,
-        run: None,
-        trace: None,
-        strategy: None,
-        due_ms: None,
-        budget: None,
-    }
+    StartRun::new(WorkflowName::new("load").expect("a name"), Json::of(&json!({ "topic": "load" })).expect("JSON"))
 }
 
 async fn ask(client: &Client) -> Answer {

@@ -164,18 +164,8 @@ impl Demo {
 
     /// Runs the workflow.
     async fn write(&self, context: &Context, client: &Client, sources: &Path) -> anyhow::Result<Watched> {
-        let request = StartRun {
-            workflow: WorkflowName::new(self.workflow.name())?,
-            version: None,
-            input: Json::of(&Input { topic: &self.topic, sources })?,
-            priority: 0,
-            key: None,
-            run: None,
-            trace: None,
-            strategy: None,
-            due_ms: None,
-            budget: None,
-        };
+        let request =
+            StartRun::new(WorkflowName::new(self.workflow.name())?, Json::of(&Input { topic: &self.topic, sources })?);
         let run = client.start_run(request).await?.run;
         let shown = if self.json { Show::Nothing } else { Show::BarsOnly(context.err) };
         watch(client, run, shown).await

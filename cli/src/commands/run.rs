@@ -73,16 +73,13 @@ impl Run {
             at_limit: self.at_limit,
         });
         let request = StartRun {
-            workflow: self.workflow,
             version: self.version,
-            input: input(self.input_file.as_deref(), &self.input)?,
             priority: self.priority,
             key: self.key,
-            run: None,
-            trace: None,
             strategy: self.strategy,
             due_ms: self.due.map(|seconds| seconds.saturating_mul(1000)),
             budget,
+            ..StartRun::new(self.workflow, input(self.input_file.as_deref(), &self.input)?)
         };
         let client = context.client().await?;
         // Waiting for room is for those who asked to: a script may have something better to do.

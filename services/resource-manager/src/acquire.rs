@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Reply, Turn, answer};
 use baton_protocol::budget::{is_of_run, run_account};
+use baton_protocol::nearest::nearest;
 use baton_protocol::pool::MAX_SIZE;
 use baton_protocol::record::{Acquired, PoolRemoved, PoolSet, ReleaseReason, Released, Renewed, ResourceRecord};
 use baton_protocol::request::{
@@ -188,32 +189,17 @@ pub(crate) fn list_pools(turn: &RmTurn<'_>, request: &ListPools) -> Reply {
 /// No such pool; the nearest name that there is helps who mistyped.
 pub(crate) fn unknown_pool(state: &ResourceManager, name: &ResourceName) -> Rejection {
     let names = state.pools.iter().take(1000).map(|(name, _)| name.as_str());
-    let nearest = names.map(|known| (distance(known, name.as_str()), known)).min();
     let mut text = format!("there is no pool {name}");
-    match nearest {
-        Some((far, known)) if far <= 1 + name.as_str().len() / 4 => {
+    match nearest(name.as_str(), names) {
+        Some(known) => {
             let _ = write!(text, "; did you mean {known}?");
         }
-        Some(_) => text.push_str("; `pool.list` says which there are"),
-        None => text.push_str("; there are none yet: settings declare them as [pools.NAME], or `pool.set` makes one"),
+        None if state.pools.is_empty() => {
+            text.push_str("; there are none yet: settings declare them as [pools.NAME], or `pool.set` makes one");
+        }
+        None => text.push_str("; `pool.list` says which there are"),
     }
     Rejection::new(Code::UnknownResource, text)
-}
-
-/// How many characters must be changed, added or left out to get from one text to the other (Levenshtein's distance).
-fn distance(from: &str, to: &str) -> usize {
-    let to: Vec<_> = to.bytes().collect();
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (i, a) in from.bytes().enumerate() {
-        let mut corner = row[0];
-        row[0] = i + 1;
-        for (j, b) in to.iter().enumerate() {
-            let changed = corner + usize::from(a != *b);
-            corner = row[j + 1];
-            row[j + 1] = changed.min(corner + 1).min(row[j] + 1);
-        }
-    }
-    row[to.len()]
 }
 
 // Acquisitions.
@@ -380,11 +366,7 @@ fn check_ttl(ttl_ms: Millis) -> Result<(), Rejection> {
 fn under_is_held(state: &ResourceManager, holder: &Holder, request: &Acquire) -> Result<(), Rejection> {
     match (request.under, holder) {
         (None, _) => Ok(()),
-        (Some(under), Holder::Agent(agent)) if state.leases.is_of(under, agent) => Ok(()),
-        (Some(under), Holder::Agent(agent)) => {
-            let text = format!("agent {agent} does not hold lease {under}: it has ended, or was never given");
-            Err(Rejection::new(Code::StaleLease, text))
-        }
+        (Some(under), Holder::Agent(agent)) => state.leases.held_by(under, agent).map(drop),
         (Some(_), Holder::Client(_)) => {
             Err(Rejection::invalid("under names a task's lease, and only the agent that holds it may acquire under it"))
         }

@@ -36,6 +36,9 @@ pub(crate) fn start(
     found.plan.flows.check_input(&input).map_err(|why| {
         Rejection::invalid(format!("the input does not fit the input_schema of workflow {}: {why}", request.workflow))
     })?;
+    if let Some(budget) = &request.budget {
+        budget.check().map_err(|error| Rejection::invalid(format!("budget: {error}")))?;
+    }
     let budget = request.budget.clone().or_else(|| found.definition.budget.clone());
     admit(turn)?;
     let run = match request.run {
@@ -43,9 +46,6 @@ pub(crate) fn start(
         None => unused(turn),
     };
     let trace = request.trace.or(context.trace);
-    if let Some(budget) = &request.budget {
-        budget.check().map_err(|error| Rejection::invalid(format!("budget: {error}")))?;
-    }
     let due = request.due_ms.map(|due_ms| turn.now().saturating_add(due_ms));
     let StartRun { workflow, priority, key, strategy, .. } = request;
     let record = RunStarted { run, workflow, version, input, priority, key, trace, strategy, due, budget };

@@ -85,18 +85,7 @@ pub(crate) async fn register(client: &Client, types: &[&str]) -> anyhow::Result<
 }
 
 fn start_of(workflow: &WorkflowName, input: &Json, run: RunId) -> StartRun {
-    StartRun {
-        workflow: workflow.clone(),
-        version: None,
-        input: input.clone(),
-        priority: 0,
-        key: None,
-        run: Some(run),
-        trace: None,
-        strategy: None,
-        due_ms: None,
-        budget: None,
-    }
+    StartRun { run: Some(run), ..StartRun::new(workflow.clone(), input.clone()) }
 }
 
 /// Starts runs that nobody works on.

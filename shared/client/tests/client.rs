@@ -64,18 +64,7 @@ fn workflow() -> WorkflowName {
 async fn a_request_is_repeated_until_the_service_answers() {
     let server = NatsServer::start().await;
     let client = Client::connect(&ConnectSettings::server(server.client_url())).await.unwrap().with_source("ann");
-    let start = StartRun {
-        workflow: workflow(),
-        version: None,
-        input: Json::of(&serde_json::json!({ "topic": "x" })).unwrap(),
-        priority: 0,
-        key: None,
-        run: None,
-        trace: None,
-        strategy: None,
-        due_ms: None,
-        budget: None,
-    };
+    let start = StartRun::new(workflow(), Json::of(&serde_json::json!({ "topic": "x" })).unwrap());
     // Nobody listens yet.
     let started = tokio::spawn({
         let client = client.clone();

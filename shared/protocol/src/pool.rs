@@ -138,15 +138,7 @@ impl Pool {
     /// A lock.
     #[must_use]
     pub fn lock() -> Self {
-        Self {
-            kind: PoolKind::Held,
-            size: None,
-            refill: None,
-            parent: None,
-            measure: None,
-            currency: None,
-            at_limit: AtLimit::Wait,
-        }
+        Self { size: None, ..Self::new(PoolKind::Held, Amount::ZERO) }
     }
 
     /// One that fills up evenly, so much in that time, and holds as much as comes in one such time.

@@ -204,6 +204,17 @@ impl Attempt {
 }
 
 impl Lease {
+    /// Granted by the message with this sequence, at this moment of virtual time; its task may have ended before.
+    fn new(
+        (task, agent, resources): (&TaskId, &AgentId, &Resources),
+        (granted, granted_at, granted_on): (u64, Millis, u64),
+        ended: Option<u64>,
+    ) -> Self {
+        let (task, agent, resources) = (task.clone(), agent.clone(), resources.clone());
+        let (lost, moved, outcome, result) = (None, false, None, None);
+        Self { task, agent, resources, granted, granted_at, granted_on, lost, moved, ended, outcome, result }
+    }
+
     pub(crate) fn is_alive(&self) -> bool {
         self.lost.is_none() && self.ended.is_none()
     }

@@ -165,16 +165,8 @@ impl Clients {
     fn request(&self, workflow: &str) -> anyhow::Result<StartRun> {
         let number = self.inner.keys.fetch_add(1, Ordering::Relaxed);
         Ok(StartRun {
-            workflow: WorkflowName::new(workflow)?,
-            version: None,
-            input: Json::of(&json!({ "number": number }))?,
-            priority: 0,
             key: Some(format!("{}-{number}", self.inner.prefix)),
-            run: None,
-            trace: None,
-            strategy: None,
-            due_ms: None,
-            budget: None,
+            ..StartRun::new(WorkflowName::new(workflow)?, Json::of(&json!({ "number": number }))?)
         })
     }
 

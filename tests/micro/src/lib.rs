@@ -312,18 +312,7 @@ impl World {
     pub fn start(&mut self, most: usize) -> usize {
         let count = most.min(self.to_start);
         for _ in 0..count {
-            let request = StartRun {
-                workflow: WorkflowName::new("work").expect("it is a name"),
-                version: None,
-                input: self.input.clone(),
-                priority: 0,
-                key: None,
-                run: None,
-                trace: None,
-                strategy: None,
-                due_ms: None,
-                budget: None,
-            };
+            let request = StartRun::new(WorkflowName::new("work").expect("it is a name"), self.input.clone());
             self.ask_workflow("run.start", WorkflowRequest::StartRun(request));
         }
         self.to_start -= count;

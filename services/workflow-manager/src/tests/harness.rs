@@ -434,18 +434,7 @@ pub(crate) fn task(run: RunId, stage: &str, attempt: u32) -> TaskId {
 }
 
 pub(crate) fn start(workflow: &str) -> StartRun {
-    StartRun {
-        workflow: WorkflowName::new(workflow).unwrap(),
-        version: None,
-        input: json("{\"topic\":\"tea\"}"),
-        priority: 0,
-        key: None,
-        run: None,
-        trace: None,
-        strategy: None,
-        due_ms: None,
-        budget: None,
-    }
+    StartRun::new(WorkflowName::new(workflow).unwrap(), json("{\"topic\":\"tea\"}"))
 }
 
 pub(crate) fn json(text: &str) -> Json {

@@ -224,6 +224,25 @@ pub struct StartRun {
     pub budget: Option<Budget>,
 }
 
+impl StartRun {
+    /// Starts the latest version of a workflow, with nothing said but the input.
+    #[must_use]
+    pub fn new(workflow: WorkflowName, input: Json) -> Self {
+        Self {
+            workflow,
+            version: None,
+            input,
+            priority: 0,
+            key: None,
+            run: None,
+            trace: None,
+            strategy: None,
+            due_ms: None,
+            budget: None,
+        }
+    }
+}
+
 /// A run that was accepted, or cancelled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RunAccepted {

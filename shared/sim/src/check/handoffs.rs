@@ -98,19 +98,7 @@ impl Facts {
         let able = super::can(&agent.record, &what) && super::meets(&agent.record, &what, &requires);
         hold!(able, ASKED, "{task} is handed to {to}, who can not do it");
         self.breakers_assigned(stamp, to, &what, lease, ended)?;
-        let held = Lease {
-            task: task.clone(),
-            agent: to.clone(),
-            resources: resources.clone(),
-            granted: seq,
-            granted_at: stamp.at,
-            granted_on: now,
-            lost: None,
-            moved: false,
-            ended,
-            outcome: None,
-            result: None,
-        };
+        let held = Lease::new((task, to, resources), (seq, stamp.at, now), ended);
         self.leases.insert(lease, held);
         self.pools_handed_over(*before, lease, to);
         let holders = self.leases.values().filter(|lease| lease.task == *task && lease.is_alive()).count();

@@ -551,19 +551,7 @@ impl Facts {
         hold!(fits, REQUIRED, "{task} requires {requires} of {what}, and {id} is {:?}", agent.record.capabilities);
         agent.changed_on = now;
         self.breakers_assigned(stamp, id, &what, lease, ended)?;
-        let held = Lease {
-            task: task.clone(),
-            agent: id.clone(),
-            resources: resources.clone(),
-            granted: seq,
-            granted_at: stamp.at,
-            granted_on: now,
-            lost: None,
-            moved: false,
-            ended,
-            outcome: None,
-            result: None,
-        };
+        let held = Lease::new((task, id, resources), (seq, stamp.at, now), ended);
         self.leases.insert(lease, held);
         let agent = &self.agents[id];
         hold!(self.has_room(agent, None), CAPACITY, "{id} holds more than it has, with {task}");

@@ -211,13 +211,8 @@ impl World {
         let input = Json::from_text(format!("{{\"n\":{}}}", key.map_or(number, |_| 0))).unwrap_or_default();
         let key = key.map(|key| format!("key-{key}"));
         let start = StartRun {
-            workflow: name,
-            version: None,
-            input,
-            priority: 0,
             key,
             run,
-            trace: None,
             strategy: placed.strategy,
             due_ms: placed.due_ms,
             budget: placed.limit.map(|limit| Budget {
@@ -226,6 +221,7 @@ impl World {
                 at_limit: if limit % 2 == 0 { AtLimit::Fail } else { AtLimit::Wait },
                 of: None,
             }),
+            ..StartRun::new(name, input)
         };
         self.ask(Asker::Client(Wanted::Start), AnyRequest::Workflow(WorkflowRequest::StartRun(start)), true);
     }
