@@ -6,13 +6,12 @@
 use std::collections::BTreeMap;
 
 use baton_machine::ShelfSet;
+use baton_protocol::amount;
 use baton_protocol::budget::run_account;
+use baton_protocol::pool::MAX_DEPTH;
 use baton_protocol::record::{Acquired, PoolSet};
 use baton_protocol::{Budget, LeaseId, ResourceName, Resources, RunId};
 use serde::{Deserialize, Serialize};
-
-/// How deep pools may be parts of one another.
-const MAX_DEPTH: usize = 16;
 
 /// The pools that there are, and how often each was touched.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -111,16 +110,6 @@ impl Pools {
 
     /// What of a task's needs is of pools, and what of an agent's own.
     pub(crate) fn split(&self, needs: &Resources) -> (Resources, Resources) {
-        if self.pools.is_empty() {
-            return (Resources::new(), needs.clone());
-        }
-        let of_pool = |(name, amount): &(&ResourceName, &baton_protocol::Amount)| {
-            !amount.is_zero() && self.pools.contains_key(*name)
-        };
-        let (pools, own): (Vec<_>, Vec<_>) = needs.iter().partition(of_pool);
-        let collect = |part: Vec<(&ResourceName, &baton_protocol::Amount)>| {
-            part.into_iter().map(|(name, amount)| (name.clone(), *amount)).collect()
-        };
-        (collect(pools), collect(own))
+        amount::split(needs, |name| self.pools.contains_key(name))
     }
 }

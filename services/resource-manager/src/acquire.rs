@@ -6,7 +6,7 @@ use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Reply, Turn, answer};
 use baton_protocol::budget::{is_of_run, run_account};
 use baton_protocol::nearest::nearest;
-use baton_protocol::pool::MAX_SIZE;
+use baton_protocol::pool::{MAX_DEPTH, MAX_SIZE};
 use baton_protocol::record::{Acquired, PoolRemoved, PoolSet, ReleaseReason, Released, Renewed, ResourceRecord};
 use baton_protocol::request::{
     Acquire, AcquireAnswer, ApprovalView, Done, Granted, HeldView, LeaseList, ListLeases, ListPools, PoolList,
@@ -17,7 +17,7 @@ use baton_protocol::{
 };
 
 use crate::agent::unknown;
-use crate::pool::{Key, Known, Lack, MAX_DEPTH, Needs, Stock, Why, takes};
+use crate::pool::{Key, Known, Lack, Needs, Stock, Why, takes};
 use crate::waiting::{ANSWER_MS, Asked, Due, Order, Waiting, Who};
 use crate::{ResourceManager, budget, lease};
 

@@ -14,8 +14,9 @@ use std::sync::Arc;
 
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{ShelfSet, Shelves};
+use baton_protocol::amount;
 use baton_protocol::budget::run_account;
-use baton_protocol::pool::MAX_SIZE;
+use baton_protocol::pool::{MAX_DEPTH, MAX_SIZE};
 use baton_protocol::record::{
     Acquired, ApprovalAsked, BudgetRefused, Outcome, PoolSet, ReleaseReason, Released, Renewed, StageEnded, Stamp,
 };
@@ -25,8 +26,6 @@ use baton_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-/// How deep consumed pools may be parts of one another.
-pub(crate) const MAX_DEPTH: usize = 16;
 /// How many acquisitions that are over are remembered: a request for one of them that was held up must not acquire anew.
 const MAX_OVER: usize = 10_000;
 
@@ -615,10 +614,7 @@ impl Pools {
 
     /// What of a task's needs is of pools, and what of the agent's own.
     pub(crate) fn split(&self, resources: &Resources) -> (Resources, Resources) {
-        let of_pool = |(name, amount): &(&ResourceName, &Amount)| !amount.is_zero() && self.pools.contains_key(*name);
-        let (pools, own): (Vec<_>, Vec<_>) = resources.iter().partition(of_pool);
-        let collect = |part: Vec<(&ResourceName, &Amount)>| part.into_iter().map(|(n, a)| (n.clone(), *a)).collect();
-        (collect(pools), collect(own))
+        amount::split(resources, |name| self.pools.contains_key(name))
     }
 }
 

@@ -215,6 +215,11 @@ pub fn covers(have: &Resources, need: &Resources) -> Result<(), ResourceName> {
     Ok(())
 }
 
+/// What of that is of pools, and what is of an agent's own. Of a pool nothing is nothing to take, and is left with the agent.
+pub fn split(resources: &Resources, is_pool: impl Fn(&ResourceName) -> bool) -> (Resources, Resources) {
+    resources.clone().into_iter().partition(|(name, amount)| !amount.is_zero() && is_pool(name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

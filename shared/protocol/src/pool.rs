@@ -20,6 +20,9 @@ use crate::budget::{AtLimit, Measure, check_currency, check_money};
 use crate::id::Millis;
 use crate::name::{AgentId, ResourceName};
 
+/// How deep consumed pools may be parts of one another.
+pub const MAX_DEPTH: usize = 16;
+
 /// The largest size of a pool: a million times a thousand million.
 pub const MAX_SIZE: u64 = 1_000_000_000_000_000;
 /// The longest time in which a refilled pool gets its amount once: 31 days, in milliseconds.
