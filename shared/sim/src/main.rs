@@ -8,6 +8,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use baton_sim::{Coverage, Outcome, run, run_tape, shrink};
 use clap::Parser;
 
+/// A history is made of small values that live for a moment; a million histories want this.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Runs the machines on a simulated log with faults, one history a seed, and checks every one.
 #[derive(Debug, Parser)]
 #[command(name = "baton-sim", version)]
