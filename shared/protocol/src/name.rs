@@ -7,11 +7,11 @@
 use std::borrow::{Borrow, Cow};
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer};
 use serde::ser::{Serialize, Serializer};
+use smol_str::SmolStr;
 
 /// The rule, as a regular expression, for schemas and error messages.
 pub const RULE: &str = "^[a-z0-9][a-z0-9_-]{0,62}$";
@@ -78,7 +78,7 @@ macro_rules! name {
     ($(#[$doc:meta])* $type:ident, $what:literal, $check:ident, $rule:ident) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $type(Arc<str>);
+        pub struct $type(SmolStr);
 
         impl $type {
             #[doc = concat!("Checks and takes a ", $what, ".")]
