@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use baton_client::ConnectSettings;
 use baton_protocol::Service;
-use baton_shell::{BreakerSettings, Feed, Instance, Settings, Telemetry};
+use baton_shell::{AlertSettings, BreakerSettings, Feed, Instance, Settings, Telemetry};
 use baton_telemetry::spans::TraceConfig;
 use baton_telemetry::{Metrics, Spans};
 use tokio::runtime::Handle;
@@ -62,8 +62,7 @@ pub(crate) async fn run(
             Service::ResourceManager => {
                 let (lease_ms, heartbeat_ms) = (settings.agents.lease_ms, settings.agents.heartbeat_ms);
                 let (breakers, pools) = (breakers(&settings.breakers), settings.pools.clone());
-                let (queue_depth, run_failed) = (settings.alerts.queue_depth, settings.alerts.run_failed);
-                let alerts = baton_resource_manager::AlertConfig { queue_depth, run_failed };
+                let alerts = alerts(&settings.alerts);
                 let config = baton_resource_manager::Config { lease_ms, heartbeat_ms, breakers, pools, alerts };
                 // Who agents are is known here, so here is also where their messages are kept. Every instance has a post office;
                 // it comes and goes with its service and never ends it.
@@ -103,6 +102,11 @@ pub(crate) async fn run(
 fn breakers(settings: &BreakerSettings) -> baton_resource_manager::BreakerConfig {
     let BreakerSettings { enabled, window, min_tasks, error_percent, open_ms, max_open_ms, probes } = *settings;
     baton_resource_manager::BreakerConfig { enabled, window, min_tasks, error_percent, open_ms, max_open_ms, probes }
+}
+
+fn alerts(settings: &AlertSettings) -> baton_resource_manager::AlertConfig {
+    let AlertSettings { queue_depth, run_failed, pools, pool_used_ms, webhooks: _ } = *settings;
+    baton_resource_manager::AlertConfig { queue_depth, run_failed, pools, pool_used_ms }
 }
 
 /// The thread that reads the log for all services of this process, until they are gone.

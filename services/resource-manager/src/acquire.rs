@@ -19,7 +19,7 @@ use baton_protocol::{
 use crate::agent::unknown;
 use crate::pool::{Key, Known, Lack, Needs, Stock, Why, takes};
 use crate::waiting::{ANSWER_MS, Asked, Due, Order, Waiting, Who};
-use crate::{ResourceManager, budget, lease};
+use crate::{ResourceManager, alert, budget, lease};
 
 /// The most pools.
 const MAX_POOLS: usize = 10_000;
@@ -133,7 +133,9 @@ pub(crate) fn remove_pool(turn: &mut RmTurn<'_>, request: RemovePool) -> Reply {
     if let Some(why) = why {
         return Err(Rejection::new(Code::PoolInUse, format!("pool {name} can not be removed now: {why}")));
     }
+    let kind = stock.pool.kind;
     turn.emit(ResourceRecord::PoolRemoved(PoolRemoved { name: name.clone() }));
+    alert::clear_pool(turn, &name, kind);
     for order in turn.soft.waiting.of_pool(&name) {
         if let Some(entry) = turn.soft.waiting.remove(&order)
             && let Who::Acquisition(asked) = entry.who

@@ -11,17 +11,18 @@ use baton_protocol::alert::{AlertAcknowledged, AlertCleared, AlertKind, AlertRai
 use baton_protocol::record::{ResourceRecord, RunFinished, Stamp};
 use baton_protocol::request::{AcknowledgeAlert, AlertList, Done, ListAlerts};
 use baton_protocol::run::RunStatus;
-use baton_protocol::{AgentId, Capability, Code, Number, Rejection, WorkflowName};
+use baton_protocol::{AgentId, Capability, Code, Millis, Number, PoolKind, Rejection, ResourceName, WorkflowName};
 use serde::{Deserialize, Serialize};
 
-use crate::ResourceManager;
+use crate::usage::{Says, kind_of};
+use crate::{Config, ResourceManager};
 
 /// How many alerts are kept. Of more, the oldest that are over are forgotten, and then the oldest.
 const MAX_KEPT: usize = 1000;
 /// The longest reason of a run's failure that is repeated, in bytes.
 const MAX_WHY_BYTES: usize = 500;
 /// Of what may be used, where an alert about that is over: some way below where it was raised, so that it does not come and go.
-const OVER_PERCENT: usize = 40;
+pub(crate) const OVER_PERCENT: usize = 40;
 /// The longest name of who acknowledges, in bytes.
 const MAX_BY_BYTES: usize = 200;
 
@@ -34,11 +35,16 @@ pub struct AlertConfig {
     pub queue_depth: usize,
     /// When a run fails or takes too long. It is over when a run of that workflow succeeds.
     pub run_failed: bool,
+    /// When 50, 80 or 100 % of a pool are used: of a held one, so much of it was in use for `pool_used_ms`; of a consumed one, so
+    /// much of it is spent.
+    pub pools: bool,
+    /// How long so much of a held pool must be in use until an alert is raised, and so little until it is over, in milliseconds.
+    pub pool_used_ms: Millis,
 }
 
 impl Default for AlertConfig {
     fn default() -> Self {
-        Self { queue_depth: 1000, run_failed: false }
+        Self { queue_depth: 1000, run_failed: false, pools: true, pool_used_ms: 10_000 }
     }
 }
 
@@ -55,7 +61,8 @@ pub(crate) struct Alerts {
 }
 
 impl Alerts {
-    pub(crate) fn raised(&mut self, stamp: Stamp, record: &AlertRaised) {
+    /// An alert is raised; gives one that is not over and is forgotten for it, if there is one.
+    pub(crate) fn raised(&mut self, stamp: Stamp, record: &AlertRaised) -> Option<AlertView> {
         let AlertRaised { severity, kind, about, message } = record.clone();
         // One that matters more takes the place of one that mattered less.
         let before = self.active.entry(kind).or_default().insert(about.clone(), stamp.number);
@@ -74,6 +81,7 @@ impl Alerts {
             acknowledged_by: None,
         };
         self.kept.insert(stamp.number, view);
+        let mut lost = None;
         if self.kept.len() > MAX_KEPT {
             let over = self.kept.iter().find(|(_, alert)| alert.cleared_at.is_some()).map(|(number, _)| *number);
             let forgotten = match over {
@@ -85,26 +93,30 @@ impl Alerts {
                 if forgotten.kind == AlertKind::RunFailed && forgotten.cleared_at.is_none() {
                     self.failing.retain(|workflow, _| workflow.as_str() != forgotten.about);
                 }
-                self.end(&forgotten);
+                lost = self.end(&forgotten).then_some(forgotten);
             }
         }
         self.compare(kind, &record.about);
+        lost
     }
 
-    pub(crate) fn cleared(&mut self, stamp: Stamp, record: &AlertCleared) {
-        let Some(alert) = self.kept.get_mut(&record.alert) else { return };
+    /// An alert is over. Whether it was active.
+    pub(crate) fn cleared(&mut self, stamp: Stamp, record: &AlertCleared) -> bool {
+        let Some(alert) = self.kept.get_mut(&record.alert) else { return false };
         alert.cleared_at.get_or_insert(stamp.at);
         let alert = alert.clone();
-        self.end(&alert);
+        self.end(&alert)
     }
 
-    fn end(&mut self, alert: &AlertView) {
-        if let Some(of_kind) = self.active.get_mut(&alert.kind)
-            && of_kind.get(&alert.about) == Some(&alert.alert)
-        {
-            of_kind.remove(&alert.about);
-        }
+    /// An alert is active no more. Whether it was.
+    fn end(&mut self, alert: &AlertView) -> bool {
+        let of_kind = self.active.get_mut(&alert.kind);
+        let was = of_kind.is_some_and(|of_kind| {
+            let is_it = of_kind.get(&alert.about) == Some(&alert.alert);
+            is_it && of_kind.remove(&alert.about).is_some()
+        });
         self.compare(alert.kind, &alert.about);
+        was
     }
 
     /// A run has ended. Of one that was cancelled nothing follows.
@@ -199,7 +211,7 @@ pub(crate) fn clear_breakers(turn: &mut Turn<'_, ResourceManager>, agent: &Agent
 }
 
 /// How much it matters that so much of something is used, in per cent of what may be; none: it does not.
-fn severity_at(percent: usize) -> Option<AlertSeverity> {
+pub(crate) fn severity_at(percent: usize) -> Option<AlertSeverity> {
     match percent {
         0..50 => None,
         50..80 => Some(AlertSeverity::Informational),
@@ -218,6 +230,46 @@ pub(crate) fn look_at_queue(turn: &mut Turn<'_, ResourceManager>) {
         raise(turn, severity, AlertKind::QueueDepth, ABOUT, says);
     } else if percent < OVER_PERCENT {
         clear(turn, AlertKind::QueueDepth, ABOUT);
+    }
+}
+
+/// Looks at how much of pools is used. It costs nothing while there is nothing to say.
+pub(crate) fn look_at_pools(turn: &mut Turn<'_, ResourceManager>) {
+    if !turn.config().alerts.pools {
+        return;
+    }
+    let used_ms = if is_planted(Bug::AlertTooSoon) { 0 } else { turn.config().alerts.pool_used_ms };
+    // Once more, for where an alert is over because there is more now, another one that matters less may have to be raised.
+    for _ in 0..2 {
+        let then = turn.now().checked_sub(used_ms);
+        let due = turn.state().pools.due().until(then);
+        if due.is_empty() {
+            return;
+        }
+        for name in due {
+            let Some(stock) = turn.state().pools.get(&name) else { continue };
+            let Some((kind, says)) = kind_of(stock.pool.kind).zip(stock.says(&name)) else { continue };
+            match says {
+                Says::Raise(severity, text) => raise(turn, severity, kind, name.as_str(), || text),
+                Says::Clear => clear(turn, kind, name.as_str()),
+            }
+        }
+    }
+}
+
+/// When it is to be said next how much of a pool is used.
+pub(crate) fn deadline(state: &ResourceManager, config: &Config) -> Option<Millis> {
+    let AlertConfig { pools, pool_used_ms, .. } = config.alerts;
+    // Else time would stand still for it.
+    let spoilt = is_planted(Bug::AlertTooSoon) || is_planted(Bug::AlertNeverCleared);
+    let oldest = state.pools.due().oldest().filter(|_| pools && !spoilt);
+    oldest.map(|since| since.saturating_add(pool_used_ms))
+}
+
+/// A pool is gone: what was said of it is over.
+pub(crate) fn clear_pool(turn: &mut Turn<'_, ResourceManager>, name: &ResourceName, kind: PoolKind) {
+    if let Some(kind) = kind_of(kind) {
+        clear(turn, kind, name.as_str());
     }
 }
 
@@ -255,6 +307,11 @@ pub(crate) fn lead(turn: &mut Turn<'_, ResourceManager>) {
             AlertKind::BreakerOpened => !state.breakers.is_shut(about),
             AlertKind::QueueDepth => false,
             AlertKind::RunFailed => !turn.config().alerts.run_failed,
+            AlertKind::PoolUsed | AlertKind::BudgetUsed => {
+                let stock = ResourceName::new(about).ok().and_then(|name| state.pools.get(&name));
+                let said = stock.is_some_and(|stock| kind_of(stock.pool.kind) == Some(*kind) && stock.is_said());
+                !said || !turn.config().alerts.pools
+            }
         };
         all.filter(is_over).map(|(kind, about)| (kind, about.clone())).collect()
     };
@@ -262,6 +319,7 @@ pub(crate) fn lead(turn: &mut Turn<'_, ResourceManager>) {
         clear(turn, kind, &about);
     }
     react(turn);
+    look_at_pools(turn);
     show(turn);
 }
 

@@ -30,6 +30,7 @@
 //! | `agent.rs` | agents: the registry, heartbeats |
 //! | `lease.rs`, `task.rs` | tasks, and the leases on them |
 //! | `pool.rs` | pools, and what is held of them |
+//! | `usage.rs` | how much of each pool is used, and what is said of it |
 //! | `acquire.rs`, `waiting.rs` | decisions about pools, and who waits for them |
 //! | `budget.rs`, `share.rs`, `spending.rs` | money: limits, shares, what it went for |
 //!
@@ -48,6 +49,7 @@ mod spending;
 mod task;
 #[cfg(test)]
 mod tests;
+mod usage;
 mod waiting;
 
 use std::collections::BTreeMap;
@@ -155,13 +157,13 @@ impl Machine for ResourceManager {
         match record {
             ResourceRecord::AgentRegistered(record) => {
                 if self.agents.registered(stamp, record) && !is_planted(Bug::OldSessionKeepsLeases) {
-                    self.end_all_of(&record.agent);
+                    self.end_all_of(stamp.at, &record.agent);
                     self.breakers.forget(&record.agent);
                 }
             }
             ResourceRecord::AgentLeft(record) => {
                 self.agents.left(stamp, &record.agent);
-                self.end_all_of(&record.agent);
+                self.end_all_of(stamp.at, &record.agent);
                 self.breakers.forget(&record.agent);
             }
             ResourceRecord::Assigned(record) => {
@@ -180,7 +182,7 @@ impl Machine for ResourceManager {
                 }
             }
             ResourceRecord::LeaseEnded(record) => {
-                self.end(record.lease, None);
+                self.end(stamp.at, record.lease, None);
                 self.breakers.over(record.lease);
             }
             ResourceRecord::HandoffOffered(record) => self.handoffs.offered(stamp, record),
@@ -195,9 +197,21 @@ impl Machine for ResourceManager {
             ResourceRecord::PoolRemoved(record) => self.pools.remove(&record.name),
             ResourceRecord::Acquired(record) => self.pools.acquired(LeaseId(stamp.number), stamp.at, record),
             ResourceRecord::Renewed(record) => self.pools.renewed(stamp.at, record),
-            ResourceRecord::Released(record) => self.pools.released(record),
-            ResourceRecord::AlertRaised(record) => self.alerts.raised(stamp, record),
-            ResourceRecord::AlertCleared(record) => self.alerts.cleared(stamp, record),
+            ResourceRecord::Released(record) => self.pools.released(stamp.at, record),
+            ResourceRecord::AlertRaised(record) => {
+                let forgotten = self.alerts.raised(stamp, record);
+                if record.kind.is_of_pool() {
+                    self.pools.said(stamp.at, &record.about, Some(record.severity));
+                }
+                if let Some(forgotten) = forgotten.filter(|forgotten| forgotten.kind.is_of_pool()) {
+                    self.pools.forgotten(stamp.at, &forgotten.about);
+                }
+            }
+            ResourceRecord::AlertCleared(record) => {
+                if self.alerts.cleared(stamp, record) && record.kind.is_of_pool() {
+                    self.pools.said(stamp.at, &record.about, None);
+                }
+            }
             ResourceRecord::AlertAcknowledged(record) => self.alerts.acknowledged(stamp, record),
             ResourceRecord::ApprovalAsked(record) => self.pools.approval_asked(stamp.at, record),
             ResourceRecord::BudgetRefused(record) => {
@@ -240,7 +254,7 @@ impl Machine for ResourceManager {
                 }
                 let lease = self.tasks.stage_ended(record);
                 if let Some(lease) = lease {
-                    self.end(lease, Some(record));
+                    self.end(stamp.at, lease, Some(record));
                 }
                 if let Some(capability) = capability {
                     let there = record.agent.as_ref().is_some_and(|agent| self.agents.is_present(agent));
@@ -253,7 +267,7 @@ impl Machine for ResourceManager {
                     self.alerts.run_finished(record, workflow);
                 }
                 for lease in self.tasks.run_finished(record.run) {
-                    self.end(lease, None);
+                    self.end(stamp.at, lease, None);
                     self.breakers.over(lease);
                 }
                 self.pools.run_finished(record.run);
@@ -272,6 +286,7 @@ impl Machine for ResourceManager {
             AnyCommit::Resource(_) | AnyCommit::Optimizer(_) => {}
         }
         acquire::serve(turn);
+        alert::look_at_pools(turn);
     }
 
     fn request(turn: &mut Turn<'_, Self>, request: ResourceRequest, _: &RequestContext) -> Reply {
@@ -305,6 +320,7 @@ impl Machine for ResourceManager {
             ResourceRequest::ListLeases(request) => acquire::list_leases(turn, &request),
         };
         acquire::serve(turn);
+        alert::look_at_pools(turn);
         reply
     }
 
@@ -326,6 +342,7 @@ impl Machine for ResourceManager {
         acquire::tick(turn);
         handoff::tick(turn);
         acquire::serve(turn);
+        alert::look_at_pools(turn);
     }
 
     fn deadline(&self, soft: &Soft, config: &Config) -> Option<Millis> {
@@ -335,33 +352,35 @@ impl Machine for ResourceManager {
         // slept, and puts the end off.
         let look = lost.or(expiry).and(soft.looked).map(|at| at.saturating_add(config.heartbeat_ms));
         let waits = [soft.waiting.deadline(), self.breakers.deadline(), self.handoffs.deadline()];
-        [lost, look, expiry].into_iter().chain(waits).flatten().min()
+        let told = alert::deadline(self, config);
+        [lost, look, expiry, told].into_iter().chain(waits).flatten().min()
     }
 }
 
 impl ResourceManager {
     /// A task's lease ends, and with it what was acquired under it. What it took of consumed pools is used as its report says.
-    fn end(&mut self, lease: LeaseId, report: Option<&StageEnded>) {
+    fn end(&mut self, at: Millis, lease: LeaseId, report: Option<&StageEnded>) {
         self.handoffs.lease_over(lease);
         let Some(ended) = self.leases.end(lease) else { return };
         // What was acquired besides is free again before the task's own is settled: it may have been money for the same.
-        self.pools.end_under(lease);
+        self.pools.end_under(at, lease);
         if !ended.pools.is_empty() {
-            self.pools.give_back(&pool::takes(&ended.pools), |pool, taken| pool::used(report?, pool, taken));
+            self.pools.give_back(&pool::takes(&ended.pools), at, |pool, taken| pool::used(report?, pool, taken));
         }
     }
 
     /// An agent is gone, or begins anew: all that it holds ends.
-    fn end_all_of(&mut self, agent: &AgentId) {
+    fn end_all_of(&mut self, at: Millis, agent: &AgentId) {
         self.handoffs.giver_gone(agent);
         for (lease, ended) in self.leases.end_all_of(agent) {
             if !ended.pools.is_empty() {
-                self.pools.give_back(&pool::takes(&ended.pools), |_, _| None);
+                self.pools.give_back(&pool::takes(&ended.pools), at, |_, _| None);
             }
-            self.pools.end_under(lease);
+            self.pools.end_under(at, lease);
         }
-        self.pools.end_all_of(agent);
+        self.pools.end_all_of(at, agent);
     }
+
     /// A task goes from one agent to another, and what it holds of pools with it. What the giver acquired besides is the giver's,
     /// and ends with the giver's lease.
     fn handed_over(&mut self, stamp: Stamp, record: &HandedOver) {
@@ -371,6 +390,6 @@ impl ResourceManager {
         self.breakers.over(before);
         self.breakers.granted(&record.to, &capability, lease);
         self.leases.hand_over(lease, stamp.at, record, offer);
-        self.pools.end_under(before);
+        self.pools.end_under(stamp.at, before);
     }
 }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{ShelfSet, Shelves};
+use baton_protocol::alert::AlertSeverity;
 use baton_protocol::amount;
 use baton_protocol::budget::run_account;
 use baton_protocol::pool::{MAX_DEPTH, MAX_SIZE};
@@ -25,6 +26,8 @@ use baton_protocol::{
     Resources, RunId, Take, Takes, TaskId,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::usage::{Due, Usage};
 
 /// How many acquisitions that are over are remembered: a request for one of them that was held up must not acquire anew.
 const MAX_OVER: usize = 10_000;
@@ -45,6 +48,7 @@ pub(crate) struct Pools {
     expiries: ShelfSet<(Millis, LeaseId)>,
     of_agent: Shelves<AgentId, Arc<BTreeSet<LeaseId>>>,
     under: Shelves<LeaseId, Arc<BTreeSet<LeaseId>>>,
+    due: Due,
 }
 
 /// What of [`Pools`] a snapshot keeps.
@@ -91,6 +95,9 @@ pub(crate) struct Stock {
     /// Why nothing can be taken of it at all: of an account that a run was to have, and can not have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) broken: Option<String>,
+    /// What is said of how much of it is used.
+    #[serde(default, skip_serializing_if = "Usage::is_nothing")]
+    pub(crate) usage: Usage,
 }
 
 /// What somebody is asked to give an account more for.
@@ -158,6 +165,7 @@ impl Stock {
             freed: 0,
             asked: None,
             broken: None,
+            usage: Usage::default(),
         }
     }
 
@@ -394,6 +402,11 @@ impl Pools {
         of.iter().min_by_key(|name| self.get(name).map(|stock| stock.load(now)))
     }
 
+    /// Of which pools it is to be said how much of them is used.
+    pub(crate) fn due(&self) -> &Due {
+        &self.due
+    }
+
     // The fold.
 
     pub(crate) fn set(&mut self, stamp: Stamp, record: &PoolSet) {
@@ -405,13 +418,34 @@ impl Pools {
             // What the remainder is a part of may be another time now.
             (stock.level, stock.part) = (stock.level.min(pool.size.unwrap_or_default()), 0);
             stock.freed += 1;
+            self.due.look(name, stock, stamp.at);
             return;
         }
         self.pools.insert(name.clone(), Arc::new(Stock::new(pool.clone(), stamp.at)));
     }
 
     pub(crate) fn remove(&mut self, name: &ResourceName) {
-        self.pools.remove(name);
+        if let Some(stock) = self.pools.remove(name) {
+            self.due.gone(name, &stock);
+        }
+    }
+
+    /// What is said of how much of a pool is used has changed.
+    pub(crate) fn said(&mut self, at: Millis, name: &str, said: Option<AlertSeverity>) {
+        if let Ok(name) = ResourceName::new(name)
+            && let Some(stock) = self.pools.change(&name)
+        {
+            self.due.said(&name, stock, said, at);
+        }
+    }
+
+    /// What was said of how much of a pool is used was forgotten.
+    pub(crate) fn forgotten(&mut self, at: Millis, name: &str) {
+        if let Ok(name) = ResourceName::new(name)
+            && let Some(stock) = self.pools.change(&name)
+        {
+            self.due.forgotten(&name, stock, at);
+        }
     }
 
     /// A run begins that may cost so much: it has an account from now on.
@@ -509,33 +543,33 @@ impl Pools {
         self.expiries.insert((held.expires_at, record.lease));
     }
 
-    pub(crate) fn released(&mut self, record: &Released) {
+    pub(crate) fn released(&mut self, at: Millis, record: &Released) {
         let all_used = record.reason == ReleaseReason::Released;
-        self.end(record.lease, |name, taken| record.used.get(name).copied().or_else(|| all_used.then_some(taken)));
+        self.end(record.lease, at, |name, taken| record.used.get(name).copied().or_else(|| all_used.then_some(taken)));
     }
 
     /// What an agent holds ends.
-    pub(crate) fn end_all_of(&mut self, agent: &AgentId) {
+    pub(crate) fn end_all_of(&mut self, at: Millis, agent: &AgentId) {
         if let Some(leases) =
             self.of_agent.get(agent).map(Arc::clone).filter(|_| !is_planted(Bug::AcquisitionOutlivesAgent))
         {
-            leases.iter().for_each(|lease| self.end(*lease, |_, _| None));
+            leases.iter().for_each(|lease| self.end(*lease, at, |_, _| None));
         }
     }
 
     /// A task's lease has ended, and with it what was acquired under it.
-    pub(crate) fn end_under(&mut self, task: LeaseId) {
+    pub(crate) fn end_under(&mut self, at: Millis, task: LeaseId) {
         if self.under.is_empty() || is_planted(Bug::AcquisitionOutlivesTask) {
             return;
         }
         if let Some(leases) = self.under.get(&task).map(Arc::clone) {
-            leases.iter().for_each(|lease| self.end(*lease, |_, _| None));
+            leases.iter().for_each(|lease| self.end(*lease, at, |_, _| None));
         }
     }
 
-    fn end(&mut self, lease: LeaseId, used: impl Fn(&ResourceName, Amount) -> Option<Amount>) {
+    fn end(&mut self, lease: LeaseId, at: Millis, used: impl Fn(&ResourceName, Amount) -> Option<Amount>) {
         let Some(held) = self.acquisitions.remove(&lease) else { return };
-        self.give_back_named(&held.takes, |name, _, taken| used(name, taken));
+        self.give_back_named(&held.takes, at, |name, _, taken| used(name, taken));
         self.expiries.remove(&(held.expires_at, lease));
         if let Holder::Agent(agent) = &held.holder {
             forget(&mut self.of_agent, agent, lease);
@@ -559,21 +593,28 @@ impl Pools {
         for (name, need) in self.needs_of(takes) {
             if let Some(stock) = self.pools.change(&name) {
                 stock.take(need, at);
+                self.due.look(&name, stock, at);
             }
         }
     }
 
     /// Gives back what was taken; `used` says what of a consumed pool was used, of how much.
-    pub(crate) fn give_back(&mut self, takes: &Takes, used: impl Fn(&Pool, Amount) -> Option<Amount>) {
-        self.give_back_named(takes, |_, pool, taken| used(pool, taken));
+    pub(crate) fn give_back(&mut self, takes: &Takes, at: Millis, used: impl Fn(&Pool, Amount) -> Option<Amount>) {
+        self.give_back_named(takes, at, |_, pool, taken| used(pool, taken));
     }
 
-    fn give_back_named(&mut self, takes: &Takes, used: impl Fn(&ResourceName, &Pool, Amount) -> Option<Amount>) {
+    fn give_back_named(
+        &mut self,
+        takes: &Takes,
+        at: Millis,
+        used: impl Fn(&ResourceName, &Pool, Amount) -> Option<Amount>,
+    ) {
         for (name, need) in self.needs_of(takes) {
             if let Some(stock) = self.pools.change(&name)
                 && !(stock.pool.kind == PoolKind::Consumed && is_planted(Bug::NotGivenBack))
             {
                 stock.give_back(need);
+                self.due.look(&name, stock, at);
             }
         }
         // Only now, so that what is still set aside for the same lease is not in the way.
@@ -584,13 +625,13 @@ impl Pools {
             // Only what is paid in money is one and the same for all of them.
             let mut alone = BTreeMap::new();
             let once = stock.is_account() && !is_planted(Bug::CostChargedTwice);
-            self.spend(name, used, if once { &mut charged } else { &mut alone });
+            self.spend(name, at, used, if once { &mut charged } else { &mut alone });
         }
     }
 
     /// Spends what was used, of what there is in the whole line; what goes beyond is noted where it was used. What the accounts
     /// were charged for the same lease already counts.
-    fn spend(&mut self, name: &ResourceName, used: Amount, charged: &mut BTreeMap<ResourceName, Amount>) {
+    fn spend(&mut self, name: &ResourceName, at: Millis, used: Amount, charged: &mut BTreeMap<ResourceName, Amount>) {
         let line = self.names(name);
         let was = charged.clone();
         let was = |name: &ResourceName| was.get(name).copied().unwrap_or_default();
@@ -600,6 +641,7 @@ impl Pools {
             let before = was(&name);
             if let Some(stock) = self.pools.change(&name) {
                 stock.spent = stock.spent + (spent - before);
+                self.due.look(&name, stock, at);
             }
             charged.insert(name, spent.max(before));
         }
@@ -664,6 +706,9 @@ impl From<Kept> for Pools {
         }
         for (lease, held) in kept.acquisitions.iter() {
             all.hold(*lease, held);
+        }
+        for (name, stock) in kept.pools.iter() {
+            all.due.put(name, stock);
         }
         Self { pools: kept.pools, acquisitions: kept.acquisitions, over: kept.over, ..all }
     }

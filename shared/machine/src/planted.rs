@@ -124,6 +124,8 @@ pub enum Bug {
     AlertRaisedAgain,
     /// An alert is not cleared when it is over.
     AlertNeverCleared,
+    /// An alert about a pool is raised as soon as so much of it is in use.
+    AlertTooSoon,
     /// Whoever hands a task over holds it as before.
     GiverKeepsTheTask,
     /// A task that is offered is taken by an agent that it was not offered to.
@@ -134,7 +136,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 62] = [
+    pub const ALL: [Self; 63] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -194,6 +196,7 @@ impl Bug {
         Self::ShutForEver,
         Self::AlertRaisedAgain,
         Self::AlertNeverCleared,
+        Self::AlertTooSoon,
         Self::GiverKeepsTheTask,
         Self::OfferTakenByAnyone,
         Self::OfferNeverOver,

@@ -1,6 +1,6 @@
 //! Alerts: something that a person should know of, raised once, kept until it is over.
 //!
-//! An alert is of a [`AlertKind`] and about something: an agent, a workflow. While it is active no second one of that
+//! An alert is of a [`AlertKind`] and about something: an agent, a workflow, a pool. While it is active no second one of that
 //! kind about the same is raised. It is *cleared* when what it is about is over; until somebody has *acknowledged* it, it is
 //! shown as new.
 
@@ -36,6 +36,18 @@ pub enum AlertKind {
     QueueDepth,
     /// A run of a workflow failed or took too long. Over when a later one succeeds.
     RunFailed,
+    /// Much of a held pool was in use for a while. Over when little of it was for a while.
+    PoolUsed,
+    /// Much of a consumed pool, of a budget for one, is spent. Over when it is given more.
+    BudgetUsed,
+}
+
+impl AlertKind {
+    /// Whether it is about a pool.
+    #[must_use]
+    pub fn is_of_pool(self) -> bool {
+        matches!(self, Self::PoolUsed | Self::BudgetUsed)
+    }
 }
 
 macro_rules! words {
@@ -77,7 +89,9 @@ words!(
     AgentLost = "agent_lost",
     BreakerOpened = "breaker_opened",
     QueueDepth = "queue_depth",
-    RunFailed = "run_failed"
+    RunFailed = "run_failed",
+    PoolUsed = "pool_used",
+    BudgetUsed = "budget_used"
 );
 
 /// See [`ResourceRecord::AlertRaised`](crate::record::ResourceRecord::AlertRaised). The record's number is the alert's id.
@@ -87,7 +101,7 @@ pub struct AlertRaised {
     pub severity: AlertSeverity,
     /// What it is of.
     pub kind: AlertKind,
-    /// What it is about: an agent, `ann/research` for a breaker, a workflow.
+    /// What it is about: an agent, `ann/research` for a breaker, a workflow, a pool.
     pub about: String,
     /// What has happened, for a person.
     pub message: String,

@@ -143,13 +143,17 @@ pub struct AlertSettings {
     pub queue_depth: usize,
     /// Whether an alert is raised when a run fails.
     pub run_failed: bool,
+    /// Whether alerts are raised when 50, 80 and 100 % of a pool are in use, or of a budget spent.
+    pub pools: bool,
+    /// How long so much of a pool must be in use until that is said, and so little until it is over, in milliseconds.
+    pub pool_used_ms: u64,
     /// Who is told of alerts, over HTTP.
     pub webhooks: Vec<WebhookSettings>,
 }
 
 impl Default for AlertSettings {
     fn default() -> Self {
-        Self { queue_depth: 1000, run_failed: false, webhooks: Vec::new() }
+        Self { queue_depth: 1000, run_failed: false, pools: true, pool_used_ms: 10_000, webhooks: Vec::new() }
     }
 }
 

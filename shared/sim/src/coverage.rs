@@ -192,6 +192,12 @@ counted! {
         BreakerClosed = "a circuit breaker closes",
         /// An alert took the place of one that mattered less.
         AlertGrew = "an alert grows",
+        /// Much of a pool was in use for a while, and that was told.
+        PoolAlert = "an alert is raised about a pool",
+        /// Much of a budget was spent, and that was told.
+        BudgetAlert = "an alert is raised about a budget",
+        /// An alert about a pool that is there was over.
+        PoolAlertOver = "an alert about a pool is over",
         /// A run succeeded.
         Succeeded = "a run succeeds",
         /// A run failed.

@@ -312,7 +312,7 @@ impl World {
                     .filter(|pool| pool.declared)
                     .map(|p| (p.name.clone(), p.pool.clone()))
                     .collect(),
-                alerts: AlertConfig { queue_depth: 5, run_failed: true },
+                alerts: AlertConfig { queue_depth: 5, run_failed: true, pools: true, pool_used_ms: 500 },
             },
             optimizer: baton_optimizer::Config { ageing_ms: 5000, ask_timeout_ms: 2000, deadlines_first: false },
             commit_bytes: *draws.pick(&[128 * 1024, 3000, 600]),

@@ -161,3 +161,197 @@ fn r11_a_workflow_whose_runs_fail_raises_one_alert_until_a_run_succeeds() {
     let kinds = world.kinds();
     assert!(kinds.len() == 1 && kinds[0].starts_with("cleared"), "{kinds:?}");
 }
+
+/// A pool of that many.
+fn pool(world: &mut World, name: &str, pool: &serde_json::Value) {
+    world.ask("pool.set", "", &json!({ "name": name, "pool": pool }));
+    world.transcript.clear();
+}
+
+/// Acquires something; gives the lease, and what alerts there were.
+fn hold(world: &mut World, id: &str, take: &serde_json::Value) -> (u64, Vec<String>) {
+    world.transcript.clear();
+    world.ask("lease.acquire", "", &json!({ "id": id, "take": take, "ttl_ms": 3_600_000, "client": "c" }));
+    let granted = world.transcript.split_once(r#"{"granted":{"lease":"#).expect("it is granted").1;
+    let lease = granted.split_once(',').unwrap().0.parse().unwrap();
+    (lease, world.kinds())
+}
+
+fn release(world: &mut World, lease: u64, used: &serde_json::Value) -> Vec<String> {
+    world.transcript.clear();
+    world.ask("lease.release", "", &json!({ "lease": lease, "used": used }));
+    world.kinds()
+}
+
+fn wait(world: &mut World, ms: Millis) -> Vec<String> {
+    world.transcript.clear();
+    world.wait(ms);
+    world.kinds()
+}
+
+const NONE: [&str; 0] = [];
+
+#[test]
+fn r11_a_pool_raises_an_alert_when_it_is_used_for_a_while_and_none_when_it_swings() {
+    let mut world = World::new();
+    pool(&mut world, "gpu", &json!({ "kind": "held", "size": 10 }));
+    // It is half in use again and again, and never for long.
+    for n in 0..50 {
+        let (lease, said) = hold(&mut world, &format!("swing-{n}"), &json!({ "gpu": 9 }));
+        assert_eq!((said, wait(&mut world, 9_999)), (vec![], vec![]));
+        assert_eq!(release(&mut world, lease, &json!({})), NONE);
+    }
+    let (four, _) = hold(&mut world, "four", &json!({ "gpu": 4 }));
+    let (mut one, _) = hold(&mut world, "one", &json!({ "gpu": 1 }));
+    assert_eq!(wait(&mut world, 9_999), NONE);
+    assert_eq!(
+        wait(&mut world, 1),
+        [
+            r#"raised":{"severity":"informational","kind":"pool_used","about":"gpu","message":"5 of 10 of pool gpu are in use, which is 50 %""#
+        ]
+    );
+    // It swings around a half, and above: that is known.
+    for n in 0..50 {
+        assert_eq!(release(&mut world, one, &json!({})), NONE);
+        assert_eq!(wait(&mut world, 11_000), NONE);
+        let (lease, said) = hold(&mut world, &format!("again-{n}"), &json!({ "gpu": 3 }));
+        assert_eq!((said, wait(&mut world, 11_000)), (vec![], vec![]));
+        one = lease;
+    }
+    // What matters more is told, and no more than it was all the while.
+    let (three, _) = hold(&mut world, "three", &json!({ "gpu": 3 }));
+    assert_eq!(wait(&mut world, 5_000), NONE);
+    release(&mut world, three, &json!({}));
+    let (two, _) = hold(&mut world, "two", &json!({ "gpu": 2 }));
+    assert_eq!(wait(&mut world, 9_999), NONE);
+    let said = wait(&mut world, 1);
+    assert!(said.len() == 1 && said[0].contains(r#""warning","kind":"pool_used","about":"gpu""#), "{said:?}");
+    assert!(said[0].contains("9 of 10 of pool gpu are in use, which is 90 %"), "{said:?}");
+    // It is over when little was in use for a while.
+    for lease in [four, one] {
+        assert_eq!(release(&mut world, lease, &json!({})), NONE);
+    }
+    assert_eq!(wait(&mut world, 9_000), NONE);
+    let (five, _) = hold(&mut world, "five", &json!({ "gpu": 5 }));
+    release(&mut world, five, &json!({}));
+    assert_eq!(wait(&mut world, 9_999), NONE);
+    let said = wait(&mut world, 1);
+    assert!(said.len() == 1 && said[0].starts_with("cleared"), "{said:?}");
+    release(&mut world, two, &json!({}));
+    // Whoever has it alone has all of it; when it is gone nothing is to be told of it.
+    let (alone, _) = hold(&mut world, "alone", &json!({ "gpu": "exclusive" }));
+    let said = wait(&mut world, 10_000);
+    assert!(said.len() == 1 && said[0].contains("somebody has pool gpu alone: none of 10 is left"), "{said:?}");
+    release(&mut world, alone, &json!({}));
+    world.ask("pool.remove", "", &json!({ "name": "gpu" }));
+    let said = world.kinds();
+    assert!(said.len() == 1 && said[0].starts_with("cleared"), "{said:?}");
+    assert!(world.machine.machine().pools.due().until(Some(Millis::MAX)).is_empty());
+}
+
+#[test]
+fn r11_a_budget_raises_an_alert_as_soon_as_much_of_it_is_spent() {
+    let mut world = World::new();
+    let money = |size: u32| json!({ "kind": "consumed", "size": size, "measure": "cost", "currency": "EUR" });
+    pool(&mut world, "team", &money(10));
+    let mut spent = 0;
+    let mut spend = |world: &mut World, take: &str, used: &str| {
+        spent += 1;
+        let (lease, said) = hold(world, &format!("spent-{spent}"), &json!({ "team": take }));
+        assert_eq!(said, NONE, "what is set aside may come back");
+        release(world, lease, &json!({ "team": used }))
+    };
+    assert_eq!(spend(&mut world, "10", "4.99"), NONE);
+    let said = spend(&mut world, "1", "0.01");
+    assert!(said.len() == 1 && said[0].contains(r#""informational","kind":"budget_used","about":"team""#), "{said:?}");
+    assert!(said[0].contains("of 10 EUR of account team are spent, which is 50 %"), "{said:?}");
+    assert_eq!(spend(&mut world, "1", "0.5"), NONE);
+    let said = spend(&mut world, "4.5", "4.5");
+    assert!(said.len() == 1 && said[0].contains("critical") && said[0].contains("100 %"), "{said:?}");
+    // Somebody gives it more: it matters less, and then no more.
+    world.ask("budget.approve", "", &json!({ "name": "team", "amount": 2 }));
+    let said = world.kinds();
+    assert!(said.len() == 2 && said[0].starts_with("cleared") && said[1].contains("warning"), "{said:?}");
+    world.ask("budget.approve", "", &json!({ "name": "team", "amount": 10 }));
+    let said = world.kinds();
+    assert!(said.len() == 1 && said[0].starts_with("cleared"), "{said:?}");
+    // Of what comes back by itself, or goes with its run, nothing is said.
+    pool(
+        &mut world,
+        "calls",
+        &json!({ "kind": "refilled", "size": 2, "refill": { "amount": 1, "every_ms": 1_000_000 } }),
+    );
+    assert_eq!(hold(&mut world, "calls", &json!({ "calls": 2 })).1, NONE);
+    assert_eq!(wait(&mut world, 20_000), NONE);
+    world.register("ann", "s", 1);
+    let WorkflowRecord::RunStarted(record) = started(1) else { panic!("it is a start") };
+    let budget = serde_json::from_value(json!({ "limit": 1, "currency": "EUR" })).unwrap();
+    let account = format!(r#"{{"run:{}": "1"}}"#, run(1));
+    let begun = WorkflowRecord::RunStarted(RunStarted { budget: Some(budget), ..record });
+    world.workflow(vec![begun, ready(task(1, "research", 1), &account)]);
+    world.transcript.clear();
+    world.assign(&[(task(1, "research", 1), "ann")]);
+    let (_, rest) = world.transcript.split_once("publish baton.to.ann.assign {\"lease\":").unwrap();
+    let lease = rest.split_once(',').unwrap().0.parse().unwrap();
+    let end = ended(task(1, "research", 1), Some((lease, "ann")), Outcome::Succeeded);
+    let WorkflowRecord::StageEnded(record) = end else { panic!("it is an end") };
+    world.transcript.clear();
+    world.workflow(vec![WorkflowRecord::StageEnded(StageEnded { cost: "1".parse().unwrap(), ..record })]);
+    assert_eq!(world.kinds(), NONE);
+    // Where it is wanted no more, what was raised is taken back.
+    pool(&mut world, "other", &money(1));
+    let (lease, _) = hold(&mut world, "other", &json!({ "other": 1 }));
+    assert_eq!(release(&mut world, lease, &json!({})).len(), 1);
+    world.config = Config { alerts: crate::AlertConfig { pools: false, ..Default::default() }, ..Config::default() };
+    world.lead();
+    let said = world.kinds();
+    assert!(said.len() == 1 && said[0].starts_with("cleared"), "{said:?}");
+}
+
+#[test]
+fn r11_a_new_leader_goes_on_counting_where_the_last_one_was() {
+    let mut world = World::new();
+    pool(&mut world, "gpu", &json!({ "kind": "held", "size": 1 }));
+    hold(&mut world, "a", &json!({ "gpu": 1 }));
+    assert_eq!(wait(&mut world, 6_000), NONE);
+    world.lead();
+    assert_eq!(wait(&mut world, 3_999), NONE);
+    let said = wait(&mut world, 1);
+    assert!(said.len() == 1 && said[0].contains("critical"), "{said:?}");
+    // What is so when it comes is told at once.
+    pool(&mut world, "gpu", &json!({ "kind": "held", "size": 3 }));
+    assert_eq!(wait(&mut world, 9_999), NONE);
+    world.now += 1;
+    world.lead();
+    let said = world.kinds();
+    assert!(said.len() == 1 && said[0].starts_with("cleared"), "{said:?}");
+}
+
+#[test]
+fn r11_an_alert_about_a_pool_that_was_forgotten_is_not_raised_again_until_it_was_over() {
+    use baton_protocol::alert::AlertSeverity;
+    use baton_protocol::record::{PoolSet, Stamp};
+    use baton_protocol::{Amount, Pool, PoolKind, ResourceName, Take, Takes};
+
+    let name = ResourceName::new("gpu").unwrap();
+    let mut pools = crate::pool::Pools::default();
+    pools
+        .set(Stamp { number: 1, at: 0, seen: 0 }, &PoolSet { name: name.clone(), pool: Pool::new(PoolKind::Held, 10) });
+    let take = |amount: u32| Takes::from([(name.clone(), Take::Amount(Amount::from(amount)))]);
+    let due = |pools: &crate::pool::Pools| !pools.due().until(Some(1000)).is_empty();
+    pools.take(&take(5), 1);
+    assert!(due(&pools));
+    pools.said(2, "gpu", Some(AlertSeverity::Informational));
+    assert!(!due(&pools));
+    pools.forgotten(3, "gpu");
+    assert!(!due(&pools));
+    pools.take(&take(5), 4);
+    assert!(!due(&pools));
+    pools.give_back(&take(5), 5, |_, _| None);
+    assert!(!due(&pools));
+    pools.give_back(&take(5), 6, |_, _| None);
+    pools.take(&take(5), 7);
+    assert!(due(&pools));
+    let text = serde_json::to_string(&pools).unwrap();
+    assert_eq!(serde_json::from_str::<crate::pool::Pools>(&text).unwrap(), pools);
+}

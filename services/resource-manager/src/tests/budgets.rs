@@ -367,7 +367,7 @@ proptest! {
                     };
                     let paid: BTreeSet<_> = of.keys().flat_map(|n| line(*n)).collect();
                     paid.iter().for_each(|n| costs[*n] += u128::from(cost.unwrap_or(0)));
-                    pools.released(&Released { lease, pools: of.keys().map(|n| account(*n)).collect(), reason, used });
+                    pools.released(0, &Released { lease, pools: of.keys().map(|n| account(*n)).collect(), reason, used });
                 }
                 Move::Resize { account: n, size } => {
                     let n = n % count;

@@ -85,8 +85,10 @@ fn r4_who_waits_is_served_in_order_and_what_is_held_expires() {
     "#]]);
     world.wait(60_000);
     world.check(&expect![[r#"
-        9.0 +31500 {"released":{"lease":7,"pools":["gpu"],"reason":"expired"}} (timer)
-        9.1 +31500 {"released":{"lease":8,"pools":["gpu"],"reason":"expired"}} (timer)
+        9.0 +11500 {"alert_raised":{"severity":"critical","kind":"pool_used","about":"gpu","message":"2 of 2 of pool gpu are in use, which is 100 %"}} (timer)
+        10.0 +31500 {"released":{"lease":7,"pools":["gpu"],"reason":"expired"}} (timer)
+        10.1 +31500 {"released":{"lease":8,"pools":["gpu"],"reason":"expired"}} (timer)
+        11.0 +41500 {"alert_cleared":{"alert":9,"severity":"critical","kind":"pool_used","about":"gpu"}} (timer)
     "#]]);
 }
 
@@ -484,13 +486,13 @@ proptest! {
                     let used_nanos = used.map_or(taken, u128::from);
                     used_of[n] += used_nanos;
                     let used = used.map(|used| (account(n), Amount::from_nanos(used.into()))).into_iter().collect();
-                    pools.released(&Released { lease, pools: vec![account(n)], reason: ReleaseReason::Released, used });
+                    pools.released(0, &Released { lease, pools: vec![account(n)], reason: ReleaseReason::Released, used });
                 }
                 Move::Expire { lease } if !set_aside.is_empty() => {
                     let lease = *set_aside.keys().nth(lease % set_aside.len()).unwrap();
                     let (n, _) = set_aside.remove(&lease).unwrap();
                     let reason = ReleaseReason::Expired;
-                    pools.released(&Released { lease, pools: vec![account(n)], reason, used: Resources::new() });
+                    pools.released(0, &Released { lease, pools: vec![account(n)], reason, used: Resources::new() });
                 }
                 Move::End { .. } | Move::Expire { .. } => {}
             }
@@ -527,7 +529,7 @@ fn r4_what_is_over_is_remembered_for_a_while_and_not_for_ever() {
             Acquired { id: number.to_string(), holder: holder.clone(), takes: takes.clone(), ttl_ms: 1, under: None };
         pools.acquired(LeaseId(number), 0, &record);
         let (lease, reason) = (LeaseId(number), ReleaseReason::Released);
-        pools.released(&Released { lease, pools: vec![name("p")], reason, used: Resources::new() });
+        pools.released(0, &Released { lease, pools: vec![name("p")], reason, used: Resources::new() });
     }
     assert!(pools.is_over(LeaseId(12_000)) && !pools.is_over(LeaseId(3)));
     assert!(pools.known(&(holder.clone(), "3".to_owned())).is_none());

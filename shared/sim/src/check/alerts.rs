@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use baton_protocol::alert::{AlertAcknowledged, AlertCleared, AlertKind, AlertRaised, AlertView};
+use baton_protocol::alert::{AlertAcknowledged, AlertCleared, AlertKind, AlertRaised, AlertSeverity, AlertView};
 use baton_protocol::record::Stamp;
 use baton_protocol::run::RunStatus;
-use baton_protocol::{AgentId, Capability, Number, WorkflowName};
+use baton_protocol::{AgentId, Capability, Number, PoolKind, ResourceName, WorkflowName};
 use baton_resource_manager::AlertConfig;
 
 use super::{Checked, Facts, LATE, broken, hold};
@@ -15,6 +15,7 @@ const ONE: &str = "of a kind there is one alert at a time about the same";
 const ENDS: &str = "an alert ends once, and when it is over";
 const TOLD: &str = "what a person should know of is told";
 const SHOWN: &str = "an alert is shown as the log says";
+const USED: &str = "an alert about a pool tells how much of it is used, and has been for long enough";
 
 /// What is known of all alerts.
 #[derive(Debug, Default)]
@@ -25,6 +26,8 @@ pub(super) struct Alerts {
     failing: BTreeMap<WorkflowName, u64>,
     /// Since when half of the tasks that may wait do, in virtual microseconds.
     queued: Option<u64>,
+    /// Since when there is no alert that tells how much of a pool is used, in virtual microseconds.
+    untold: BTreeMap<ResourceName, u64>,
 }
 
 #[derive(Debug)]
@@ -59,8 +62,47 @@ impl Facts {
             }
             self.seen.push(Branch::AlertGrew);
         }
+        self.pool_alert_raised(stamp, record)?;
         let alert = Alert { record: record.clone(), over: false, acknowledged: false, so_on: now };
         self.alerts.alerts.insert(stamp.number, alert);
+        Ok(())
+    }
+
+    /// How much of a pool is used is told.
+    fn pool_alert_raised(&mut self, stamp: Stamp, record: &AlertRaised) -> Checked {
+        if !record.kind.is_of_pool() {
+            return Ok(());
+        }
+        let name = ResourceName::new(&record.about).ok();
+        let Some((name, (kind, percent))) = name.and_then(|name| Some((name.clone(), self.pools.used(&name)?))) else {
+            return Err(broken(USED, format!("{record:?}, and there is no such pool")));
+        };
+        match record.kind {
+            AlertKind::PoolUsed => {
+                let since = self.pools.used_since(&name, least(record.severity));
+                let long = since.is_some_and(|since| stamp.at >= since + self.alerts.config.pool_used_ms);
+                hold!(kind == PoolKind::Held && long, USED, "{record:?}, at {}: it is so since {since:?}", stamp.at);
+                self.seen.push(Branch::PoolAlert);
+            }
+            _ => {
+                let right = kind == PoolKind::Consumed && Some(record.severity) == severity_of(percent);
+                hold!(right, USED, "{record:?}, and {percent} % are spent");
+                self.seen.push(Branch::BudgetAlert);
+            }
+        }
+        Ok(())
+    }
+
+    /// It is said that less of a pool is used.
+    fn pool_alert_cleared(&mut self, record: &AlertCleared) -> Checked {
+        let used = ResourceName::new(&record.about).ok().and_then(|name| self.pools.used(&name));
+        let Some((_, percent)) = used.filter(|_| record.kind.is_of_pool()) else { return Ok(()) };
+        let over = match record.kind {
+            AlertKind::PoolUsed => percent < 40,
+            _ => severity_of(percent) < Some(record.severity),
+        };
+        hold!(over, ENDS, "{record:?}, and {percent} % are used");
+        self.seen.push(Branch::PoolAlertOver);
         Ok(())
     }
 
@@ -71,7 +113,7 @@ impl Facts {
             == (record.severity, record.kind, &record.about);
         hold!(same, ENDS, "{record:?} is not {:?}", alert.record);
         alert.over = true;
-        Ok(())
+        self.pool_alert_cleared(record)
     }
 
     pub(super) fn alert_acknowledged(&mut self, record: &AlertAcknowledged) -> Checked {
@@ -92,6 +134,13 @@ impl Facts {
             }),
             AlertKind::QueueDepth => 10 * self.waiting() >= 4 * self.alerts.config.queue_depth,
             AlertKind::RunFailed => self.alerts.failing.keys().any(|workflow| workflow.as_str() == alert.about),
+            AlertKind::PoolUsed | AlertKind::BudgetUsed => {
+                let used = ResourceName::new(&alert.about).ok().and_then(|name| self.pools.used(&name));
+                used.is_some_and(|(kind, percent)| match kind {
+                    PoolKind::Held => percent >= 40,
+                    PoolKind::Refilled | PoolKind::Consumed => severity_of(percent) >= Some(alert.severity),
+                })
+            }
         }
     }
 
@@ -121,6 +170,27 @@ impl Facts {
             let told = self.alerts.active(kind, about).is_some() || now <= on.max(calm) + LATE;
             hold!(told, TOLD, "there is no {kind} alert about {about} ({waiting} tasks wait)");
         }
+        self.pools_are_told(now, calm)
+    }
+
+    /// Of which pools much is used is told soon.
+    fn pools_are_told(&mut self, now: u64, calm: u64) -> Checked {
+        let mut untold = BTreeMap::new();
+        for (name, kind, percent, since) in self.pools.to_be_told() {
+            let kind = if kind == PoolKind::Held { AlertKind::PoolUsed } else { AlertKind::BudgetUsed };
+            let active = self.alerts.active(kind, name.as_str()).map(|(_, alert)| alert.record.severity);
+            // Of a held pool it may be less that it was all the while.
+            let told = match kind {
+                AlertKind::PoolUsed => active.is_some(),
+                _ => active == severity_of(percent),
+            };
+            if !told {
+                let on = self.alerts.untold.get(&name).copied().unwrap_or(now).max(since);
+                hold!(now <= on.max(calm) + LATE, TOLD, "{percent} % of {name} are used, and there is no alert");
+                untold.insert(name, on);
+            }
+        }
+        self.alerts.untold = untold;
         Ok(())
     }
 
@@ -171,4 +241,18 @@ impl Facts {
     pub(crate) fn last_alert(&self) -> Option<Number> {
         self.alerts.alerts.keys().next_back().copied()
     }
+}
+
+/// How much of a pool is used at the least, in per cent, for an alert that matters so much.
+fn least(severity: AlertSeverity) -> u128 {
+    match severity {
+        AlertSeverity::Informational => 50,
+        AlertSeverity::Warning => 80,
+        AlertSeverity::Critical => 100,
+    }
+}
+
+/// How much it matters that so much is used, in per cent.
+fn severity_of(percent: u128) -> Option<AlertSeverity> {
+    AlertSeverity::ALL.iter().rev().copied().find(|severity| percent >= least(*severity))
 }

@@ -131,6 +131,12 @@ impl Facts {
 
     fn resource(&mut self, stamp: Stamp, record: &ResourceRecord) -> Checked {
         self.pools_read(stamp.seen);
+        self.resource_record(stamp, record)?;
+        self.pools_used(stamp.at);
+        Ok(())
+    }
+
+    fn resource_record(&mut self, stamp: Stamp, record: &ResourceRecord) -> Checked {
         match record {
             ResourceRecord::AgentRegistered(record) => self.agent_registered(stamp, record),
             ResourceRecord::AgentLeft(record) => self.agent_left(stamp, record),

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use baton_protocol::budget::{agent_account, least, run_account};
+use baton_protocol::budget::{agent_account, is_of_run, least, run_account};
 use baton_protocol::record::{
     Acquired, ApprovalAsked, BudgetRefused, Outcome, PoolSet, ReleaseReason, Released, Renewed, StageEnded, Stamp,
 };
@@ -44,6 +44,9 @@ pub(crate) struct Pools {
     pub(super) unpaid: BTreeMap<TaskId, (u64, u64)>,
     /// Accounts that somebody said get no more.
     denied: BTreeSet<ResourceName>,
+    /// Held pools of which at least so many per cent are in use: by the resource-manager's clock since when, and on what virtual
+    /// microsecond that began.
+    above: BTreeMap<(ResourceName, u128), (Millis, u64)>,
     /// The message with the last change.
     changed: u64,
     /// Virtual time of it, in microseconds.
@@ -218,6 +221,43 @@ impl Pools {
         (parts.iter().map(|(amount, _)| amount).sum(), leases, parts.iter().any(|(_, alone)| *alone))
     }
 
+    /// How much of a pool is used, in per cent, if that is something to tell: of a held one what is held, of a consumed one what
+    /// is spent.
+    pub(super) fn used(&self, name: &ResourceName) -> Option<(PoolKind, u128)> {
+        let stock = self.pools.get(name).filter(|_| !is_of_run(name))?;
+        let size = stock.pool.size?.nanos();
+        let used = match stock.pool.kind {
+            PoolKind::Held => match self.in_use(name) {
+                (_, _, true) => size,
+                (sum, _, false) => sum,
+            },
+            PoolKind::Consumed => stock.spent,
+            PoolKind::Refilled => return None,
+        };
+        Some((stock.pool.kind, (100 * used).checked_div(size).unwrap_or(0)))
+    }
+
+    /// Since when so much of a held pool is in use, by the resource-manager's clock.
+    pub(super) fn used_since(&self, name: &ResourceName, percent: u128) -> Option<Millis> {
+        self.above.get(&(name.clone(), percent)).map(|(at, _)| *at)
+    }
+
+    /// The pools of which so much is used that it is to be told, how much that is, and since what virtual microsecond it is so of
+    /// those that are held. Nothing of those where that may have changed, and the resource-manager had nothing to write since.
+    pub(super) fn to_be_told(&self) -> Vec<(ResourceName, PoolKind, u128, u64)> {
+        let unread = self.unread.iter().any(|(_, unread)| matches!(unread, Unread::Ended(..)));
+        let of_pool = |name: &ResourceName| {
+            let (kind, percent) = self.used(name).filter(|(_, percent)| *percent >= 50)?;
+            let since = match kind {
+                PoolKind::Held if unread => return None,
+                PoolKind::Held => self.above.get(&(name.clone(), 50))?.1,
+                PoolKind::Refilled | PoolKind::Consumed => 0,
+            };
+            Some((name.clone(), kind, percent, since))
+        };
+        self.pools.keys().filter_map(of_pool).collect()
+    }
+
     /// What is spent of a pool and its parts.
     fn spent(&self, of: &ResourceName) -> u128 {
         self.pools.get(of).map_or(0, |stock| stock.spent)
@@ -384,6 +424,26 @@ impl Facts {
                 Unread::Started(run, budget, at) => self.pools.run_started(run, &budget, at),
                 Unread::Finished(run) => drop(self.pools.pools.remove(&run_account(run))),
                 Unread::Settled(task) => self.pools_settled(&task),
+            }
+            // What is in use only falls here.
+            self.pools_used(0);
+        }
+    }
+
+    /// Notes of which pools how much is used, as of this time of the resource-manager's.
+    pub(super) fn pools_used(&mut self, at: Millis) {
+        let pools = &mut self.pools;
+        let held: Vec<_> = pools.pools.iter().filter(|(_, stock)| stock.pool.kind == PoolKind::Held).collect();
+        let held: Vec<_> = held.into_iter().map(|(name, _)| (name.clone(), pools.used(name))).collect();
+        pools.above.retain(|(name, _), _| pools.pools.contains_key(name));
+        for (name, used) in held {
+            let percent = used.map_or(0, |(_, percent)| percent);
+            for least in [50, 80, 100] {
+                if percent >= least {
+                    pools.above.entry((name.clone(), least)).or_insert((at, self.now));
+                } else {
+                    pools.above.remove(&(name.clone(), least));
+                }
             }
         }
     }
