@@ -6,6 +6,7 @@
 //! | `commands/` | one module a command |
 //! | `fleet.rs`, `services.rs`, `agents.rs` | all of Baton in this process, for `up` and `demo` |
 //! | `watch.rs`, `transcript.rs`, `show.rs` | a run: while it runs, as a transcript, as it stands |
+//! | `follow.rs` | what a service answers, as it changes |
 //! | `groups.rs` | many stages as a few groups, where a line each would be too many |
 //! | `import.rs`, `graph.rs`, `graph/` | workflows out of WfFormat; drawings of workflows and runs |
 //! | `input.rs`, `pick.rs`, `files.rs` | what is given: inputs, which run is meant, files |
@@ -20,6 +21,7 @@ mod commands;
 mod failure;
 mod files;
 mod fleet;
+mod follow;
 mod graph;
 mod groups;
 mod import;

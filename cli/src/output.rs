@@ -51,6 +51,13 @@ impl Output {
         self.text(&if self.terminal { table.boxed(self.style) } else { table.aligned(self.style) })
     }
 
+    /// Writes a table, on a terminal in the place of what stands there.
+    pub(crate) fn table_in_place(&self, table: &Table) -> anyhow::Result<()> {
+        /// Clears the screen, and goes to its upper left corner.
+        const CLEAR: &str = "\x1b[2J\x1b[H";
+        if self.terminal { self.text(&format!("{CLEAR}{}", table.boxed(self.style))) } else { self.table(table) }
+    }
+
     /// How many columns the terminal has; a readable number where there is none.
     pub(crate) fn width(&self) -> usize {
         comfy_table::Table::new().width().filter(|width| *width > 0).map_or(80, usize::from)

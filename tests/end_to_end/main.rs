@@ -15,6 +15,7 @@ mod full;
 mod handoff;
 mod http;
 mod import;
+mod live;
 mod messages;
 mod order;
 mod overload;

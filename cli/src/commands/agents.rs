@@ -2,12 +2,13 @@
 
 use baton_client::now;
 use baton_protocol::breaker::{BreakerState, BreakerView};
-use baton_protocol::request::{AgentStatus, AgentView, FindAgents, ListAgents};
+use baton_protocol::request::{AgentList, AgentStatus, AgentView, FindAgents, ListAgents};
 use baton_protocol::{Capability, Requirements, Resources};
 use clap::Args;
 
 use crate::Context;
 use crate::failure::{Exit, Failure};
+use crate::follow::follow;
 use crate::output::{Cell, Table};
 use crate::text::{ago, span};
 
@@ -27,7 +28,10 @@ pub(crate) struct Agents {
     /// Also agents that are gone
     #[arg(long)]
     gone: bool,
-    /// Write the answer as JSON
+    /// Go on until Ctrl-C, and show it again whenever it changes
+    #[arg(long, short, conflicts_with = "best")]
+    follow: bool,
+    /// Write the answer as JSON; one a line with --follow
     #[arg(long)]
     json: bool,
 }
@@ -44,19 +48,26 @@ impl Agents {
             return best(context, &request, self.json).await;
         }
         let request = ListAgents { capability: self.capability, requires, gone: self.gone };
-        let list = context.client().await?.list_agents(&request).await?;
+        let client = context.client().await?;
+        if self.follow {
+            return follow(context, client.live_agents(request).await?, self.json, table).await;
+        }
+        let list = client.list_agents(&request).await?;
         if self.json {
             context.out.json(&list)?;
-            return Ok(Exit::Done);
+        } else {
+            context.out.table(&table(&list))?;
         }
-        let mut table =
-            Table::new(["agent", "status", "type", ">slots", "holds", "resources in use", "breakers", "heard"]);
-        for agent in &list.agents {
-            table.row(row(agent, now()));
-        }
-        context.out.table(&table)?;
         Ok(Exit::Done)
     }
+}
+
+fn table(list: &AgentList) -> Table {
+    let mut table = Table::new(["agent", "status", "type", ">slots", "holds", "resources in use", "breakers", "heard"]);
+    for agent in &list.agents {
+        table.row(row(agent, now()));
+    }
+    table
 }
 
 fn row(agent: &AgentView, now: u64) -> Vec<Cell> {

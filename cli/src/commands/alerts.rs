@@ -3,11 +3,12 @@
 use baton_client::now;
 use baton_protocol::Number;
 use baton_protocol::alert::{AlertKind, AlertSeverity, AlertView};
-use baton_protocol::request::{AcknowledgeAlert, ListAlerts};
+use baton_protocol::request::{AcknowledgeAlert, AlertList, ListAlerts};
 use clap::Args;
 
 use crate::Context;
 use crate::failure::Exit;
+use crate::follow::follow;
 use crate::output::{Cell, Table};
 use crate::style::Tone;
 use crate::text::ago;
@@ -21,7 +22,7 @@ pub(crate) struct Alerts {
     /// Only those that matter at least so much: informational, warning or critical
     #[arg(long, value_name = "WORD")]
     severity: Option<AlertSeverity>,
-    /// Only those of this kind: agent_lost, breaker_opened, queue_depth or run_failed
+    /// Only those of this kind: agent_lost, breaker_opened, queue_depth, run_failed, pool_used or budget_used
     #[arg(long, value_name = "WORD")]
     kind: Option<AlertKind>,
     /// At most so many
@@ -33,7 +34,10 @@ pub(crate) struct Alerts {
     /// Who acknowledges, for those who read it later; the user's name if nothing is said
     #[arg(long, value_name = "NAME", requires = "ack")]
     by: Option<String>,
-    /// Write the answer as JSON
+    /// Go on until Ctrl-C, and show it again whenever it changes
+    #[arg(long, short, conflicts_with = "ack")]
+    follow: bool,
+    /// Write the answer as JSON; one a line with --follow
     #[arg(long)]
     json: bool,
 }
@@ -50,18 +54,26 @@ impl Alerts {
             return Ok(Exit::Done);
         }
         let Self { all, severity, kind, limit, .. } = self;
-        let list = client.list_alerts(&ListAlerts { all, severity, kind, limit: Some(limit), before: None }).await?;
+        let request = ListAlerts { all, severity, kind, limit: Some(limit), before: None };
+        if self.follow {
+            return follow(context, client.live_alerts(request).await?, self.json, table).await;
+        }
+        let list = client.list_alerts(&request).await?;
         if self.json {
             context.out.json(&list)?;
-            return Ok(Exit::Done);
+        } else {
+            context.out.table(&table(&list))?;
         }
-        let mut table = Table::new([">id", "severity", "kind", "about", "raised", "stands", "says"]);
-        for alert in &list.alerts {
-            table.row(row(alert, now()));
-        }
-        context.out.table(&table)?;
         Ok(Exit::Done)
     }
+}
+
+fn table(list: &AlertList) -> Table {
+    let mut table = Table::new([">id", "severity", "kind", "about", "raised", "stands", "says"]);
+    for alert in &list.alerts {
+        table.row(row(alert, now()));
+    }
+    table
 }
 
 fn row(alert: &AlertView, now: u64) -> Vec<Cell> {

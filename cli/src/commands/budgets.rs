@@ -10,8 +10,8 @@ use baton_protocol::{Amount, AtLimit, Measure, Pool, PoolKind, ResourceName};
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::Context;
-use crate::commands::resources::all_pools;
 use crate::failure::Exit;
+use crate::follow::follow;
 use crate::output::{Output, Table};
 
 /// Lists budgets and what is left of each; makes and shares them out, gives more, says what was spent
@@ -20,7 +20,10 @@ use crate::output::{Output, Table};
 pub(crate) struct Budgets {
     #[command(subcommand)]
     command: Option<Change>,
-    /// Write the answer as JSON
+    /// Go on until Ctrl-C, and show it again whenever it changes
+    #[arg(long, short)]
+    follow: bool,
+    /// Write the answer as JSON; one a line with --follow
     #[arg(long)]
     json: bool,
 }
@@ -132,7 +135,7 @@ impl Budgets {
             Some(Change::Set(Set { name, amount, mut currency, of, at_limit })) => {
                 if currency.is_none() {
                     // Its own, if it is there already; otherwise that of what it is a part of.
-                    let like = if all_pools(&client).await?.pools.iter().any(|view| view.name == name) {
+                    let like = if client.all_pools().await?.pools.iter().any(|view| view.name == name) {
                         Some(name.clone())
                     } else {
                         of.clone()
@@ -180,22 +183,29 @@ impl Budgets {
                 }
                 return Ok(Exit::Done);
             }
+            None if self.follow => {
+                return follow(context, client.live_pools(is_budget).await?, self.json, table).await;
+            }
             None => {
-                let mut list = all_pools(&client).await?;
-                list.pools.retain(|view| view.pool.measure == Some(Measure::Cost));
+                let mut list = client.all_pools().await?;
+                list.pools.retain(is_budget);
                 list
             }
         };
         if self.json {
             context.out.json(&list)?;
         } else {
-            show(context.out, &list)?;
+            context.out.table(&table(&list))?;
         }
         Ok(Exit::Done)
     }
 }
 
-fn show(out: Output, list: &PoolList) -> anyhow::Result<()> {
+fn is_budget(view: &PoolView) -> bool {
+    view.pool.measure == Some(Measure::Cost)
+}
+
+fn table(list: &PoolList) -> Table {
     let mut table =
         Table::new(["budget", ">size", ">spent", ">set aside", ">left", "", "at limit", "part of", "asks for"]);
     for PoolView { name, pool, in_use, available, spent, overrun, asked, .. } in &list.pools {
@@ -216,7 +226,7 @@ fn show(out: Output, list: &PoolList) -> anyhow::Result<()> {
             asked.unwrap_or_default().into(),
         ]);
     }
-    out.table(&table)
+    table
 }
 
 fn show_spending(out: Output, by: SpentBy, all: &Spending) -> anyhow::Result<()> {

@@ -1,13 +1,14 @@
 //! `baton leases`
 
 use baton_client::now;
-use baton_protocol::request::{Acquire, Release, Renew};
+use baton_protocol::request::{Acquire, LeaseList, Release, Renew};
 use baton_protocol::{Amount, LeaseId, Millis, ResourceName, Resources, Take, Takes};
 use clap::{Args, Subcommand};
 
 use crate::Context;
-use crate::commands::resources::{all_leases, holder, takes};
+use crate::commands::resources::{holder, takes};
 use crate::failure::Exit;
+use crate::follow::follow;
 use crate::output::Table;
 use crate::text::{ago, span};
 
@@ -20,7 +21,10 @@ pub(crate) struct Leases {
     /// Only what is held of this pool
     #[arg(long, value_name = "NAME")]
     pool: Option<ResourceName>,
-    /// Write the answer as JSON
+    /// Go on until Ctrl-C, and show it again whenever it changes
+    #[arg(long, short)]
+    follow: bool,
+    /// Write the answer as JSON; one a line with --follow
     #[arg(long)]
     json: bool,
 }
@@ -102,28 +106,35 @@ impl Leases {
             }
             None => {}
         }
-        let list = all_leases(&client, self.pool).await?;
+        if self.follow {
+            return follow(context, client.live_leases(self.pool).await?, self.json, table).await;
+        }
+        let list = client.all_leases(self.pool).await?;
         if self.json {
             context.out.json(&list)?;
-            return Ok(Exit::Done);
+        } else {
+            context.out.table(&table(&list))?;
         }
-        let mut table = Table::new([">lease", "holder", "holds", "since", "ends"]);
-        for held in &list.leases {
-            let ends = match held.expires_at {
-                Some(at) => format!("in {}", span(at.saturating_sub(now()))),
-                None => "with its task".to_owned(),
-            };
-            table.row([
-                held.lease.to_string().into(),
-                holder(held).into(),
-                takes(held).into(),
-                ago(held.since, now()).into(),
-                ends.into(),
-            ]);
-        }
-        context.out.table(&table)?;
         Ok(Exit::Done)
     }
+}
+
+fn table(list: &LeaseList) -> Table {
+    let mut table = Table::new([">lease", "holder", "holds", "since", "ends"]);
+    for held in &list.leases {
+        let ends = match held.expires_at {
+            Some(at) => format!("in {}", span(at.saturating_sub(now()))),
+            None => "with its task".to_owned(),
+        };
+        table.row([
+            held.lease.to_string().into(),
+            holder(held).into(),
+            takes(held).into(),
+            ago(held.since, now()).into(),
+            ends.into(),
+        ]);
+    }
+    table
 }
 
 impl AcquireArgs {

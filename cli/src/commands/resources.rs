@@ -1,13 +1,13 @@
 //! `baton resources`, `baton locks`
 
-use baton_client::Client;
-use baton_protocol::request::{HeldView, LeaseList, ListLeases, ListPools, PoolList, PoolView};
+use baton_protocol::request::{HeldView, LockList, LockView, PoolList, PoolView};
 use baton_protocol::{Amount, AtLimit, Holder, Measure, Millis, Pool, PoolKind, Refill, ResourceName, Take};
 use clap::{Args, Subcommand};
 
 use crate::Context;
 use crate::failure::Exit;
-use crate::output::{Cell, Output, Table};
+use crate::follow::follow;
+use crate::output::{Cell, Table};
 
 /// Lists pools of resources, or makes, changes and removes them
 #[derive(Debug, Args)]
@@ -15,7 +15,10 @@ use crate::output::{Cell, Output, Table};
 pub(crate) struct Resources {
     #[command(subcommand)]
     command: Option<Change>,
-    /// Write the answer as JSON
+    /// Go on until Ctrl-C, and show it again whenever it changes
+    #[arg(long, short)]
+    follow: bool,
+    /// Write the answer as JSON; one a line with --follow
     #[arg(long)]
     json: bool,
 }
@@ -93,17 +96,23 @@ impl Resources {
             }
             None => {}
         }
-        let list = all_pools(&client).await?;
+        if self.follow {
+            // What the table does not show is no change of it.
+            let keep: fn(&PoolView) -> bool = if self.json { |_| true } else { |view| !view.pool.is_lock() };
+            return follow(context, client.live_pools(keep).await?, self.json, pool_table).await;
+        }
+        let list = client.all_pools().await?;
         if self.json {
             context.out.json(&list)?;
-            return Ok(Exit::Done);
+        } else {
+            context.out.table(&pool_table(&list))?;
         }
-        show_pools(context.out, list.pools.iter().filter(|view| !view.pool.is_lock()))?;
         Ok(Exit::Done)
     }
 }
 
-fn show_pools<'a>(out: Output, pools: impl Iterator<Item = &'a PoolView>) -> anyhow::Result<()> {
+/// Locks have a table of their own.
+fn pool_table(list: &PoolList) -> Table {
     let mut table = Table::new([
         "pool",
         "kind",
@@ -117,7 +126,7 @@ fn show_pools<'a>(out: Output, pools: impl Iterator<Item = &'a PoolView>) -> any
         "part of",
     ]);
     let text = |amount: Option<Amount>| amount.map(|amount| amount.to_string()).unwrap_or_default();
-    for view in pools {
+    for view in list.pools.iter().filter(|view| !view.pool.is_lock()) {
         let Pool { kind, size, refill, parent, measure: _, currency: _, at_limit: _ } = &view.pool;
         let consumed = *kind == PoolKind::Consumed;
         let overrun = if view.overrun.is_zero() { String::new() } else { format!(" (+{} too much)", view.overrun) };
@@ -134,7 +143,7 @@ fn show_pools<'a>(out: Output, pools: impl Iterator<Item = &'a PoolView>) -> any
             parent.as_ref().map(ToString::to_string).unwrap_or_default().into(),
         ]);
     }
-    out.table(&table)
+    table
 }
 
 /// Lists locks: who shares one, who has one alone. Of an election, who has it alone leads, and the token is the term
@@ -142,7 +151,10 @@ fn show_pools<'a>(out: Output, pools: impl Iterator<Item = &'a PoolView>) -> any
 pub(crate) struct Locks {
     /// Only this one
     name: Option<ResourceName>,
-    /// Write the answer as JSON
+    /// Go on until Ctrl-C, and show it again whenever it changes
+    #[arg(long, short)]
+    follow: bool,
+    /// Write the answer as JSON; one a line with --follow
     #[arg(long)]
     json: bool,
 }
@@ -150,62 +162,36 @@ pub(crate) struct Locks {
 impl Locks {
     pub(crate) async fn run(self, context: &Context) -> anyhow::Result<Exit> {
         let client = context.client().await?;
-        let mut list = match self.name {
-            Some(name) => client.list_pools(&ListPools { name: Some(name), after: None }).await?,
-            None => all_pools(&client).await?,
-        };
-        list.pools.retain(|view| view.pool.is_lock());
+        if self.follow {
+            return follow(context, client.live_locks(self.name).await?, self.json, lock_table).await;
+        }
+        let list = client.locks(self.name).await?;
         if self.json {
             context.out.json(&list)?;
-            return Ok(Exit::Done);
+        } else {
+            context.out.table(&lock_table(&list))?;
         }
-        let leases = all_leases(&client, None).await?.leases;
-        let mut table = Table::new(["lock", "state", "holders (token)", ">waiting"]);
-        for view in &list.pools {
-            let state = match (view.exclusive, view.leases) {
-                (true, _) => "exclusive",
-                (false, 0) => "free",
-                (false, _) => "shared",
-            };
-            let holds = |held: &&HeldView| held.takes.contains_key(&view.name);
-            let holders: Vec<_> =
-                leases.iter().filter(holds).map(|held| format!("{} ({})", held.holder, held.lease)).collect();
-            table.row([
-                view.name.to_string().into(),
-                Cell::status(state),
-                holders.join(", ").into(),
-                view.waiting.to_string().into(),
-            ]);
-        }
-        context.out.table(&table)?;
         Ok(Exit::Done)
     }
 }
 
-/// All pools, however many answers it takes.
-pub(crate) async fn all_pools(client: &Client) -> anyhow::Result<PoolList> {
-    let mut all = PoolList { pools: Vec::new(), more: false };
-    loop {
-        let after = all.pools.last().map(|view| view.name.clone());
-        let list = client.list_pools(&ListPools { name: None, after }).await?;
-        all.pools.extend(list.pools);
-        if !list.more {
-            return Ok(all);
-        }
+fn lock_table(list: &LockList) -> Table {
+    let mut table = Table::new(["lock", "state", "holders (token)", ">waiting"]);
+    for LockView { lock, holders } in &list.pools {
+        let state = match (lock.exclusive, lock.leases) {
+            (true, _) => "exclusive",
+            (false, 0) => "free",
+            (false, _) => "shared",
+        };
+        let holders: Vec<_> = holders.iter().map(|held| format!("{} ({})", held.holder, held.lease)).collect();
+        table.row([
+            lock.name.to_string().into(),
+            Cell::status(state),
+            holders.join(", ").into(),
+            lock.waiting.to_string().into(),
+        ]);
     }
-}
-
-/// All that is held of pools, or of one.
-pub(crate) async fn all_leases(client: &Client, pool: Option<ResourceName>) -> anyhow::Result<LeaseList> {
-    let mut all = LeaseList { leases: Vec::new(), more: false };
-    loop {
-        let after = all.leases.last().map(|held| held.lease);
-        let list = client.list_leases(&ListLeases { pool: pool.clone(), after }).await?;
-        all.leases.extend(list.leases);
-        if !list.more {
-            return Ok(all);
-        }
-    }
+    table
 }
 
 /// Who holds something, in few words.

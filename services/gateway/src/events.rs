@@ -20,7 +20,7 @@ use crate::{Door, Inner};
 
 /// How often something is sent at least, so that whoever is in between does not think the connection dead, and that a
 /// client that has gone is noticed.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// How long a client waits before it comes back.
 const RETRY: Duration = Duration::from_secs(1);
@@ -78,7 +78,7 @@ async fn is_over(door: &Inner, run: RunId, after: Position) -> Result<bool, Prob
 
 /// The events as they are sent, then how it ended.
 fn sent(run: RunId, events: RunEventStream) -> impl Stream<Item = Sent> + Send {
-    let first = stream::iter([Sent::default().retry(RETRY).comment("the events of a run")]);
+    let first = stream::iter([opening("the events of a run")]);
     let rest = stream::unfold(Some(events), move |events| async move {
         let mut events = events?;
         Some(match events.next().await {
@@ -91,11 +91,16 @@ fn sent(run: RunId, events: RunEventStream) -> impl Stream<Item = Sent> + Send {
     first.chain(rest)
 }
 
+/// What is sent first, and says what this is.
+pub(crate) fn opening(what: &str) -> Sent {
+    Sent::default().retry(RETRY).comment(what)
+}
+
 fn record(event: &Event) -> Sent {
     data(&event.kind, event).id(event.position.to_string())
 }
 
-fn data<T: Serialize>(kind: &str, data: &T) -> Sent {
+pub(crate) fn data<T: Serialize>(kind: &str, data: &T) -> Sent {
     let sent = Sent::default().event(kind);
     match serde_json::to_string(data) {
         // A user's JSON is carried as it was written. Line breaks are blanks in JSON, and one line of data is easier to
@@ -109,7 +114,7 @@ fn data<T: Serialize>(kind: &str, data: &T) -> Sent {
     }
 }
 
-fn response(events: impl Stream<Item = Sent> + Send + 'static, keep_alive: Duration) -> Response {
+pub(crate) fn response(events: impl Stream<Item = Sent> + Send + 'static, keep_alive: Duration) -> Response {
     let keep_alive = KeepAlive::new().interval(keep_alive).text("keep-alive");
     Sse::new(events.map(Ok::<_, Infallible>)).keep_alive(keep_alive).into_response()
 }

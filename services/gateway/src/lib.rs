@@ -12,6 +12,7 @@ mod api;
 mod events;
 mod extract;
 mod health;
+mod live;
 mod metrics;
 mod openapi;
 mod problem;

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use baton_protocol::record::Event;
-use baton_protocol::request::ProgressEvent;
+use baton_protocol::request::{AgentList, AlertList, LeaseList, LockList, PoolList, ProgressEvent};
 use bytes::Bytes;
 use schemars::generate::SchemaSettings;
 use schemars::{Schema, SchemaGenerator, json_schema};
@@ -16,10 +16,12 @@ use crate::problem::{self, ProblemDetails};
 use crate::routes::{ROUTES, Route};
 
 /// What the tags stand for.
-const TAGS: [(&str, &str); 6] = [
+const TAGS: [(&str, &str); 8] = [
     ("workflows", "Definitions: what is to be done, in which stages."),
     ("runs", "Executions of workflows."),
     ("agents", "Who does the work."),
+    ("resources", "Who holds what: pools, locks, budgets, and the leases on them."),
+    ("alerts", "What a person should know of."),
     ("placement", "Which agent does what."),
     ("operation", "How Baton itself fares."),
     ("documents", "What explains the rest."),
@@ -119,6 +121,24 @@ pub(crate) fn event_stream(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "string",
         "description": "Server-sent events. `contentSchema` is that of their data.",
+        "contentMediaType": "text/event-stream",
+        "contentSchema": { "anyOf": data },
+    })
+}
+
+/// The schema of an event stream of answers.
+pub(crate) fn live_stream(generator: &mut SchemaGenerator) -> Schema {
+    let data = [
+        generator.subschema_for::<AgentList>(),
+        generator.subschema_for::<PoolList>(),
+        generator.subschema_for::<LockList>(),
+        generator.subschema_for::<LeaseList>(),
+        generator.subschema_for::<AlertList>(),
+    ];
+    json_schema!({
+        "type": "string",
+        "description": "Server-sent events; the kind of each says what its data are. `event: problem` says why there is no answer; \
+                        it is asked on.",
         "contentMediaType": "text/event-stream",
         "contentSchema": { "anyOf": data },
     })

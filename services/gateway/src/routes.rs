@@ -24,7 +24,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::api::{agents, alerts, pages, placement, pools, runs, services, stages, workflows};
 use crate::problem::{Kind, Problem, everywhere, panicked};
 use crate::security::{self, Policy};
-use crate::{Door, events, health, metrics, openapi};
+use crate::{Door, events, health, live, metrics, openapi};
 
 /// How long an answer may take to begin. A service is asked again for five seconds; the log is waited for a little
 /// longer; event streams may go on for ever once they have begun.
@@ -129,6 +129,11 @@ const fn answer(status: u16, about: &'static str, schema: SchemaOf) -> Answer {
 
 const fn other(media: &'static str, about: &'static str) -> Answer {
     Answer { status: 200, about, content: Some((media, of::<String>)), location: false }
+}
+
+/// Answers as they change.
+const fn streamed(about: &'static str) -> Answer {
+    Answer { content: Some(("text/event-stream", openapi::live_stream)), ..other("", about) }
 }
 
 const WORKFLOW: &[(&str, SchemaOf)] = &[
@@ -515,6 +520,89 @@ pub(crate) const ROUTES: &[Route] = &[
         body: Some(Body { required: false, content: &[("application/json", of::<alerts::Acknowledge>)] }),
         answers: &[answer(200, "It is done.", of::<Done>)],
         handler: |method| on(method, alerts::acknowledge),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/live/agents",
+        id: "streamAgents",
+        tag: "agents",
+        about: "Streams the agents as server-sent events: `event: agents` with an AgentList as its `data`, at once and \
+                whenever it is another one. When an agent was heard of does not count.",
+        parameters: &[
+            query("capability", "Only agents that can do this.", of::<Capability>),
+            REQUIRE,
+            METADATA,
+            query("gone", "Also agents that are gone.", of::<bool>),
+        ],
+        body: None,
+        answers: &[streamed("Lists of agents.")],
+        handler: |method| on(method, live::agents),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/live/pools",
+        id: "streamPools",
+        tag: "resources",
+        about: "Streams the pools and locks as server-sent events: `event: pools` with a PoolList as its `data`, at once and \
+                whenever it is another one. How full a pool is that fills by itself does not count.",
+        parameters: &[],
+        body: None,
+        answers: &[streamed("Lists of pools.")],
+        handler: |method| on(method, live::pools),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/live/budgets",
+        id: "streamBudgets",
+        tag: "resources",
+        about: "Streams the accounts as server-sent events: `event: budgets` with a PoolList as its `data`, at once and \
+                whenever it is another one.",
+        parameters: &[],
+        body: None,
+        answers: &[streamed("Lists of accounts.")],
+        handler: |method| on(method, live::budgets),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/live/locks",
+        id: "streamLocks",
+        tag: "resources",
+        about: "Streams the locks and who holds them as server-sent events: `event: locks` with a LockList as its `data`, at \
+                once and whenever it is another one.",
+        parameters: &[query("name", "Only this one.", of::<ResourceName>)],
+        body: None,
+        answers: &[streamed("Lists of locks.")],
+        handler: |method| on(method, live::locks),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/live/leases",
+        id: "streamLeases",
+        tag: "resources",
+        about: "Streams what is held of pools and locks as server-sent events: `event: leases` with a LeaseList as its \
+                `data`, at once and whenever it is another one.",
+        parameters: &[query("pool", "Only what is held of this pool.", of::<ResourceName>)],
+        body: None,
+        answers: &[streamed("Lists of leases.")],
+        handler: |method| on(method, live::leases),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/live/alerts",
+        id: "streamAlerts",
+        tag: "alerts",
+        about: "Streams alerts as server-sent events: `event: alerts` with an AlertList as its `data`, at once and whenever \
+                it is another one.",
+        parameters: &[
+            query("all", "Also those that are over and acknowledged.", of::<bool>),
+            query("severity", "Only those that matter at least so much.", of::<AlertSeverity>),
+            query("kind", "Only those of this kind.", of::<AlertKind>),
+            query("limit", "At most this many; 100 if none is given, 1000 at the most.", of::<u32>),
+            query("before", "Only alerts raised before this one.", of::<u64>),
+        ],
+        body: None,
+        answers: &[streamed("Lists of alerts.")],
+        handler: |method| on(method, live::alerts),
     },
     Route {
         method: Method::Get,

@@ -3,6 +3,7 @@
 //! - [`ConnectSettings`] finds the broker: flags, `BATON_…`, `NATS_…`, a NATS context, localhost.
 //! - [`Client`] asks every question of [`baton_protocol::request`], and asks again while a service has no leader.
 //! - [`Client::run_events`] follows a run, complete and in order; [`Client::log`] reads the log.
+//! - [`Client::live_agents`] and its like give what a service answers whenever it is something else.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -26,6 +27,7 @@ mod error;
 mod events;
 mod gather;
 mod headers;
+mod live;
 mod settings;
 
 pub use client::{ATTEMPT, Client, DEADLINE};
@@ -33,4 +35,5 @@ pub use connect::{ConnectError, Connection, Link, connect};
 pub use error::ClientError;
 pub use events::{CommitStream, LogEnds, RunEvent, RunEventStream};
 pub use headers::{Headers, now};
+pub use live::{Live, Shown};
 pub use settings::{ConnectSettings, Secret, SettingsError, config_dir, write_context, write_context_in};

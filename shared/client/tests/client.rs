@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use async_nats::header::HeaderMap;
 use async_nats::jetstream::{self, stream};
 use async_nats::{Message, Subscriber};
-use baton_client::{Client, ClientError, ConnectSettings, Connection, RunEvent};
+use baton_client::{Client, ClientError, ConnectSettings, Connection, RunEvent, Shown};
+use baton_protocol::alert::{AlertKind, AlertSeverity, AlertView};
 use baton_protocol::record::{AnyCommit, Cause, FORMAT, RunFinished, RunStarted, StageReady, Topic, Turn};
 use baton_protocol::request::{
-    InstanceStatus, ListRuns, ListWorkflows, ProgressEvent, Role, RunAccepted, RunList, StartRun,
+    AlertList, InstanceStatus, ListAlerts, ListRuns, ListWorkflows, ProgressEvent, Role, RunAccepted, RunList, StartRun,
 };
 use baton_protocol::run::{RunStatus, RunView};
 use baton_protocol::subject::{self, Shard};
@@ -446,4 +447,72 @@ async fn many_askers_share_a_connection() {
     let asked = futures::future::join_all((0..100).map(|_| client.list_workflows(&all))).await;
     assert!(asked.into_iter().all(|list| list.unwrap().workflows.is_empty()));
     assert_eq!(served.load(Ordering::Relaxed), 100);
+}
+
+/// An answer that is another one is told as soon as an event says that it may be, also one of a service that is away for a while;
+/// one that is the same is told as that.
+#[tokio::test(flavor = "multi_thread")]
+async fn r11_a_live_view_asks_when_something_happens() {
+    /// Well below the time after which it is asked anyway.
+    const AT_ONCE: Duration = Duration::from_secs(3);
+    let server = NatsServer::start().await;
+    let client = Client::connect(&ConnectSettings::server(server.client_url())).await.unwrap();
+    let client = client.with_deadline(Duration::from_millis(200));
+    let nats = server.connect().await;
+    let mut requests = nats.subscribe(subject::request(Service::ResourceManager, "alert.list")).await.unwrap();
+    round_trip(&nats).await;
+    let alerts = Arc::new(std::sync::Mutex::new(Some(AlertList { alerts: Vec::new() })));
+    let (service, said) = (nats.clone(), Arc::clone(&alerts));
+    tokio::spawn(async move {
+        while let Some(request) = requests.next().await {
+            let said = said.lock().unwrap().clone();
+            match said {
+                Some(list) => answer(&service, &request, &list).await,
+                None => reject(&service, &request, &Rejection::new(Code::Unavailable, "no leader")).await,
+            }
+        }
+    });
+    let tell = async || {
+        nats.publish("baton.event.alert.critical.agent_lost.alert_raised", "{}".into()).await.unwrap();
+        nats.flush().await.unwrap();
+    };
+    let mut live = client.live_alerts(ListAlerts::default()).await.unwrap();
+    let mut next = async || tokio::time::timeout(AT_ONCE, live.next()).await.expect("it is asked").unwrap();
+    assert_eq!(next().await.unwrap(), Shown { answer: AlertList { alerts: Vec::new() }, changed: true });
+    tell().await;
+    assert!(!next().await.unwrap().changed);
+    let one = AlertView {
+        alert: 7,
+        severity: AlertSeverity::Critical,
+        kind: AlertKind::AgentLost,
+        about: "ann".to_owned(),
+        message: "gone".to_owned(),
+        raised_at: 1,
+        cleared_at: None,
+        acknowledged_at: None,
+        acknowledged_by: None,
+    };
+    let list = AlertList { alerts: vec![one] };
+    *alerts.lock().unwrap() = Some(list.clone());
+    tell().await;
+    // What was asked before may still be under way.
+    let shown = loop {
+        let shown = next().await.unwrap();
+        if shown.changed {
+            break shown;
+        }
+    };
+    assert_eq!(shown.answer, list);
+    // An error that may pass is told once, and is no end.
+    *alerts.lock().unwrap() = None;
+    let error = loop {
+        tell().await;
+        if let Err(error) = next().await {
+            break error;
+        }
+    };
+    assert!(error.is_transient(), "{error}");
+    *alerts.lock().unwrap() = Some(AlertList { alerts: Vec::new() });
+    tell().await;
+    assert_eq!(next().await.unwrap(), Shown { answer: AlertList { alerts: Vec::new() }, changed: true });
 }

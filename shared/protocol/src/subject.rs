@@ -376,6 +376,24 @@ pub fn run_events(run: RunId) -> String {
 /// All events of alerts.
 pub const ALERTS: &str = "baton.event.alert.>";
 
+/// All events of agents.
+pub const AGENT_EVENTS: &str = "baton.event.agent.>";
+
+/// All events of pools.
+pub const POOL_EVENTS: &str = "baton.event.pool.>";
+
+/// All events of a kind, of all runs.
+#[must_use]
+pub fn events_of_runs(kind: &str) -> String {
+    format!("baton.event.run.*.{kind}")
+}
+
+/// All events of a service that are of nothing else.
+#[must_use]
+pub fn events_of_service(service: Service) -> String {
+    format!("baton.event.service.{service}.>")
+}
+
 /// How much the alert matters that an event is about.
 #[must_use]
 pub fn severity_of(subject: &str) -> Option<AlertSeverity> {

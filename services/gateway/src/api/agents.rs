@@ -30,9 +30,14 @@ pub(crate) async fn list(
     Query(filter): Query<Filter>,
     RawQuery(query): RawQuery,
 ) -> Result<Json<AgentList>, Problem> {
+    Ok(Json(door.client.list_agents(&asked(filter, query.as_deref())?).await?))
+}
+
+/// Which agents are asked for.
+pub(crate) fn asked(filter: Filter, query: Option<&str>) -> Result<ListAgents, Problem> {
     let Filter { capability, metadata, gone } = filter;
-    let requires = requires(metadata, query.as_deref())?;
-    Ok(Json(door.client.list_agents(&ListAgents { capability, requires, gone }).await?))
+    let requires = requires(metadata, query)?;
+    Ok(ListAgents { capability, requires, gone })
 }
 
 pub(crate) async fn find(

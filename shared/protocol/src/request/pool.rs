@@ -52,6 +52,26 @@ pub struct PoolList {
     pub more: bool,
 }
 
+/// Locks and who holds them: what is told of both, put together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct LockList {
+    /// By name.
+    pub pools: Vec<LockView>,
+    /// Whether there are more.
+    #[serde(default)]
+    pub more: bool,
+}
+
+/// A lock.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct LockView {
+    /// The lock.
+    #[serde(flatten)]
+    pub lock: PoolView,
+    /// Who holds it, the oldest first. Of an election, who has it alone leads, and the lease is the term.
+    pub holders: Vec<HeldView>,
+}
+
 /// A pool.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PoolView {
