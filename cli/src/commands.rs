@@ -12,6 +12,7 @@ pub(crate) mod completions;
 pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod graph;
+pub(crate) mod handoff;
 pub(crate) mod healthcheck;
 pub(crate) mod import;
 pub(crate) mod learning;

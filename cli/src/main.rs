@@ -138,6 +138,8 @@ enum Command {
     Log(c::log::Log),
     /// Cancel a run
     Cancel(c::cancel::Cancel),
+    /// Have a task handed over to another agent
+    Handoff(c::handoff::Handoff),
     /// List the agents
     Agents(c::agents::Agents),
     /// List pools of resources; make, change and remove them
@@ -276,6 +278,7 @@ async fn dispatch(command: Command, context: Context) -> anyhow::Result<Exit> {
         Command::Show(command) => command.run(&context).await,
         Command::Log(command) => command.run(&context).await,
         Command::Cancel(command) => command.run(&context).await,
+        Command::Handoff(command) => command.run(&context).await,
         Command::Agents(command) => command.run(&context).await,
         Command::Resources(command) => command.run(&context).await,
         Command::Budgets(command) => command.run(&context).await,

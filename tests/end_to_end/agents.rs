@@ -1,6 +1,6 @@
 //! Agents in any language.
 
-use baton_protocol::request::{AgentStatus, RegisterWorkflow};
+use baton_protocol::request::{AgentStatus, ListAgents, RegisterWorkflow};
 use baton_protocol::run::RunStatus;
 use serde_json::{Value, json};
 
@@ -37,6 +37,14 @@ async fn a2_the_documented_agent_in_plain_nats_py_registers_and_does_a_stage() {
     let view = fleet.wait_for_end(wrong).await;
     assert_eq!(view.status, RunStatus::Failed);
     assert!(view.reason.as_ref().is_some_and(|reason| reason.contains("KeyError")), "{view:?}");
+    assert_eq!(view.stages[0].attempts.len(), 1, "what the input has not, no other attempt finds: {view:?}");
+    // Anything else may be the agent's own fault: it is tried again, and counts against its breaker.
+    let strange = fleet.start_run("count", &json!({ "text": 5 })).await;
+    let view = fleet.wait_for_end(strange).await;
+    assert_eq!(view.status, RunStatus::Failed);
+    assert!(view.stages[0].attempts.len() > 1, "{view:?}");
+    let agents = fleet.client.list_agents(&ListAgents::default()).await.unwrap().agents;
+    assert!(agents[0].breakers.iter().any(|breaker| breaker.failed > 0), "{agents:?}");
     let run = fleet.start_run("count", &json!({ "text": "four more words here" })).await;
     assert_eq!(fleet.wait_for_end(run).await.status, RunStatus::Succeeded);
 }

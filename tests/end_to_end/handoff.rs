@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::fleet::Fleet;
+use crate::http::gateway;
 
 const SOURCE: &str = "name: count\nstages:\n  - name: count\n    agent_type: count\n    resources: {memory_mb: 512}\n";
 
@@ -144,6 +145,59 @@ async fn r14_an_offer_that_is_not_taken_leaves_the_task_where_it_is() {
     for shown in ["rejected by bob, ann goes on", "not answered by deaf, ann goes on"] {
         assert!(log.contains(shown), "{shown}: {log}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r14_an_operator_hands_tasks_over_by_command_and_over_http() {
+    let mut fleet = Fleet::services().await;
+    register(&fleet, SOURCE).await;
+    // Ann never ends by herself.
+    let endless = |task: Task| async move {
+        task.cancelled().cancelled().await;
+        Err(TaskError::failed("told to stop"))
+    };
+    let _ann = run(&fleet, builder(&fleet, "ann"), endless).await;
+    let id = fleet.start_run("count", &json!({})).await;
+    fleet.wait_for_agent("ann", AgentStatus::Busy).await;
+    let bob = builder(&fleet, "bob").takes(|offer| Err(format!("{} is not for me", offer.stage)));
+    let _bob = run(&fleet, bob, |task| finish(task, "bob")).await;
+    let (code, _, stderr) = fleet.try_baton(&["handoff", "last", "count", "--to", "nobody"]).await;
+    assert!(code == Some(5) && stderr.contains("nobody"), "{stderr}");
+    let (code, stdout, stderr) = fleet.try_baton(&["handoff", "last", "count", "--to", "bob"]).await;
+    assert_eq!(code, Some(1), "{stdout}{stderr}");
+    assert!(stdout.contains("stays with ann: count is not for me"), "{stdout}");
+    let _cat = run(&fleet, builder(&fleet, "cat"), |task| finish(task, "cat")).await;
+    let moved = fleet.baton(&["handoff", "last", "count", "--to", "cat", "--reason", "maintenance of ann"]).await;
+    assert!(moved.contains(&format!("count/1 of run {id} went from ann to cat, lease ")), "{moved}");
+    let view = fleet.wait_for_end(id).await;
+    assert_eq!(view.status, RunStatus::Succeeded, "{view:?}");
+    assert_eq!(result(&view), json!({ "by": "cat", "from": "ann", "begun": [], "so_far": null }));
+    let log = fleet.baton(&["log", "last"]).await;
+    assert!(log.contains("by ann to cat") && log.contains("maintenance of ann"), "{log}");
+    fleet.wait_for_agent("ann", AgentStatus::Idle).await;
+    // It is over: there is nothing to hand over.
+    let (code, _, stderr) = fleet.try_baton(&["handoff", "last", "count"]).await;
+    assert!(code == Some(5) && stderr.contains("no run"), "{stderr}");
+
+    // Over HTTP; where nobody is named, whoever has room is asked.
+    register(&fleet, "name: slow\nstages:\n  - name: slow\n    agent_type: slow\n").await;
+    let slow = |id: &str| Agent::builder(id, "slow").settings(ConnectSettings::server(fleet.nats.client_url()));
+    let _dan = run(&fleet, slow("dan"), endless).await;
+    let second = fleet.start_run("slow", &json!({})).await;
+    fleet.wait_for_agent("dan", AgentStatus::Busy).await;
+    let _eve = run(&fleet, slow("eve"), |task| finish(task, "eve")).await;
+    let url = gateway(&mut fleet).await;
+    let ask = |body: Value| reqwest::Client::new().post(format!("{url}/v1/runs/{second}/handoff")).json(&body).send();
+    let wrong = ask(json!({ "stage": "slow", "from": "eve" })).await.unwrap();
+    assert_eq!(wrong.status(), 409);
+    assert_eq!(wrong.json::<Value>().await.unwrap()["code"], "stale_lease");
+    let asked = ask(json!({ "stage": "slow", "from": "dan" })).await.unwrap();
+    assert_eq!(asked.status(), 202);
+    let asked: Value = asked.json().await.unwrap();
+    let told = ["task", "from", "to"].map(|key| asked[key].clone());
+    assert_eq!(told, [json!(format!("{second}/slow/1")), json!("dan"), json!("eve")]);
+    let view = fleet.wait_for_end(second).await;
+    assert_eq!(result(&view)["by"], "eve", "{view:?}");
 }
 
 /// The second program on the page for agent authors.

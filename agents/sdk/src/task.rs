@@ -105,9 +105,12 @@ impl Task {
         })
     }
 
-    /// Where to go on, if another agent has handed this task over. A state that can not be read as asked is a failure.
+    /// Where to go on, if another agent has handed this task over and has said so. (An operator who hands it over can not.) A state
+    /// that can not be read as asked is a failure.
     pub fn resumed<T: DeserializeOwned>(&self) -> Result<Option<T>, TaskError> {
-        let Some(handover) = &self.handover else { return Ok(None) };
+        let Some(handover) = self.handover.as_ref().filter(|handover| !handover.state.is_null()) else {
+            return Ok(None);
+        };
         let unusable =
             |error| TaskError::failed(format!("the state that {} gave can not be used: {error}", handover.from));
         handover.state.read().map(Some).map_err(unusable)

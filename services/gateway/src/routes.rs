@@ -11,8 +11,8 @@ use baton_protocol::alert::{AlertKind, AlertSeverity};
 use baton_protocol::definition::Definition;
 use baton_protocol::request::{
     Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, AlertList, CapacityPlan, Done, GetLearning,
-    Granted, ImportLearning, LearningPage, LeaseList, PlacementExplained, PlacementView, PlanCapacity, PoolList,
-    RegisterWorkflow, RunAccepted, RunList, SetStrategy, ShareBy, Spending, SpentBy, StartRun, WorkflowList,
+    Granted, HandoffAsked, ImportLearning, LearningPage, LeaseList, PlacementExplained, PlacementView, PlanCapacity,
+    PoolList, RegisterWorkflow, RunAccepted, RunList, SetStrategy, ShareBy, Spending, SpentBy, StartRun, WorkflowList,
     WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView, StageStatus};
@@ -304,6 +304,19 @@ pub(crate) const ROUTES: &[Route] = &[
         body: Some(Body { required: false, content: &[("application/json", of::<runs::Cancel>)] }),
         answers: &[answer(200, "The run is cancelled.", of::<RunAccepted>)],
         handler: |method| on(method, runs::cancel),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/runs/{run}/handoff",
+        id: "handOver",
+        tag: "runs",
+        about: "Offers the task of a stage that is under way to another agent, in the name of who holds it. The other one begins it \
+                anew, for only its holder could say how far it is. Whether it is taken the run's events tell: `handed_over`, or \
+                `handoff_ended`, and it stays where it is.",
+        parameters: &[RUN],
+        body: json(&[("application/json", of::<runs::HandOver>)]),
+        answers: &[answer(202, "It is offered.", of::<HandoffAsked>)],
+        handler: |method| on(method, runs::hand_over),
     },
     Route {
         method: Method::Get,

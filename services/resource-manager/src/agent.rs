@@ -109,6 +109,11 @@ impl Agents {
         self.present(agent).is_some()
     }
 
+    /// The agents that are there, by id.
+    pub(crate) fn iter_present(&self) -> impl Iterator<Item = (&AgentId, &Agent)> {
+        self.agents.iter().filter(|(_, agent)| agent.gone.is_none()).map(|(id, agent)| (id, agent.as_ref()))
+    }
+
     fn all_present(&self) -> impl Iterator<Item = &AgentId> {
         self.agents.iter().filter(|(_, agent)| agent.gone.is_none()).map(|(id, _)| id)
     }

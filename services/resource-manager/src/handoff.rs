@@ -14,13 +14,15 @@ use baton_protocol::handoff::{HandedOver, HandoffEnded, HandoffOffered, Handover
 use baton_protocol::message::MessageType;
 use baton_protocol::record::{ResourceRecord, Stamp};
 use baton_protocol::request::{
-    AcknowledgeHandoff, HandoffAcknowledged, HandoffAnswer, HandoffOffer, HandoffOpen, MAX_JSON_BYTES, OfferHandoff,
+    AcknowledgeHandoff, AskHandoff, HandoffAcknowledged, HandoffAnswer, HandoffAsked, HandoffOffer, HandoffOpen,
+    MAX_JSON_BYTES, OfferHandoff,
 };
 use baton_protocol::trace::{Span, SpanKind, part_span, task_span};
 use baton_protocol::{AgentId, Code, Json, LeaseId, Millis, Number, Rejection, Resources, subject};
 use serde::{Deserialize, Serialize};
 
 use crate::lease::{self, json};
+use crate::task::Open;
 use crate::{ResourceManager, agent};
 
 /// How long an offer stands if nothing is said, and at the most.
@@ -42,7 +44,7 @@ pub(crate) struct Handoffs {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Offer {
+pub(crate) struct Offer {
     record: HandoffOffered,
     at: Millis,
 }
@@ -94,7 +96,7 @@ impl Handoffs {
     }
 
     /// What an agent is offered, the most urgent first.
-    fn to(&self, agent: &AgentId) -> Vec<(Number, &Offer)> {
+    pub(crate) fn to(&self, agent: &AgentId) -> Vec<(Number, &Offer)> {
         let numbers = self.by_taker.get(agent).into_iter().flatten();
         let mut offers: Vec<_> = numbers.filter_map(|n| Some((*n, self.offers.get(n)?.as_ref()))).collect();
         offers.sort_by_key(|(number, offer)| (std::cmp::Reverse(offer.record.priority), *number));
@@ -108,8 +110,66 @@ impl Handoffs {
 }
 
 /// An agent offers what it holds to another one.
-pub(crate) fn offer(turn: &mut Turn<'_, ResourceManager>, from: AgentId, request: OfferHandoff) -> Reply {
+pub(crate) fn offer(turn: &mut Turn<'_, ResourceManager>, from: &AgentId, request: OfferHandoff) -> Reply {
     lease::received(turn, "handoff");
+    let open = open(turn, from.clone(), request)?;
+    let now = turn.now();
+    turn.soft.heard.note(from, now);
+    answer(&open)
+}
+
+/// Somebody who does not hold a task asks for it to be handed over: it is offered in the name of who does.
+pub(crate) fn ask(turn: &mut Turn<'_, ResourceManager>, request: AskHandoff) -> Reply {
+    let AskHandoff { run, stage, from: known, to, reason, timeout_ms } = request;
+    let state = turn.state();
+    let found = state.tasks.of_stage(run, &stage).ok_or_else(|| {
+        Rejection::new(Code::UnknownRun, format!("there is no run {run} under way: it has ended, or never was"))
+    })?;
+    let not_ready = |why: &str| Rejection::new(Code::NotReady, format!("stage {stage} of run {run} {why}"));
+    let (task, open_task) =
+        found.ok_or_else(|| not_ready("has no task under way: it waits for others, or has ended"))?;
+    let held = open_task.lease.and_then(|lease| Some((lease, state.leases.get(lease)?)));
+    let (lease, held) = held.ok_or_else(|| not_ready("is held by no agent now: there is nobody to hand it over"))?;
+    let from = held.agent.clone();
+    if let Some(known) = known.filter(|known| *known != from) {
+        // It may be that very handoff that was asked for, and the answer got lost.
+        let handover = held.carried.as_ref().map(|carried| &carried.handover).filter(|h| h.from == known);
+        let handoff = handover.map(|handover| handover.handoff).ok_or_else(|| {
+            let message = format!("task {task} is held by {from}, and not by {known}");
+            Rejection::new(Code::StaleLease, message)
+        })?;
+        return answer(&HandoffAsked { handoff, task, from: known, to: from, timeout_ms: 0 });
+    }
+    let stands = state.handoffs.by_lease.get(&lease).and_then(|number| state.handoffs.offers.get(number));
+    let to = match (to, stands) {
+        (Some(to), _) => to,
+        (None, Some(offer)) => offer.record.to.clone(),
+        (None, None) => most_free(state, open_task, &from, &held.resources).ok_or_else(|| {
+            let message = format!("no agent but {from} can do {task} and has room for it now");
+            Rejection::new(Code::NoCapacity, message)
+        })?,
+    };
+    let reason = if reason.is_empty() { "somebody asked for it".to_owned() } else { reason };
+    let (state, results, resources, priority) = (Json::default(), Json::default(), None, 0);
+    let offer = OfferHandoff { lease, to: to.clone(), state, results, resources, reason, priority, timeout_ms };
+    let HandoffOpen { handoff, timeout_ms } = open(turn, from.clone(), offer)?;
+    answer(&HandoffAsked { handoff, task, from, to, timeout_ms })
+}
+
+/// Of the agents that can take a task now the one that has the most of its slots free.
+fn most_free(state: &ResourceManager, open: &Open, from: &AgentId, resources: &Resources) -> Option<AgentId> {
+    let others = state.agents.iter_present().filter(|(agent, _)| *agent != from);
+    let able = others.filter(|(agent, _)| lease::may_go_to(state, open, agent, resources).is_ok());
+    let rank = |(agent, entry): &(&AgentId, &agent::Agent)| {
+        let (held, slots) = (state.leases.count_of(agent) as u64, u64::from(entry.record.slots).max(1));
+        // In millionths, so that it is exact enough for any number of slots, and the same everywhere.
+        (1_000_000 * held / slots, std::cmp::Reverse(entry.record.priority), (*agent).clone())
+    };
+    able.min_by_key(rank).map(|(agent, _)| agent.clone())
+}
+
+/// Opens an offer, or finds that it stands already.
+fn open(turn: &mut Turn<'_, ResourceManager>, from: AgentId, request: OfferHandoff) -> Result<HandoffOpen, Rejection> {
     check(&request)?;
     let OfferHandoff { lease, to, state, results, resources, reason, priority, timeout_ms } = request;
     let now = turn.now();
@@ -120,7 +180,7 @@ pub(crate) fn offer(turn: &mut Turn<'_, ResourceManager>, from: AgentId, request
     {
         if offer.record.to == to {
             let timeout_ms = offer.record.until.saturating_sub(now);
-            return answer(&HandoffOpen { handoff: *handoff, timeout_ms });
+            return Ok(HandoffOpen { handoff: *handoff, timeout_ms });
         }
         let message = format!("lease {lease} is offered to {} already, as handoff {handoff}", offer.record.to);
         return Err(Rejection::new(Code::NotReady, message).retry_after(offer.record.until.saturating_sub(now)));
@@ -146,14 +206,13 @@ pub(crate) fn offer(turn: &mut Turn<'_, ResourceManager>, from: AgentId, request
     }
     let timeout_ms = timeout_ms.unwrap_or(TIMEOUT_MS);
     let until = now.saturating_add(timeout_ms);
-    turn.soft.heard.note(&from, now);
     let record = HandoffOffered { lease, task, from, to, resources, state, results, reason, priority, until };
     let handoff = turn.grant(ResourceRecord::HandoffOffered(record.clone())).0;
     if let Some(offer) = offer_of(turn.state(), handoff, &record, now) {
         tell(turn, subject::handoff(&record.to), MessageType::HandoffInitiate, &record, json(&offer));
         lease::sent(turn, "handoff");
     }
-    answer(&HandoffOpen { handoff, timeout_ms })
+    Ok(HandoffOpen { handoff, timeout_ms })
 }
 
 fn check(request: &OfferHandoff) -> Result<(), Rejection> {

@@ -303,8 +303,9 @@ impl Machine for ResourceManager {
                 alert::look_at_queue(turn);
                 reply
             }
-            ResourceRequest::OfferHandoff(agent, request) => handoff::offer(turn, agent, request),
+            ResourceRequest::OfferHandoff(agent, request) => handoff::offer(turn, &agent, request),
             ResourceRequest::AcknowledgeHandoff(agent, request) => handoff::acknowledge(turn, &agent, request),
+            ResourceRequest::AskHandoff(request) => handoff::ask(turn, request),
             ResourceRequest::ListAlerts(request) => alert::list(turn, &request),
             ResourceRequest::AcknowledgeAlert(request) => alert::acknowledge(turn, request),
             ResourceRequest::SetPool(request) => acquire::set_pool(turn, request),

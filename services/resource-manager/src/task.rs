@@ -238,6 +238,14 @@ impl Tasks {
         Some(open.as_ref()).filter(|open| open.attempt == task.attempt)
     }
 
+    /// The task of a stage that is ready and has not ended; none where the stage has none, nothing at all where the run is not under
+    /// way.
+    pub(crate) fn of_stage(&self, run: RunId, stage: &StageName) -> Option<Option<(TaskId, &Open)>> {
+        let open = self.runs.get(&run)?.open.get(stage);
+        let named = |open: &Open| TaskId { run, stage: stage.clone(), attempt: open.attempt };
+        Some(open.map(|open| (named(open), open.as_ref())))
+    }
+
     /// Where in its run's trace a task is. What an agent does is a part of this span and not of the push's: the
     /// workflow-manager can show it from the log whoever died, so the tree stays whole.
     pub(crate) fn trace(&self, task: &TaskId) -> TraceContext {

@@ -9,11 +9,11 @@ use async_nats::{Message, Request, RequestErrorKind};
 use baton_protocol::message::MessageType;
 use baton_protocol::request::{
     AcknowledgeAlert, Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, AlertList, ApproveBudget,
-    CancelRun, CapacityPlan, DenyBudget, Done, ExplainPlacement, FindAgents, GetLearning, GetPlacement, GetRun,
-    GetSpending, GetWorkflow, Granted, HeldView, ImportLearning, LearningPage, LeaseList, ListAgents, ListAlerts,
-    ListLeases, ListPools, ListRuns, ListWorkflows, PlacementExplained, PlacementView, PlanCapacity, PoolList,
-    RegisterWorkflow, Release, RemovePool, Renew, RunAccepted, RunList, SetPool, SetStrategy, SharePool, Spending,
-    StartRun, Strategy, WorkflowList, WorkflowView,
+    AskHandoff, CancelRun, CapacityPlan, DenyBudget, Done, ExplainPlacement, FindAgents, GetLearning, GetPlacement,
+    GetRun, GetSpending, GetWorkflow, Granted, HandoffAsked, HeldView, ImportLearning, LearningPage, LeaseList,
+    ListAgents, ListAlerts, ListLeases, ListPools, ListRuns, ListWorkflows, PlacementExplained, PlacementView,
+    PlanCapacity, PoolList, RegisterWorkflow, Release, RemovePool, Renew, RunAccepted, RunList, SetPool, SetStrategy,
+    SharePool, Spending, StartRun, Strategy, WorkflowList, WorkflowView,
 };
 use baton_protocol::run::RunView;
 use baton_protocol::{Code, Pool, Rejection, ResourceName, RunId, Service, Take, subject};
@@ -411,6 +411,18 @@ impl Client {
     pub async fn acknowledge_alert(&self, request: &AcknowledgeAlert) -> Result<Done, ClientError> {
         let headers = Headers::of(MessageType::CoordinationRequest);
         self.request(Service::ResourceManager, "alert.acknowledge", request, headers).await
+    }
+
+    /// Offers a task that is under way to another agent, in the name of who holds it. Where the request does not say who that
+    /// is, it is looked up first, so that repeating the request moves the task once.
+    pub async fn ask_handoff(&self, mut request: AskHandoff) -> Result<HandoffAsked, ClientError> {
+        if request.from.is_none() {
+            let view = self.get_run(request.run).await?;
+            let stage = view.stages.iter().find(|stage| stage.name == request.stage);
+            request.from = stage.and_then(|stage| stage.attempts.last()?.agent.clone());
+        }
+        let headers = Headers::of(MessageType::CoordinationRequest).of_run(request.run);
+        self.request(Service::ResourceManager, "handoff.ask", &request, headers).await
     }
 
     /// Changes how tasks are placed, from now on.

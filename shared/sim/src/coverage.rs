@@ -174,6 +174,8 @@ counted! {
         Overloaded = "a start is refused under load",
         /// A task went from one agent to another.
         HandedOver = "a task is handed over",
+        /// Somebody else than its holder had a task offered.
+        HandoffAsked = "a task is offered because somebody asks for it",
         /// An offer was rejected.
         OfferRejected = "an offer is rejected",
         /// An offer was not answered.

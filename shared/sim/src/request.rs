@@ -62,6 +62,7 @@ impl AnyRequest {
                 ResourceRequest::Release(Some(_), _) => "agent.release",
                 ResourceRequest::ListAlerts(_) => "alert.list",
                 ResourceRequest::AcknowledgeAlert(_) => "alert.acknowledge",
+                ResourceRequest::AskHandoff(_) => "handoff.ask",
             },
             Self::Optimizer(request) => match request {
                 OptimizerRequest::SetStrategy(_) => "strategy.set",

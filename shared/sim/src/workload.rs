@@ -63,6 +63,8 @@ pub(crate) enum Wish {
     Spending(SpentBy),
     /// To lease some task to some agent, whether that is right or not.
     Assign(u32, u32),
+    /// To have some task handed over, to some agent or to whoever has room for it.
+    HandOver(u32, Option<u32>),
 }
 
 /// How a run's tasks are to be placed.
@@ -149,7 +151,7 @@ impl Workload {
             wishes.push((draws.between(0, length), start));
         }
         for _ in 0..draws.below(12) {
-            let wish = match draws.below(19) {
+            let wish = match draws.below(21) {
                 0 | 8 => Wish::Get(draws.below(4)),
                 1 | 9 => Wish::List,
                 10 | 11 => Wish::Assign(draws.below(64), draws.below(4)),
@@ -164,6 +166,7 @@ impl Workload {
                 15 => Wish::Find(draws.below(3)),
                 16 => Wish::Alerts,
                 17 | 18 => Wish::Acknowledge(draws.chance(100)),
+                19 | 20 => Wish::HandOver(draws.below(64), draws.chance(300).then(|| draws.below(4))),
                 _ => Wish::Register(draws.below(u32::try_from(definitions.len()).unwrap_or(1)) as usize),
             };
             wishes.push((draws.between(0, length), wish));

@@ -8,10 +8,10 @@ use axum::response::{IntoResponse, Response};
 use baton_client::{ClientError, Headers, now};
 use baton_protocol::id::mix;
 use baton_protocol::message::MessageType;
-use baton_protocol::request::{CancelRun, ListRuns, RunAccepted, RunList, StartRun};
+use baton_protocol::request::{AskHandoff, CancelRun, HandoffAsked, ListRuns, RunAccepted, RunList, StartRun};
 use baton_protocol::run::RunView;
 use baton_protocol::trace::{Span, SpanKind, TraceContext, run_span};
-use baton_protocol::{Millis, RunId, Service, header};
+use baton_protocol::{AgentId, Millis, RunId, Service, StageName, header};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -55,6 +55,36 @@ pub(crate) async fn cancel(
     Cancel { reason }: Cancel,
 ) -> Result<Json<RunAccepted>, Problem> {
     Ok(Json(door.client.cancel_run(&CancelRun { run, reason }).await?))
+}
+
+/// How a task is handed over.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HandOver {
+    /// The stage: its attempt that is under way is meant.
+    stage: StageName,
+    /// Who holds it, as far as is known. If another one does by now, nothing is offered. Asked again with it, it moves once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    from: Option<AgentId>,
+    /// Who is to take it; unless it is said, of those that can do it and have room the one with the most of its slots free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    to: Option<AgentId>,
+    /// Why, for those who read the run's history.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    reason: String,
+    /// How long the other agent may take to answer: from 1 to 3600000 milliseconds; 30000 if nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    timeout_ms: Option<Millis>,
+}
+
+pub(crate) async fn hand_over(
+    State(door): State<Door>,
+    Id(run): Id<RunId>,
+    extract::Json(asked): extract::Json<HandOver>,
+) -> Result<(StatusCode, Json<HandoffAsked>), Problem> {
+    let HandOver { stage, from, to, reason, timeout_ms } = asked;
+    let request = AskHandoff { run, stage, from, to, reason, timeout_ms };
+    Ok((StatusCode::ACCEPTED, Json(door.client.ask_handoff(request).await?)))
 }
 
 pub(crate) async fn delete(

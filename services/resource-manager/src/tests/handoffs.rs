@@ -19,6 +19,11 @@ impl World {
         self.machine.machine().leases.of(&agent(id)).next().map(|(lease, _)| lease.0)
     }
 
+    /// The last that an agent is offered.
+    fn offered_to(&self, id: &str) -> Option<u64> {
+        self.machine.machine().handoffs.to(&agent(id)).last().map(|(handoff, _)| *handoff)
+    }
+
     fn offer(&mut self, lease: u64, body: &serde_json::Value) -> u64 {
         let mut request = json!({
             "lease": lease, "to": "bob", "state": { "phase": 2 }, "results": { "records": 1000 },
@@ -200,4 +205,86 @@ fn r14_a_report_that_counts_before_the_handoff_is_read_calls_the_taker_back() {
     let told = format!("publish baton.to.bob.cancel {{\"lease\":{taken},");
     assert!(world.transcript.contains(&told), "{}", world.transcript);
     assert_eq!((world.lease_of("ann"), world.lease_of("bob")), (None, None));
+}
+
+#[test]
+fn r14_an_operator_has_a_task_handed_over() {
+    let (mut world, lease) = World::ann_at_work();
+    world.agent("eve", "register", &json!({ "session": "s", "agent_type": "writing" }));
+    let ask = |world: &mut World, more: serde_json::Value| {
+        let mut request = json!({ "run": run(1), "stage": "research" });
+        for (key, value) in more.as_object().unwrap() {
+            request[key] = value.clone();
+        }
+        world.transcript.clear();
+        world.ask("handoff.ask", "", &request);
+        world.transcript.clone()
+    };
+    for (more, says) in [
+        (json!({ "run": run(9) }), "(unknown_run)"),
+        (json!({ "stage": "writing" }), "has no task under way"),
+        (json!({ "to": "ann" }), "can not hand it to itself"),
+        (json!({ "to": "nobody" }), "(unknown_agent)"),
+        (json!({ "to": "eve" }), "can not do research"),
+        (json!({ "from": "bob" }), "is held by ann, and not by bob (stale_lease)"),
+        (json!({ "timeout_ms": 0 }), "timeout_ms is 0"),
+    ] {
+        let said = ask(&mut world, more);
+        assert!(said.contains(says) && !said.contains("handoff_offered"), "{says}: {said}");
+    }
+    // Whoever has room for it, and no state: only ann could say how far it is.
+    ask(&mut world, json!({ "from": "ann", "timeout_ms": 5000 }));
+    world.check(&expect![[r#"
+        8.0 +0 {"handoff_offered":{"lease":3,"task":"RUN1/research/1","from":"ann","to":"bob","resources":{"cpu":2},"reason":"somebody asked for it","until":1005000}} (request handoff.ask)
+        publish baton.to.bob.handoff {"handoff":5,"from":"ann","task":"RUN1/research/1","run":"RUN1","stage":"research","workflow":"article","agent_type":"research","resources":{"cpu":2},"reason":"somebody asked for it","priority":0,"timeout_ms":5000} [handoff_initiate traced]
+        answer 12 {"handoff":5,"task":"RUN1/research/1","from":"ann","to":"bob","timeout_ms":5000}
+    "#]]);
+    let handoff = world.offered_to("bob").unwrap();
+    // Asked again it is the same, also by somebody who does not say to whom; another one is refused.
+    for more in [json!({}), json!({ "to": "bob" })] {
+        let said = ask(&mut world, more);
+        assert!(said.contains(&format!("\"handoff\":{handoff},")) && !said.contains("offered\""), "{said}");
+    }
+    world.acknowledge("bob", handoff, true, "");
+    let taken = world.lease_of("bob").unwrap();
+    assert!(taken > lease && world.lease_of("ann").is_none());
+    // The answer got lost, and by now it was taken: it is not handed on once more.
+    let said = ask(&mut world, json!({ "from": "ann" }));
+    let same = format!("\"handoff\":{handoff},\"task\":\"RUN1/research/1\",\"from\":\"ann\",\"to\":\"bob\"");
+    assert!(said.contains(&same) && !said.contains("handoff_offered"), "{said}");
+    // Ann is offered it back, and is too busy.
+    let said = ask(&mut world, json!({ "from": "bob", "to": "ann", "reason": "maintenance of bob" }));
+    assert!(said.contains("\"reason\":\"maintenance of bob\""), "{said}");
+    let back = world.offered_to("ann").unwrap();
+    world.acknowledge("ann", back, false, "too busy");
+    assert_eq!(world.lease_of("bob"), Some(taken));
+    // Nobody else can do it, or it waits for an agent.
+    world.agent("ann", "leave", &json!({ "session": "s1" }));
+    let said = ask(&mut world, json!({}));
+    assert!(said.contains("no agent but bob can do") && said.contains("(no_capacity)"), "{said}");
+    world.workflow(vec![started(2), ready(task(2, "research", 1), "{}")]);
+    let said = ask(&mut world, json!({ "run": run(2) }));
+    assert!(said.contains("is held by no agent now"), "{said}");
+}
+
+#[test]
+fn r14_an_operator_s_handoff_goes_to_whom_has_the_most_room() {
+    let mut world = World::new();
+    for (id, slots, priority) in [("ann", 4, 0), ("bob", 2, 0), ("cat", 4, 0), ("dan", 4, 5)] {
+        let body = json!({ "session": "s", "agent_type": "research", "slots": slots, "priority": priority });
+        world.agent(id, "register", &body);
+    }
+    for (n, who) in [(1, "ann"), (2, "bob"), (3, "cat"), (4, "dan")] {
+        world.workflow(vec![started(n), ready(task(n, "research", 1), "{}")]);
+        world.assign(&[(task(n, "research", 1), who)]);
+    }
+    // A half of bob's slots are in use, a quarter of the others'; dan is of higher priority.
+    let ask = |world: &mut World| world.ask("handoff.ask", "", &json!({ "run": run(1), "stage": "research" }));
+    ask(&mut world);
+    let handoff = world.offered_to("dan").unwrap();
+    world.acknowledge("dan", handoff, true, "");
+    // Then ann's are free, and cat's are less in use than bob's.
+    world.agent("ann", "leave", &json!({ "session": "s" }));
+    ask(&mut world);
+    assert!(world.offered_to("cat").is_some());
 }

@@ -46,6 +46,46 @@ pub struct HandoffOpen {
     pub timeout_ms: Millis,
 }
 
+/// Asks for a task to be handed over, for somebody who is not the agent that holds it: an operator. The offer is made in that
+/// one's name and without any state, for nobody else knows how far it is. Asking again while the offer stands is answered the
+/// same; so it is when the offer was taken, if `from` was said.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AskHandoff {
+    /// The run.
+    pub run: RunId,
+    /// The stage: its attempt that is under way is meant.
+    pub stage: StageName,
+    /// Who holds it, as far as is known. If another one does by now, nothing is offered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<AgentId>,
+    /// Who is to take it. Unless it is said: of those that can do it and have room for it the one that has the most of its slots
+    /// free, then the one of higher priority.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<AgentId>,
+    /// Why.
+    #[serde(default)]
+    pub reason: String,
+    /// How long the offer stands: from 1 to 3600000 milliseconds; 30000 if nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<Millis>,
+}
+
+/// The task is offered. Whether it is taken the log tells: `handed_over` or `handoff_ended`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct HandoffAsked {
+    /// The handoff.
+    pub handoff: Number,
+    /// The task.
+    pub task: TaskId,
+    /// Who holds it.
+    pub from: AgentId,
+    /// Who is asked to take it.
+    pub to: AgentId,
+    /// How long the offer stands still, in milliseconds.
+    pub timeout_ms: Millis,
+}
+
 /// A task that another agent offers: on `baton.to.AGENT.handoff`, and in the answers to heartbeats for as long as the offer
 /// stands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

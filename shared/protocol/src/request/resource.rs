@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    AcknowledgeAlert, AcknowledgeHandoff, Acquire, AcquireAnswer, AlertList, ApproveBudget, DenyBudget, Done, Endpoint,
-    GetSpending, Granted, HandoffAcknowledged, HandoffOffer, HandoffOpen, LeaseList, ListAlerts, ListLeases, ListPools,
-    Mark, OfferHandoff, PoolList, Release, RemovePool, Renew, Requests, SetPool, SharePool, Spending, body, endpoint,
-    schema, speaker, unknown_endpoint,
+    AcknowledgeAlert, AcknowledgeHandoff, Acquire, AcquireAnswer, AlertList, ApproveBudget, AskHandoff, DenyBudget,
+    Done, Endpoint, GetSpending, Granted, HandoffAcknowledged, HandoffAsked, HandoffOffer, HandoffOpen, LeaseList,
+    ListAlerts, ListLeases, ListPools, Mark, OfferHandoff, PoolList, Release, RemovePool, Renew, Requests, SetPool,
+    SharePool, Spending, body, endpoint, schema, speaker, unknown_endpoint,
 };
 use crate::amount::Resources;
 use crate::breaker::BreakerView;
@@ -70,6 +70,8 @@ pub enum ResourceRequest {
     ListAlerts(ListAlerts),
     /// See [`AcknowledgeAlert`].
     AcknowledgeAlert(AcknowledgeAlert),
+    /// See [`AskHandoff`].
+    AskHandoff(AskHandoff),
 }
 
 impl Requests for ResourceRequest {
@@ -201,6 +203,13 @@ impl Requests for ResourceRequest {
             schema::<AcknowledgeAlert>,
             schema::<Done>,
         ),
+        endpoint(
+            "handoff.ask",
+            None,
+            "Offers a task that is under way to another agent, in the name of who holds it.",
+            schema::<AskHandoff>,
+            schema::<HandoffAsked>,
+        ),
     ];
 
     fn decode(endpoint: &str, subject: &str, payload: &[u8]) -> Result<Self, Rejection> {
@@ -230,6 +239,7 @@ impl Requests for ResourceRequest {
             "agent.release" => Self::Release(Some(speaker(subject)?), body(endpoint, payload)?),
             "alert.list" => Self::ListAlerts(body(endpoint, payload)?),
             "alert.acknowledge" => Self::AcknowledgeAlert(body(endpoint, payload)?),
+            "handoff.ask" => Self::AskHandoff(body(endpoint, payload)?),
             _ => return Err(unknown_endpoint(endpoint)),
         })
     }

@@ -192,6 +192,7 @@ impl Facts {
                 self.handoff_open(id, request, read::<HandoffOpen>(answer)?.handoff)
             }
             ResourceRequest::AcknowledgeHandoff(id, request) => self.handoff_acknowledged(id, request, &read(answer)?),
+            ResourceRequest::AskHandoff(request) => self.handoff_asked(request, &read(answer)?),
             ResourceRequest::Decline(id, request) => {
                 let lease = self.leases.get(&request.lease).filter(|lease| lease.agent == *id);
                 hold!(lease.is_some_and(|lease| lease.lost.is_some()), APPLIED, "lease {} goes on", request.lease);
@@ -396,6 +397,14 @@ impl Facts {
                 Code::NotReady | Code::NoCapacity,
                 AnyRequest::Resource(ResourceRequest::OfferHandoff(..) | ResourceRequest::AcknowledgeHandoff(..)),
             ) => Ok(()),
+            // Whether it has read of the run, or of its end, and who has room for it, is known to the leader alone.
+            (
+                Code::UnknownRun | Code::NotReady | Code::NoCapacity,
+                AnyRequest::Resource(ResourceRequest::AskHandoff(_)),
+            ) => Ok(()),
+            (Code::UnknownAgent, AnyRequest::Resource(ResourceRequest::AskHandoff(request))) => {
+                lie(request.to.as_ref().is_none_or(agent_there))
+            }
             (Code::UnknownAgent, AnyRequest::Resource(ResourceRequest::AcknowledgeHandoff(id, _))) => {
                 lie(agent_there(id))
             }

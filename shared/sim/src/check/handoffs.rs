@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use baton_protocol::amount::covers;
 use baton_protocol::handoff::{HandedOver, HandoffEnded, HandoffOffered};
 use baton_protocol::record::Stamp;
-use baton_protocol::request::{AcknowledgeHandoff, HandoffAcknowledged, HandoffAnswer, HandoffOffer, OfferHandoff};
+use baton_protocol::request::{
+    AcknowledgeHandoff, AskHandoff, HandoffAcknowledged, HandoffAnswer, HandoffAsked, HandoffOffer, OfferHandoff,
+};
 use baton_protocol::{AgentId, LeaseId, Number};
 
 use super::{Checked, Facts, LATE, Lease, broken, hold};
@@ -136,6 +138,17 @@ impl Facts {
         let known = self.handoffs.0.get(&number).map(|handoff| &handoff.record);
         let same = known.is_some_and(|r| r.from == *from && r.to == request.to && r.lease == request.lease);
         hold!(same, TOLD, "{from} was told that {request:?} is handoff {number}, which is {known:?}");
+        Ok(())
+    }
+
+    /// Somebody asked for a task to be handed over, and was told that it is offered.
+    pub(super) fn handoff_asked(&self, request: &AskHandoff, answer: &HandoffAsked) -> Checked {
+        let known = self.handoffs.0.get(&answer.handoff).map(|handoff| &handoff.record);
+        let same = known.is_some_and(|r| (&r.task, &r.from, &r.to) == (&answer.task, &answer.from, &answer.to));
+        hold!(same, TOLD, "it was said that {answer:?}, which is {known:?}");
+        let asked = (answer.task.run, &answer.task.stage) == (request.run, &request.stage);
+        let right = asked && request.to.as_ref().is_none_or(|to| *to == answer.to);
+        hold!(right, TOLD, "{request:?} was asked, and {answer:?} was done");
         Ok(())
     }
 

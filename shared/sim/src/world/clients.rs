@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 use baton_machine::Reply;
 use baton_protocol::request::{
-    AcknowledgeAlert, ApproveBudget, AssignTasks, CancelRun, DenyBudget, ExplainPlacement, FindAgents, GetLearning,
-    GetPlacement, GetRun, GetSpending, ImportLearning, Lesson, ListAgents, ListAlerts, ListPools, ListRuns,
-    OptimizerRequest, Placement, RegisterWorkflow, RemovePool, ResourceRequest, RunAccepted, SetPool, SetStrategy,
-    ShareBy, SharePool, StartRun, Subject, WorkflowRequest, Workload,
+    AcknowledgeAlert, ApproveBudget, AskHandoff, AssignTasks, CancelRun, DenyBudget, ExplainPlacement, FindAgents,
+    GetLearning, GetPlacement, GetRun, GetSpending, ImportLearning, Lesson, ListAgents, ListAlerts, ListPools,
+    ListRuns, OptimizerRequest, Placement, RegisterWorkflow, RemovePool, ResourceRequest, RunAccepted, SetPool,
+    SetStrategy, ShareBy, SharePool, StartRun, Subject, WorkflowRequest, Workload,
 };
 use baton_protocol::{
-    Amount, AtLimit, Budget, Json, Pool, PoolKind, Requirements, Resources, RunId, Service, WorkflowName,
+    Amount, AtLimit, Budget, Json, Pool, PoolKind, Requirements, Resources, RunId, Service, TaskId, WorkflowName,
 };
 
 use super::{Asker, EPOCH, World};
@@ -27,6 +27,8 @@ pub(crate) enum Wanted {
     Share,
     /// That an account was given more.
     Approval,
+    /// That a task was offered to another agent.
+    Handoff,
     /// Something else.
     Other,
 }
@@ -91,6 +93,18 @@ impl World {
                 let placements = vec![Placement { task: tasks[task as usize % tasks.len()].clone(), agent }];
                 let request = AnyRequest::Resource(ResourceRequest::Assign(AssignTasks { seen, placements }));
                 return self.ask(Asker::Client(Wanted::Other), request, true);
+            }
+            Wish::HandOver(task, to) => {
+                let tasks = self.facts.open_tasks();
+                if tasks.is_empty() {
+                    return;
+                }
+                let TaskId { run, stage, .. } = tasks[task as usize % tasks.len()].clone();
+                let agents = &self.workload.agents;
+                let to = to.map(|to| agents[to as usize % agents.len()].0.clone());
+                let ask = AskHandoff { run, stage, from: None, to, reason: String::new(), timeout_ms: Some(3000) };
+                let request = AnyRequest::Resource(ResourceRequest::AskHandoff(ask));
+                return self.ask(Asker::Client(Wanted::Handoff), request, true);
             }
             Wish::Alerts => {
                 let list = ListAlerts { all: true, ..ListAlerts::default() };
@@ -252,6 +266,7 @@ impl World {
         match wanted {
             Wanted::Share => self.coverage.branch(Branch::BudgetShared),
             Wanted::Approval => self.coverage.branch(Branch::BudgetApproved),
+            Wanted::Handoff => self.coverage.branch(Branch::HandoffAsked),
             Wanted::Start | Wanted::Other => {}
         }
         if wanted == Wanted::Start
