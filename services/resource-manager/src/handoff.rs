@@ -306,6 +306,7 @@ pub(crate) fn acknowledge(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId,
     if let Some(open) = state.tasks.open(task) {
         lease::may_go_to(state, open, agent, resources)?;
     }
+    let pools = lease::paid_by(turn, lease, agent)?;
     turn.soft.heard.note(agent, now);
     let record = HandedOver {
         handoff,
@@ -314,6 +315,7 @@ pub(crate) fn acknowledge(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId,
         from: from.clone(),
         to: agent.clone(),
         resources: resources.clone(),
+        pools,
     };
     let taken = turn.grant(ResourceRecord::HandedOver(record));
     turn.measure_value("agent_handoff_duration_seconds", &[], now.saturating_sub(offer.at) as f64 / 1000.0);

@@ -114,10 +114,10 @@ impl Leases {
         if !is_planted(Bug::GiverKeepsTheTask) {
             self.end(record.lease);
         }
-        let HandedOver { handoff, task, to: agent, resources, .. } = record.clone();
+        let HandedOver { handoff, task, to: agent, resources, pools, .. } = record.clone();
         self.hold(id, &agent, &resources);
         let carried = Some(Arc::new(handoff::carried(offer, handoff, given.begun())));
-        let pools = given.pools.clone();
+        let pools = pools.unwrap_or_else(|| given.pools.clone());
         self.leases.insert(id, Arc::new(Lease { task, agent, resources, pools, since, carried }));
     }
 
@@ -445,6 +445,39 @@ fn with_agents_own(
     let rejection = Rejection::new(Code::NoCapacity, format!("agent {agent} can not be paid: {why}"));
     budget::ask(turn, &needs, None);
     Err(Refused { lacking: Some(account.to_string()), rejection: rejection.retry_after(UNPAID_MS) })
+}
+
+/// What a task takes of pools in the hands of another agent, where that is not what it takes now: its holder's own account pays for
+/// it no more, the other one's does, if there is one and it has enough.
+pub(crate) fn paid_by(
+    turn: &mut Turn<'_, ResourceManager>,
+    lease: LeaseId,
+    to: &AgentId,
+) -> Result<Option<Resources>, Rejection> {
+    let (state, now) = (turn.state(), turn.now());
+    let Some(held) = state.leases.get(lease).filter(|_| !state.pools.is_empty()) else { return Ok(None) };
+    let (from, mut pools) = (agent_account(&held.agent), held.pools.clone());
+    // What the stage itself names is for whoever does it.
+    let named =
+        |account: &ResourceName| state.tasks.open(&held.task).is_some_and(|open| open.resources.contains_key(account));
+    if !named(&from) {
+        pools.remove(&from);
+    }
+    let account = agent_account(to);
+    if state.pools.get(&account).is_some_and(Stock::is_account) && !pools.contains_key(&account) {
+        let expected = state.tasks.expected_cost(&held.task).filter(|cost| !cost.is_zero()).unwrap_or_else(least);
+        pools.insert(account, expected);
+    }
+    if pools == held.pools || is_planted(Bug::GiverPaysOn) {
+        return Ok(None);
+    }
+    let Some((needs, lack)) = state.pools.lacks_instead(&takes(&held.pools), &takes(&pools), now) else {
+        return Ok(Some(pools));
+    };
+    let why = lacking(state, &needs, Some(&lack), now).message;
+    budget::ask(turn, &needs, None);
+    let rejection = Rejection::new(Code::NoCapacity, format!("agent {to} can not be paid: {why}"));
+    Err(rejection.retry_after(UNPAID_MS))
 }
 
 /// Counts allocations, so that a large request leads to few measurements.

@@ -382,15 +382,19 @@ impl ResourceManager {
         self.pools.end_all_of(at, agent);
     }
 
-    /// A task goes from one agent to another, and what it holds of pools with it. What the giver acquired besides is the giver's,
-    /// and ends with the giver's lease.
+    /// A task goes from one agent to another, and what it holds of pools with it; the taker's own account pays for it in place of the
+    /// giver's. What the giver acquired besides is the giver's, and ends with the giver's lease.
     fn handed_over(&mut self, stamp: Stamp, record: &HandedOver) {
         let (before, lease) = (record.lease, LeaseId(stamp.number));
         let Some(offer) = self.handoffs.over(record.handoff) else { return };
         let Some(capability) = self.tasks.handed_over(&record.task, before, lease) else { return };
         self.breakers.over(before);
         self.breakers.granted(&record.to, &capability, lease);
+        let held = self.leases.get(before).map(|held| pool::takes(&held.pools));
         self.leases.hand_over(lease, stamp.at, record, offer);
         self.pools.end_under(stamp.at, before);
+        if let Some((held, pools)) = held.zip(record.pools.as_ref()) {
+            self.pools.pay_instead(&held, &pool::takes(pools), stamp.at);
+        }
     }
 }

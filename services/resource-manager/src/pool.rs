@@ -598,6 +598,28 @@ impl Pools {
         }
     }
 
+    /// Whoever pays for a task is another one: what is set aside in accounts moves. What there is of other pools stays as it is.
+    pub(crate) fn pay_instead(&mut self, before: &Takes, after: &Takes, at: Millis) {
+        let accounts = |pools: &Self, takes: &Takes| -> Takes {
+            let of_accounts = takes.iter().filter(|(name, _)| pools.get(name).is_some_and(Stock::is_account));
+            of_accounts.map(|(name, take)| (name.clone(), *take)).collect()
+        };
+        let (before, after) = (accounts(self, before), accounts(self, after));
+        self.give_back(&before, at, |_, _| None);
+        self.take(&after, at);
+    }
+
+    /// Which account has not enough to pay for a task in place of another one, if one has not.
+    pub(crate) fn lacks_instead(&self, before: &Takes, after: &Takes, now: Millis) -> Option<(Needs, Lack)> {
+        // A clone costs little, and what is left when one has given back is nowhere worked out twice.
+        let mut then = self.clone();
+        then.pay_instead(before, &Takes::new(), now);
+        let of_accounts = after.iter().filter(|(name, _)| self.get(name).is_some_and(Stock::is_account));
+        let needs = then.needs_of(&of_accounts.map(|(name, take)| (name.clone(), *take)).collect());
+        let lack = then.lacks(&needs, now)?;
+        Some((needs, lack))
+    }
+
     /// Gives back what was taken; `used` says what of a consumed pool was used, of how much.
     pub(crate) fn give_back(&mut self, takes: &Takes, at: Millis, used: impl Fn(&Pool, Amount) -> Option<Amount>) {
         self.give_back_named(takes, at, |_, pool, taken| used(pool, taken));

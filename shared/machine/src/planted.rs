@@ -132,11 +132,13 @@ pub enum Bug {
     OfferTakenByAnyone,
     /// An offer stands when its time is up.
     OfferNeverOver,
+    /// What is set aside for a task in its agent's own account stays there when another agent takes the task.
+    GiverPaysOn,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 63] = [
+    pub const ALL: [Self; 64] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -200,6 +202,7 @@ impl Bug {
         Self::GiverKeepsTheTask,
         Self::OfferTakenByAnyone,
         Self::OfferNeverOver,
+        Self::GiverPaysOn,
     ];
 }
 

@@ -67,6 +67,10 @@ pub struct HandedOver {
     /// What the taker holds for the task, beside one slot.
     #[serde(default, skip_serializing_if = "Resources::is_empty")]
     pub resources: Resources,
+    /// What the taker holds for it of pools, where that is not what the giver held: whoever holds the task pays for it, from its own
+    /// account if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pools: Option<Resources>,
 }
 
 /// See [`ResourceRecord::HandoffEnded`](crate::record::ResourceRecord::HandoffEnded).

@@ -259,6 +259,60 @@ fn r9_r10_what_is_left_is_shared_out_by_priority_and_by_workload() {
 }
 
 #[test]
+fn r8_r14_whoever_takes_a_task_over_pays_for_it() {
+    let mut world = World::new();
+    for who in ["ann", "bob", "cat"] {
+        world.register(who, "s", 4);
+    }
+    world.account("team", "10", None, "wait");
+    for who in ["agent:ann", "agent:bob"] {
+        world.account(who, "1", Some("team"), "wait");
+    }
+    let account = format!("run:{}", run(1));
+    world.workflow(vec![with_budget(1, json!({ "limit": 2, "of": "team" })), paid(1, 1, "0.5")]);
+    world.assign(&[(task(1, "research", 1), "ann")]);
+    let hand_over = |world: &mut World, from: &str, to: &str, lease: LeaseId| {
+        world.agent(from, "handoff", &json!({ "lease": lease, "to": to }));
+        let handoff = world.machine.machine().handoffs.to(&agent(to)).last().unwrap().0;
+        world.transcript.clear();
+        world.agent(to, "acknowledge", &json!({ "handoff": handoff, "accepted": true }));
+        std::mem::take(&mut world.transcript)
+    };
+    let lease_of = |world: &World, who: &str| world.machine.machine().leases.of(&agent(who)).next().unwrap().0;
+    let lease = lease_of(&world, "ann");
+    let said = hand_over(&mut world, "ann", "bob", lease);
+    assert!(said.contains(r#""pools":{"agent:bob":"0.000000001","run:RUN1":"0.5"}}}"#), "{said}");
+    assert_eq!(world.books("agent:ann"), ["0", "0", "1", "0"]);
+    assert_eq!(world.books("agent:bob")[0], "0.000000001");
+    // One that has no account of its own is paid by the run alone; and back.
+    let lease = lease_of(&world, "bob");
+    let said = hand_over(&mut world, "bob", "cat", lease);
+    assert!(said.contains(r#""pools":{"run:RUN1":"0.5"}}}"#), "{said}");
+    assert_eq!(world.books("agent:bob"), ["0", "0", "1", "0"]);
+    let lease = lease_of(&world, "cat");
+    hand_over(&mut world, "cat", "bob", lease);
+    let lease = lease_of(&world, "bob").0;
+    assert_eq!(
+        (world.books(&account), world.books("team")[0].as_str()),
+        (["0.5", "0", "1.5", "0"].map(String::from), "0.5")
+    );
+    world.workflow(vec![cost(1, 1, lease, "bob", Outcome::Succeeded, "1")]);
+    assert_eq!(world.books("agent:ann"), ["0", "0", "1", "0"]);
+    assert_eq!(world.books("agent:bob"), ["0", "1", "0", "0"]);
+    assert_eq!(
+        (world.books(&account), world.books("team")),
+        (["0", "1", "1", "0"].map(String::from), ["0", "1", "9", "0"].map(String::from))
+    );
+    // Who can not be paid does not get it, and may say so; the giver goes on.
+    world.workflow(vec![with_budget(2, json!({ "limit": 2, "of": "team" })), paid(2, 1, "0.5")]);
+    world.assign(&[(task(2, "research", 1), "ann")]);
+    let lease = lease_of(&world, "ann");
+    let said = hand_over(&mut world, "ann", "bob", lease);
+    assert!(said.contains("agent bob can not be paid") && said.contains("(no_capacity)"), "{said}");
+    assert_eq!(lease_of(&world, "ann"), lease);
+}
+
+#[test]
 fn r8_what_was_spent_is_added_up_by_run_stage_agent_model_and_attempt() {
     let mut world = World::new();
     world.register("ann", "s", 9);

@@ -290,7 +290,7 @@ impl World {
     /// One agent hands a task over to another. Gives the lease of the other.
     pub(crate) fn hand_over(&mut self, lease: LeaseId, task: &TaskId, from: &str, to: &str) -> LeaseId {
         let (task, from, to) = (task.clone(), id(from), id(to));
-        let record = HandedOver { handoff: 0, lease, task, from, to, resources: BTreeMap::new() };
+        let record = HandedOver { handoff: 0, lease, task, from, to, resources: BTreeMap::new(), pools: None };
         LeaseId(self.resource("agent.acknowledge", vec![ResourceRecord::HandedOver(record)]))
     }
 

@@ -59,7 +59,7 @@ impl Facts {
 
     pub(super) fn handed_over(&mut self, stamp: Stamp, record: &HandedOver) -> Checked {
         let (seq, now, lease) = (self.seq, self.now, LeaseId(stamp.number));
-        let HandedOver { handoff, lease: before, task, from, to, resources } = record;
+        let HandedOver { handoff, lease: before, task, from, to, resources, pools } = record;
         let offer = self.handoffs.0.get_mut(handoff).filter(|offer| offer.ended.is_none());
         let Some(offer) = offer else { return Err(broken(OVER, format!("{record:?}, and no such offer stands"))) };
         offer.ended = Some(Some(lease));
@@ -88,7 +88,7 @@ impl Facts {
         };
         attempt.before.push(*before);
         attempt.lease = Some(lease);
-        let (what, requires) = (attempt.agent_type.clone(), attempt.requires.clone());
+        let (what, requires, needs) = (attempt.agent_type.clone(), attempt.requires.clone(), attempt.resources.clone());
         for id in [from, to] {
             if let Some(agent) = self.agents.get_mut(id) {
                 agent.changed_on = now;
@@ -102,7 +102,7 @@ impl Facts {
         self.breakers_assigned(stamp, to, &what, lease, ended)?;
         let held = Lease::new((task, to, resources), (seq, stamp.at, now), ended);
         self.leases.insert(lease, held);
-        self.pools_handed_over(*before, lease, to);
+        self.pools_handed_over((*before, lease), (from, to), pools.as_ref(), &needs)?;
         let holders = self.leases.values().filter(|lease| lease.task == *task && lease.is_alive()).count();
         hold!(holders == usize::from(ended.is_none()), ONE_HOLDER, "{task} has {holders} holders");
         hold!(self.has_room(&self.agents[to], None), ASKED, "{to} holds more than it has, with {task}");

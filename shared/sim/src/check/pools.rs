@@ -24,6 +24,7 @@ const POOL: &str = "no more of a pool is held than it has, and what somebody has
 const ACCOUNTS: &str = "what is spent and set aside never exceeds an account, nor any that it is a part of";
 const ONCE: &str = "an acquisition is made once, and ends once";
 const END: &str = "no lease is without end";
+const PAYS: &str = "whoever holds a task pays for it";
 const LIMIT: &str = "at its limit an account does what it says: it lets wait, fails or asks";
 
 /// What there is of pools.
@@ -38,6 +39,9 @@ pub(crate) struct Pools {
     over: BTreeSet<LeaseId>,
     /// What the resource-manager may not have read yet, and where in the log that is.
     unread: VecDeque<(u64, Unread)>,
+    /// Where in the log tasks ended, by the lease that they had, and how: also of those that held nothing of pools, which may be in
+    /// other hands by then.
+    ends: BTreeMap<LeaseId, (u64, End)>,
     /// What all tasks cost, and how many said so.
     paid: (u128, u64),
     /// Tasks that are to fail for want of money, and on what virtual microsecond that was said.
@@ -469,6 +473,7 @@ impl Facts {
     pub(super) fn pools_task_ended(&mut self, lease: LeaseId, outcome: Outcome, cost: Money) {
         let reported = matches!(outcome, Outcome::Succeeded | Outcome::Failed);
         let end = End { succeeded: outcome == Outcome::Succeeded, cost: reported.then_some(cost) };
+        self.pools.ends.insert(lease, (self.seq, end));
         let concerns = |held: &Held| held.under == Some(lease);
         if self.pools.held.contains_key(&lease) || self.pools.held.values().any(concerns) {
             self.pools.unread.push_back((self.seq, Unread::Ended(lease, end)));
@@ -484,7 +489,13 @@ impl Facts {
     }
 
     /// A task goes to another agent: what it holds of pools goes with it, and what the giver acquired under its lease ends.
-    pub(super) fn pools_handed_over(&mut self, before: LeaseId, lease: LeaseId, to: &AgentId) {
+    pub(super) fn pools_handed_over(
+        &mut self,
+        (before, lease): (LeaseId, LeaseId),
+        (from, to): (&AgentId, &AgentId),
+        instead: Option<&Resources>,
+        needs: &Resources,
+    ) -> Checked {
         let pools = &mut self.pools;
         let under: Vec<_> =
             pools.held.iter().filter(|(_, held)| held.under == Some(before)).map(|(id, _)| *id).collect();
@@ -492,7 +503,29 @@ impl Facts {
             pools.end(acquired, |_, _| None);
         }
         if let Some(held) = pools.held.remove(&before) {
-            pools.held.insert(lease, Held { agent: Some(to.clone()), ..held });
+            let takes = instead.map_or(held.takes, takes);
+            let pays = |agent: &AgentId| takes.contains_key(&agent_account(agent));
+            let named = |agent: &AgentId| needs.contains_key(&agent_account(agent));
+            hold!(named(from) || !pays(from), PAYS, "{from} has handed lease {before} over, and pays for {lease}");
+            let account = pools.is_account(&agent_account(to));
+            hold!(pays(to) == (account || named(to)), PAYS, "{to} holds lease {lease}, and takes {takes:?} for it");
+            pools.held.insert(lease, Held { agent: Some(to.clone()), takes, ..held });
+        } else {
+            let account = pools.is_account(&agent_account(to));
+            hold!(
+                instead.is_some_and(|pools| !pools.is_empty()) == account,
+                PAYS,
+                "{to} takes {instead:?} for {lease}"
+            );
+            if let Some(instead) = instead.filter(|pools| !pools.is_empty()) {
+                let held = Held { takes: takes(instead), agent: Some(to.clone()), under: None, expires: None };
+                pools.held.insert(lease, held);
+                // It may have ended in the log, and the resource-manager will read that later.
+                if let Some((ended, end)) = pools.ends.get(&before).copied() {
+                    let at = pools.unread.partition_point(|(seq, _)| *seq <= ended);
+                    pools.unread.insert(at, (ended, Unread::Ended(lease, end)));
+                }
+            }
         }
         // It may have ended in the log, and the resource-manager will read that later.
         for (_, unread) in &mut pools.unread {
@@ -503,6 +536,7 @@ impl Facts {
             }
         }
         self.pools_changed();
+        self.pools.covers()
     }
 
     fn pools_changed(&mut self) {
