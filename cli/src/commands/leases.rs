@@ -1,7 +1,7 @@
 //! `baton leases`
 
 use baton_client::now;
-use baton_protocol::request::{Acquire, LeaseList, Release, Renew};
+use baton_protocol::request::{Acquire, LeaseList, LeastLoaded, Release, Renew};
 use baton_protocol::{Amount, LeaseId, Millis, ResourceName, Resources, Take, Takes};
 use clap::{Args, Subcommand};
 
@@ -55,8 +55,11 @@ enum Change {
 #[derive(Debug, Args)]
 struct AcquireArgs {
     /// What is taken: gpu=2, report.md=shared, report.md=exclusive
-    #[arg(required = true, value_name = "POOL=AMOUNT", value_parser = taken)]
+    #[arg(required_unless_present = "least_loaded", value_name = "POOL=AMOUNT", value_parser = taken)]
     take: Vec<(ResourceName, Take)>,
+    /// This too, of that one of several pools that is least in use: gpu-1,gpu-2=1
+    #[arg(long, value_name = "POOLS=AMOUNT", value_parser = least_loaded)]
+    least_loaded: Option<LeastLoaded>,
     /// How long to wait until it is there, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 0)]
     wait_ms: Millis,
@@ -82,6 +85,12 @@ fn pair(text: &str) -> Result<(ResourceName, &str), String> {
 fn taken(text: &str) -> Result<(ResourceName, Take), String> {
     let (name, value) = pair(text)?;
     Ok((name, value.parse()?))
+}
+
+fn least_loaded(text: &str) -> Result<LeastLoaded, String> {
+    let (names, value) = text.split_once('=').ok_or_else(|| "it must be POOL,POOL=AMOUNT".to_owned())?;
+    let of = names.split(',').map(|name| name.parse().map_err(|error: baton_protocol::NameError| error.to_string()));
+    Ok(LeastLoaded { of: of.collect::<Result<_, _>>()?, take: value.parse()? })
 }
 
 fn used(text: &str) -> Result<(ResourceName, Amount), String> {
@@ -145,6 +154,7 @@ impl AcquireArgs {
             ttl_ms: self.ttl_ms,
             priority: self.priority,
             client: Some("baton-cli".to_owned()),
+            least_loaded: self.least_loaded,
             ..Acquire::new(self.id.unwrap_or_default(), take)
         };
         let granted = context.client().await?.acquire(&request).await?;
