@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use baton_client::Client;
 use baton_protocol::request::{
     ApproveBudget, DenyBudget, GetSpending, ListPools, PoolList, PoolView, ShareBy, SharePool, Spending, Spent,
     SpentBy, Workload,
 };
-use baton_protocol::{Amount, AtLimit, Measure, Pool, PoolKind, ResourceName};
+use baton_protocol::{Amount, AtLimit, Balance, Measure, Millis, Pool, PoolKind, ResourceName};
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::Context;
-use crate::failure::Exit;
+use crate::failure::{Exit, Failure};
 use crate::follow::follow;
 use crate::output::{Output, Table};
 
@@ -91,6 +92,10 @@ struct Share {
     /// What each has at the least, by workload
     #[arg(long, value_name = "AMOUNT", default_value = "0")]
     minimum: Amount,
+    /// Share it out again that often from now on, by the workload of the agents that have a part of it, in milliseconds; 0: not
+    /// any more
+    #[arg(long, value_name = "MS", conflicts_with = "parts")]
+    every_ms: Option<Millis>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -133,24 +138,19 @@ impl Budgets {
         let client = context.client().await?;
         let list = match self.command {
             Some(Change::Set(Set { name, amount, mut currency, of, at_limit })) => {
+                let known = client.all_pools().await?.pools;
+                let find = |name: &ResourceName| known.iter().find(|view| view.name == *name).map(|view| &view.pool);
+                let before = find(&name);
                 if currency.is_none() {
                     // Its own, if it is there already; otherwise that of what it is a part of.
-                    let like = if client.all_pools().await?.pools.iter().any(|view| view.name == name) {
-                        Some(name.clone())
-                    } else {
-                        of.clone()
-                    };
-                    if let Some(like) = like {
-                        let asked = ListPools { name: Some(like), after: None };
-                        currency =
-                            client.list_pools(&asked).await?.pools.into_iter().find_map(|view| view.pool.currency);
-                    }
+                    currency = before.or_else(|| find(of.as_ref()?)).and_then(|pool| pool.currency.clone());
                 }
                 let pool = Pool {
                     parent: of,
                     measure: Some(Measure::Cost),
                     currency,
                     at_limit,
+                    balance: before.and_then(|pool| pool.balance),
                     ..Pool::new(PoolKind::Consumed, amount)
                 };
                 client.set_pool(name, pool).await?;
@@ -158,6 +158,12 @@ impl Budgets {
             }
             Some(Change::Share(share)) => {
                 let by = share.by()?;
+                if let Some(every_ms) = share.every_ms {
+                    if share.by != By::Workload {
+                        return Err(Failure::usage("--every-ms: it is shared out again by workload only").into());
+                    }
+                    balance(&client, &share.name, share.minimum, every_ms).await?;
+                }
                 client.share_pool(&SharePool { name: share.name, by }).await?
             }
             Some(Change::Approve { name, amount }) => {
@@ -199,6 +205,16 @@ impl Budgets {
         }
         Ok(Exit::Done)
     }
+}
+
+/// From now on a budget is shared out that often, or not any more.
+async fn balance(client: &Client, name: &ResourceName, minimum: Amount, every_ms: Millis) -> anyhow::Result<()> {
+    let list = client.list_pools(&ListPools { name: Some(name.clone()), after: None }).await?;
+    let balance = (every_ms > 0).then_some(Balance { minimum, every_ms });
+    for view in list.pools {
+        client.set_pool(view.name, Pool { balance, ..view.pool }).await?;
+    }
+    Ok(())
 }
 
 fn is_budget(view: &PoolView) -> bool {

@@ -77,6 +77,7 @@ impl Set {
             measure: self.measure,
             currency: self.currency.clone(),
             at_limit: self.at_limit,
+            balance: None,
         }
     }
 }
@@ -127,7 +128,7 @@ fn pool_table(list: &PoolList) -> Table {
     ]);
     let text = |amount: Option<Amount>| amount.map(|amount| amount.to_string()).unwrap_or_default();
     for view in list.pools.iter().filter(|view| !view.pool.is_lock()) {
-        let Pool { kind, size, refill, parent, measure: _, currency: _, at_limit: _ } = &view.pool;
+        let Pool { kind, size, refill, parent, measure: _, currency: _, at_limit: _, balance: _ } = &view.pool;
         let consumed = *kind == PoolKind::Consumed;
         let overrun = if view.overrun.is_zero() { String::new() } else { format!(" (+{} too much)", view.overrun) };
         table.row([

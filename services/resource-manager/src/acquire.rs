@@ -42,7 +42,8 @@ pub(crate) fn set_pool(turn: &mut RmTurn<'_>, request: SetPool) -> Reply {
     may_set(turn.state(), &request)?;
     let SetPool { name, pool } = request;
     if turn.state().pools.get(&name).is_none_or(|stock| stock.pool != pool) {
-        turn.emit(ResourceRecord::PoolSet(PoolSet { name, pool }));
+        turn.emit(ResourceRecord::PoolSet(PoolSet { name: name.clone(), pool }));
+        budget::plan(turn, &name);
     }
     answer(&Done {})
 }

@@ -1,5 +1,7 @@
 //! Decisions about money: who is asked for more, who must go without, who gets how much of what is left.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Reply, answer};
 use baton_protocol::budget::{agent_of, check_money};
@@ -7,7 +9,7 @@ use baton_protocol::record::{ApprovalAsked, BudgetRefused, ResourceRecord};
 use baton_protocol::request::{
     ApproveBudget, DenyBudget, Done, GetSpending, PoolList, SetPool, ShareBy, SharePool, Workload,
 };
-use baton_protocol::{AgentId, Amount, AtLimit, Pool, PoolKind, Rejection, ResourceName, TaskId};
+use baton_protocol::{AgentId, Amount, AtLimit, Balance, Millis, Pool, PoolKind, Rejection, ResourceName, TaskId};
 
 use crate::acquire::{self, MAX_LISTED, RmTurn, set_pool, unknown_pool, view};
 use crate::pool::{Needs, Stock};
@@ -89,6 +91,60 @@ fn consumed<'a>(state: &'a ResourceManager, name: &ResourceName) -> Result<&'a S
     Err(Rejection::invalid(format!("pool {name} is {}; only a consumed one is an account", stock.pool.kind)))
 }
 
+/// When what is left of which accounts is shared out again. It is known to the leader alone: a new one begins to count anew.
+#[derive(Debug, Default)]
+pub(crate) struct Balances {
+    due: BTreeSet<(Millis, ResourceName)>,
+    at: BTreeMap<ResourceName, Millis>,
+}
+
+impl Balances {
+    /// An account is to be shared out then, or sooner if that was to be; none: not any more.
+    fn plan(&mut self, name: &ResourceName, at: Option<Millis>) {
+        let before = self.at.remove(name);
+        if let Some(before) = before {
+            self.due.remove(&(before, name.clone()));
+        }
+        if let Some(at) = at.map(|at| before.map_or(at, |before| before.min(at))) {
+            self.at.insert(name.clone(), at);
+            self.due.insert((at, name.clone()));
+        }
+    }
+
+    /// When the next one is to be shared out.
+    pub(crate) fn deadline(&self) -> Option<Millis> {
+        self.due.first().map(|(at, _)| *at)
+    }
+}
+
+/// A pool was set: from now on it may have to be shared out by itself, or not any more.
+pub(crate) fn plan(turn: &mut RmTurn<'_>, name: &ResourceName) {
+    let balance = turn.state().pools.get(name).and_then(|stock| stock.pool.balance);
+    let at = balance.map(|balance| turn.now().saturating_add(balance.every_ms));
+    turn.soft.balances.plan(name, at);
+}
+
+/// A term begins.
+pub(crate) fn lead(turn: &mut RmTurn<'_>) {
+    let balanced = turn.state().pools.iter().filter(|(_, stock)| stock.pool.balance.is_some());
+    let names: Vec<_> = balanced.map(|(name, _)| name.clone()).collect();
+    names.iter().for_each(|name| plan(turn, name));
+}
+
+/// Shares out again what is to be shared out by now. Where nothing has changed there is nothing to write.
+pub(crate) fn tick(turn: &mut RmTurn<'_>) {
+    while turn.soft.balances.deadline().is_some_and(|at| at <= turn.now()) {
+        let Some((_, name)) = turn.soft.balances.due.pop_first() else { return };
+        turn.soft.balances.at.remove(&name);
+        plan(turn, &name);
+        let balance = turn.state().pools.get(&name).and_then(|stock| stock.pool.balance);
+        if let Some(Balance { minimum, .. }) = balance {
+            // While no agent has a part of it there is nobody to share it with.
+            let _ = share(turn, SharePool { name, by: ShareBy::Workload { of: BTreeMap::new(), minimum } });
+        }
+    }
+}
+
 /// Shares out what is left of an account among its parts: each has what is set aside and spent there already, and its share.
 pub(crate) fn share(turn: &mut RmTurn<'_>, request: SharePool) -> Reply {
     let SharePool { name, by } = request;
@@ -144,7 +200,7 @@ fn priority(state: &ResourceManager, agent: &AgentId) -> u32 {
 }
 
 /// What an agent has done lately, and what it has in hand.
-fn workload(state: &ResourceManager, agent: &AgentId, now: baton_protocol::Millis) -> Workload {
+fn workload(state: &ResourceManager, agent: &AgentId, now: Millis) -> Workload {
     let pending = u32::try_from(state.leases.count_of(agent)).unwrap_or(u32::MAX);
     Workload { recent: state.spending.recent(agent, now), pending }
 }

@@ -66,6 +66,7 @@ use serde::{Deserialize, Serialize};
 use crate::agent::{Agents, Heard};
 use crate::alert::Alerts;
 use crate::breaker::Breakers;
+use crate::budget::Balances;
 use crate::handoff::Handoffs;
 use crate::lease::{Leases, Pushed};
 use crate::pool::Pools;
@@ -134,6 +135,8 @@ pub struct Soft {
     looked: Option<Millis>,
     pushed: Pushed,
     waiting: Waiting,
+    /// When what is left of which accounts is shared out again.
+    balances: Balances,
     /// Nothing that is held of pools expires before this time: nobody could renew while there was no leader.
     nothing_expires_before: Millis,
 }
@@ -333,6 +336,7 @@ impl Machine for ResourceManager {
         agent::begin_term(turn);
         breaker::lead(turn);
         acquire::declare(turn);
+        budget::lead(turn);
         alert::lead(turn);
     }
 
@@ -342,6 +346,7 @@ impl Machine for ResourceManager {
         breaker::tick(turn);
         acquire::tick(turn);
         handoff::tick(turn);
+        budget::tick(turn);
         acquire::serve(turn);
         alert::look_at_pools(turn);
     }
@@ -353,8 +358,8 @@ impl Machine for ResourceManager {
         // slept, and puts the end off.
         let look = lost.or(expiry).and(soft.looked).map(|at| at.saturating_add(config.heartbeat_ms));
         let waits = [soft.waiting.deadline(), self.breakers.deadline(), self.handoffs.deadline()];
-        let told = alert::deadline(self, config);
-        [lost, look, expiry, told].into_iter().chain(waits).flatten().min()
+        let (told, shared) = (alert::deadline(self, config), soft.balances.deadline());
+        [lost, look, expiry, told, shared].into_iter().chain(waits).flatten().min()
     }
 }
 

@@ -16,6 +16,9 @@ use serde::{Deserialize, Serialize};
 use crate::alert::{OVER_PERCENT, severity_at};
 use crate::pool::Stock;
 
+/// How much less than an alert says must be spent of an account, in per cent, until it is over.
+const MARGIN_PERCENT: usize = 10;
+
 /// What is said of how much of a pool is used, and what should be.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Usage {
@@ -101,8 +104,8 @@ impl Stock {
         }
         let over = match self.pool.kind {
             PoolKind::Held => percent < OVER_PERCENT,
-            // It does not swing: there is less of it used only where somebody gave it more.
-            PoolKind::Consumed | PoolKind::Refilled => is < said,
+            // What is spent stays spent; the size may swing, where what is left of the whole is shared out again and again.
+            PoolKind::Consumed | PoolKind::Refilled => severity_at(percent.saturating_add(MARGIN_PERCENT)) < said,
         };
         (said.is_some() && over).then_some(None)
     }

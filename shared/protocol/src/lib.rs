@@ -76,7 +76,7 @@ pub use definition::{Definition, RetryPolicy, StageDefinition};
 pub use id::{LeaseId, Millis, Number, Position, RunId, Service, TaskId};
 pub use json::Json;
 pub use name::{AgentId, Capability, NameError, ResourceName, StageName, WorkflowName};
-pub use pool::{Holder, Pool, PoolKind, Refill, Take, Takes};
+pub use pool::{Balance, Holder, Pool, PoolKind, Refill, Take, Takes};
 pub use record::{Commit, OptimizerRecord, ResourceRecord, WorkflowRecord};
 pub use rejection::{Code, Rejection};
 pub use requirement::{Metadata, Requirements};

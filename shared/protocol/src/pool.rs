@@ -53,7 +53,25 @@ pub struct Pool {
     /// What becomes of who wants more than a consumed pool has.
     #[serde(default, skip_serializing_if = "AtLimit::is_wait")]
     pub at_limit: AtLimit,
+    /// What is left of a consumed pool is shared out again and again among the agents that have a part of it, by their workload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balance: Option<Balance>,
 }
+
+/// How what is left of a pool is shared out by itself: in proportion to 0.3 of the tasks that each agent has done lately and 0.7 of
+/// those that it has in hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Balance {
+    /// What each has at the least.
+    #[serde(default)]
+    pub minimum: Amount,
+    /// How often, in milliseconds: a second at the least.
+    pub every_ms: Millis,
+}
+
+/// The least time between two sharings of a pool, in milliseconds.
+const MIN_BALANCE_MS: Millis = 1000;
 
 /// What becomes of what is taken from a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -128,6 +146,7 @@ impl Pool {
             measure: None,
             currency: None,
             at_limit: AtLimit::Wait,
+            balance: None,
         }
     }
 
@@ -157,6 +176,7 @@ impl Pool {
             measure: None,
             currency: None,
             at_limit: AtLimit::Wait,
+            balance: None,
         }
     }
 
@@ -205,6 +225,17 @@ impl Pool {
         }
         if self.at_limit != AtLimit::Wait && kind != PoolKind::Consumed {
             return wrong(format!("a {kind} pool has no at_limit: only a consumed one has"));
+        }
+        if let Some(Balance { minimum, every_ms }) = self.balance {
+            if kind != PoolKind::Consumed {
+                return wrong(format!("a {kind} pool has no balance: only a consumed one has"));
+            }
+            check_money("balance.minimum", minimum)?;
+            if !(MIN_BALANCE_MS..=MAX_EVERY_MS).contains(&every_ms) {
+                return wrong(format!(
+                    "balance.every_ms is {every_ms}; it must be from {MIN_BALANCE_MS} to {MAX_EVERY_MS}"
+                ));
+            }
         }
         match (self.measure, &self.currency) {
             (Some(Measure::Cost), Some(currency)) => check_currency(currency)?,
@@ -344,6 +375,8 @@ mod tests {
             (r#"{"kind": "consumed"}"#, "needs a size"),
             (r#"{"kind": "held", "size": 1, "measure": "tokens"}"#, "has no measure"),
             (r#"{"kind": "held", "size": 1, "at_limit": "fail"}"#, "has no at_limit"),
+            (r#"{"kind": "held", "size": 1, "balance": {"every_ms": 1000}}"#, "has no balance"),
+            (r#"{"kind": "consumed", "size": 1, "balance": {"every_ms": 999}}"#, "balance.every_ms is 999"),
             (r#"{"kind": "consumed", "size": 1, "measure": "cost"}"#, "needs a currency"),
             (r#"{"kind": "consumed", "size": 1, "measure": "cost", "currency": "euro"}"#, "three capital letters"),
             (r#"{"kind": "consumed", "size": 1, "measure": "tokens", "currency": "EUR"}"#, "has a currency"),

@@ -6,8 +6,8 @@ use baton_protocol::budget::agent_account;
 use baton_protocol::definition::{Definition, Estimate, Join, Mapping, OnFailure, RetryPolicy, StageDefinition};
 use baton_protocol::request::{Acquire, RegisterAgent, SpentBy, Strategy};
 use baton_protocol::{
-    AgentId, Amount, AtLimit, Budget, Capability, Measure, Metadata, Millis, Pool, PoolKind, Refill, Requirements,
-    ResourceName, Resources, StageName, Take, Takes, WorkflowName,
+    AgentId, Amount, AtLimit, Balance, Budget, Capability, Measure, Metadata, Millis, Pool, PoolKind, Refill,
+    Requirements, ResourceName, Resources, StageName, Take, Takes, WorkflowName,
 };
 use serde_json::json;
 
@@ -222,7 +222,9 @@ fn pools(draws: &mut Draws, agents: &[(AgentId, RegisterAgent)]) -> Vec<NamedPoo
         Pool { at_limit, ..pool }
     };
     let whole = size(draws, most);
-    let whole = limited(draws, consumed(whole));
+    // In some, what is left of it is shared out again and again.
+    let balance = draws.chance(200).then(|| Balance { minimum: Amount::from(1), every_ms: draws.between(1000, 4000) });
+    let whole = Pool { balance, ..limited(draws, consumed(whole)) };
     let part = |draws: &mut Draws| {
         let size = size(draws, most);
         limited(draws, Pool { parent: Some(name("budget")), ..consumed(size) })

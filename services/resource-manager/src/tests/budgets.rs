@@ -259,6 +259,75 @@ fn r9_r10_what_is_left_is_shared_out_by_priority_and_by_workload() {
 }
 
 #[test]
+fn r10_what_is_left_is_shared_out_again_as_workloads_change() {
+    let mut world = World::new();
+    let team = |every_ms: Option<u64>| {
+        let balance = every_ms.map(|every_ms| json!({ "minimum": 10, "every_ms": every_ms }));
+        let pool = json!({ "kind": "consumed", "size": 100, "measure": "cost", "currency": "EUR", "balance": balance });
+        json!({ "name": "team", "pool": pool })
+    };
+    world.ask("pool.set", "", &team(Some(5000)));
+    // Nobody has a part of it.
+    world.wait(6000);
+    for who in ["ann", "bob"] {
+        world.register(who, "s", 9);
+        world.account(&format!("agent:{who}"), "1", Some("team"), "wait");
+    }
+    world.transcript.clear();
+    world.wait(4000);
+    let sizes = |world: &mut World| {
+        let lines = world.only(&["pool_set"]);
+        let of = |line: &String| {
+            let (_, rest) = line.split_once("\"name\":\"agent:").unwrap();
+            let (name, rest) = rest.split_once('"').unwrap();
+            let (_, size) = rest.split_once("\"size\":").unwrap();
+            format!("{name} {}", size.split(',').next().unwrap())
+        };
+        lines.iter().map(of).collect::<Vec<_>>()
+    };
+    assert_eq!(sizes(&mut world), ["ann 10", "bob 10"], "nobody works: the minimum");
+    // Ann has two tasks in hand and bob none; what is set aside for them is as good as nothing.
+    for n in 1..=2 {
+        world.workflow(vec![started(n), ready(task(n, "research", 1), "{}")]);
+        world.assign(&[(task(n, "research", 1), "ann")]);
+    }
+    for who in ["ann", "bob"] {
+        world.heartbeat(who, "s", &[]);
+    }
+    world.transcript.clear();
+    world.wait(4999);
+    assert_eq!(sizes(&mut world), NOTHING);
+    world.wait(1);
+    // All that is left, and no more: ann's part also has what is set aside there.
+    assert_eq!(sizes(&mut world), ["ann 90"]);
+    assert_eq!(world.books("agent:ann")[2], "89.999999998");
+    // Nothing changes, and nothing is written. A new leader goes on.
+    for who in ["ann", "bob"] {
+        world.heartbeat(who, "s", &[]);
+    }
+    world.transcript.clear();
+    world.wait(5000);
+    assert_eq!(sizes(&mut world), NOTHING);
+    for who in ["ann", "bob"] {
+        world.heartbeat(who, "s", &[]);
+    }
+    world.workflow(vec![finished(1), finished(2), started(3), ready(task(3, "research", 1), "{}")]);
+    world.assign(&[(task(3, "research", 1), "bob")]);
+    world.lead();
+    world.transcript.clear();
+    world.wait(5000);
+    assert_eq!(sizes(&mut world), ["ann 10", "bob 90"]);
+    // Not any more.
+    world.ask("pool.set", "", &team(None));
+    world.workflow(vec![finished(3)]);
+    world.transcript.clear();
+    world.wait(20_000);
+    assert_eq!(sizes(&mut world), NOTHING);
+}
+
+const NOTHING: [&str; 0] = [];
+
+#[test]
 fn r8_r14_whoever_takes_a_task_over_pays_for_it() {
     let mut world = World::new();
     for who in ["ann", "bob", "cat"] {

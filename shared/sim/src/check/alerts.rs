@@ -99,7 +99,7 @@ impl Facts {
         let Some((_, percent)) = used.filter(|_| record.kind.is_of_pool()) else { return Ok(()) };
         let over = match record.kind {
             AlertKind::PoolUsed => percent < 40,
-            _ => severity_of(percent) < Some(record.severity),
+            _ => severity_of(percent + 10) < Some(record.severity),
         };
         hold!(over, ENDS, "{record:?}, and {percent} % are used");
         self.seen.push(Branch::PoolAlertOver);
@@ -138,7 +138,7 @@ impl Facts {
                 let used = ResourceName::new(&alert.about).ok().and_then(|name| self.pools.used(&name));
                 used.is_some_and(|(kind, percent)| match kind {
                     PoolKind::Held => percent >= 40,
-                    PoolKind::Refilled | PoolKind::Consumed => severity_of(percent) >= Some(alert.severity),
+                    PoolKind::Refilled | PoolKind::Consumed => severity_of(percent + 10) >= Some(alert.severity),
                 })
             }
         }
@@ -182,7 +182,7 @@ impl Facts {
             // Of a held pool it may be less that it was all the while.
             let told = match kind {
                 AlertKind::PoolUsed => active.is_some(),
-                _ => active == severity_of(percent),
+                _ => (severity_of(percent)..=severity_of(percent + 10)).contains(&active),
             };
             if !told {
                 let on = self.alerts.untold.get(&name).copied().unwrap_or(now).max(since);
