@@ -6,7 +6,9 @@ use std::time::Duration;
 use anyhow::Context;
 use baton_client::ConnectSettings;
 use baton_protocol::Service;
-use baton_shell::{AlertSettings, BreakerSettings, Feed, Instance, Settings, Telemetry};
+use baton_shell::{
+    AlertSettings, BreakerSettings, Feed, Instance, PressureLimitSettings, PressureSettings, Settings, Telemetry,
+};
 use baton_telemetry::spans::TraceConfig;
 use baton_telemetry::{Metrics, Spans};
 use tokio::runtime::Handle;
@@ -63,7 +65,9 @@ pub(crate) async fn run(
                 let (lease_ms, heartbeat_ms) = (settings.agents.lease_ms, settings.agents.heartbeat_ms);
                 let (breakers, pools) = (breakers(&settings.breakers), settings.pools.clone());
                 let alerts = alerts(&settings.alerts);
-                let config = baton_resource_manager::Config { lease_ms, heartbeat_ms, breakers, pools, alerts };
+                let pressure = pressure(&settings.pressure);
+                let config =
+                    baton_resource_manager::Config { lease_ms, heartbeat_ms, breakers, pools, alerts, pressure };
                 // Who agents are is known here, so here is also where their messages are kept. Every instance has a post office;
                 // it comes and goes with its service and never ends it.
                 let post = baton_post::Settings {
@@ -107,6 +111,19 @@ fn breakers(settings: &BreakerSettings) -> baton_resource_manager::BreakerConfig
 fn alerts(settings: &AlertSettings) -> baton_resource_manager::AlertConfig {
     let AlertSettings { queue_depth, run_failed, pools, pool_used_ms, webhooks: _ } = *settings;
     baton_resource_manager::AlertConfig { queue_depth, run_failed, pools, pool_used_ms }
+}
+
+fn pressure(settings: &PressureSettings) -> baton_resource_manager::PressureConfig {
+    let limits = |limits: &PressureLimitSettings| {
+        let PressureLimitSettings { queue, per_slot, memory_percent, below } = *limits;
+        baton_resource_manager::PressureLimits { queue, per_slot, memory_percent, below }
+    };
+    let PressureSettings { elevated, critical, longest_ms } = settings;
+    baton_resource_manager::PressureConfig {
+        elevated: limits(elevated),
+        critical: limits(critical),
+        longest_ms: *longest_ms,
+    }
 }
 
 /// The thread that reads the log for all services of this process, until they are gone.

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeSet;
 
+use baton_protocol::pressure::PressureLevel;
 use baton_protocol::record::{
     Event, LeftReason, OptimizerRecord, Outcome, ReleaseReason, ResourceRecord, StageEnded, WorkflowRecord,
 };
@@ -199,6 +200,16 @@ fn resource(number: Number, record: &ResourceRecord) -> (String, Tone) {
         }
         ResourceRecord::AlertCleared(r) => (format!("{} about {}, alert {}", r.kind, r.about, r.alert), Tone::Good),
         ResourceRecord::AlertAcknowledged(r) => (format!("{}, alert {}", r.kind, r.alert), Tone::Plain),
+        ResourceRecord::PressureChanged(r) => {
+            let waiting = count(usize::try_from(r.waiting).unwrap_or(usize::MAX), "task");
+            let says = format!("{}: {waiting} waiting, {} slots", r.level, r.slots);
+            match r.level {
+                PressureLevel::None => (says, Tone::Good),
+                PressureLevel::Elevated | PressureLevel::Critical => {
+                    (format!("{says}; below {} waits", r.below), Tone::Bad)
+                }
+            }
+        }
         ResourceRecord::BreakerClosed(r) => (format!("{} for {}", r.agent, r.capability), Tone::Good),
         ResourceRecord::PoolSet(r) => {
             let size = r.pool.size.map_or_else(|| "lock".to_owned(), |size| format!("size {size}"));

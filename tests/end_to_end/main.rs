@@ -19,6 +19,7 @@ mod live;
 mod messages;
 mod order;
 mod overload;
+mod pressure;
 mod resources;
 mod rules;
 mod traces;

@@ -7,6 +7,7 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use async_nats::jetstream::{self};
 use baton_broker::{MINIMUM_VERSION, Version};
 use baton_client::{Client, now};
+use baton_protocol::pressure::{PressureLevel, PressureView};
 use baton_protocol::request::{AgentStatus, InstanceStatus, ListAgents, Role};
 use baton_protocol::subject::{ASIDE_STREAM, MESSAGES_STREAM, Shard, log_stream};
 use baton_protocol::{Millis, Service};
@@ -121,6 +122,8 @@ async fn examine(client: &Client) -> Vec<Check> {
     checks.extend(aside(&context).await);
     checks.push(messages(&context).await);
     checks.push(agents(client).await);
+    // Where the resource-manager does not answer, that is said already.
+    checks.extend(client.pressure().await.ok().map(|view| pressure(&view)));
     checks
 }
 
@@ -373,6 +376,22 @@ async fn agents(client: &Client) -> Check {
     Check::ok("agents", found)
 }
 
+fn pressure(view: &PressureView) -> Check {
+    let waiting = count(usize::try_from(view.waiting).unwrap_or(usize::MAX), "task");
+    let memory = view.memory_percent.map_or_else(String::new, |percent| format!(", {percent} % of the memory taken"));
+    let found = format!("{}: {waiting} waiting, {} slots{memory}", view.level, view.slots);
+    let Some(below) = view.below.filter(|_| view.level > PressureLevel::None) else {
+        return Check::ok("pressure", found);
+    };
+    let causes: Vec<_> = view.causes.iter().map(|cause| cause.as_str()).collect();
+    let found = format!(
+        "{found}; because of {}, runs of less priority than {below} are refused, and {} of less may have to wait",
+        causes.join(" and "),
+        count(usize::try_from(view.waiting_below).unwrap_or(usize::MAX), "task")
+    );
+    Check::look("pressure", found, "it falls by itself; more agents make it fall sooner (`baton capacity WORKFLOW`)")
+}
+
 fn write(checks: &[Check], style: Style) -> String {
     let width = checks.iter().map(|check| check.area.len()).max().unwrap_or(0);
     let mut text = String::new();
@@ -392,6 +411,7 @@ fn write(checks: &[Check], style: Style) -> String {
 
 #[cfg(test)]
 mod tests {
+    use baton_protocol::pressure::PressureCause;
     use expect_test::expect;
 
     use super::*;
@@ -424,6 +444,36 @@ mod tests {
             ok     durability  survives the kill of any process; whether also the loss of power is not visible from this account (only with `sync_interval: always` in the server's configuration, or `baton up --durability power`); 1 copy: not the loss of its disk
             ok     durability  survives the kill of any process; whether also the loss of power is not visible from this account (only with `sync_interval: always` in the server's configuration, or `baton up --durability power`)
         "#]].assert_eq(&write(&checks, Style::plain()));
+    }
+
+    #[test]
+    fn r13_pressure_is_said_with_what_it_does() {
+        let calm = PressureView {
+            level: PressureLevel::None,
+            causes: vec![],
+            since: None,
+            below: None,
+            retry_after_ms: None,
+            waiting: 1,
+            waiting_below: 0,
+            slots: 8,
+            memory_percent: None,
+        };
+        let pressed = PressureView {
+            level: PressureLevel::Critical,
+            causes: vec![PressureCause::Queue, PressureCause::Memory],
+            since: Some(5),
+            below: Some(1),
+            waiting: 1200,
+            waiting_below: 1190,
+            memory_percent: Some(91),
+            ..calm
+        };
+        expect![[r#"
+            ok     pressure  none: 1 task waiting, 8 slots
+            look   pressure  critical: 1200 tasks waiting, 8 slots, 91 % of the memory taken; because of queue and memory, runs of less priority than 1 are refused, and 1190 tasks of less may have to wait
+                             -> it falls by itself; more agents make it fall sooner (`baton capacity WORKFLOW`)
+        "#]].assert_eq(&write(&[pressure(&calm), pressure(&pressed)], Style::plain()));
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub(crate) mod alerts;
 pub(crate) mod pages;
 pub(crate) mod placement;
 pub(crate) mod pools;
+pub(crate) mod pressure;
 pub(crate) mod runs;
 pub(crate) mod services;
 pub(crate) mod stages;

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, get, on};
 use baton_protocol::alert::{AlertKind, AlertSeverity};
 use baton_protocol::definition::Definition;
+use baton_protocol::pressure::PressureView;
 use baton_protocol::request::{
     Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, AlertList, CapacityPlan, Done, GetLearning,
     Granted, HandoffAsked, ImportLearning, LearningPage, LeaseList, PlacementExplained, PlacementView, PlanCapacity,
@@ -21,7 +22,7 @@ use baton_telemetry::Metrics;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::api::{agents, alerts, pages, placement, pools, runs, services, stages, workflows};
+use crate::api::{agents, alerts, pages, placement, pools, pressure, runs, services, stages, workflows};
 use crate::problem::{Kind, Problem, everywhere, panicked};
 use crate::security::{self, Policy};
 use crate::{Door, events, health, live, metrics, openapi};
@@ -236,8 +237,8 @@ pub(crate) const ROUTES: &[Route] = &[
         path: "/v1/runs",
         id: "startRun",
         tag: "runs",
-        about: "Starts a run of a workflow. While as many runs are live as may be, a new one is refused at once with 503 and \
-                the code `overloaded`; `Retry-After` says when to ask again.",
+        about: "Starts a run of a workflow. While as many runs are live as may be, or its priority is too low for the pressure, a \
+                new one is refused at once with 503 and the code `overloaded`; `Retry-After` says when to ask again.",
         parameters: &[
             header(
                 "Idempotency-Key",
@@ -505,6 +506,17 @@ pub(crate) const ROUTES: &[Route] = &[
         body: Some(Body { required: false, content: &[("application/json", of::<pools::Used>)] }),
         answers: &[answer(200, "It is done.", of::<Done>)],
         handler: |method| on(method, pools::release),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/pressure",
+        id: "getPressure",
+        tag: "resources",
+        about: "Shows how much more is to be done than can be, and what waits because of that.",
+        parameters: &[],
+        body: None,
+        answers: &[answer(200, "How things stand.", of::<PressureView>)],
+        handler: |method| on(method, pressure::get),
     },
     Route {
         method: Method::Get,

@@ -2,6 +2,7 @@
 //!
 //! All of it is known to the leader alone, and it can do without: the resource-manager refuses what is leased already.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, LazyLock};
 
@@ -59,6 +60,11 @@ pub struct Soft {
     shut: BTreeMap<Arc<Shape>, Shut>,
     /// How often a pool had been touched when that was last looked at.
     touched: u64,
+    /// What priority is too low, if any is, and whether anything waits for others because of that.
+    low_below: Option<i32>,
+    holds_back: bool,
+    /// When the first of the tasks that wait for that has waited long enough.
+    held_until: Option<Millis>,
     /// Nothing is asked before this time.
     paused_until: Option<Millis>,
     /// The length of the queue that was last shown.
@@ -116,7 +122,14 @@ impl Soft {
         // While nothing is asked, what is shut need not be opened.
         let shut = self.shut.values().map(|shut| shut.until.max(self.paused_until.unwrap_or_default())).min();
         let shut = shut.filter(|_| !is_planted(Bug::ShutForEver));
-        question.into_iter().chain(avoided).chain(shut).chain(self.paused_until).chain(planned).min()
+        let held = self.held_until.map(|until| until.max(self.paused_until.unwrap_or_default()));
+        question.into_iter().chain(avoided).chain(shut).chain(held).chain(self.paused_until).chain(planned).min()
+    }
+
+    /// Notes how much pressure there is.
+    fn press(&mut self, state: &Optimizer) {
+        self.low_below = state.pressure.as_ref().map(|pressure| pressure.below);
+        self.holds_back = state.held_back().is_some();
     }
 
     /// All tasks that may be asked for stand in line.
@@ -135,7 +148,8 @@ impl Soft {
         if avoided || self.asked.contains_key(task) {
             return;
         }
-        let looks_ahead = state.strategy_of(task.run) == Strategy::Adaptive;
+        // What may have to wait stands in line, where it can be passed over.
+        let looks_ahead = state.strategy_of(task.run) == Strategy::Adaptive && !state.is_low(queued.priority);
         if !looks_ahead || !self.planner(state).add(state, task, queued, clock) {
             self.lines.add(task, queued);
         }
@@ -235,6 +249,7 @@ impl Soft {
     /// Chooses agents for tasks that are placed without looking ahead.
     fn choose_in_line(&mut self, state: &Optimizer, (config, now): Clock<'_>) -> Vec<Chosen> {
         let Self { lines, room, avoided, shut, .. } = self;
+        let (held_back, held_until) = (state.held_back(), Cell::new(None));
         let standing = |head: &Head| {
             if !shut.is_empty() && shut.contains_key(&head.shape) {
                 return Standing::Shut;
@@ -243,6 +258,15 @@ impl Soft {
             if !state.queue.get(task).is_some_and(|queued| head.is(queued)) {
                 return Standing::Gone;
             }
+            let held = held_back.filter(|pressure| {
+                pressure.holds_back(head.priority, head.since(), now)
+                    || (is_planted(Bug::HeldBackForEver) && head.priority < pressure.below)
+            });
+            if let Some(pressure) = held {
+                let until = pressure.held_until(head.since());
+                held_until.set(Some(held_until.get().map_or(until, |first: Millis| first.min(until))));
+                return Standing::Later;
+            }
             let not = avoided.get(task).map(|avoided| &avoided.agents);
             let (strategy, rather_not) = state.runs.get(task.run).map_or((state.strategy, None), |run| {
                 (run.strategy.unwrap_or(state.strategy), run.failed_under(&task.stage))
@@ -250,6 +274,7 @@ impl Soft {
             Standing::Free { not, rather_not, strategy }
         };
         let plan = room.plan(lines, state, (now, config.ageing_ms), standing);
+        self.held_until = held_until.get();
         if let Some(planner) = &mut self.planner {
             for Chosen { task, agent, .. } in &plan {
                 planner.began(task, agent, now);
@@ -274,6 +299,7 @@ fn with<T>(turn: &mut Turn<'_, Optimizer>, act: impl FnOnce(&mut Soft, &Optimize
 pub(crate) fn begin(turn: &mut Turn<'_, Optimizer>) {
     with(turn, |soft, state, clock| {
         soft.unnamed = state.unnamed;
+        soft.press(state);
         soft.line_up_all(state, clock);
     });
 }
@@ -336,6 +362,11 @@ pub(crate) fn settle(turn: &mut Turn<'_, Optimizer>, commit: &AnyCommit) -> bool
             }
             AnyCommit::Optimizer(_) => {}
         }
+        let before = (soft.low_below, soft.holds_back);
+        soft.press(state);
+        // Who looks ahead passes nobody over: what is of a low priority stands in line from now on, or does no more.
+        reshaped |= before.0 != soft.low_below && soft.planner.is_some();
+        news |= before != (soft.low_below, soft.holds_back);
         if soft.touched != state.pools.touched() {
             soft.touched = state.pools.touched();
             news |= !soft.shut.is_empty();
@@ -471,6 +502,8 @@ fn settle_resource(
         }
         // There may be other shapes than before: see the end of the commit.
         ResourceRecord::PoolSet(_) | ResourceRecord::PoolRemoved(_) => true,
+        // Whether that lets anything go ahead is seen at the end of the commit.
+        ResourceRecord::PressureChanged(_) => false,
         ResourceRecord::Acquired(_)
         | ResourceRecord::Renewed(_)
         | ResourceRecord::Released(_)
@@ -615,10 +648,18 @@ impl Soft {
         let candidates = weighed.map_or_else(Vec::new, |weighed| weighed.candidates(state, strategy, queued, now));
         let avoided = self.avoided.contains_key(&task);
         let first = candidates.first().map(|first| (&first.agent, first.has_room));
+        let held_back = state.held_back();
         let reason = match (queued, first) {
             (None, _) => "it is not in the queue".to_owned(),
             (Some(queued), _) if shut.contains_key(&queued.shape) => {
                 "a pool that it needs something of has not enough now".to_owned()
+            }
+            (Some(queued), _) if held_back.is_some_and(|p| p.holds_back(queued.priority, queued.since, now)) => {
+                let (level, below) = held_back.map(|pressure| (pressure.level, pressure.below)).unwrap_or_default();
+                format!(
+                    "it is of priority {}: while the pressure is {level}, what is of less than {below} waits for the others",
+                    queued.priority
+                )
             }
             _ if avoided => "the resource-manager has just refused it: it is asked for again in a moment".to_owned(),
             (Some(queued), None) => {

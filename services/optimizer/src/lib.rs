@@ -10,6 +10,7 @@
 //! - What is asked for is set aside until the log or a refusal answers: no slot is promised twice.
 //! - No task waits while a capable agent has room for it, and none waits for ever behind smaller ones: see
 //!   `placement`. Under ADAPTIVE one may wait for a better agent, but not for ever: see `adaptive`.
+//! - Under pressure no task of a low priority is asked for while one that matters more waits, unless it has waited for long.
 //! - What was learned follows from the log alone: no setting enters the fold, and what is in floats comes of the four
 //!   operations and the square root, which are exact everywhere; a snapshot gives back exactly what was put in.
 //!
@@ -36,7 +37,9 @@ mod runs;
 mod tests;
 mod view;
 
+use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Foreign, Machine, Reply, RequestContext, Turn, answer};
+use baton_protocol::pressure::{PressureChanged, PressureLevel};
 use baton_protocol::record::{
     AnyCommit, Assigned, LearningImported, OptimizerRecord, Outcome, ResourceRecord, StageEnded, StageReady,
     StageSkipped, Stamp, StrategyChanged, WorkflowRecord,
@@ -72,6 +75,9 @@ pub struct Optimizer {
     pools: Pools,
     /// How often an agent got free by a record that does not name it.
     unnamed: u64,
+    /// That more is to be done than can be; none: it is not so.
+    #[serde(default)]
+    pressure: Option<PressureChanged>,
 }
 
 /// Settings. How fast is learned is not among them: instances with different settings would fold the log differently.
@@ -282,6 +288,9 @@ impl Optimizer {
             ResourceRecord::Acquired(record) => self.pools.acquired(record),
             ResourceRecord::Renewed(_) | ResourceRecord::ApprovalAsked(_) | ResourceRecord::BudgetRefused(_) => {}
             ResourceRecord::Released(record) => self.pools.touch(&record.pools),
+            ResourceRecord::PressureChanged(record) => {
+                self.pressure = (record.level > PressureLevel::None).then(|| record.clone());
+            }
             ResourceRecord::AlertRaised(_) | ResourceRecord::AlertCleared(_) | ResourceRecord::AlertAcknowledged(_) => {
             }
         }
@@ -350,6 +359,18 @@ impl Optimizer {
         let graph = self.graphs.get(&run.workflow, run.version)?;
         let place = graph.place(&task.stage)?;
         Some(Place { workflow: &run.workflow, node: &graph.stages[place as usize], run: run.work })
+    }
+
+    /// What says which tasks are asked for by nobody, while others wait.
+    fn held_back(&self) -> Option<&PressureChanged> {
+        let pressure = self.pressure.as_ref()?;
+        let held = self.queue.any_from(pressure.below) || is_planted(Bug::HeldBackForEver);
+        held.then_some(pressure)
+    }
+
+    /// Whether a priority is too low for what is to be done now.
+    fn is_low(&self, priority: i32) -> bool {
+        self.pressure.as_ref().is_some_and(|pressure| priority < pressure.below)
     }
 
     /// How the tasks of a run are placed.

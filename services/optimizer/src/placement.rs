@@ -97,6 +97,8 @@ pub(crate) enum Standing<'a> {
     Gone,
     /// Not now, and no other of its shape: a pool that they need has not enough.
     Shut,
+    /// Not now, and no other of its shape and priority, as they have waited less: those that matter more come first.
+    Later,
 }
 
 /// The agents as the leader sees them: what is set aside counts as held.
@@ -389,6 +391,7 @@ impl Room {
                     walk.close(head);
                     continue;
                 }
+                Standing::Later => continue,
             };
             let shape = &head.shape;
             let may = |id: &AgentId| !kept.contains(id) && not.is_none_or(|not| !not.contains(id));

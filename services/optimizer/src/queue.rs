@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use baton_machine::Shelves;
+use baton_machine::{Priorities, Shelves};
 use baton_protocol::{Capability, Millis, Requirements, Resources, TaskId};
 use serde::{Deserialize, Serialize};
 
@@ -19,9 +19,24 @@ use crate::pools::Pools;
 
 /// The tasks that wait.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(from = "Shelves<TaskId, Queued>", into = "Shelves<TaskId, Queued>")]
 pub(crate) struct Queue {
     tasks: Shelves<TaskId, Queued>,
+    /// Follows from the tasks.
+    priorities: Priorities,
+}
+
+impl From<Shelves<TaskId, Queued>> for Queue {
+    fn from(tasks: Shelves<TaskId, Queued>) -> Self {
+        let priorities = tasks.iter().map(|(_, queued)| queued.priority).collect();
+        Self { tasks, priorities }
+    }
+}
+
+impl From<Queue> for Shelves<TaskId, Queued> {
+    fn from(queue: Queue) -> Self {
+        queue.tasks
+    }
 }
 
 /// What a task asks of an agent. Tasks of one shape fit the same agents.
@@ -49,7 +64,9 @@ pub(crate) struct Queued {
 
 impl Queue {
     pub(crate) fn insert(&mut self, task: TaskId, shape: Shape, priority: i32, since: Millis) {
-        self.tasks.insert(task, Queued { shape: Arc::new(shape), priority, since });
+        let before = self.tasks.insert(task, Queued { shape: Arc::new(shape), priority, since });
+        self.priorities.add(priority);
+        before.into_iter().for_each(|before| self.priorities.take(before.priority));
     }
 
     /// There are other pools than before: what is of them and what of an agent's own is said anew.
@@ -71,7 +88,14 @@ impl Queue {
     }
 
     pub(crate) fn remove(&mut self, task: &TaskId) -> Option<Queued> {
-        self.tasks.remove(task)
+        let queued = self.tasks.remove(task)?;
+        self.priorities.take(queued.priority);
+        Some(queued)
+    }
+
+    /// Whether a task of this priority or a greater one waits.
+    pub(crate) fn any_from(&self, priority: i32) -> bool {
+        self.priorities.any_from(priority)
     }
 
     pub(crate) fn get(&self, task: &TaskId) -> Option<&Queued> {
@@ -194,7 +218,8 @@ impl Head {
 }
 
 impl Walk<'_> {
-    /// The next task, to be given back by [`Walk::keep`], [`Walk::take`] or [`Walk::close`].
+    /// The next task, to be given back by [`Walk::keep`], [`Walk::take`] or [`Walk::close`]; or by nothing: then what is of its
+    /// shape and priority goes on waiting.
     pub(crate) fn next(&mut self) -> Option<Head> {
         while let Some(head) = self.heads.pop() {
             if !self.closed.contains(&head.shape) {

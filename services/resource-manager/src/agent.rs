@@ -32,10 +32,33 @@ const MAX_RESOURCES: usize = 64;
 
 /// The registry: agents that are there, and the latest of those that are gone.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Kept", into = "Kept")]
 pub(crate) struct Agents {
     agents: Shelves<AgentId, Arc<Agent>>,
     /// Those that are gone, by the number of the record that said so.
     gone: BTreeMap<Number, AgentId>,
+    /// How many slots those have that are there. Follows from the agents.
+    slots: u64,
+}
+
+/// What a snapshot keeps of them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Kept {
+    agents: Shelves<AgentId, Arc<Agent>>,
+    gone: BTreeMap<Number, AgentId>,
+}
+
+impl From<Kept> for Agents {
+    fn from(Kept { agents, gone }: Kept) -> Self {
+        let slots = agents.iter().map(|(_, agent)| agent.slots()).sum();
+        Self { agents, gone, slots }
+    }
+}
+
+impl From<Agents> for Kept {
+    fn from(Agents { agents, gone, slots: _ }: Agents) -> Self {
+        Self { agents, gone }
+    }
 }
 
 /// An agent, as it registered.
@@ -57,6 +80,11 @@ impl Agent {
         self.record.agent_type == *what || self.record.capabilities.contains_key(what)
     }
 
+    /// How many slots there are of it: none if it is gone.
+    fn slots(&self) -> u64 {
+        if self.gone.is_none() { u64::from(self.record.slots) } else { 0 }
+    }
+
     /// What it says of a capability.
     pub(crate) fn metadata(&self, capability: &Capability) -> Option<&Metadata> {
         self.record.capabilities.get(capability)
@@ -73,6 +101,7 @@ impl Agents {
     /// Takes an agent in. True if this is another session than before: nothing is held in it.
     pub(crate) fn registered(&mut self, stamp: Stamp, record: &AgentRegistered) -> bool {
         let before = self.agents.get(&record.agent);
+        self.slots = self.slots - before.map_or(0, |agent| agent.slots()) + u64::from(record.slots);
         if let Some(number) = before.and_then(|agent| agent.gone) {
             self.gone.remove(&number);
         }
@@ -91,6 +120,7 @@ impl Agents {
     /// Takes an agent out.
     pub(crate) fn left(&mut self, stamp: Stamp, agent: &AgentId) {
         let Some(entry) = self.agents.change(agent).filter(|entry| entry.gone.is_none()) else { return };
+        self.slots -= u64::from(entry.record.slots);
         entry.gone = Some(stamp.number);
         self.gone.insert(stamp.number, agent.clone());
         while self.gone.len() > MAX_GONE {
@@ -98,6 +128,11 @@ impl Agents {
                 self.agents.remove(&oldest);
             }
         }
+    }
+
+    /// How many slots the agents have that are there.
+    pub(crate) fn slots(&self) -> u64 {
+        self.slots
     }
 
     /// The agent, if it is there.

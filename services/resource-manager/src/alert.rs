@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Reply, Turn, answer};
 use baton_protocol::alert::{AlertAcknowledged, AlertCleared, AlertKind, AlertRaised, AlertSeverity, AlertView};
+use baton_protocol::pressure::PressureLevel;
 use baton_protocol::record::{ResourceRecord, RunFinished, Stamp};
 use baton_protocol::request::{AcknowledgeAlert, AlertList, Done, ListAlerts};
 use baton_protocol::run::RunStatus;
@@ -312,6 +313,7 @@ pub(crate) fn lead(turn: &mut Turn<'_, ResourceManager>) {
                 let said = stock.is_some_and(|stock| kind_of(stock.pool.kind) == Some(*kind) && stock.is_said());
                 !said || !turn.config().alerts.pools
             }
+            AlertKind::Pressure => state.pressure.level() == PressureLevel::None,
         };
         all.filter(is_over).map(|(kind, about)| (kind, about.clone())).collect()
     };

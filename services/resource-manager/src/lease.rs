@@ -26,7 +26,7 @@ use crate::agent::{Agent, unknown};
 use crate::handoff::{self, Carried};
 use crate::pool::{Stock, Why, takes};
 use crate::task::{Open, first_task, last_task};
-use crate::{ResourceManager, budget};
+use crate::{ResourceManager, budget, pressure};
 
 /// A push this young may still be under way: a heartbeat that does not know of it yet is not told again.
 const PUSH_MS: Millis = 500;
@@ -265,7 +265,8 @@ pub(crate) fn assign(turn: &mut Turn<'_, ResourceManager>, request: AssignTasks)
     let mut tally = Tally::default();
     let (mut pushes, mut changed) = (Pushes::default(), BTreeSet::new());
     for Placement { task, agent } in request.placements {
-        match may_hold(turn.state(), &task, &agent).and_then(|needed| may_take(turn, &task, &agent, needed)) {
+        match may_hold(turn.state(), &task, &agent, turn.now()).and_then(|needed| may_take(turn, &task, &agent, needed))
+        {
             Ok((resources, pools)) => {
                 granted += 1;
                 tally.granted(&resources);
@@ -281,6 +282,8 @@ pub(crate) fn assign(turn: &mut Turn<'_, ResourceManager>, request: AssignTasks)
             }
         }
     }
+    let now = turn.now();
+    turn.soft.drain.note(now, granted);
     pushes.send(turn);
     changed.iter().for_each(|agent| show_utilization(turn, agent));
     tally.show(turn, granted);
@@ -303,7 +306,7 @@ impl From<Rejection> for Refused {
 type Needed = (Resources, Resources);
 
 /// What the agent would hold for the task beside a slot, and what the task takes of pools: all that it needs, or nothing.
-fn may_hold(state: &ResourceManager, task: &TaskId, agent: &AgentId) -> Result<Needed, Refused> {
+fn may_hold(state: &ResourceManager, task: &TaskId, agent: &AgentId, now: Millis) -> Result<Needed, Refused> {
     let not_ready = |why: &str| Rejection::new(Code::NotReady, format!("task {task} {why}"));
     let open = state
         .tasks
@@ -316,6 +319,7 @@ fn may_hold(state: &ResourceManager, task: &TaskId, agent: &AgentId) -> Result<N
     if open.refused {
         return Err(not_ready("is not paid for: it will fail").into());
     }
+    pressure::holds_back(state, task, open, now)?;
     if !state.tasks.is_defined(task) {
         return Err(not_ready("belongs to a workflow whose definition is not in the log").into());
     }

@@ -13,6 +13,7 @@
 //!   lease in the record that ends the first one: it has one holder at every position of the log.
 //! - No task of a capability is leased to an agent whose breaker for it is open, and while it is half-open no more than its
 //!   probes.
+//! - Under pressure no task of a low priority is leased while one that matters more waits, unless it has waited for long.
 //! - A lease ends by exactly one fact: its task ended, its run ended, its agent left or came back in another session, or
 //!   it was declined. The first two are facts of the workflow-manager and are not written again here.
 //! - No more of a pool is held than it has, at any position of the log; what somebody has alone nobody else has. What is
@@ -33,6 +34,7 @@
 //! | `usage.rs` | how much of each pool is used, and what is said of it |
 //! | `acquire.rs`, `waiting.rs` | decisions about pools, and who waits for them |
 //! | `budget.rs`, `share.rs`, `spending.rs` | money: limits, shares, what it went for |
+//! | `pressure.rs` | what waits when more is to be done than can be |
 //!
 //! [`Assigned`]: baton_protocol::record::Assigned
 
@@ -44,6 +46,7 @@ mod budget;
 mod handoff;
 mod lease;
 mod pool;
+mod pressure;
 mod share;
 mod spending;
 mod task;
@@ -70,12 +73,14 @@ use crate::budget::Balances;
 use crate::handoff::Handoffs;
 use crate::lease::{Leases, Pushed};
 use crate::pool::Pools;
+use crate::pressure::{Drain, Pressure};
 use crate::spending::Spending;
 use crate::task::Tasks;
 use crate::waiting::Waiting;
 
 pub use crate::alert::AlertConfig;
 pub use crate::breaker::{BreakerConfig, MAX_WINDOW};
+pub use crate::pressure::{PressureConfig, PressureLimits};
 
 /// Who holds what.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -95,6 +100,8 @@ pub struct ResourceManager {
     handoffs: Handoffs,
     #[serde(default)]
     spending: Spending,
+    #[serde(default)]
+    pressure: Pressure,
     /// What the workflow-manager says: which tasks there are, and what an agent needs to know to do one.
     tasks: Tasks,
 }
@@ -113,6 +120,8 @@ pub struct Config {
     pub pools: BTreeMap<ResourceName, Pool>,
     /// When alerts are raised.
     pub alerts: AlertConfig,
+    /// When there is pressure, and what waits then.
+    pub pressure: PressureConfig,
 }
 
 impl Default for Config {
@@ -123,6 +132,7 @@ impl Default for Config {
             breakers: BreakerConfig::default(),
             pools: BTreeMap::new(),
             alerts: AlertConfig::default(),
+            pressure: PressureConfig::default(),
         }
     }
 }
@@ -139,6 +149,7 @@ pub struct Soft {
     balances: Balances,
     /// Nothing that is held of pools expires before this time: nobody could renew while there was no leader.
     nothing_expires_before: Millis,
+    drain: Drain,
 }
 
 impl Soft {
@@ -223,6 +234,7 @@ impl Machine for ResourceManager {
                     self.tasks.refused(task);
                 }
             }
+            ResourceRecord::PressureChanged(record) => self.pressure.changed(stamp, record),
         }
     }
 
@@ -290,6 +302,7 @@ impl Machine for ResourceManager {
         }
         acquire::serve(turn);
         alert::look_at_pools(turn);
+        pressure::look(turn);
     }
 
     fn request(turn: &mut Turn<'_, Self>, request: ResourceRequest, _: &RequestContext) -> Reply {
@@ -311,6 +324,7 @@ impl Machine for ResourceManager {
             ResourceRequest::AskHandoff(request) => handoff::ask(turn, request),
             ResourceRequest::ListAlerts(request) => alert::list(turn, &request),
             ResourceRequest::AcknowledgeAlert(request) => alert::acknowledge(turn, request),
+            ResourceRequest::GetPressure(_) => pressure::get(turn),
             ResourceRequest::SetPool(request) => acquire::set_pool(turn, request),
             ResourceRequest::SharePool(request) => budget::share(turn, request),
             ResourceRequest::ApproveBudget(request) => budget::approve(turn, request),
@@ -325,6 +339,7 @@ impl Machine for ResourceManager {
         };
         acquire::serve(turn);
         alert::look_at_pools(turn);
+        pressure::look(turn);
         reply
     }
 
@@ -338,6 +353,7 @@ impl Machine for ResourceManager {
         acquire::declare(turn);
         budget::lead(turn);
         alert::lead(turn);
+        pressure::lead(turn);
     }
 
     fn tick(turn: &mut Turn<'_, Self>) {
@@ -349,6 +365,7 @@ impl Machine for ResourceManager {
         budget::tick(turn);
         acquire::serve(turn);
         alert::look_at_pools(turn);
+        pressure::look(turn);
     }
 
     fn deadline(&self, soft: &Soft, config: &Config) -> Option<Millis> {
@@ -357,7 +374,8 @@ impl Machine for ResourceManager {
         // Whoever waits for something to end must look at the clock in the meantime: time that goes by without a look counts as
         // slept, and puts the end off.
         let look = lost.or(expiry).and(soft.looked).map(|at| at.saturating_add(config.heartbeat_ms));
-        let waits = [soft.waiting.deadline(), self.breakers.deadline(), self.handoffs.deadline()];
+        let waits =
+            [soft.waiting.deadline(), self.breakers.deadline(), self.handoffs.deadline(), self.pressure.deadline()];
         let (told, shared) = (alert::deadline(self, config), soft.balances.deadline());
         [lost, look, expiry, told, shared].into_iter().chain(waits).flatten().min()
     }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
-use baton_machine::Shelves;
 use baton_machine::planted::{Bug, is_planted};
+use baton_machine::{Priorities, Shelves};
 use baton_protocol::definition::{Definition, OnFailure, StageDefinition};
 use baton_protocol::record::{Outcome, RunStarted, StageEnded, StageReady, Stamp, WorkflowRegistered};
 use baton_protocol::request::Assignment;
@@ -39,8 +39,8 @@ pub(crate) fn last_task(run: RunId) -> TaskId {
 pub(crate) struct Tasks {
     definitions: BTreeMap<WorkflowName, BTreeMap<u32, Arc<Definition>>>,
     runs: Shelves<RunId, Arc<Run>>,
-    /// How many tasks were never leased and have not ended. Follows from the runs.
-    waiting: usize,
+    /// The tasks that were never leased and have not ended. Follows from the runs.
+    waiting: Priorities,
 }
 
 /// What a snapshot keeps of them.
@@ -52,7 +52,7 @@ struct Kept {
 
 impl From<Kept> for Tasks {
     fn from(kept: Kept) -> Self {
-        let waiting = kept.runs.iter().map(|(_, run)| run.waiting()).sum();
+        let waiting = kept.runs.iter().flat_map(|(_, run)| run.waiting()).collect();
         Self { definitions: kept.definitions, runs: kept.runs, waiting }
     }
 }
@@ -75,9 +75,9 @@ struct Run {
 }
 
 impl Run {
-    /// How many of its tasks were never leased and have not ended.
-    fn waiting(&self) -> usize {
-        self.open.values().filter(|open| open.lease.is_none()).count()
+    /// The priorities of those of its tasks that were never leased and have not ended.
+    fn waiting(&self) -> impl Iterator<Item = i32> {
+        self.open.values().filter(|open| open.lease.is_none()).map(|open| open.priority)
     }
 }
 
@@ -145,7 +145,9 @@ impl Tasks {
 
     pub(crate) fn stage_ready(&mut self, stamp: Stamp, record: &StageReady) {
         let Some(run) = self.runs.change(&record.task.run) else { return };
-        self.waiting += usize::from(!run.open.contains_key(&record.task.stage));
+        if !run.open.contains_key(&record.task.stage) {
+            self.waiting.add(record.priority);
+        }
         run.open.entry(record.task.stage.clone()).or_insert_with(|| {
             Arc::new(Open {
                 attempt: record.task.attempt,
@@ -167,7 +169,9 @@ impl Tasks {
         let run = self.runs.change(&record.task.run)?;
         run.open.get(&record.task.stage).filter(|open| open.attempt == record.task.attempt)?;
         let open = run.open.remove(&record.task.stage)?;
-        self.waiting -= usize::from(open.lease.is_none());
+        if open.lease.is_none() {
+            self.waiting.take(open.priority);
+        }
         if record.outcome == Outcome::Succeeded {
             run.results.insert(record.task.stage.clone(), record.result.clone().unwrap_or_default());
         }
@@ -177,7 +181,7 @@ impl Tasks {
     /// Ends a run; gives the leases that its tasks had.
     pub(crate) fn run_finished(&mut self, run: RunId) -> Vec<LeaseId> {
         let run = self.runs.remove(&run);
-        self.waiting -= run.as_ref().map_or(0, |run| run.waiting());
+        run.iter().flat_map(|run| run.waiting()).for_each(|priority| self.waiting.take(priority));
         run.iter().flat_map(|run| run.open.values()).filter_map(|open| open.lease).collect()
     }
 
@@ -189,7 +193,9 @@ impl Tasks {
         else {
             return false;
         };
-        self.waiting -= usize::from(open.lease.is_none());
+        if open.lease.is_none() {
+            self.waiting.take(open.priority);
+        }
         open.lease = Some(lease);
         true
     }
@@ -206,7 +212,17 @@ impl Tasks {
 
     /// How many tasks wait for an agent.
     pub(crate) fn waiting(&self) -> usize {
-        self.waiting
+        self.waiting.len()
+    }
+
+    /// Whether a task of this priority or a greater one waits for an agent.
+    pub(crate) fn any_waits_from(&self, priority: i32) -> bool {
+        self.waiting.any_from(priority)
+    }
+
+    /// How many tasks of less priority wait for an agent.
+    pub(crate) fn waiting_below(&self, priority: i32) -> usize {
+        self.waiting.below(priority)
     }
 
     /// Whose a run is that has not ended.

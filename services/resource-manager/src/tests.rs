@@ -32,6 +32,7 @@ use crate::{Config, ResourceManager};
 
 mod budgets;
 mod pools;
+mod pressure;
 
 const START: Millis = 1_000_000;
 
@@ -47,6 +48,8 @@ struct World {
     telemetry: bool,
     last_snapshot: Option<Snapshot<ResourceManager>>,
     config: Config,
+    /// How much of the memory the process takes, in per cent.
+    memory: Option<u32>,
 }
 
 impl World {
@@ -76,6 +79,7 @@ impl World {
             telemetry: false,
             last_snapshot: None,
             config: Config::default(),
+            memory: None,
         }
     }
 
@@ -86,6 +90,7 @@ impl World {
             None => Processor::new(self.config.clone()),
         };
         self.feed();
+        self.machine.takes_memory(self.memory);
         self.machine.lead("i", self.now);
         self.settle();
     }
@@ -124,6 +129,7 @@ impl World {
     fn check_replay(&self) {
         let mut replay = Processor::new(self.config.clone());
         feed(&self.log, &mut replay, self.now);
+        replay.takes_memory(self.memory);
         // Leading handles what lies beyond the cursor.
         replay.lead("replay", self.now);
         assert_eq!(replay.machine(), self.machine.machine(), "a replay differs from the live state");
@@ -921,7 +927,8 @@ impl Checker {
             | ResourceRecord::BreakerClosed(_)
             | ResourceRecord::AlertRaised(_)
             | ResourceRecord::AlertCleared(_)
-            | ResourceRecord::AlertAcknowledged(_) => {}
+            | ResourceRecord::AlertAcknowledged(_)
+            | ResourceRecord::PressureChanged(_) => {}
             ResourceRecord::PoolSet(_)
             | ResourceRecord::PoolRemoved(_)
             | ResourceRecord::Acquired(_)

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{ShelfSet, Shelves};
 use baton_protocol::handoff::HandedOver;
+use baton_protocol::pressure::{PressureChanged, PressureLevel};
 use baton_protocol::record::{
     AgentLeft, AgentRegistered, Assigned, BudgetRefused, LeaseEnded, LeftReason, RunFinished, RunStarted, StageEnded,
     StageReady, StageSkipped, Stamp,
@@ -43,6 +44,9 @@ pub struct WorkflowManager {
     /// Tasks that wait for an agent, and that nobody will pay for, and why: what is to be reacted to.
     #[serde(default)]
     pub(crate) unpaid: BTreeMap<TaskId, String>,
+    /// That more is to be done than can be; none: it is not so.
+    #[serde(default)]
+    pub(crate) pressure: Option<PressureChanged>,
 }
 
 /// An agent, as far as the resource-manager's records tell.
@@ -274,6 +278,10 @@ impl WorkflowManager {
         if run.waits_for_agent(place, task.attempt) {
             self.unpaid.insert(task.clone(), text::cut(record.reason.clone(), text::MAX_ERROR_BYTES));
         }
+    }
+
+    pub(crate) fn pressure_changed(&mut self, record: &PressureChanged) {
+        self.pressure = (record.level > PressureLevel::None).then(|| record.clone());
     }
 
     fn lose(&mut self, leases: impl IntoIterator<Item = LeaseId>, why: &str) {

@@ -102,6 +102,7 @@ impl Machine for WorkflowManager {
             Foreign::Resource(ResourceRecord::LeaseEnded(record)) => self.lease_ended(record),
             Foreign::Resource(ResourceRecord::HandedOver(record)) => self.handed_over(stamp, record),
             Foreign::Resource(ResourceRecord::BudgetRefused(record)) => self.budget_refused(record),
+            Foreign::Resource(ResourceRecord::PressureChanged(record)) => self.pressure_changed(record),
             Foreign::Resource(
                 ResourceRecord::HandoffOffered(_)
                 | ResourceRecord::HandoffEnded(_)

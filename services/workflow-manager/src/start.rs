@@ -1,6 +1,8 @@
 //! A run is asked for, or asked to stop.
 
 use baton_machine::RequestContext;
+use baton_machine::planted::{Bug, is_planted};
+use baton_protocol::pressure::PressureChanged;
 use baton_protocol::record::{RunStarted, WorkflowRecord};
 use baton_protocol::request::{CancelRun, MAX_JSON_BYTES, MAX_KEY_BYTES, RunAccepted, StartRun};
 use baton_protocol::run::RunStatus;
@@ -12,6 +14,8 @@ use crate::{Turn, WorkflowManager, advance, telemetry, text};
 
 /// When to ask again after a refusal for too many live runs: at the least, at the most, and where no run has ended yet.
 const RETRY_MS: (Millis, Millis, Millis) = (100, 5000, 1000);
+/// The same for a refusal by priority, while there is pressure.
+const PRESSED_MS: (Millis, Millis) = (100, 60_000);
 
 /// Starts a run, or gives the one that the same request started before.
 pub(crate) fn start(
@@ -40,7 +44,7 @@ pub(crate) fn start(
         budget.check().map_err(|error| Rejection::invalid(format!("budget: {error}")))?;
     }
     let budget = request.budget.clone().or_else(|| found.definition.budget.clone());
-    admit(turn)?;
+    admit(turn, request.priority)?;
     let run = match request.run {
         Some(run) => run,
         None => unused(turn),
@@ -57,11 +61,39 @@ pub(crate) fn start(
     known.map(|known| known.accepted(false)).ok_or_else(|| Rejection::new(Code::Internal, "the run was not started"))
 }
 
-/// Refuses a new run while as many are live as may be. A limit that was lowered ends none of them.
+/// Refuses a new run that has to wait. A refusal leaves nothing behind.
+fn admit(turn: &mut Turn<'_>, priority: i32) -> Result<(), Rejection> {
+    let refused = match matters_too_little(turn, priority) {
+        Err(rejection) => Err(("pressure", rejection)),
+        Ok(()) => is_one_too_many(turn).map_err(|rejection| ("limit", rejection)),
+    };
+    refused.map_err(|(reason, rejection)| {
+        turn.count("baton_runs_refused_total", &[reason], 1.0);
+        rejection
+    })
+}
+
+/// Whether there is too much pressure for a run of this priority. When it is expected to fall, the resource-manager has said.
+fn matters_too_little(turn: &Turn<'_>, priority: i32) -> Result<(), Rejection> {
+    let pressure = turn.state().pressure.as_ref();
+    let pressure = pressure.filter(|pressure| priority < pressure.below && !is_planted(Bug::PressureIgnoredAtTheDoor));
+    let Some(PressureChanged { level, causes, below, until, .. }) = pressure else { return Ok(()) };
+    let (least, longest) = PRESSED_MS;
+    let wait = until.saturating_sub(turn.now()).clamp(least, longest);
+    let causes: Vec<_> = causes.iter().map(|cause| cause.as_str()).collect();
+    let message = format!(
+        "no run of priority {priority} can start now: the pressure is {level} ({}), and until it falls runs of less than \
+         {below} are refused",
+        causes.join(", ")
+    );
+    Err(Rejection::new(Code::Overloaded, message).retry_after(wait))
+}
+
+/// Whether as many runs are live as may be. A limit that was lowered ends none of them.
 ///
 /// When there will be room again follows from how fast runs have been ending lately. Everybody who is refused is told the
 /// same; clients spread their next attempts themselves.
-fn admit(turn: &Turn<'_>) -> Result<(), Rejection> {
+fn is_one_too_many(turn: &Turn<'_>) -> Result<(), Rejection> {
     let (live, most) = (turn.state().runs.len(), turn.config().max_live_runs);
     if live < most {
         return Ok(());

@@ -8,6 +8,7 @@ mod property;
 
 use baton_machine::{Effect, Machine as _};
 use baton_protocol::definition::{DefinitionError, RetryPolicy};
+use baton_protocol::pressure::{PressureCause, PressureChanged, PressureLevel};
 use baton_protocol::record::{
     Assigned, Cause, Commit, FORMAT, LeftReason, ResourceRecord, RunFinished, RunStarted, Stamp, Turn, WorkflowRecord,
     WorkflowRegistered,
@@ -1066,6 +1067,67 @@ fn g7_as_many_runs_are_live_as_may_be() {
         the limit is higher: started
     "#]]
     .assert_eq(&said);
+}
+
+#[test]
+fn r13_a_run_that_matters_too_little_is_refused_under_pressure_and_leaves_nothing() {
+    let mut world = World::new();
+    world.register(&workflow(&[("a", &[])]));
+    let pressure = |level, below, until| {
+        let causes = vec![PressureCause::Queue];
+        let record = PressureChanged {
+            level,
+            causes,
+            below,
+            longest_ms: 0,
+            until,
+            waiting: 1200,
+            slots: 4,
+            memory_percent: None,
+        };
+        vec![ResourceRecord::PressureChanged(record)]
+    };
+    let ask = |world: &mut World, priority: i32, key: &str| {
+        let request = StartRun { priority, key: Some(key.to_owned()), ..start("w") };
+        match world.ask::<RunAccepted>(WorkflowRequest::StartRun(request)) {
+            Ok(accepted) if accepted.existing => "it was there".to_owned(),
+            Ok(_) => "started".to_owned(),
+            Err(rejection) => format!("{rejection}; again after {:?} ms", rejection.retry_after_ms),
+        }
+    };
+    let mut said = String::new();
+    let mut note = |what: &str, line: String| said += &format!("{what}: {line}\n");
+    note("before", ask(&mut world, -1, "known"));
+    world.resource("timer", pressure(PressureLevel::Elevated, 0, world.now + 4000));
+    let (records, live) = (world.processor.number(), world.processor.machine().runs.iter().count());
+    note("low", ask(&mut world, -1, "low"));
+    note("lower", ask(&mut world, -7, "lower"));
+    world.wait(3950);
+    note("it is nearly over", ask(&mut world, -1, "low"));
+    note("one that is known", ask(&mut world, -1, "known"));
+    let after = (world.processor.number(), world.processor.machine().runs.iter().count());
+    assert_eq!(after, (records, live), "a refusal left something behind");
+    note("as others", ask(&mut world, 0, "plain"));
+    world.resource("timer", pressure(PressureLevel::Critical, 1, world.now + 900_000));
+    note("as others, when it is critical", ask(&mut world, 0, "later"));
+    note("high", ask(&mut world, 1, "high"));
+    // Another leader knows it from the log.
+    world.lead();
+    note("low, with another leader", ask(&mut world, -1, "low"));
+    world.resource("timer", pressure(PressureLevel::None, 0, 0));
+    note("low, when it is over", ask(&mut world, -1, "low"));
+    expect![[r#"
+        before: started
+        low: no run of priority -1 can start now: the pressure is elevated (queue), and until it falls runs of less than 0 are refused (overloaded); again after Some(4000) ms
+        lower: no run of priority -7 can start now: the pressure is elevated (queue), and until it falls runs of less than 0 are refused (overloaded); again after Some(4000) ms
+        it is nearly over: no run of priority -1 can start now: the pressure is elevated (queue), and until it falls runs of less than 0 are refused (overloaded); again after Some(100) ms
+        one that is known: it was there
+        as others: started
+        as others, when it is critical: no run of priority 0 can start now: the pressure is critical (queue), and until it falls runs of less than 1 are refused (overloaded); again after Some(60000) ms
+        high: started
+        low, with another leader: no run of priority -1 can start now: the pressure is critical (queue), and until it falls runs of less than 1 are refused (overloaded); again after Some(60000) ms
+        low, when it is over: started
+    "#]].assert_eq(&said);
 }
 
 #[test]

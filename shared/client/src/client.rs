@@ -7,13 +7,14 @@ use async_nats::connection::State;
 use async_nats::header::HeaderMap;
 use async_nats::{Message, Request, RequestErrorKind};
 use baton_protocol::message::MessageType;
+use baton_protocol::pressure::PressureView;
 use baton_protocol::request::{
     AcknowledgeAlert, Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, AlertList, ApproveBudget,
     AskHandoff, CancelRun, CapacityPlan, DenyBudget, Done, ExplainPlacement, FindAgents, GetLearning, GetPlacement,
-    GetRun, GetSpending, GetWorkflow, Granted, HandoffAsked, HeldView, ImportLearning, LearningPage, LeaseList,
-    ListAgents, ListAlerts, ListLeases, ListPools, ListRuns, ListWorkflows, PlacementExplained, PlacementView,
-    PlanCapacity, PoolList, RegisterWorkflow, Release, RemovePool, Renew, RunAccepted, RunList, SetPool, SetStrategy,
-    SharePool, Spending, StartRun, Strategy, WorkflowList, WorkflowView,
+    GetPressure, GetRun, GetSpending, GetWorkflow, Granted, HandoffAsked, HeldView, ImportLearning, LearningPage,
+    LeaseList, ListAgents, ListAlerts, ListLeases, ListPools, ListRuns, ListWorkflows, PlacementExplained,
+    PlacementView, PlanCapacity, PoolList, RegisterWorkflow, Release, RemovePool, Renew, RunAccepted, RunList, SetPool,
+    SetStrategy, SharePool, Spending, StartRun, Strategy, WorkflowList, WorkflowView,
 };
 use baton_protocol::run::RunView;
 use baton_protocol::{Code, Pool, Rejection, ResourceName, RunId, Service, Take, subject};
@@ -405,6 +406,12 @@ impl Client {
     pub async fn list_alerts(&self, request: &ListAlerts) -> Result<AlertList, ClientError> {
         let headers = Headers::of(MessageType::CoordinationRequest);
         self.request(Service::ResourceManager, "alert.list", request, headers).await
+    }
+
+    /// Shows how much pressure there is.
+    pub async fn pressure(&self) -> Result<PressureView, ClientError> {
+        let headers = Headers::of(MessageType::CoordinationRequest);
+        self.request(Service::ResourceManager, "pressure.get", &GetPressure {}, headers).await
     }
 
     /// Says that somebody has seen an alert.

@@ -19,6 +19,7 @@
 
 mod clock;
 pub mod planted;
+mod priorities;
 mod processor;
 mod shelves;
 mod snapshot;
@@ -35,6 +36,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use clock::Clock;
+pub use priorities::Priorities;
 pub use processor::{Outgoing, Processor, ReadError, Released};
 pub use shelves::{ShelfSet, Shelves};
 pub use snapshot::Snapshot;

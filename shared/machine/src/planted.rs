@@ -134,11 +134,21 @@ pub enum Bug {
     OfferNeverOver,
     /// What is set aside for a task in its agent's own account stays there when another agent takes the task.
     GiverPaysOn,
+    /// Pressure does not fall.
+    PressureNeverFalls,
+    /// Pressure falls as soon as what it rose by is not reached any more.
+    PressureFallsAtOnce,
+    /// Runs are accepted whatever their priority and the pressure.
+    PressureIgnoredAtTheDoor,
+    /// Tasks are leased whatever their priority and the pressure.
+    PressureIgnoredByLeases,
+    /// Tasks of a low priority wait as long as there is pressure, whatever else waits and for however long.
+    HeldBackForEver,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 64] = [
+    pub const ALL: [Self; 69] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -203,6 +213,11 @@ impl Bug {
         Self::OfferTakenByAnyone,
         Self::OfferNeverOver,
         Self::GiverPaysOn,
+        Self::PressureNeverFalls,
+        Self::PressureFallsAtOnce,
+        Self::PressureIgnoredAtTheDoor,
+        Self::PressureIgnoredByLeases,
+        Self::HeldBackForEver,
     ];
 }
 

@@ -57,6 +57,8 @@ pub struct Processor<M: Machine> {
     snapshot_position: u64,
     /// Which share of all traces is shown.
     shown_traces: f64,
+    /// How much of the memory that the process may take it takes, in per cent.
+    memory: Option<u32>,
     lead: Option<Lead<M>>,
 }
 
@@ -218,6 +220,7 @@ impl<M: Machine> Processor<M> {
             records_since_snapshot: 0,
             snapshot_position: own.min(handled),
             shown_traces: 1.0,
+            memory: None,
             lead: None,
         }
     }
@@ -239,6 +242,12 @@ impl<M: Machine> Processor<M> {
     /// Shows only that share of all traces, from 0 to 1, and what fails: spans that nobody wants are not even made.
     pub fn show_traces(&mut self, share: f64) {
         self.shown_traces = share;
+    }
+
+    /// How much of the memory that the process may take it takes, in per cent; none where that can not be known. Decisions may
+    /// depend on it, as on settings; the fold does not.
+    pub fn takes_memory(&mut self, percent: Option<u32>) {
+        self.memory = percent;
     }
 
     /// The state as it is, to start from later. There is one only where nothing is pending but what is under way; `own` is
@@ -575,6 +584,7 @@ impl<M: Machine> Processor<M> {
             workflow_number: self.marks.get(&Service::WorkflowManager).copied().unwrap_or(0),
             next: &mut self.next,
             shown_traces: self.shown_traces,
+            memory: self.memory,
             emitted: Vec::new(),
             effects: Vec::new(),
             answered: false,

@@ -19,6 +19,7 @@ pub struct Turn<'a, M: Machine> {
     pub(crate) workflow_number: Number,
     pub(crate) next: &'a mut Number,
     pub(crate) shown_traces: f64,
+    pub(crate) memory: Option<u32>,
     pub(crate) emitted: Vec<Emitted>,
     pub(crate) effects: Vec<Effect>,
     pub(crate) answered: bool,
@@ -62,6 +63,12 @@ impl<M: Machine> Turn<'_, M> {
     #[must_use]
     pub fn workflow_number(&self) -> Number {
         self.workflow_number
+    }
+
+    /// How much of the memory that the process may take it takes, in per cent; none where that is not known.
+    #[must_use]
+    pub fn memory_percent(&self) -> Option<u32> {
+        self.memory
     }
 
     /// Whether spans of that trace are shown, so that nobody need make one in vain. What has failed is made in any case: it is told in

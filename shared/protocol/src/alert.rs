@@ -40,6 +40,8 @@ pub enum AlertKind {
     PoolUsed,
     /// Much of a consumed pool, of a budget for one, is spent. Over when it is given more.
     BudgetUsed,
+    /// There is [pressure](crate::pressure). Over when there is none.
+    Pressure,
 }
 
 impl AlertKind {
@@ -91,7 +93,8 @@ words!(
     QueueDepth = "queue_depth",
     RunFailed = "run_failed",
     PoolUsed = "pool_used",
-    BudgetUsed = "budget_used"
+    BudgetUsed = "budget_used",
+    Pressure = "pressure"
 );
 
 /// See [`ResourceRecord::AlertRaised`](crate::record::ResourceRecord::AlertRaised). The record's number is the alert's id.

@@ -59,6 +59,7 @@ pub mod name;
 pub mod nearest;
 pub mod pool;
 pub mod post;
+pub mod pressure;
 pub mod record;
 pub mod rejection;
 pub mod request;

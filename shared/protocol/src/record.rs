@@ -23,6 +23,7 @@ use crate::id::{LeaseId, Millis, Number, Position, RunId, Service, TaskId};
 use crate::json::Json;
 use crate::name::{AgentId, Capability, ResourceName, StageName, WorkflowName};
 use crate::pool::{Holder, Pool, Takes};
+use crate::pressure::PressureChanged;
 use crate::request::{Lesson, Strategy, Usage};
 use crate::requirement::Requirements;
 use crate::trace::TraceContext;
@@ -396,6 +397,8 @@ pub enum ResourceRecord {
     ApprovalAsked(ApprovalAsked),
     /// An account has not enough, and will not have: a task that needs it fails.
     BudgetRefused(BudgetRefused),
+    /// There is more or less pressure than before, or it lasts longer than was expected.
+    PressureChanged(PressureChanged),
 }
 
 /// See [`ResourceRecord::AgentRegistered`].
@@ -675,6 +678,7 @@ impl Record for ResourceRecord {
             Self::AlertAcknowledged(_) => "alert_acknowledged",
             Self::ApprovalAsked(_) => "approval_asked",
             Self::BudgetRefused(_) => "budget_refused",
+            Self::PressureChanged(_) => "pressure_changed",
         }
     }
 
@@ -693,7 +697,7 @@ impl Record for ResourceRecord {
             Self::PoolSet(r) => Topic::Pool(&r.name),
             Self::PoolRemoved(r) => Topic::Pool(&r.name),
             Self::Acquired(r) => r.takes.keys().next().map_or(Topic::Service(Self::SERVICE), Topic::Pool),
-            Self::Renewed(_) => Topic::Service(Self::SERVICE),
+            Self::Renewed(_) | Self::PressureChanged(_) => Topic::Service(Self::SERVICE),
             Self::Released(r) => r.pools.first().map_or(Topic::Service(Self::SERVICE), Topic::Pool),
             Self::AlertRaised(r) => Topic::Alert(r.severity, r.kind),
             Self::AlertCleared(r) => Topic::Alert(r.severity, r.kind),

@@ -170,7 +170,8 @@ impl Code {
             | Self::PoolInUse => 409,
             Self::TooLarge => 413,
             // Not 429: that is for an asker who asks too often. The limit counts everybody's runs, and whoever meets it
-            // has done nothing wrong; "a temporary overload" with `Retry-After` is what 503 is for (RFC 9110, 15.6.4).
+            // has done nothing wrong, nor has one whose priority is too low for now; "a temporary overload" with `Retry-After` is
+            // what 503 is for (RFC 9110, 15.6.4).
             Self::NoCapacity | Self::PoolExhausted | Self::Overloaded | Self::Unavailable => 503,
             Self::Internal | Self::Unknown => 500,
         }

@@ -12,6 +12,7 @@ mod handoff;
 mod learning;
 mod optimizer;
 mod pool;
+mod pressure;
 mod resource;
 mod workflow;
 
@@ -33,6 +34,7 @@ pub use handoff::*;
 pub use learning::*;
 pub use optimizer::*;
 pub use pool::*;
+pub use pressure::*;
 pub use resource::*;
 pub use workflow::*;
 

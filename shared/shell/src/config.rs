@@ -26,6 +26,8 @@ pub struct Settings {
     pub pools: BTreeMap<ResourceName, Pool>,
     /// Alerts, and who is told of them.
     pub alerts: AlertSettings,
+    /// When more is to be done than can be, and what waits then.
+    pub pressure: PressureSettings,
     /// Placement.
     pub placement: PlacementSettings,
     /// Guaranteed messages between agents.
@@ -154,6 +156,40 @@ pub struct AlertSettings {
 impl Default for AlertSettings {
     fn default() -> Self {
         Self { queue_depth: 1000, run_failed: false, pools: true, pool_used_ms: 10_000, webhooks: Vec::new() }
+    }
+}
+
+/// Settings of pressure: when what matters least waits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PressureSettings {
+    /// When it is elevated.
+    pub elevated: PressureLimitSettings,
+    /// When it is critical.
+    pub critical: PressureLimitSettings,
+    /// How long a task waits for that at the most, from when it was ready, in milliseconds.
+    pub longest_ms: Millis,
+}
+
+/// When a level of pressure is reached: as soon as one of these limits is.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PressureLimitSettings {
+    /// So many tasks wait for an agent; 0: any number may.
+    pub queue: u64,
+    /// So many tasks wait for each slot of the agents that are there; 0: any number may.
+    pub per_slot: u64,
+    /// The process takes so much of the memory that it may take, in per cent; 0: it may take all.
+    pub memory_percent: u32,
+    /// Runs of less priority than this are refused, and tasks of less wait.
+    pub below: i32,
+}
+
+impl Default for PressureSettings {
+    fn default() -> Self {
+        let elevated = PressureLimitSettings { queue: 1000, per_slot: 100, memory_percent: 80, below: 0 };
+        let critical = PressureLimitSettings { queue: 100_000, per_slot: 0, memory_percent: 90, below: 1 };
+        Self { elevated, critical, longest_ms: 300_000 }
     }
 }
 
@@ -343,6 +379,13 @@ impl Settings {
                 breakers.open_ms, breakers.max_open_ms
             ));
         }
+        let PressureSettings { elevated, critical, .. } = &self.pressure;
+        if critical.below < elevated.below {
+            return wrong(format!(
+                "pressure.critical.below is {}, pressure.elevated.below is {}: the second must be no more than the first",
+                critical.below, elevated.below
+            ));
+        }
         if let Some(webhook) =
             self.alerts.webhooks.iter().find(|w| !w.url.starts_with("http://") && !w.url.starts_with("https://"))
         {
@@ -478,6 +521,8 @@ mod tests {
             ("[[alerts.webhooks]]\nurl = \"ftp://x\"\n", "must begin with http://"),
             ("[[alerts.webhooks]]\nurl = \"http://x\"\nseverity = \"urgent\"\n", "urgent"),
             ("[breakers]\nmax_open_ms = 1\n", "breakers.max_open_ms is 1"),
+            ("[pressure.critical]\nbelow = -1\n", "pressure.critical.below is -1"),
+            ("[pressure.elevated]\nqueues = 1\n", "queues"),
             ("[log\n", "baton.toml"),
         ] {
             let error = load(text, &[]).unwrap_err().to_string();

@@ -20,6 +20,7 @@ mod full;
 mod instance;
 mod leadership;
 mod log;
+mod memory;
 mod room;
 mod service;
 mod session;
@@ -27,7 +28,7 @@ mod snapshots;
 
 /// The wall clock, in milliseconds since 1970. A machine never calls it; the shell hands the time in.
 pub(crate) use baton_client::now as now_ms;
-pub use config::{AlertSettings, BreakerSettings, Settings, WebhookSettings};
+pub use config::{AlertSettings, BreakerSettings, PressureLimitSettings, PressureSettings, Settings, WebhookSettings};
 pub use feed::Feed;
 pub use instance::{Instance, serve_status};
 pub use service::{ShellError, Telemetry, run};

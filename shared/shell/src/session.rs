@@ -29,6 +29,7 @@ use crate::full::Gate;
 use crate::instance::{Instance, serve_status};
 use crate::leadership::{Campaign, Leadership, Pulse};
 use crate::log::{self, CommitFailure, LogError, TailError, other};
+use crate::memory::Memory;
 use crate::service::{ShellError, Telemetry};
 use crate::snapshots::Snapshots;
 
@@ -113,6 +114,7 @@ pub(crate) struct Session<M: Machine> {
     /// Since when it is known that there is room again, where there was none.
     pub(crate) room_since: Option<Instant>,
     clock: Clock,
+    memory: Memory,
     pulse: Pulse,
     /// How many messages were dropped unread, as far as they are counted.
     dropped: u64,
@@ -198,6 +200,7 @@ impl<M: Machine> Session<M> {
                 landed: false,
                 room_since: None,
                 clock: Clock::new(),
+                memory: Memory::new(),
                 pulse: Pulse::new(),
                 dropped: 0,
                 shown: None,
@@ -300,6 +303,9 @@ impl<M: Machine> Session<M> {
         let mut timer = pin!(sleep_until(Instant::now().into()));
         loop {
             self.pulse.beat();
+            if self.memory.is_due() {
+                self.processor.takes_memory(self.memory.percent());
+            }
             // Under load something else is always ready: time must pass all the same.
             let now = self.now();
             if self.processor.deadline().is_some_and(|deadline| deadline <= now) {

@@ -11,6 +11,7 @@ pub(crate) mod flow;
 mod handoffs;
 mod ledger;
 mod pools;
+mod pressure;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -25,12 +26,13 @@ use baton_protocol::{
     TaskId, WorkflowName,
 };
 
-use baton_resource_manager::{AlertConfig, BreakerConfig};
+use baton_resource_manager::{AlertConfig, BreakerConfig, PressureConfig};
 
 use alerts::Alerts;
 pub(crate) use answers::Asked;
 use breakers::{Breakers, meets};
 use handoffs::Handoffs;
+use pressure::Pressure;
 
 /// A rule that was broken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +93,7 @@ pub(crate) struct Facts {
     breakers: Breakers,
     alerts: Alerts,
     handoffs: Handoffs,
+    pressure: Pressure,
     /// When the calm began, in virtual microseconds.
     calm: Option<u64>,
     /// Rare things that the log shows, to be counted.
@@ -117,6 +120,7 @@ pub(crate) struct Run {
     pub(crate) version: u32,
     key: Option<String>,
     strategy: Option<Strategy>,
+    priority: i32,
     due: Option<Millis>,
     budget: Option<Budget>,
     definition: Arc<Definition>,
@@ -227,10 +231,16 @@ const LATE: u64 = 12_000_000;
 const PATIENCE: u64 = 10_000_000;
 
 impl Facts {
-    /// An empty log of services that let so many runs live at a time, open breakers so, and raise alerts so.
-    pub(crate) fn new(max_live_runs: usize, breakers: BreakerConfig, alerts: AlertConfig) -> Self {
-        let (breakers, alerts) = (Breakers::new(breakers), Alerts::new(alerts));
-        Self { max_live_runs, breakers, alerts, ..Self::default() }
+    /// An empty log of services that let so many runs live at a time, open breakers so, raise alerts so, and are under pressure
+    /// so.
+    pub(crate) fn new(
+        max_live_runs: usize,
+        breakers: BreakerConfig,
+        alerts: AlertConfig,
+        pressure: PressureConfig,
+    ) -> Self {
+        let (breakers, alerts, pressure) = (Breakers::new(breakers), Alerts::new(alerts), Pressure::new(pressure));
+        Self { max_live_runs, breakers, alerts, pressure, ..Self::default() }
     }
 
     /// From now on nothing is disturbed any more.
@@ -349,6 +359,7 @@ impl Facts {
     pub(crate) fn nothing_waits_for_ever(&mut self, now: u64) -> Checked {
         let Some(calm) = self.calm else { return Ok(()) };
         self.alerts_are_so(now, calm)?;
+        self.pressure_is_so(now, calm)?;
         self.breakers_half_open_in_time(now, calm)?;
         self.offers_are_over_in_time(now, calm)?;
         let late = |since: u64, ms: Millis| now.saturating_sub(since.max(calm)) > ms * 1000 + LATE;

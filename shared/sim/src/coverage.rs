@@ -200,6 +200,22 @@ counted! {
         BudgetAlert = "an alert is raised about a budget",
         /// An alert about a pool that is there was over.
         PoolAlertOver = "an alert about a pool is over",
+        /// Pressure rose.
+        PressureRose = "pressure rises",
+        /// Pressure was critical.
+        PressureCritical = "pressure is critical",
+        /// Pressure lasted longer than was expected.
+        PressureLasts = "pressure lasts longer than expected",
+        /// Pressure fell to none.
+        PressureFell = "pressure falls",
+        /// A start was refused because of its priority.
+        Pressed = "a start is refused under pressure",
+        /// A lease was refused because of the task's priority.
+        HeldBack = "a task is held back under pressure",
+        /// A task of a low priority was leased under pressure, as no other waited.
+        LowAlone = "a low task is leased as no other waits",
+        /// A task of a low priority was leased under pressure, as it had waited for long.
+        LowWaitedLong = "a low task is leased as it waited long",
         /// A run succeeded.
         Succeeded = "a run succeeds",
         /// A run failed.
@@ -240,7 +256,7 @@ counted! {
 }
 
 /// The kinds of records, in the order of their counters.
-pub(crate) const RECORDS: [&str; 28] = [
+pub(crate) const RECORDS: [&str; 29] = [
     "workflow_registered",
     "run_started",
     "stage_ready",
@@ -267,6 +283,7 @@ pub(crate) const RECORDS: [&str; 28] = [
     "alert_acknowledged",
     "approval_asked",
     "budget_refused",
+    "pressure_changed",
     "strategy_changed",
     "learning_imported",
 ];

@@ -77,6 +77,7 @@ pub(crate) trait Engine {
     fn begin_term(&mut self, instance: &str, now: Millis) -> bool;
     fn request(&mut self, token: Token, request: &AnyRequest, now: Millis);
     fn answered(&mut self, tag: u64, reply: Reply, now: Millis);
+    fn takes_memory(&mut self, percent: u32);
     fn tick(&mut self, now: Millis);
     fn immediate(&mut self) -> Vec<Effect>;
     fn take(&mut self, max_bytes: usize) -> Option<Sent>;
@@ -127,6 +128,10 @@ impl<M: Simulated> Engine for Processor<M> {
 
     fn answered(&mut self, tag: u64, reply: Reply, now: Millis) {
         Self::answered(self, tag, reply, now);
+    }
+
+    fn takes_memory(&mut self, percent: u32) {
+        Self::takes_memory(self, Some(percent));
     }
 
     fn tick(&mut self, now: Millis) {

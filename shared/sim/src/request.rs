@@ -63,6 +63,7 @@ impl AnyRequest {
                 ResourceRequest::ListAlerts(_) => "alert.list",
                 ResourceRequest::AcknowledgeAlert(_) => "alert.acknowledge",
                 ResourceRequest::AskHandoff(_) => "handoff.ask",
+                ResourceRequest::GetPressure(_) => "pressure.get",
             },
             Self::Optimizer(request) => match request {
                 OptimizerRequest::SetStrategy(_) => "strategy.set",

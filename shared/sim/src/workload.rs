@@ -9,6 +9,7 @@ use baton_protocol::{
     AgentId, Amount, AtLimit, Balance, Budget, Capability, Measure, Metadata, Millis, Pool, PoolKind, Refill,
     Requirements, ResourceName, Resources, StageName, Take, Takes, WorkflowName,
 };
+use baton_resource_manager::{PressureConfig, PressureLimits};
 use serde_json::json;
 
 use crate::check::flow::{CONDITIONS, INPUT, OUTPUT};
@@ -37,6 +38,8 @@ pub(crate) enum Wish {
     Placement,
     /// To see all alerts.
     Alerts,
+    /// To see how much pressure there is.
+    Pressure,
     /// To acknowledge the last alert, or the one after it.
     Acknowledge(bool),
     /// To find the best agents for something.
@@ -72,6 +75,8 @@ pub(crate) enum Wish {
 pub(crate) struct Placed {
     pub(crate) strategy: Option<Strategy>,
     pub(crate) due_ms: Option<Millis>,
+    /// Larger goes first.
+    pub(crate) priority: i32,
     /// The limit of what it may cost.
     pub(crate) limit: Option<u32>,
 }
@@ -88,6 +93,10 @@ pub(crate) struct Workload {
     pub(crate) wanted: Vec<Wanted>,
     /// When, in virtual microseconds, and what.
     pub(crate) wishes: Vec<(u64, Wish)>,
+    /// When there is pressure.
+    pub(crate) pressure: PressureConfig,
+    /// How much memory the services take, in per cent, and from when on, in virtual microseconds.
+    pub(crate) memory: Vec<(u64, u32)>,
 }
 
 /// A pool that there may be.
@@ -139,19 +148,30 @@ impl Workload {
         let pools = if draws.chance(600) { pools(draws, &agents) } else { Vec::new() };
         let definitions: Vec<_> = (0..1 + draws.below(3)).map(|n| definition(draws, n, kinds, &pools)).collect();
         let mut wishes: Vec<_> = (0..definitions.len()).map(|n| (1000 * n as u64, Wish::Register(n))).collect();
-        for _ in 0..1 + draws.below(4) {
+        let pressed = draws.chance(500);
+        let pressure = if pressed { pressure(draws) } else { no_pressure() };
+        let memory = |draws: &mut Draws| (draws.between(0, length), *draws.pick(&[20, 52, 58, 85, 95]));
+        let memory = (0..if pressed { draws.below(4) } else { 0 }).map(|_| memory(draws)).collect();
+        // Several that come at once are more than can be done at once.
+        let rush = (pressed && draws.chance(500)).then(|| draws.between(0, length));
+        for _ in 0..1 + draws.below(if rush.is_some() { 8 } else { 4 }) {
             let workflow = draws.below(u32::try_from(definitions.len()).unwrap_or(1)) as usize;
             let key = draws.chance(400).then(|| draws.below(3));
             let placed = Placed {
                 strategy: draws.chance(400).then(|| *draws.pick(&Strategy::ALL)),
                 due_ms: draws.chance(200).then(|| draws.between(1, 20_000)),
+                priority: *draws.pick(&[0, 0, -1, 1, -2]),
                 limit: draws.chance(150).then(|| draws.below(12)),
             };
             let start = Wish::Start { workflow, own_id: draws.chance(300), key, placed };
-            wishes.push((draws.between(0, length), start));
+            let at = match rush {
+                Some(rush) => rush + draws.between(0, 500_000),
+                None => draws.between(0, length),
+            };
+            wishes.push((at, start));
         }
         for _ in 0..draws.below(12) {
-            let wish = match draws.below(21) {
+            let wish = match draws.below(22) {
                 0 | 8 => Wish::Get(draws.below(4)),
                 1 | 9 => Wish::List,
                 10 | 11 => Wish::Assign(draws.below(64), draws.below(4)),
@@ -167,6 +187,7 @@ impl Workload {
                 16 => Wish::Alerts,
                 17 | 18 => Wish::Acknowledge(draws.chance(100)),
                 19 | 20 => Wish::HandOver(draws.below(64), draws.chance(300).then(|| draws.below(4))),
+                21 => Wish::Pressure,
                 _ => Wish::Register(draws.below(u32::try_from(definitions.len()).unwrap_or(1)) as usize),
             };
             wishes.push((draws.between(0, length), wish));
@@ -197,8 +218,30 @@ impl Workload {
                 wishes.push((draws.between(0, length), wish));
             }
         }
-        Self { definitions, agents, sick, pools, wanted: all_wanted, wishes }
+        Self { definitions, agents, sick, pools, wanted: all_wanted, wishes, pressure, memory }
     }
+}
+
+/// There is pressure as soon as a few tasks wait.
+fn pressure(draws: &mut Draws) -> PressureConfig {
+    let elevated = PressureLimits {
+        queue: *draws.pick(&[1, 2, 3]),
+        per_slot: *draws.pick(&[0, 1, 2]),
+        memory_percent: 55,
+        below: 0,
+    };
+    let critical = PressureLimits {
+        queue: *draws.pick(&[0, 3, 5]),
+        per_slot: *draws.pick(&[0, 0, 3]),
+        memory_percent: 90,
+        below: 1,
+    };
+    PressureConfig { elevated, critical, longest_ms: *draws.pick(&[2500, 2500, 600]) }
+}
+
+fn no_pressure() -> PressureConfig {
+    let (elevated, critical) = (PressureLimits::default(), PressureLimits::default());
+    PressureConfig { elevated, critical, ..PressureConfig::default() }
 }
 
 /// One of each kind, and accounts that are a part of one another, some of them agents'.

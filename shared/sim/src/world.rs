@@ -48,11 +48,14 @@ const ASK_TIMEOUT: Micros = 2_000_000;
 /// How long after a question that was not answered it is asked again.
 const ASK_AGAIN: Micros = 250_000;
 
-/// How long the calm may take at the most.
-const PATIENCE: Micros = 240_000_000;
+/// How long the calm may take at the most: whoever is refused comes when the others are done, and a run may take a minute.
+const PATIENCE: Micros = 900_000_000;
 
 /// How long the calm takes at the least: what was held up must have come.
 const CALM: Micros = 6_000_000;
+
+/// How much of the memory is taken, in per cent, unless anything else is said.
+const MEMORY: u32 = 10;
 
 const SERVICES: [Service; 3] = Service::WRITERS;
 
@@ -97,6 +100,8 @@ enum Event {
     Wish(usize),
     /// A fault may come.
     Fault,
+    /// The services take so much of the memory from now on.
+    Memory(u32),
     /// Faults end.
     Calm,
     /// Somebody looks whether all has come to rest.
@@ -261,6 +266,8 @@ pub(crate) struct World {
     burst_until: Micros,
     calm_at: Micros,
     calm: bool,
+    /// How much of the memory the services take, in per cent.
+    memory: u32,
     log: Log,
     entries: BTreeMap<Service, Entry>,
     snapshots: BTreeMap<Service, Vec<u8>>,
@@ -313,13 +320,16 @@ impl World {
                     .map(|p| (p.name.clone(), p.pool.clone()))
                     .collect(),
                 alerts: AlertConfig { queue_depth: 5, run_failed: true, pools: true, pool_used_ms: 500 },
+                pressure: workload.pressure.clone(),
             },
             optimizer: baton_optimizer::Config { ageing_ms: 5000, ask_timeout_ms: 2000, deadlines_first: false },
             commit_bytes: *draws.pick(&[128 * 1024, 3000, 600]),
             snapshot_every: *draws.pick(&[0, 5, 20]),
             prove_by_commit: draws.chance(250),
         };
-        let facts = Facts::new(max_live_runs, configs.resource.breakers.clone(), configs.resource.alerts.clone());
+        let resource = configs.resource.clone();
+        let mut facts = Facts::new(max_live_runs, resource.breakers, resource.alerts, resource.pressure);
+        facts.memory_taken(MEMORY);
         let shadows = SERVICES.map(|service| engine(service, &configs, None).expect("a fresh one")).into();
         let mut world = Self {
             draws,
@@ -332,6 +342,7 @@ impl World {
             burst_until: 0,
             calm_at,
             calm: false,
+            memory: MEMORY,
             log: Log::default(),
             entries: BTreeMap::new(),
             snapshots: BTreeMap::new(),
@@ -365,6 +376,9 @@ impl World {
         for wish in 0..self.workload.wishes.len() {
             let at = self.workload.wishes[wish].0;
             self.at(at, Event::Wish(wish));
+        }
+        for (at, percent) in self.workload.memory.clone() {
+            self.at(at, Event::Memory(percent));
         }
         self.after(self.weather.every, Event::Fault);
         self.at(self.calm_at, Event::Calm);
@@ -442,6 +456,10 @@ impl World {
             }
             Event::Fault => {
                 self.fault();
+                Ok(())
+            }
+            Event::Memory(percent) => {
+                self.take_memory(percent);
                 Ok(())
             }
             Event::Calm => {
@@ -658,8 +676,18 @@ impl World {
         }
     }
 
+    fn take_memory(&mut self, percent: u32) {
+        self.tell(|_| format!("{percent} % of the memory is taken"));
+        self.memory = percent;
+        self.facts.memory_taken(percent);
+        for engine in self.nodes.iter_mut().filter_map(|node| node.engine.as_mut()) {
+            engine.takes_memory(percent);
+        }
+    }
+
     fn begin_calm(&mut self) {
         self.calm = true;
+        self.take_memory(MEMORY);
         self.tell(|_| "the calm begins".to_owned());
         self.facts.calm(self.now);
         // Something is wanted in the calm as well.

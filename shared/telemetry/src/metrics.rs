@@ -72,6 +72,13 @@ pub const DEFINITIONS: &[Definition] = &[
     counter("baton_alerts_total", "Alerts that were raised.", &["kind", "severity"]),
     gauge("baton_alerts_active", "Alerts that are not over.", &["severity"]),
     counter("baton_webhooks_total", "Events of alerts for webhooks, by what became of them.", &["webhook", "outcome"]),
+    // Pressure.
+    gauge("baton_pressure_level", "How much more is to be done than can be: 0 none, 1 elevated, 2 critical.", &[]),
+    counter(
+        "baton_runs_refused_total",
+        "Runs that were asked for and refused, by why: pressure or limit.",
+        &["reason"],
+    ),
     // The counters of the workflow document.
     counter("workflows_executed_total", "Runs that ended, by workflow and status.", &["workflow", "status"]),
     counter("stages_executed_total", "Attempts at stages that ended, by outcome.", &["outcome"]),

@@ -382,7 +382,8 @@ impl Checker {
             | ResourceRecord::BreakerClosed(_)
             | ResourceRecord::AlertRaised(_)
             | ResourceRecord::AlertCleared(_)
-            | ResourceRecord::AlertAcknowledged(_) => {}
+            | ResourceRecord::AlertAcknowledged(_)
+            | ResourceRecord::PressureChanged(_) => {}
             ResourceRecord::PoolSet(_)
             | ResourceRecord::PoolRemoved(_)
             | ResourceRecord::Acquired(_)

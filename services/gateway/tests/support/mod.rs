@@ -11,6 +11,7 @@ use async_nats::{Client, Message};
 use baton_client::ConnectSettings;
 use baton_gateway::GatewayError;
 use baton_protocol::definition::Definition;
+use baton_protocol::pressure::{PressureCause, PressureLevel, PressureView};
 use baton_protocol::record::{Cause, FORMAT, RunFinished, RunStarted, StageReady, Turn};
 use baton_protocol::request::{
     AgentList, AgentsFound, AlertList, Done, ExplainPlacement, Figures, LearningPage, LeaseList, PlacementExplained,
@@ -391,6 +392,17 @@ impl Script {
             "agent.list" => is(&AgentList { agents: vec![] }),
             "alert.list" => is(&AlertList { alerts: vec![] }),
             "alert.acknowledge" => is(&Done {}),
+            "pressure.get" => is(&PressureView {
+                level: PressureLevel::Elevated,
+                causes: vec![PressureCause::Queue],
+                since: Some(5),
+                below: Some(0),
+                retry_after_ms: Some(2000),
+                waiting: 1200,
+                waiting_below: 200,
+                slots: 8,
+                memory_percent: None,
+            }),
             "agent.find" => is(&AgentsFound { found: 0, agents: vec![] }),
             "pool.list" => is(&PoolList { pools: vec![], more: false }),
             "lease.list" => is(&LeaseList { leases: vec![], more: false }),

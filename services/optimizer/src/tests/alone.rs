@@ -1,6 +1,7 @@
 //! The optimizer alone: the test plays everybody else.
 
 mod discovery;
+mod pressure;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -87,7 +87,9 @@ fn r11_a_breaker_raises_an_alert_until_it_is_closed_or_its_agent_begins_anew() {
 
 #[test]
 fn r11_a_long_queue_raises_an_alert_that_grows_and_ends() {
-    let mut world = World::new();
+    let none = crate::PressureLimits::default();
+    let pressure = crate::PressureConfig { elevated: none.clone(), critical: none, ..crate::PressureConfig::default() };
+    let mut world = World::with(Config { pressure, ..Config::default() });
     let mut waiting = 0;
     let mut grow = |world: &mut World, to: u64| {
         let more = (waiting..to).flat_map(|n| [started(n), ready(task(n, "research", 1), "{}")]);

@@ -396,6 +396,7 @@ impl World {
             ResourceRecord::AlertRaised(r) => format!("alert_raised {} about {}", r.kind, r.about),
             ResourceRecord::AlertCleared(r) => format!("alert_cleared {}", r.alert),
             ResourceRecord::AlertAcknowledged(r) => format!("alert_acknowledged {}", r.alert),
+            ResourceRecord::PressureChanged(r) => format!("pressure_changed {}", r.level),
             ResourceRecord::BreakerClosed(r) => format!("breaker_closed {} for {}", r.agent, r.capability),
             ResourceRecord::BudgetRefused(r) => {
                 let task = r.task.as_ref().map(|task| self.name(task)).unwrap_or_default();

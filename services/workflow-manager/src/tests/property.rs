@@ -302,7 +302,8 @@ impl Model {
             | ResourceRecord::BreakerClosed(_)
             | ResourceRecord::AlertRaised(_)
             | ResourceRecord::AlertCleared(_)
-            | ResourceRecord::AlertAcknowledged(_) => {}
+            | ResourceRecord::AlertAcknowledged(_)
+            | ResourceRecord::PressureChanged(_) => {}
             ResourceRecord::PoolSet(_)
             | ResourceRecord::PoolRemoved(_)
             | ResourceRecord::Acquired(_)

@@ -8,9 +8,9 @@ use serde_json::Value;
 
 use super::{
     AcknowledgeAlert, AcknowledgeHandoff, Acquire, AcquireAnswer, AlertList, ApproveBudget, AskHandoff, DenyBudget,
-    Done, Endpoint, GetSpending, Granted, HandoffAcknowledged, HandoffAsked, HandoffOffer, HandoffOpen, LeaseList,
-    ListAlerts, ListLeases, ListPools, Mark, OfferHandoff, PoolList, Release, RemovePool, Renew, Requests, SetPool,
-    SharePool, Spending, body, endpoint, schema, speaker, unknown_endpoint,
+    Done, Endpoint, GetPressure, GetSpending, Granted, HandoffAcknowledged, HandoffAsked, HandoffOffer, HandoffOpen,
+    LeaseList, ListAlerts, ListLeases, ListPools, Mark, OfferHandoff, PoolList, Release, RemovePool, Renew, Requests,
+    SetPool, SharePool, Spending, body, endpoint, schema, speaker, unknown_endpoint,
 };
 use crate::amount::Resources;
 use crate::breaker::BreakerView;
@@ -18,6 +18,7 @@ use crate::handoff::Handover;
 use crate::id::{LeaseId, Millis, Number, RunId, Service, TaskId};
 use crate::json::Json;
 use crate::name::{AgentId, Capability, StageName, WorkflowName};
+use crate::pressure::PressureView;
 use crate::rejection::Rejection;
 use crate::requirement::Requirements;
 use crate::subject::AgentVerb;
@@ -72,6 +73,8 @@ pub enum ResourceRequest {
     AcknowledgeAlert(AcknowledgeAlert),
     /// See [`AskHandoff`].
     AskHandoff(AskHandoff),
+    /// See [`GetPressure`].
+    GetPressure(GetPressure),
 }
 
 impl Requests for ResourceRequest {
@@ -210,6 +213,13 @@ impl Requests for ResourceRequest {
             schema::<AskHandoff>,
             schema::<HandoffAsked>,
         ),
+        endpoint(
+            "pressure.get",
+            None,
+            "Shows how much more is to be done than can be.",
+            schema::<GetPressure>,
+            schema::<PressureView>,
+        ),
     ];
 
     fn decode(endpoint: &str, subject: &str, payload: &[u8]) -> Result<Self, Rejection> {
@@ -240,6 +250,7 @@ impl Requests for ResourceRequest {
             "alert.list" => Self::ListAlerts(body(endpoint, payload)?),
             "alert.acknowledge" => Self::AcknowledgeAlert(body(endpoint, payload)?),
             "handoff.ask" => Self::AskHandoff(body(endpoint, payload)?),
+            "pressure.get" => Self::GetPressure(body(endpoint, payload)?),
             _ => return Err(unknown_endpoint(endpoint)),
         })
     }

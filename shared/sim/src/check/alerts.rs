@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use baton_protocol::alert::{AlertAcknowledged, AlertCleared, AlertKind, AlertRaised, AlertSeverity, AlertView};
+use baton_protocol::pressure::PressureLevel;
 use baton_protocol::record::Stamp;
 use baton_protocol::run::RunStatus;
 use baton_protocol::{AgentId, Capability, Number, PoolKind, ResourceName, WorkflowName};
@@ -141,6 +142,7 @@ impl Facts {
                     PoolKind::Refilled | PoolKind::Consumed => severity_of(percent + 10) >= Some(alert.severity),
                 })
             }
+            AlertKind::Pressure => self.pressure.level() > PressureLevel::None,
         }
     }
 
@@ -212,6 +214,11 @@ impl Facts {
         let told = self.alerts.active(AlertKind::AgentLost, agent.as_str()).is_some();
         hold!(told, TOLD, "{agent} is lost, and there is no alert");
         Ok(())
+    }
+
+    /// Whether there is an alert of that kind about that, which matters at least so much.
+    pub(super) fn alert_stands(&self, kind: AlertKind, about: &str, severity: AlertSeverity) -> bool {
+        self.alerts.active(kind, about).is_some_and(|(_, alert)| alert.record.severity >= severity)
     }
 
     /// An alert was shown.

@@ -206,7 +206,7 @@ impl Facts {
             }
             ResourceRequest::Assign(request) => {
                 let answer: AssignAnswer = read(answer)?;
-                self.granted(request, &answer)
+                self.granted(request, &answer, sent)
             }
             ResourceRequest::Acquire(agent, request) => match read::<AcquireAnswer>(answer)?.granted {
                 Some(granted) => self.acquisition_told(&holder(agent.as_ref(), request), request, granted.lease),
@@ -242,6 +242,7 @@ impl Facts {
                 let list: AlertList = read(answer)?;
                 list.alerts.iter().try_for_each(|view| self.alert_shown(view))
             }
+            ResourceRequest::GetPressure(_) => self.pressure_shown(&read(answer)?, sent),
             ResourceRequest::AcknowledgeAlert(request) => {
                 let stored = self.is_acknowledged(request.alert);
                 hold!(stored, APPLIED, "alert {} was said to be acknowledged, and is not", request.alert);
@@ -250,7 +251,7 @@ impl Facts {
         }
     }
 
-    fn granted(&self, request: &AssignTasks, answer: &AssignAnswer) -> Checked {
+    fn granted(&self, request: &AssignTasks, answer: &AssignAnswer, sent: u64) -> Checked {
         for placement in &request.placements {
             let refusal = answer.refused.iter().find(|refusal| refusal.task == placement.task);
             let attempt = self.attempt(&placement.task);
@@ -264,8 +265,10 @@ impl Facts {
                 Some(refusal) if refusal.rejection.code == Code::NotReady => {
                     // The asker had read that it waits, and that can not be untrue while nothing has happened to it.
                     let waits = attempt.is_some_and(|a| a.ended.is_none() && a.lease.is_none());
-                    // But for one that is to fail for want of money.
-                    let waits = waits && !self.pools.unpaid.contains_key(&placement.task);
+                    // But for one that is to fail for want of money, or that others go before.
+                    let run = self.runs.get(&placement.task.run);
+                    let pressed = run.is_some_and(|run| self.was_pressed(sent, run.priority));
+                    let waits = waits && !self.pools.unpaid.contains_key(&placement.task) && !pressed;
                     hold!(!waits, HEAD, "{} waits, and was refused: {}", placement.task, refusal.rejection);
                 }
                 Some(_) => {}
@@ -341,10 +344,15 @@ impl Facts {
                 let used = self.runs.iter().any(|(id, run)| by_key(run) || request.run == Some(*id));
                 lie(!used)
             }
-            (Code::Overloaded, AnyRequest::Workflow(WorkflowRequest::StartRun(_))) => {
+            (Code::Overloaded, AnyRequest::Workflow(WorkflowRequest::StartRun(request))) => {
+                // One that was accepted before is answered as ever, and whoever is refused is told when to ask again.
+                let known = self.runs.iter().filter(|(_, run)| run.started <= sent);
+                let known = known
+                    .filter(|(id, run)| request.run == Some(**id) || (request.key.is_some() && run.key == request.key));
+                lie(known.count() > 0 || rejection.retry_after_ms.is_none())?;
                 // Runs that have ended since may have been live when that was decided.
                 let live = self.runs.values().filter(|run| run.finished.is_none_or(|(at, _)| at > sent)).count();
-                lie(live < self.max_live_runs)
+                lie(live < self.max_live_runs && !self.was_pressed_at_the_door(sent, request.priority))
             }
             (Code::StaleLease, AnyRequest::Resource(ResourceRequest::Acquire(agent, request))) => {
                 let known = self.acquisition(&holder(agent.as_ref(), request), &request.id);

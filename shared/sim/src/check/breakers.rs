@@ -133,6 +133,17 @@ impl Facts {
         }
     }
 
+    /// A lease went over to another agent. What was reported under it says nothing of the breaker where the writer had not read that.
+    pub(super) fn probe_moved(&mut self, lease: LeaseId, seen: u64) {
+        for breaker in self.breakers.breakers.values_mut() {
+            if let State::HalfOpen { leases, .. } = &mut breaker.state
+                && let Some(ended) = leases.get_mut(&lease).filter(|ended| ended.is_none_or(|(seq, _)| seq > seen))
+            {
+                *ended = Some((0, None));
+            }
+        }
+    }
+
     /// A task is leased, which may have ended in the log already, where the writer has not read.
     pub(super) fn breakers_assigned(
         &mut self,

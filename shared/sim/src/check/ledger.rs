@@ -115,6 +115,10 @@ impl Facts {
         let (handled, before) = (commit.handled, writer.handled);
         hold!((before..seq).contains(&handled), READING, "{service}: handled {handled} in {seq}, after {before}");
         writer.handled = handled;
+        if service == Service::WorkflowManager {
+            let seen = writer.seen;
+            self.door_has_read(seq, seen);
+        }
         Ok(())
     }
 
@@ -158,6 +162,7 @@ impl Facts {
             ResourceRecord::AlertAcknowledged(record) => self.alert_acknowledged(record),
             ResourceRecord::ApprovalAsked(record) => self.approval_asked(record),
             ResourceRecord::BudgetRefused(record) => self.budget_refused(stamp, record),
+            ResourceRecord::PressureChanged(record) => self.pressure_changed(stamp, record),
         }
     }
 
@@ -179,6 +184,7 @@ impl Facts {
             let other = self.runs.iter().find(|(_, run)| run.key.as_ref() == Some(key));
             hold!(other.is_none(), "one key starts one run", "{key:?} started {:?} and {}", other, record.run);
         }
+        self.may_start_now(stamp, record.run, record.priority)?;
         let run = Run {
             started: self.seq,
             started_at: stamp.at,
@@ -187,6 +193,7 @@ impl Facts {
             version: record.version,
             key: record.key.clone(),
             strategy: record.strategy,
+            priority: record.priority,
             due: record.due,
             budget: record.budget.clone(),
             definition: definition.clone(),
@@ -248,6 +255,13 @@ impl Facts {
             let name = &run.definition.stages[other].name;
             hold!(!begun || both, ORDER, "{task} and {name} run at the same time, and one should run alone");
         }
+        let priority = run.priority;
+        hold!(
+            record.priority == priority,
+            ORDER,
+            "{task} is of priority {}, and its run of {priority}",
+            record.priority
+        );
         let same = record.agent_type == definition.agent_type && record.requires == definition.requires;
         hold!(same, ORDER, "{task} asks for {} and {}, which its stage does not", record.agent_type, record.requires);
         let mut needs = definition.resources.clone();
@@ -521,6 +535,7 @@ impl Facts {
 
     fn assigned(&mut self, stamp: Stamp, record: &Assigned) -> Checked {
         let Assigned { task, agent: id, resources, pools } = record;
+        self.may_be_leased_now(stamp, task)?;
         let (seq, now, lease) = (self.seq, self.now, LeaseId(stamp.number));
         let of_pool: std::collections::BTreeSet<_> = pools.keys().filter(|name| self.pools.has(name)).collect();
         let apart = of_pool.len() == pools.len()

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use baton_machine::Reply;
 use baton_protocol::request::{
     AcknowledgeAlert, ApproveBudget, AskHandoff, AssignTasks, CancelRun, DenyBudget, ExplainPlacement, FindAgents,
-    GetLearning, GetPlacement, GetRun, GetSpending, ImportLearning, Lesson, ListAgents, ListAlerts, ListPools,
-    ListRuns, OptimizerRequest, Placement, RegisterWorkflow, RemovePool, ResourceRequest, RunAccepted, SetPool,
-    SetStrategy, ShareBy, SharePool, StartRun, Subject, WorkflowRequest, Workload,
+    GetLearning, GetPlacement, GetPressure, GetRun, GetSpending, ImportLearning, Lesson, ListAgents, ListAlerts,
+    ListPools, ListRuns, OptimizerRequest, Placement, RegisterWorkflow, RemovePool, ResourceRequest, RunAccepted,
+    SetPool, SetStrategy, ShareBy, SharePool, StartRun, Subject, WorkflowRequest, Workload,
 };
 use baton_protocol::{
     Amount, AtLimit, Budget, Json, Pool, PoolKind, Requirements, Resources, RunId, Service, TaskId, WorkflowName,
@@ -113,6 +113,10 @@ impl World {
                     AnyRequest::Resource(ResourceRequest::ListAlerts(list)),
                     true,
                 );
+            }
+            Wish::Pressure => {
+                let request = AnyRequest::Resource(ResourceRequest::GetPressure(GetPressure {}));
+                return self.ask(Asker::Client(Wanted::Other), request, true);
             }
             Wish::Acknowledge(wrong) => {
                 let Some(last) = self.facts.last_alert() else { return };
@@ -229,6 +233,7 @@ impl World {
             run,
             strategy: placed.strategy,
             due_ms: placed.due_ms,
+            priority: placed.priority,
             budget: placed.limit.map(|limit| Budget {
                 limit: Some(Amount::from(limit)),
                 currency: Some("EUR".to_owned()),

@@ -138,6 +138,7 @@ impl World {
             let text = format!("{} at message {}\n{difference}", self.nodes[node].name, self.log.end());
             return Err(broken("a snapshot and what follows it equal a full replay", text));
         }
+        engine.takes_memory(self.memory);
         self.nodes[node].engine = Some(engine);
         self.after(1_000, Event::Campaign(node, session));
         Ok(())
@@ -584,6 +585,9 @@ impl World {
             match (rejection.code, &asked.request) {
                 (Code::StaleLease, AnyRequest::Workflow(_)) => self.coverage.branch(Branch::ReportRefused),
                 (Code::AgentReplaced, _) => self.coverage.branch(Branch::Replaced),
+                (Code::Overloaded, _) if rejection.message.contains("the pressure is") => {
+                    self.coverage.branch(Branch::Pressed);
+                }
                 (Code::Overloaded, _) => self.coverage.branch(Branch::Overloaded),
                 (Code::PoolExhausted, _) => self.coverage.branch(Branch::Exhausted),
                 (Code::PoolInUse, _) => self.coverage.branch(Branch::PoolInUse),
@@ -591,6 +595,12 @@ impl World {
                 (Code::Unavailable, _) => self.coverage.branch(Branch::ParkedInVain),
                 _ => {}
             }
+        }
+        let is_held = |answer: &Json| answer.as_str().contains("while the pressure is");
+        if matches!(asked.request, AnyRequest::Resource(ResourceRequest::Assign(_)))
+            && reply.as_ref().is_ok_and(is_held)
+        {
+            self.coverage.branch(Branch::HeldBack);
         }
         let reply = Rc::new(reply);
         if let Some(passage) = self.passage() {
