@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use baton_protocol::Capability;
-use baton_protocol::run::{RunView, StageStatus, StageView};
+use baton_protocol::run::{AttemptView, RunView, StageStatus, StageView};
 
 use crate::output::{Cell, Table};
 use crate::style::Tone;
@@ -79,8 +79,15 @@ impl Group {
     fn add(&mut self, stage: &StageView) {
         self.stages += 1;
         *self.counts.entry(stage.status).or_default() += 1;
-        self.again += stage.attempts.len().saturating_sub(1);
-        for attempt in &stage.attempts {
+        let items = stage.items.iter().map(|item| &item.attempts);
+        for attempts in std::iter::once(&stage.attempts).chain(items) {
+            self.tried(attempts);
+        }
+    }
+
+    fn tried(&mut self, attempts: &[AttemptView]) {
+        self.again += attempts.len().saturating_sub(1);
+        for attempt in attempts {
             if let Some(assigned) = attempt.assigned_at {
                 self.waited.push(assigned.saturating_sub(attempt.ready_at));
                 self.took.extend(attempt.ended_at.map(|ended| ended.saturating_sub(assigned)));

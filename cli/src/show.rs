@@ -1,19 +1,25 @@
 //! A run as it stands.
 
+use std::collections::BTreeMap;
+
 use baton_client::now;
-use baton_protocol::run::{AttemptView, RunView, StageView};
+use baton_protocol::record::Outcome;
+use baton_protocol::run::{AttemptView, RunView, StageStatus, StageView};
 use serde::Deserialize;
 
 use crate::groups;
 use crate::output::{Cell, Output, Table};
 use crate::style::Tone;
-use crate::text::{json, short, span, time};
+use crate::text::{count, json, short, span, time};
 
 /// How many characters of a result or an error are shown.
 const RESULT: usize = 30;
 
 /// How many characters of what a stage waits for are shown.
 const WAITS: usize = 120;
+
+/// Of how many failed attempts at items of a stage there is a line each.
+const FAILED_ITEMS: usize = 10;
 
 /// Writes a run and its stages: many of them as groups, unless all are wanted.
 pub(crate) fn run(out: Output, view: &RunView, all: bool) -> anyhow::Result<()> {
@@ -91,10 +97,32 @@ pub(crate) fn stages<'a>(stages: impl IntoIterator<Item = &'a StageView>) -> Tab
             ]);
         }
         for (at, attempt) in stage.attempts.iter().enumerate() {
-            table.row(row(stage, attempt, at + 1 == stage.attempts.len()));
+            let mut cells = row(stage, attempt, at + 1 == stage.attempts.len());
+            if attempt.error.is_none() && !stage.items.is_empty() {
+                cells.truncate(cells.len() - 1);
+                cells.push(items(stage).into());
+            }
+            table.row(cells);
+        }
+        let failed = stage.items.iter().enumerate().flat_map(|(index, item)| {
+            item.attempts.iter().filter(|attempt| attempt.error.is_some()).map(move |attempt| (index, attempt))
+        });
+        for (index, attempt) in failed.take(FAILED_ITEMS) {
+            let outcome = attempt.outcome.map_or(StageStatus::Running.as_str(), Outcome::as_str);
+            let mut cells = row(stage, attempt, false);
+            cells.splice(..2, [format!("{}.{index}", stage.name).into(), Cell::status(outcome)]);
+            table.row(cells);
         }
     }
     table
+}
+
+/// How the items of a stage stand.
+fn items(stage: &StageView) -> String {
+    let mut counts: BTreeMap<StageStatus, usize> = BTreeMap::new();
+    stage.items.iter().for_each(|item| *counts.entry(item.status).or_default() += 1);
+    let counts: Vec<_> = counts.iter().map(|(status, count)| format!("{count} {status}")).collect();
+    format!("{}: {}", count(stage.items.len(), "item"), counts.join(", "))
 }
 
 fn row(stage: &StageView, attempt: &AttemptView, is_last: bool) -> Vec<Cell> {

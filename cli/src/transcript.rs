@@ -15,7 +15,7 @@ use baton_protocol::pressure::PressureLevel;
 use baton_protocol::record::{
     Event, LeftReason, OptimizerRecord, Outcome, ReleaseReason, ResourceRecord, StageEnded, WorkflowRecord,
 };
-use baton_protocol::{Millis, Number, ResourceName, Service};
+use baton_protocol::{Json, Millis, Number, ResourceName, Service};
 
 use crate::style::{Style, Tone};
 use crate::text::{count, json, short, span};
@@ -115,11 +115,15 @@ fn workflow(record: &WorkflowRecord) -> (String, Tone) {
             (says, Tone::Plain)
         }
         WorkflowRecord::StageReady(r) => {
-            let mut says = format!("{}/{} for {}", r.task.stage, r.task.attempt, r.agent_type);
+            let mut says = format!("{}/{} for {}", r.task.part(), r.task.attempt, r.agent_type);
             says.push_str(&needs(&r.resources));
             (says, Tone::Plain)
         }
         WorkflowRecord::StageEnded(r) => ended(r),
+        WorkflowRecord::StageExpanded(r) => {
+            let items = r.items.read::<Vec<Json>>().map_or(0, |items| items.len());
+            (format!("{}: {}", r.stage, count(items, "item")), Tone::Plain)
+        }
         WorkflowRecord::StageSkipped(r) => (format!("{}: {}", r.stage, r.reason.text()), Tone::Plain),
         WorkflowRecord::RunFinished(r) => {
             let reason = r.reason.as_ref().map(|reason| format!(": {}", short(reason, ERROR))).unwrap_or_default();
@@ -129,7 +133,7 @@ fn workflow(record: &WorkflowRecord) -> (String, Tone) {
 }
 
 fn ended(record: &StageEnded) -> (String, Tone) {
-    let mut says = format!("{}/{} {}", record.task.stage, record.task.attempt, record.outcome);
+    let mut says = format!("{}/{} {}", record.task.part(), record.task.attempt, record.outcome);
     if let (Some(agent), Some(lease)) = (&record.agent, record.lease) {
         says.push_str(&format!(" by {agent}, lease {lease}, {}", span(record.duration_ms)));
     }
@@ -166,11 +170,11 @@ fn resource(number: Number, record: &ResourceRecord) -> (String, Tone) {
         ResourceRecord::Assigned(r) => {
             // The record's number is the lease's id.
             let needs = needs(r.resources.iter().chain(&r.pools));
-            (format!("{}/{} to {}, lease {number}{needs}", r.task.stage, r.task.attempt, r.agent), Tone::Plain)
+            (format!("{}/{} to {}, lease {number}{needs}", r.task.part(), r.task.attempt, r.agent), Tone::Plain)
         }
         ResourceRecord::LeaseEnded(r) => {
             let why = short(&r.reason, ERROR);
-            (format!("{}/{} by {}, lease {}: {why}", r.task.stage, r.task.attempt, r.agent, r.lease), Tone::Busy)
+            (format!("{}/{} by {}, lease {}: {why}", r.task.part(), r.task.attempt, r.agent, r.lease), Tone::Busy)
         }
         ResourceRecord::HandoffOffered(r) => {
             let why = if r.reason.is_empty() { String::new() } else { format!(": {}", short(&r.reason, ERROR)) };
@@ -252,7 +256,7 @@ mod tests {
     };
     use baton_protocol::request::Usage;
     use baton_protocol::run::RunStatus;
-    use baton_protocol::{AgentId, Capability, Json, LeaseId, RunId, StageName, TaskId, WorkflowName};
+    use baton_protocol::{AgentId, Capability, LeaseId, RunId, StageName, TaskId, WorkflowName};
     use expect_test::{Expect, expect};
 
     use super::*;
@@ -260,7 +264,7 @@ mod tests {
     const START: Millis = 1_763_665_200_000;
 
     fn task(stage: &str, attempt: u32) -> TaskId {
-        TaskId { run: RunId::derive(START, 1), stage: StageName::new(stage).unwrap(), attempt }
+        TaskId { run: RunId::derive(START, 1), stage: StageName::new(stage).unwrap(), item: None, attempt }
     }
 
     fn agent(name: &str) -> AgentId {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use baton_client::{Client, RunEvent};
 use baton_protocol::record::{Event, Outcome, ResourceRecord, WorkflowRecord};
 use baton_protocol::run::RunView;
-use baton_protocol::{RunId, StageName};
+use baton_protocol::{Json, RunId, StageName};
 use futures::StreamExt;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -114,6 +114,8 @@ struct Bars {
     bars: BTreeMap<StageName, ProgressBar>,
     /// What each stage waits for.
     waits_for: BTreeMap<StageName, String>,
+    /// Of a stage that has a task for each item of a list: how many items are over, and how many there are.
+    items: BTreeMap<StageName, (u64, u64)>,
     style: Style,
 }
 
@@ -138,11 +140,12 @@ impl Bars {
             }
             bars.insert(stage.name.clone(), bar);
         }
-        Self { bars, waits_for, style }
+        Self { bars, waits_for, items: BTreeMap::new(), style }
     }
 
-    fn take(&self, event: &RunEvent) {
+    fn take(&mut self, event: &RunEvent) {
         match event {
+            RunEvent::Progress(progress) if progress.task.item.is_some() => {}
             RunEvent::Progress(progress) => {
                 if let Some(bar) = self.bars.get(&progress.task.stage).filter(|bar| !bar.is_finished()) {
                     bar.set_position(parts(progress.fraction));
@@ -152,7 +155,9 @@ impl Bars {
             RunEvent::Record(event) => {
                 if let Ok(record) = event.record.read::<WorkflowRecord>() {
                     self.workflow(&record);
-                } else if let Ok(ResourceRecord::Assigned(record)) = event.record.read() {
+                } else if let Ok(ResourceRecord::Assigned(record)) = event.record.read()
+                    && record.task.item.is_none()
+                {
                     self.on(&record.task.stage, |bar| {
                         bar.enable_steady_tick(Duration::from_millis(100));
                         bar.set_message(record.agent.to_string());
@@ -162,8 +167,23 @@ impl Bars {
         }
     }
 
-    fn workflow(&self, record: &WorkflowRecord) {
+    fn workflow(&mut self, record: &WorkflowRecord) {
         match record {
+            WorkflowRecord::StageExpanded(record) => {
+                let items = record.items.read::<Vec<Json>>().map_or(0, |items| items.len() as u64);
+                self.items.insert(record.stage.clone(), (0, items));
+                self.on(&record.stage, |bar| bar.set_message(format!("0 of {items} items")));
+            }
+            WorkflowRecord::StageReady(record) if record.task.item.is_some() => {}
+            WorkflowRecord::StageEnded(record) if record.task.item.is_some() => {
+                let Some((over, items)) = self.items.get_mut(&record.task.stage) else { return };
+                *over += u64::from(record.retry_at.is_none());
+                let (over, items) = (*over, *items);
+                self.on(&record.task.stage, |bar| {
+                    bar.set_position(over * WHOLE / items.max(1));
+                    bar.set_message(format!("{over} of {items} items"));
+                });
+            }
             WorkflowRecord::StageReady(record) => self.on(&record.task.stage, |bar| {
                 bar.set_position(0);
                 let again =

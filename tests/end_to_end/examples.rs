@@ -10,8 +10,18 @@ use serde_json::{Value, json};
 use crate::fleet::Fleet;
 use crate::workflows::agent;
 
-const CAPABILITIES: [&str; 9] =
-    ["research", "writing", "triage", "model", "dear_model", "cheap_model", "painter", "sleeper", "failing"];
+const CAPABILITIES: [&str; 10] = [
+    "planning",
+    "research",
+    "writing",
+    "triage",
+    "model",
+    "dear_model",
+    "cheap_model",
+    "painter",
+    "sleeper",
+    "failing",
+];
 
 /// What agents say to an example's stages.
 async fn does(task: Task) -> Result<Output, TaskError> {
@@ -33,6 +43,17 @@ async fn does(task: Task) -> Result<Output, TaskError> {
         ("fallback", "illustrate") => Err(TaskError::failed("no paint")),
         ("fallback", "publish") => Ok(input),
         ("fallback", stage) => Ok(json!({ "text": format!("by {stage}") })),
+        ("map", "plan") => {
+            let chapters: Vec<_> = ["one", "two", "three", "four", "five", "six"].map(|t| json!({ "title": t })).into();
+            Ok(json!({ "chapters": chapters }))
+        }
+        ("map", "chapters") if input["title"] == "four" => Err(TaskError::failed("a block")),
+        ("map", "chapters") => {
+            // The later ones are done sooner.
+            tokio::time::sleep(Duration::from_millis(60 - 10 * input["number"].as_u64().unwrap_or(6))).await;
+            Ok(json!({ "text": format!("{}: {}", input["number"], task.item::<Value>()?["title"]) }))
+        }
+        ("map", "book") => Ok(input),
         ("timeouts", "somebody_sleeps") => {
             task.cancelled().cancelled().await;
             Err(TaskError::failed("too late"))
@@ -119,6 +140,18 @@ async fn every_example_runs_as_it_says() {
     assert_eq!(["quick", "thorough", "escalate"].map(|name| stage.status(name)), [Skipped, Succeeded, Succeeded]);
     assert_eq!(stage.result("answer"), json!({ "text": "by thorough" }));
     seen.push("conditions");
+
+    // W5
+    let view = run("map", json!({ "topic": "tea" })).await;
+    let stage = Stage(&view);
+    let parts: Vec<_> = [(1, "one"), (2, "two"), (3, "three"), (5, "five"), (6, "six")]
+        .map(|(number, title)| format!("{number}: \"{title}\""))
+        .into();
+    assert_eq!(stage.result("book"), json!({ "parts": parts }));
+    assert_eq!(stage.result("chapters").as_array().map(Vec::len), Some(6));
+    let items = &view.stages[1].items;
+    assert_eq!((items[3].status, items[3].attempts.len()), (Failed, 2));
+    seen.push("map");
 
     // W8
     let view = run("retries", json!({})).await;

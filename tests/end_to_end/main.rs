@@ -15,6 +15,7 @@ mod full;
 mod handoff;
 mod http;
 mod import;
+mod items;
 mod live;
 mod messages;
 mod order;

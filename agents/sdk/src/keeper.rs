@@ -637,7 +637,7 @@ async fn work(handler: Handler, task: Task, deadline: Instant, patience: Duratio
 }
 
 async fn attempt(handler: Handler, task: Task, deadline: Instant, patience: Duration) -> TaskResult {
-    tracing::info!(stage = %task.stage, attempt = task.attempt, "task started");
+    tracing::info!(stage = %task.id().part(), attempt = task.attempt, "task started");
     let cancelled = task.cancelled().clone();
     let allowed: Millis = task.timeout_ms;
     // The handler gets a task of its own, so that a panic in it ends nothing but itself.

@@ -92,6 +92,14 @@ impl Task {
             .map_err(|error| TaskError::failed(format!("the run's input can not be used: {error}")).permanent())
     }
 
+    /// The item that the task is about, of a stage that has one for each item of a list. One that is not there, or can not be
+    /// read as asked, is a permanent failure.
+    pub fn item<T: DeserializeOwned>(&self) -> Result<T, TaskError> {
+        let item = self.inner.assignment.item.as_ref().map_or("null", |item| item.as_str());
+        serde_json::from_str(item)
+            .map_err(|error| TaskError::failed(format!("the task's item can not be used: {error}")).permanent())
+    }
+
     /// The result of a stage that this one depends on. One that is not there, or can not be read as asked, is a
     /// permanent failure.
     pub fn result_of<T: DeserializeOwned>(&self, stage: &str) -> Result<T, TaskError> {
@@ -244,7 +252,7 @@ impl Task {
                 ("gen_ai.operation.name", "invoke_agent".to_owned()),
                 ("gen_ai.agent.name", agent.to_string()),
                 ("baton.run.id", self.run.to_string()),
-                ("baton.stage.name", self.stage.to_string()),
+                ("baton.stage.name", self.id().part().to_string()),
                 ("baton.attempt", self.attempt.to_string()),
                 ("baton.agent.id", agent.to_string()),
             ],

@@ -212,10 +212,12 @@ fn assignment(lease: u64) -> Assignment {
     let results = [(StageName::new("before").unwrap(), Json::of(&json!({ "x": 1 })).unwrap())];
     Assignment {
         lease: LeaseId(lease),
-        task: TaskId { run, stage: stage.clone(), attempt: 1 },
+        task: TaskId { run, stage: stage.clone(), item: None, attempt: 1 },
         run,
         stage,
         attempt: 1,
+        item: None,
+        index: None,
         workflow: WorkflowName::new("article").unwrap(),
         agent_type: Capability::new("research").unwrap(),
         input: Json::of(&json!({ "topic": "owls" })).unwrap(),

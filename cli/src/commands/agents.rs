@@ -78,8 +78,11 @@ fn row(agent: &AgentView, now: u64) -> Vec<Cell> {
     };
     let also = agent.capabilities.keys().filter(|capability| **capability != agent.agent_type);
     let also: String = also.map(|capability| format!(", {capability}")).collect();
-    let leases: Vec<_> =
-        agent.leases.iter().map(|held| format!("{}/{} ({})", held.task.stage, held.task.attempt, held.lease)).collect();
+    let leases: Vec<_> = agent
+        .leases
+        .iter()
+        .map(|held| format!("{}/{} ({})", held.task.part(), held.task.attempt, held.lease))
+        .collect();
     vec![
         agent.agent.to_string().into(),
         Cell::status(status),

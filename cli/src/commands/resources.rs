@@ -198,7 +198,7 @@ fn lock_table(list: &LockList) -> Table {
 /// Who holds something, in few words.
 pub(crate) fn holder(held: &HeldView) -> String {
     match (&held.holder, &held.task) {
-        (Holder::Agent(agent), Some(task)) => format!("{agent} for {}/{}", task.stage, task.attempt),
+        (Holder::Agent(agent), Some(task)) => format!("{agent} for {}/{}", task.part(), task.attempt),
         (holder, _) => holder.to_string(),
     }
 }

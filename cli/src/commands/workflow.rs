@@ -237,6 +237,9 @@ fn show(out: Output, view: &WorkflowView) -> anyhow::Result<()> {
         if let Some(when) = &stage.when {
             besides.push(short(&format!("when {}", when.as_str()), 60));
         }
+        if let Some(each) = &stage.for_each {
+            besides.push(short(&format!("for each of {}", each.items.as_str()), 60));
+        }
         match (&stage.on_failure, stage.may_fail()) {
             (OnFailure::Fallback(fallback), _) => besides.push(format!("fallback {fallback}")),
             (OnFailure::Fail | OnFailure::Continue, true) => besides.push("optional".to_owned()),

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use baton_client::RunEvent;
-use baton_protocol::StageName;
 use baton_protocol::record::{Event, Outcome, ResourceRecord, WorkflowRecord};
 use baton_protocol::run::RunView;
+use baton_protocol::{Part, StageName};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::style::{Style, Tone};
@@ -18,7 +18,7 @@ const BARS: usize = 15;
 /// What became of the stages so far.
 #[derive(Debug, Default)]
 struct Tally {
-    running: BTreeSet<StageName>,
+    running: BTreeSet<Part>,
     over: usize,
     failed: usize,
 }
@@ -27,13 +27,15 @@ impl Tally {
     /// What a record changes. Records of a run come in order, each once.
     fn take(&mut self, record: &Known) {
         match record {
-            Known::Assigned(stage) => {
-                self.running.insert(stage.clone());
+            Known::Assigned(part) => {
+                self.running.insert(part.clone());
             }
-            Known::Ended { stage, outcome, over } => {
-                self.running.remove(stage);
-                self.over += usize::from(*over);
-                self.failed += usize::from(*over && *outcome != Outcome::Succeeded);
+            Known::Ended { part, outcome, over } => {
+                self.running.remove(part);
+                // A stage that has a task for each item of a list ends as a whole, too.
+                let over = *over && part.item.is_none();
+                self.over += usize::from(over);
+                self.failed += usize::from(over && *outcome != Outcome::Succeeded);
             }
             Known::Skipped(_) => self.over += 1,
         }
@@ -42,8 +44,8 @@ impl Tally {
 
 /// What counts of a record.
 enum Known {
-    Assigned(StageName),
-    Ended { stage: StageName, outcome: Outcome, over: bool },
+    Assigned(Part),
+    Ended { part: Part, outcome: Outcome, over: bool },
     Skipped(StageName),
 }
 
@@ -51,12 +53,12 @@ impl Known {
     fn of(event: &Event) -> Option<Self> {
         match event.kind.as_str() {
             "assigned" => match event.record.read().ok()? {
-                ResourceRecord::Assigned(record) => Some(Self::Assigned(record.task.stage)),
+                ResourceRecord::Assigned(record) => Some(Self::Assigned(record.task.part())),
                 _ => None,
             },
             "stage_ended" => match event.record.read().ok()? {
                 WorkflowRecord::StageEnded(record) => Some(Self::Ended {
-                    stage: record.task.stage,
+                    part: record.task.part(),
                     outcome: record.outcome,
                     over: record.retry_at.is_none(),
                 }),
@@ -72,7 +74,8 @@ impl Known {
 
     fn stage(&self) -> &StageName {
         match self {
-            Self::Assigned(stage) | Self::Ended { stage, .. } | Self::Skipped(stage) => stage,
+            Self::Assigned(part) | Self::Ended { part, .. } => &part.stage,
+            Self::Skipped(stage) => stage,
         }
     }
 }

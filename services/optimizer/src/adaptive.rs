@@ -144,7 +144,7 @@ impl Planner {
             self.jobs.insert(task.run, job);
         }
         if let Some(job) = self.jobs.get_mut(&task.run)
-            && job.add(class, place, task.attempt)
+            && job.add(class, place, task)
         {
             self.waiting += 1;
             self.lines[class].waiting += 1;
@@ -157,7 +157,7 @@ impl Planner {
     pub(crate) fn remove(&mut self, task: &TaskId) {
         let Some(job) = self.jobs.get_mut(&task.run) else { return };
         let Some(place) = job.graph.place(&task.stage) else { return };
-        if let Some((class, is_last)) = job.remove(place, task.attempt) {
+        if let Some((class, is_last)) = job.remove(place, task) {
             self.waiting -= 1;
             self.lines[class].waiting -= 1;
             if is_last {
@@ -231,7 +231,7 @@ impl Planner {
         self.agents.settle(state, room, &mut self.classes, now);
         let job = self.jobs.get(&task.run)?;
         let place = job.graph.place(&task.stage)?;
-        let class = job.class_of(place)?;
+        let class = job.class_of(place, task)?;
         let look = Look {
             work: job.work_now(state, task.run, place),
             retries: RETRY_COST * f64::from(task.attempt.saturating_sub(1)),
@@ -267,8 +267,8 @@ impl Planner {
         let mut waits = f64::INFINITY;
         while let Some((class, run, job, entry)) = walk.next(&self.classes) {
             let work = job.work_now(state, run, entry.place);
-            let task =
-                TaskId { run, stage: job.graph.stages[entry.place as usize].name.clone(), attempt: entry.attempt };
+            let stage = job.graph.stages[entry.place as usize].name.clone();
+            let task = TaskId { run, stage, item: entry.item, attempt: entry.attempt };
             let look = Look {
                 work,
                 retries: RETRY_COST * f64::from(entry.attempt.saturating_sub(1)),

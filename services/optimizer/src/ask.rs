@@ -268,9 +268,10 @@ impl Soft {
                 return Standing::Later;
             }
             let not = avoided.get(task).map(|avoided| &avoided.agents);
-            let (strategy, rather_not) = state.runs.get(task.run).map_or((state.strategy, None), |run| {
-                (run.strategy.unwrap_or(state.strategy), run.failed_under(&task.stage))
-            });
+            let (strategy, rather_not) = state
+                .runs
+                .get(task.run)
+                .map_or((state.strategy, None), |run| (run.strategy.unwrap_or(state.strategy), run.failed_under(task)));
             Standing::Free { not, rather_not, strategy }
         };
         let plan = room.plan(lines, state, (now, config.ageing_ms), standing);
@@ -393,7 +394,9 @@ pub(crate) fn settle(turn: &mut Turn<'_, Optimizer>, commit: &AnyCommit) -> bool
 
 fn settle_workflow(soft: &mut Soft, state: &Optimizer, record: &WorkflowRecord, clock: Clock<'_>) -> bool {
     match record {
-        WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) => false,
+        WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) | WorkflowRecord::StageExpanded(_) => {
+            false
+        }
         WorkflowRecord::StageSkipped(record) => {
             if let Some(planner) = &mut soft.planner {
                 planner.learned(state, (record.run, &record.stage), clock);
@@ -440,7 +443,7 @@ fn release_run(soft: &mut Soft, state: &Optimizer, run: RunId) {
 /// A task that none of a run's is before.
 fn first_task(run: RunId) -> TaskId {
     static FIRST: LazyLock<StageName> = LazyLock::new(|| StageName::new("0").expect("it is a name"));
-    TaskId { run, stage: FIRST.clone(), attempt: 0 }
+    TaskId { run, stage: FIRST.clone(), item: None, attempt: 0 }
 }
 
 fn settle_resource(
@@ -531,7 +534,7 @@ fn show_placement(turn: &mut Turn<'_, Optimizer>, task: &TaskId, asked: &Asked) 
         end: asked.at,
         attributes: vec![
             ("baton.run.id", task.run.to_string()),
-            ("baton.stage.name", task.stage.to_string()),
+            ("baton.stage.name", task.part().to_string()),
             ("baton.agent.id", asked.agent.to_string()),
             ("baton.strategy", asked.strategy.as_str().to_owned()),
         ],
@@ -609,16 +612,15 @@ pub(crate) fn explain(
 ) -> Result<PlacementExplained, Rejection> {
     with(turn, |soft, state, (_, now)| {
         let ExplainPlacement { run, stage } = request;
-        let placed = soft.placed.iter().rev().find(|(task, _)| task.run == *run && task.stage == *stage);
-        let Some(attempt) = state.runs.get(*run).and_then(|run| run.attempt(stage)) else {
+        let Some(task) = state.runs.get(*run).and_then(|of| of.task(*run, stage)) else {
             let message = format!(
                 "stage {stage} of run {run} neither waits nor is it at work, and how it was placed is not known any more"
             );
-            let last = placed.map(|(task, asked)| asked.explain(task, state));
+            let last = soft.placed.iter().rev().find(|(task, _)| task.run == *run && task.stage == *stage);
+            let last = last.map(|(task, asked)| asked.explain(task, state));
             return last.ok_or_else(|| Rejection::new(Code::UnknownRun, message));
         };
-        let task = TaskId { run: *run, stage: stage.clone(), attempt };
-        let placed = placed.filter(|(known, _)| *known == task).map(|(_, asked)| asked);
+        let placed = soft.placed.iter().rev().find(|(known, _)| *known == task).map(|(_, asked)| asked);
         if let Some(asked) = soft.asked.get(&task).or(placed) {
             return Ok(asked.explain(&task, state));
         }

@@ -41,11 +41,11 @@ use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Foreign, Machine, Reply, RequestContext, Turn, answer};
 use baton_protocol::pressure::{PressureChanged, PressureLevel};
 use baton_protocol::record::{
-    AnyCommit, Assigned, LearningImported, OptimizerRecord, Outcome, ResourceRecord, StageEnded, StageReady,
-    StageSkipped, Stamp, StrategyChanged, WorkflowRecord,
+    AnyCommit, Assigned, LearningImported, OptimizerRecord, Outcome, ResourceRecord, StageEnded, StageReady, Stamp,
+    StrategyChanged, WorkflowRecord,
 };
 use baton_protocol::request::{Done, ImportLearning, Lesson, MAX_LESSONS, OptimizerRequest, Strategy, Subject};
-use baton_protocol::{AgentId, Code, Millis, Rejection, ResourceName, Resources, RunId, Service, TaskId};
+use baton_protocol::{AgentId, Code, Millis, Rejection, ResourceName, Resources, RunId, Service, StageName, TaskId};
 use serde::{Deserialize, Serialize};
 
 use crate::durations::Place;
@@ -217,9 +217,10 @@ impl Optimizer {
                     self.graphs.run_started(&record.workflow, record.version);
                 }
             }
+            WorkflowRecord::StageExpanded(_) => {}
             WorkflowRecord::StageReady(record) => self.stage_ready(stamp, record),
             WorkflowRecord::StageEnded(record) => self.stage_ended(stamp, record),
-            WorkflowRecord::StageSkipped(record) => self.stage_skipped(record),
+            WorkflowRecord::StageSkipped(record) => self.stage_over(record.run, &record.stage),
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record.run),
         }
     }
@@ -306,12 +307,13 @@ impl Optimizer {
     }
 
     fn stage_ended(&mut self, stamp: Stamp, record: &StageEnded) {
+        // A stage with items is over when it ends as a whole, which nobody was given.
+        if record.task.item.is_none() && record.retry_at.is_none() {
+            self.stage_over(record.task.run, &record.task.stage);
+        }
         let Some(Ended { run, agent_type, holder }) = self.runs.stage_ended(record) else { return };
         let graph = self.graphs.get(&run.workflow, run.version);
         let place = graph.and_then(|graph| Some((graph, graph.place(&record.task.stage)?)));
-        if let Some((_, place)) = place.filter(|_| record.retry_at.is_none()) {
-            run.set_over(place);
-        }
         if let Some(agent_type) = &agent_type {
             let node = place.map(|(graph, place)| &graph.stages[place as usize]);
             let place = node.map(|node| Place { workflow: &run.workflow, node, run: run.work });
@@ -333,11 +335,11 @@ impl Optimizer {
         }
     }
 
-    /// There is no work left in it.
-    fn stage_skipped(&mut self, record: &StageSkipped) {
-        let Some(run) = self.runs.get_mut(record.run) else { return };
+    /// There is no work left in a stage.
+    fn stage_over(&mut self, run: RunId, stage: &StageName) {
+        let Some(run) = self.runs.get_mut(run) else { return };
         let graph = self.graphs.get(&run.workflow, run.version);
-        if let Some(place) = graph.and_then(|graph| graph.place(&record.stage)) {
+        if let Some(place) = graph.and_then(|graph| graph.place(stage)) {
             run.set_over(place);
         }
     }

@@ -7,7 +7,7 @@ use baton_machine::Shelves;
 use baton_protocol::record::{Outcome, RunStarted, StageEnded};
 use baton_protocol::request::Strategy;
 use baton_protocol::trace::{TraceContext, part_span};
-use baton_protocol::{AgentId, Capability, Millis, RunId, StageName, TaskId, WorkflowName};
+use baton_protocol::{AgentId, Capability, Millis, Part, RunId, StageName, TaskId, WorkflowName};
 use serde::{Deserialize, Serialize};
 
 use crate::durations::{Gauss, unknown_run};
@@ -40,10 +40,10 @@ pub(crate) struct Run {
     /// How much more or less work it is than others.
     #[serde(default = "unknown_run")]
     pub(crate) work: Gauss,
-    /// The attempt that is under way, by stage: there is at most one.
-    open: BTreeMap<StageName, Open>,
-    /// Under whom the last attempt failed, by stage.
-    failed: BTreeMap<StageName, AgentId>,
+    /// The attempt that is under way, by part: there is at most one.
+    open: BTreeMap<Part, Open>,
+    /// Under whom the last attempt failed, by part.
+    failed: BTreeMap<Part, AgentId>,
 }
 
 /// An attempt that is under way.
@@ -73,14 +73,16 @@ pub(crate) struct Finished {
 }
 
 impl Run {
-    /// Which attempt of a stage is under way.
-    pub(crate) fn attempt(&self, stage: &StageName) -> Option<u32> {
-        self.open.get(stage).map(|open| open.attempt)
+    /// Which task of a stage is under way; of several, that of the first item.
+    pub(crate) fn task(&self, run: RunId, stage: &StageName) -> Option<TaskId> {
+        let first = self.open.range(Part::from(stage.clone())..).next();
+        first.filter(|(part, _)| part.stage == *stage).map(|(part, open)| part.task(run, open.attempt))
     }
 
-    /// Under whom the last attempt of a stage failed.
-    pub(crate) fn failed_under(&self, stage: &StageName) -> Option<&AgentId> {
-        self.failed.get(stage)
+    /// Under whom the attempt before this one failed.
+    pub(crate) fn failed_under(&self, task: &TaskId) -> Option<&AgentId> {
+        // Few have failed: a part is not made for nothing.
+        if self.failed.is_empty() { None } else { self.failed.get(&task.part()) }
     }
 
     /// Whether the stage at this place of the graph is over.
@@ -98,9 +100,9 @@ impl Run {
     }
 
     fn held(&self, run: RunId) -> impl Iterator<Item = (TaskId, &Holder)> {
-        self.open.iter().filter_map(move |(stage, open)| {
+        self.open.iter().filter_map(move |(part, open)| {
             let holder = open.holder.as_deref()?;
-            Some((TaskId { run, stage: stage.clone(), attempt: open.attempt }, holder))
+            Some((part.task(run, open.attempt), holder))
         })
     }
 }
@@ -128,11 +130,11 @@ impl Runs {
 
     /// Opens a task. False if its run is not live, or the stage has an attempt under way.
     pub(crate) fn stage_ready(&mut self, task: &TaskId, agent_type: &Capability) -> bool {
-        let Some(run) = self.runs.change(&task.run).filter(|run| !run.open.contains_key(&task.stage)) else {
+        let Some(run) = self.runs.change(&task.run).filter(|run| !run.open.contains_key(&task.part())) else {
             return false;
         };
         let open = Open { attempt: task.attempt, agent_type: Some(agent_type.clone()), holder: None };
-        run.open.insert(task.stage.clone(), open);
+        run.open.insert(task.part(), open);
         true
     }
 
@@ -145,7 +147,7 @@ impl Runs {
 
     /// What a task that is under way asks for, if that is known.
     pub(crate) fn agent_type(&self, task: &TaskId) -> Option<&Capability> {
-        let open = self.runs.get(&task.run)?.open.get(&task.stage)?;
+        let open = self.runs.get(&task.run)?.open.get(&task.part())?;
         open.agent_type.as_ref().filter(|_| open.attempt == task.attempt)
     }
 
@@ -155,22 +157,22 @@ impl Runs {
     }
 
     fn open(&mut self, task: &TaskId) -> Option<&mut Open> {
-        let open = self.runs.change(&task.run)?.open.get_mut(&task.stage);
+        let open = self.runs.change(&task.run)?.open.get_mut(&task.part());
         open.filter(|open| open.attempt == task.attempt)
     }
 
     /// Ends a task, if it was open.
     pub(crate) fn stage_ended(&mut self, record: &StageEnded) -> Option<Ended<'_>> {
-        let TaskId { run, stage, attempt } = &record.task;
-        let run = self.runs.change(run)?;
-        run.open.get(stage).filter(|open| open.attempt == *attempt)?;
-        let open = run.open.remove(stage)?;
+        let (part, attempt) = (record.task.part(), record.task.attempt);
+        let run = self.runs.change(&record.task.run)?;
+        run.open.get(&part).filter(|open| open.attempt == attempt)?;
+        let open = run.open.remove(&part)?;
         match (record.outcome, &record.agent) {
             (Outcome::Failed | Outcome::Lost | Outcome::TimedOut, Some(agent)) => {
-                run.failed.insert(stage.clone(), agent.clone());
+                run.failed.insert(part, agent.clone());
             }
             (Outcome::Succeeded | Outcome::Cancelled, _) => {
-                run.failed.remove(stage);
+                run.failed.remove(&part);
             }
             (Outcome::Failed | Outcome::Lost | Outcome::TimedOut, None) => {}
         }
@@ -180,15 +182,13 @@ impl Runs {
     /// Ends a run. Gives the tasks that were open, and who held each.
     pub(crate) fn finished(&mut self, run: RunId) -> Option<Finished> {
         let ended = self.runs.remove(&run)?;
-        let task = |(stage, open): (&StageName, &Open)| {
-            (TaskId { run, stage: stage.clone(), attempt: open.attempt }, open.holder.clone())
-        };
+        let task = |(part, open): (&Part, &Open)| (part.task(run, open.attempt), open.holder.clone());
         Some(Finished { open: ended.open.iter().map(task).collect(), run: ended })
     }
 
     /// Under whom the attempt before this one failed.
     pub(crate) fn failed_under(&self, task: &TaskId) -> Option<&AgentId> {
-        self.runs.get(&task.run)?.failed_under(&task.stage)
+        self.runs.get(&task.run)?.failed_under(task)
     }
 
     /// A run, while it lives.
@@ -203,7 +203,7 @@ impl Runs {
 
     /// Who holds a task.
     pub(crate) fn holder(&self, task: &TaskId) -> Option<&Holder> {
-        let open = self.runs.get(&task.run)?.open.get(&task.stage)?;
+        let open = self.runs.get(&task.run)?.open.get(&task.part())?;
         open.holder.as_deref().filter(|_| open.attempt == task.attempt)
     }
 

@@ -86,7 +86,7 @@ fn run(n: u64) -> RunId {
 
 /// The one stage of run `n`.
 fn task(n: u64, attempt: u32) -> TaskId {
-    TaskId { run: run(n), stage: StageName::new("work").unwrap(), attempt }
+    TaskId { run: run(n), stage: StageName::new("work").unwrap(), item: None, attempt }
 }
 
 fn workflow() -> WorkflowRecord {

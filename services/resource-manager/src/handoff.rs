@@ -401,7 +401,7 @@ fn show(turn: &mut Turn<'_, ResourceManager>, offer: &Offer, error: Option<&str>
         end: now,
         attributes: vec![
             ("baton.run.id", record.task.run.to_string()),
-            ("baton.stage.name", record.task.stage.to_string()),
+            ("baton.stage.name", record.task.part().to_string()),
             ("baton.agent.id", record.from.to_string()),
             ("baton.handoff.to", record.to.to_string()),
             ("baton.handoff.reason", record.reason.clone()),

@@ -722,6 +722,7 @@ pub(crate) fn recall(turn: &mut Turn<'_, ResourceManager>, commit: &Commit<Workf
             WorkflowRecord::WorkflowRegistered(_)
             | WorkflowRecord::RunStarted(_)
             | WorkflowRecord::StageReady(_)
+            | WorkflowRecord::StageExpanded(_)
             | WorkflowRecord::StageSkipped(_) => {}
         }
     }

@@ -276,6 +276,7 @@ impl Machine for ResourceManager {
                     self.breakers.ended(record, &capability, lease, there);
                 }
             }
+            WorkflowRecord::StageExpanded(record) => self.tasks.stage_expanded(record),
             WorkflowRecord::StageSkipped(_) => {}
             WorkflowRecord::RunFinished(record) => {
                 if let Some(workflow) = self.tasks.workflow_of(record.run) {

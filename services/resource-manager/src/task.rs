@@ -6,11 +6,11 @@ use std::sync::{Arc, LazyLock};
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Priorities, Shelves};
 use baton_protocol::definition::{Definition, OnFailure, StageDefinition};
-use baton_protocol::record::{Outcome, RunStarted, StageEnded, StageReady, Stamp, WorkflowRegistered};
+use baton_protocol::record::{Outcome, RunStarted, StageEnded, StageExpanded, StageReady, Stamp, WorkflowRegistered};
 use baton_protocol::request::Assignment;
 use baton_protocol::trace::{TraceContext, task_span};
 use baton_protocol::{
-    Amount, Capability, Json, LeaseId, Millis, Requirements, Resources, RunId, StageName, TaskId, WorkflowName,
+    Amount, Capability, Json, LeaseId, Millis, Part, Requirements, Resources, RunId, StageName, TaskId, WorkflowName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -23,12 +23,12 @@ static LAST: LazyLock<StageName> = LazyLock::new(|| StageName::new(&"z".repeat(6
 
 /// A task that none of a run's is before.
 pub(crate) fn first_task(run: RunId) -> TaskId {
-    TaskId { run, stage: FIRST.clone(), attempt: 0 }
+    TaskId { run, stage: FIRST.clone(), item: None, attempt: 0 }
 }
 
 /// A task that none of a run's is after.
 pub(crate) fn last_task(run: RunId) -> TaskId {
-    TaskId { run, stage: LAST.clone(), attempt: u32::MAX }
+    TaskId { run, stage: LAST.clone(), item: Some(u32::MAX), attempt: u32::MAX }
 }
 
 /// Definitions, and the runs that have not ended.
@@ -70,8 +70,19 @@ struct Run {
     input: Json,
     trace: Option<TraceContext>,
     results: BTreeMap<StageName, Json>,
-    /// The attempt that is under way, by stage: there is at most one.
-    open: BTreeMap<StageName, Arc<Open>>,
+    /// The items that stages have a task each for.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    items: BTreeMap<StageName, Items>,
+    /// The attempt that is under way, by part: there is at most one.
+    open: BTreeMap<Part, Arc<Open>>,
+}
+
+/// The items of a stage, and what came of each so far.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Items {
+    items: Vec<Json>,
+    /// `null` where there is none.
+    results: Vec<Json>,
 }
 
 impl Run {
@@ -138,6 +149,7 @@ impl Tasks {
                 input: record.input.clone(),
                 trace: record.trace,
                 results: BTreeMap::new(),
+                items: BTreeMap::new(),
                 open: BTreeMap::new(),
             })
         });
@@ -145,10 +157,11 @@ impl Tasks {
 
     pub(crate) fn stage_ready(&mut self, stamp: Stamp, record: &StageReady) {
         let Some(run) = self.runs.change(&record.task.run) else { return };
-        if !run.open.contains_key(&record.task.stage) {
+        let part = record.task.part();
+        if !run.open.contains_key(&part) {
             self.waiting.add(record.priority);
         }
-        run.open.entry(record.task.stage.clone()).or_insert_with(|| {
+        run.open.entry(part).or_insert_with(|| {
             Arc::new(Open {
                 attempt: record.task.attempt,
                 inputs: record.inputs.clone(),
@@ -167,15 +180,43 @@ impl Tasks {
     /// Ends a task; gives the lease it had. That may be one that the workflow-manager did not know of yet.
     pub(crate) fn stage_ended(&mut self, record: &StageEnded) -> Option<LeaseId> {
         let run = self.runs.change(&record.task.run)?;
-        run.open.get(&record.task.stage).filter(|open| open.attempt == record.task.attempt)?;
-        let open = run.open.remove(&record.task.stage)?;
+        let part = record.task.part();
+        if part.item.is_none()
+            && let Some(items) = run.items.get_mut(&part.stage)
+        {
+            // The stage as a whole: nobody was given it.
+            let results = std::mem::take(&mut items.results);
+            if record.outcome == Outcome::Succeeded {
+                run.results.insert(part.stage, Json::of(&results).unwrap_or_default());
+            }
+            return None;
+        }
+        run.open.get(&part).filter(|open| open.attempt == record.task.attempt)?;
+        let open = run.open.remove(&part)?;
         if open.lease.is_none() {
             self.waiting.take(open.priority);
         }
         if record.outcome == Outcome::Succeeded {
-            run.results.insert(record.task.stage.clone(), record.result.clone().unwrap_or_default());
+            let result = record.result.clone().unwrap_or_default();
+            match part.item {
+                None => drop(run.results.insert(part.stage, result)),
+                Some(item) => {
+                    if let Some(items) = run.items.get_mut(&part.stage)
+                        && let Some(place) = items.results.get_mut(item as usize)
+                    {
+                        *place = result;
+                    }
+                }
+            }
         }
         open.lease
+    }
+
+    pub(crate) fn stage_expanded(&mut self, record: &StageExpanded) {
+        let Some(run) = self.runs.change(&record.run) else { return };
+        let items: Vec<Json> = record.items.read().unwrap_or_default();
+        let results = vec![Json::null(); items.len()];
+        run.items.entry(record.stage.clone()).or_insert(Items { items, results });
     }
 
     /// Ends a run; gives the leases that its tasks had.
@@ -187,7 +228,7 @@ impl Tasks {
 
     /// Notes a task's lease. False if it can not have one.
     pub(crate) fn leased(&mut self, task: &TaskId, lease: LeaseId) -> bool {
-        let open = self.runs.change(&task.run).and_then(|run| run.open.get_mut(&task.stage)).map(Arc::make_mut);
+        let open = self.runs.change(&task.run).and_then(|run| run.open.get_mut(&task.part())).map(Arc::make_mut);
         let Some(open) =
             open.filter(|open| open.attempt == task.attempt && (open.lease.is_none() || is_planted(Bug::LeasedTwice)))
         else {
@@ -202,7 +243,7 @@ impl Tasks {
 
     /// Notes that a task is another agent's now, under another lease. What it asks for; none if it is not under way.
     pub(crate) fn handed_over(&mut self, task: &TaskId, from: LeaseId, lease: LeaseId) -> Option<Capability> {
-        let open = self.runs.change(&task.run)?.open.get_mut(&task.stage).map(Arc::make_mut)?;
+        let open = self.runs.change(&task.run)?.open.get_mut(&task.part()).map(Arc::make_mut)?;
         if open.attempt != task.attempt || open.lease != Some(from) {
             return None;
         }
@@ -232,7 +273,7 @@ impl Tasks {
 
     /// The task is not to be leased any more.
     pub(crate) fn refused(&mut self, task: &TaskId) {
-        let open = self.runs.change(&task.run).and_then(|run| run.open.get_mut(&task.stage)).map(Arc::make_mut);
+        let open = self.runs.change(&task.run).and_then(|run| run.open.get_mut(&task.part())).map(Arc::make_mut);
         if let Some(open) = open.filter(|open| open.attempt == task.attempt) {
             open.refused = true;
         }
@@ -250,7 +291,7 @@ impl Tasks {
 
     /// The task, if it is ready and has not ended.
     pub(crate) fn open(&self, task: &TaskId) -> Option<&Open> {
-        let open = self.runs.get(&task.run)?.open.get(&task.stage)?;
+        let open = self.runs.get(&task.run)?.open.get(&task.part())?;
         Some(open.as_ref()).filter(|open| open.attempt == task.attempt)
     }
 
@@ -276,11 +317,15 @@ impl Tasks {
         let definition = self.definitions.get(&run.workflow)?.get(&run.version)?;
         let stage = definition.stage(lease.task.stage.as_str())?;
         let result = |name: &StageName| Some((name.clone(), run.result(definition, name)?.clone()));
+        let items = run.items.get(&lease.task.stage);
+        let item = lease.task.item.and_then(|item| items?.items.get(item as usize).cloned());
         Some(Assignment {
             lease: id,
             run: lease.task.run,
             stage: lease.task.stage.clone(),
             attempt: lease.task.attempt,
+            item,
+            index: lease.task.item,
             workflow: run.workflow.clone(),
             agent_type: open.agent_type.clone(),
             input: open.input.as_ref().unwrap_or(&run.input).clone(),

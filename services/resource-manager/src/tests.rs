@@ -270,7 +270,7 @@ fn run(n: u64) -> RunId {
 }
 
 fn task(n: u64, stage: &str, attempt: u32) -> TaskId {
-    TaskId { run: run(n), stage: StageName::new(stage).unwrap(), attempt }
+    TaskId { run: run(n), stage: StageName::new(stage).unwrap(), item: None, attempt }
 }
 
 fn started(n: u64) -> WorkflowRecord {
@@ -881,8 +881,10 @@ impl Checker {
                 self.open.retain(|task| task.run != record.run);
                 self.leases.retain(|_, lease| lease.task.run != record.run);
             }
-            WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) | WorkflowRecord::StageSkipped(_) => {
-            }
+            WorkflowRecord::WorkflowRegistered(_)
+            | WorkflowRecord::RunStarted(_)
+            | WorkflowRecord::StageSkipped(_)
+            | WorkflowRecord::StageExpanded(_) => {}
         }
     }
 

@@ -7,11 +7,13 @@ use baton_machine::Effect;
 use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::budget::least;
 use baton_protocol::definition::StageDefinition;
-use baton_protocol::record::{Outcome, RunFinished, StageEnded, StageReady, StageSkipped, WorkflowRecord};
+use baton_protocol::record::{
+    Outcome, RunFinished, StageEnded, StageExpanded, StageReady, StageSkipped, WorkflowRecord,
+};
 use baton_protocol::request::{MAX_MESSAGE_BYTES, Usage};
 use baton_protocol::run::{RunStatus, StageStatus};
 use baton_protocol::subject::RUNS_BUCKET;
-use baton_protocol::{Json, Millis, Money, Resources, RunId, StageName, TaskId};
+use baton_protocol::{Json, Millis, Money, Resources, RunId, StageName};
 
 use crate::flow::{self, Failure};
 use crate::run::{Move, Run};
@@ -107,7 +109,7 @@ pub(crate) fn give_up_unpaid(turn: &mut Turn<'_>) {
     }
     while let Some((task, why)) = turn.state().unpaid.first_key_value() {
         let (run, why) = (task.run, why.clone());
-        let place = turn.state().live(run).and_then(|(_, version)| version.plan.place(&task.stage));
+        let place = turn.state().live(run).and_then(|(run, version)| run.place(version, task));
         let place = place.expect("a task is unpaid only while its stage waits for an agent");
         end(turn, run, place, Ending::unreported(Outcome::Failed, why, Again::Never));
         advance(turn, run);
@@ -135,7 +137,7 @@ fn time_out(turn: &mut Turn<'_>, id: RunId) {
 
 fn stage_due(turn: &mut Turn<'_>, id: RunId, place: usize) {
     let Some((run, version)) = turn.state().live(id) else { return };
-    let stage = &version.definition.stages[place];
+    let stage = run.definition(version, place);
     let total = stage.total_timeout_ms.filter(|_| run.total_due(place, version).is_some_and(|due| due <= turn.now()));
     let error = match run.stages[place].status {
         StageStatus::Waiting => return ready(turn, id, place),
@@ -171,6 +173,11 @@ pub(crate) fn advance(turn: &mut Turn<'_>, id: RunId) {
     while let Some((run, version)) = turn.state().live(id) {
         match run.next(version, turn.now()) {
             Move::Begin(place) => begin(turn, id, place),
+            Move::Drop(place) => {
+                let why = "too many other items have failed".to_owned();
+                end(turn, id, place, Ending::unreported(Outcome::Cancelled, why, Again::Never));
+            }
+            Move::Join(place) => join(turn, id, place),
             Move::Finish(status, reason) => finish(turn, id, status, reason),
             Move::Wait => return,
         }
@@ -180,6 +187,9 @@ pub(crate) fn advance(turn: &mut Turn<'_>, id: RunId) {
 /// A stage's first attempt, unless it is skipped, or its agent would be given more than a message can carry.
 fn begin(turn: &mut Turn<'_>, id: RunId, place: usize) {
     let Some((run, version)) = turn.state().live(id) else { return };
+    if run.item(place).is_some() {
+        return ready(turn, id, place);
+    }
     match flow::gate(run, version, place) {
         Ok(None) => {}
         Ok(Some(reason)) => {
@@ -189,19 +199,38 @@ fn begin(turn: &mut Turn<'_>, id: RunId, place: usize) {
         }
         Err(failure) => return end(turn, id, place, Ending::before(failure)),
     }
-    ready(turn, id, place);
+    match flow::items(run, version, place) {
+        None => ready(turn, id, place),
+        Some(Ok(items)) => {
+            let stage = version.definition.stages[place].name.clone();
+            turn.emit(WorkflowRecord::StageExpanded(StageExpanded { run: id, stage, items }));
+        }
+        Some(Err(failure)) => end(turn, id, place, Ending::before(failure)),
+    }
+}
+
+/// Ends a stage whose items are over.
+fn join(turn: &mut Turn<'_>, id: RunId, place: usize) {
+    let Some((run, version)) = turn.state().live(id) else { return };
+    let ending = match run.too_many_failed(place, version) {
+        None => Ending { error: None, ..Ending::unreported(Outcome::Succeeded, String::new(), Again::Never) },
+        Some(why) => Ending::unreported(Outcome::Failed, why, Again::Never),
+    };
+    end(turn, id, place, ending);
 }
 
 /// The next attempt at a stage may run.
 fn ready(turn: &mut Turn<'_>, id: RunId, place: usize) {
     let Some((run, version)) = turn.state().live(id) else { return };
-    let stage = &version.definition.stages[place];
+    let stage = run.definition(version, place);
     let input = match flow::input(run, version, place) {
         Ok(input) => input,
         Err(failure) => return end(turn, id, place, Ending::before(failure)),
     };
     let (inputs, results) = inputs(run, version, place);
-    let bytes = input.as_ref().unwrap_or(&run.input).size() + results + version.plan.sizes[place];
+    let base = run.base(place);
+    let item = run.item(place).and_then(|item| run.fan(base)?.items.get(item as usize)).map_or(0, Json::size);
+    let bytes = input.as_ref().unwrap_or(&run.input).size() + item + results + version.plan.sizes[base];
     if bytes > MAX_TASK_BYTES {
         let error = format!(
             "its agent would be given {bytes} bytes (the run's input, the results of {}, parameters and metadata); at \
@@ -211,7 +240,7 @@ fn ready(turn: &mut Turn<'_>, id: RunId, place: usize) {
         return end(turn, id, place, Ending::unreported(Outcome::Failed, error, Again::Never));
     }
     let record = StageReady {
-        task: TaskId { run: id, stage: stage.name.clone(), attempt: attempts(run, place) + 1 },
+        task: run.task(version, place, attempts(run, place) + 1),
         agent_type: stage.agent_type.clone(),
         requires: stage.requires.clone(),
         inputs,
@@ -235,7 +264,7 @@ fn resources(run: &Run, stage: &StageDefinition) -> Resources {
 /// The dependencies of a stage that have a result, their own or a fallback's, and how many bytes those results have.
 fn inputs(run: &Run, version: &Version, place: usize) -> (Vec<StageName>, usize) {
     let mut bytes = 0;
-    let dependencies = version.definition.stages[place].depends_on.iter();
+    let dependencies = run.definition(version, place).depends_on.iter();
     let with_result = dependencies.filter(|dependency| {
         let giver = version.plan.place(dependency).and_then(|place| version.plan.flows.giver(run, place));
         let result = giver.and_then(|giver| run.stages[giver].result.as_ref());
@@ -253,14 +282,14 @@ fn attempts(run: &Run, place: usize) -> u32 {
 /// not wait. To be followed by [`advance`].
 pub(crate) fn end(turn: &mut Turn<'_>, id: RunId, place: usize, ending: Ending) {
     let Some((run, version)) = turn.state().live(id) else { return };
-    let definition = &version.definition.stages[place];
+    let definition = run.definition(version, place);
     let under_way = run.stages[place].attempts.last().filter(|attempt| attempt.ended_at.is_none());
     let number = attempts(run, place) + u32::from(under_way.is_none());
     let wait = match ending.again {
         Again::Later if is_planted(Bug::RetryTooEarly) => Some(0),
         Again::Never => None,
         Again::AtOnce => Some(0),
-        Again::Later => Some(definition.retry.wait_ms(id, &definition.name, number)),
+        Again::Later => Some(definition.retry.wait_ms(&run.task(version, place, number))),
     };
     let now = turn.now();
     let code = ending.code.as_deref().unwrap_or(ending.outcome.as_str());
@@ -270,7 +299,7 @@ pub(crate) fn end(turn: &mut Turn<'_>, id: RunId, place: usize, ending: Ending) 
     let wait = wait.filter(|_| number < definition.retry.max_attempts && !ruled_out).filter(in_time);
     let assigned_at = under_way.and_then(|attempt| attempt.assigned_at);
     let record = StageEnded {
-        task: TaskId { run: id, stage: definition.name.clone(), attempt: number },
+        task: run.task(version, place, number),
         lease: under_way.and_then(|attempt| attempt.lease),
         agent: under_way.and_then(|attempt| attempt.agent.clone()),
         outcome: ending.outcome,

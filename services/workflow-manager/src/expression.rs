@@ -84,6 +84,8 @@ pub(crate) struct Program {
 pub(crate) struct Reads {
     pub(crate) input: bool,
     pub(crate) result: bool,
+    pub(crate) item: bool,
+    pub(crate) index: bool,
     pub(crate) results: Members,
     pub(crate) status: Members,
 }
@@ -104,10 +106,32 @@ impl Members {
 
 /// What an expression may speak of.
 pub(crate) struct Scope<'a> {
-    /// Whether there is a `result`.
-    pub(crate) result: bool,
+    pub(crate) place: Place,
     /// Whether this is a stage whose results and status it may look at; says why not.
     pub(crate) stage: &'a dyn Fn(&str) -> Result<(), String>,
+}
+
+/// Where an expression stands, and so what there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A stage as a whole.
+    Stage,
+    /// One item of a stage: there are `item` and `index`.
+    Item,
+    /// What was reported for a stage, or for each item of it: there is `result`.
+    Output { each: bool },
+}
+
+impl Place {
+    /// The variables that there are.
+    fn variables(self) -> &'static [&'static str] {
+        match self {
+            Self::Stage => &["input", "results", "status"],
+            Self::Item => &["input", "results", "status", "item", "index"],
+            Self::Output { each: false } => &["input", "results", "status", "result"],
+            Self::Output { each: true } => &["input", "results", "status", "result", "item", "index"],
+        }
+    }
 }
 
 /// The values for an evaluation.
@@ -115,6 +139,8 @@ pub(crate) struct Scope<'a> {
 pub(crate) struct Values {
     pub(crate) input: Option<Value>,
     pub(crate) result: Option<Value>,
+    pub(crate) item: Option<Value>,
+    pub(crate) index: Option<Value>,
     pub(crate) results: Option<Value>,
     pub(crate) status: Option<Value>,
 }
@@ -180,8 +206,9 @@ impl Program {
 
     fn run(&self, values: Values) -> Result<cel::Value, String> {
         let mut context = Context::with_env(Arc::clone(&ENV));
-        let Values { input, result, results, status } = values;
-        for (name, value) in [("input", input), ("result", result), ("results", results), ("status", status)] {
+        let Values { input, result, item, index, results, status } = values;
+        let own = [("input", input), ("result", result), ("item", item), ("index", index)];
+        for (name, value) in own.into_iter().chain([("results", results), ("status", status)]) {
             let Some(value) = value else { continue };
             let value = cel::to_value(Plain(&value)).map_err(|error| format!("{name} can not be read: {error}"))?;
             context.add_variable_from_value(name, value);
@@ -322,22 +349,25 @@ impl Names<'_> {
         if self.bound.iter().any(|bound| bound == name) {
             return Ok(());
         }
+        let variables = self.scope.place.variables();
         match name {
+            name if TYPES.contains(&name) => {}
+            "result" if !variables.contains(&name) => {
+                return Err("`result` is there in `output` only; `results.STAGE` is another stage's".to_owned());
+            }
+            "item" | "index" if !variables.contains(&name) => {
+                return Err(format!("`{name}` is there in `input` and `output` of a stage with `for_each` only"));
+            }
             "input" => self.reads.input = true,
-            "result" if self.scope.result => self.reads.result = true,
+            "result" => self.reads.result = true,
+            "item" => self.reads.item = true,
+            "index" => self.reads.index = true,
             "results" => self.reads.results.any = true,
             "status" => self.reads.status.any = true,
-            "result" => return Err("`result` is there in `output` only; `results.STAGE` is another stage's".to_owned()),
-            name if TYPES.contains(&name) => {}
             name => {
-                let known: &[&str] = if self.scope.result {
-                    &["input", "results", "status", "result"]
-                } else {
-                    &["input", "results", "status"]
-                };
-                let hint = nearest(name, known.iter().copied().chain(self.bound.iter().map(String::as_str)));
+                let hint = nearest(name, variables.iter().copied().chain(self.bound.iter().map(String::as_str)));
                 let hint = hint.map_or_else(
-                    || format!("there are {}; a text is written in quotes", known.join(", ")),
+                    || format!("there are {}; a text is written in quotes", variables.join(", ")),
                     |hint| format!("did you mean `{hint}`?"),
                 );
                 return Err(format!("there is nothing called `{name}`; {hint}"));

@@ -7,14 +7,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use baton_machine::planted::{Bug, is_planted};
-use baton_protocol::definition::{DefinitionError, Expression, Join, Mapping, OnFailure};
+use baton_protocol::definition::{DefinitionError, Expression, Join, MAX_ITEMS, Mapping, OnFailure};
 use baton_protocol::record::SkipReason;
 use baton_protocol::request::MAX_JSON_BYTES;
 use baton_protocol::run::StageStatus;
 use baton_protocol::{Definition, Json};
 use serde_json::Value;
 
-use crate::expression::{Members, Program, Scope, Values};
+use crate::expression::{Members, Place, Program, Scope, Values};
 use crate::run::Run;
 use crate::text;
 use crate::workflows::Version;
@@ -36,6 +36,7 @@ pub(crate) struct Flow {
     /// The stage that it is the fallback of.
     stands_for: Option<usize>,
     when: Option<Ready<Program>>,
+    items: Option<Ready<Program>>,
     input: Option<Ready<Made>>,
     output: Option<Ready<Made>>,
     input_schema: Option<Ready<Schema>>,
@@ -137,6 +138,7 @@ impl<'a> Builder<'a> {
             let flow = self.flow(place, dependencies, stands_for[place]);
             let plain = !gated
                 && flow.when.is_none()
+                && flow.items.is_none()
                 && flow.input.is_none()
                 && flow.output.is_none()
                 && flow.input_schema.is_none()
@@ -177,24 +179,29 @@ impl<'a> Builder<'a> {
 
     fn flow(&mut self, place: usize, dependencies: Vec<usize>, stands_for: Option<usize>) -> Flow {
         let stage = &self.definition.stages[place];
+        let inner = if stage.for_each.is_some() { Place::Item } else { Place::Stage };
         Flow {
             join: stage.join,
             dependencies,
             stands_for,
-            when: stage.when.as_ref().map(|when| self.program(place, "when", None, when, false)),
-            input: stage.input.as_ref().map(|input| self.mapping(place, "input", input, false)),
-            output: stage.output.as_ref().map(|output| self.mapping(place, "output", output, true)),
+            when: stage.when.as_ref().map(|when| self.program(place, "when", None, when, Place::Stage)),
+            items: stage.for_each.as_ref().map(|e| self.program(place, "for_each.items", None, &e.items, Place::Stage)),
+            input: stage.input.as_ref().map(|input| self.mapping(place, "input", input, inner)),
+            output: stage
+                .output
+                .as_ref()
+                .map(|output| self.mapping(place, "output", output, Place::Output { each: stage.for_each.is_some() })),
             input_schema: stage.input_schema.as_ref().map(|s| self.schema(Some(place), "input_schema", s)),
             output_schema: stage.output_schema.as_ref().map(|s| self.schema(Some(place), "output_schema", s)),
         }
     }
 
-    fn mapping(&mut self, place: usize, key: &str, mapping: &Mapping, result: bool) -> Ready<Made> {
+    fn mapping(&mut self, place: usize, key: &str, mapping: &Mapping, of: Place) -> Ready<Made> {
         match mapping {
-            Mapping::One(expression) => self.program(place, key, None, expression, result).map(Made::One),
+            Mapping::One(expression) => self.program(place, key, None, expression, of).map(Made::One),
             Mapping::Each(each) => {
                 let each = each.iter().map(|(name, expression)| {
-                    Ok((name.clone(), self.program(place, key, Some(name), expression, result)?))
+                    Ok((name.clone(), self.program(place, key, Some(name), expression, of)?))
                 });
                 each.collect::<Ready<_>>().map(Made::Each)
             }
@@ -207,10 +214,10 @@ impl<'a> Builder<'a> {
         key: &str,
         member: Option<&str>,
         expression: &Expression,
-        result: bool,
+        of: Place,
     ) -> Ready<Program> {
         let stage = |name: &str| self.may_look_at(place, name);
-        let program = Program::compile(expression, &Scope { result, stage: &stage });
+        let program = Program::compile(expression, &Scope { place: of, stage: &stage });
         if let (Err(what), None) = (&program, &self.error) {
             let mut error = DefinitionError::wrong(self.definition, Some(place), key, what.clone());
             // A member's name may have dots in it.
@@ -278,7 +285,7 @@ pub(crate) fn gate(run: &Run, version: &Version, place: usize) -> Result<Option<
         return Ok(Some(SkipReason::Dependencies));
     }
     let Some(when) = &flow.when else { return Ok(None) };
-    let about = About { run, version, flow, result: None };
+    let about = About { run, version, flow, result: None, item: None };
     let holds = ready(when).and_then(|when| when.holds(about.values(when)?));
     match holds {
         Ok(holds) => Ok((!holds && !is_planted(Bug::ConditionIgnored)).then_some(SkipReason::Condition)),
@@ -286,13 +293,33 @@ pub(crate) fn gate(run: &Run, version: &Version, place: usize) -> Result<Option<
     }
 }
 
+/// The list of a stage that has a task for each item.
+pub(crate) fn items(run: &Run, version: &Version, place: usize) -> Option<Result<Json, Failure>> {
+    let flow = version.plan.flows.get(place)?;
+    let items = flow.items.as_ref()?;
+    let about = About { run, version, flow, result: None, item: None };
+    let made = ready(items).and_then(|items| items.value(about.values(items)?));
+    let made = made.and_then(|made| match &made {
+        Value::Array(items) if items.len() > MAX_ITEMS => {
+            Err(format!("the list has {} items; at most {MAX_ITEMS} are allowed", items.len()))
+        }
+        Value::Array(_) => write(&made),
+        _ => Err("it gives no list".to_owned()),
+    });
+    Some(made.map_err(|why| Failure {
+        code: "items_failed",
+        error: format!("its items (for_each) can not be found: {why}"),
+    }))
+}
+
 /// What a stage's agent is given instead of the run's input, if it is something else.
 pub(crate) fn input(run: &Run, version: &Version, place: usize) -> Result<Option<Json>, Failure> {
-    let Some(flow) = version.plan.flows.get(place) else { return Ok(None) };
+    let Some(flow) = version.plan.flows.get(run.base(place)) else { return Ok(None) };
+    let item = Item::of(run, place);
     let made =
         match &flow.input {
             Some(input) => {
-                let made = ready(input).and_then(|input| input.make(About { run, version, flow, result: None }));
+                let made = ready(input).and_then(|input| input.make(About { run, version, flow, result: None, item }));
                 Some(made.map_err(|why| Failure {
                     code: "input_failed",
                     error: format!("its input can not be made: {why}"),
@@ -321,7 +348,8 @@ pub(crate) fn output(
     place: usize,
     reported: Option<Json>,
 ) -> Result<Option<Json>, Failure> {
-    let flow = version.plan.flows.get(place).filter(|flow| flow.output.is_some() || flow.output_schema.is_some());
+    let flow =
+        version.plan.flows.get(run.base(place)).filter(|flow| flow.output.is_some() || flow.output_schema.is_some());
     let Some(flow) = flow else { return Ok(reported) };
     let invalid = |error: String| Failure { code: "invalid_result", error };
     let value = reported.as_ref().map_or(Ok(Value::Null), read);
@@ -331,7 +359,8 @@ pub(crate) fn output(
         fits.map_err(|why| invalid(format!("the result does not fit output_schema: {why}")))?;
     }
     let Some(output) = &flow.output else { return Ok(reported) };
-    let made = ready(output).and_then(|output| output.make(About { run, version, flow, result: Some(&value) }));
+    let made = ready(output)
+        .and_then(|output| output.make(About { run, version, flow, result: Some(&value), item: Item::of(run, place) }));
     let made = made.and_then(|made| write(&made)).map(Some);
     made.map_err(|why| Failure { code: "output_failed", error: format!("its output can not be made: {why}") })
 }
@@ -375,6 +404,22 @@ struct About<'a> {
     flow: &'a Flow,
     /// What the agent reported, in `output`.
     result: Option<&'a Value>,
+    item: Option<Item<'a>>,
+}
+
+/// One item of a list.
+#[derive(Clone, Copy)]
+struct Item<'a> {
+    item: &'a Json,
+    index: u32,
+}
+
+impl<'a> Item<'a> {
+    fn of(run: &'a Run, place: usize) -> Option<Self> {
+        let index = run.item(place)?;
+        let item = run.fan(run.base(place))?.items.get(index as usize)?;
+        Some(Self { item, index })
+    }
 }
 
 impl About<'_> {
@@ -390,6 +435,8 @@ impl About<'_> {
         Ok(Values {
             input: if reads.input { Some(read(&run.input)?) } else { None },
             result: result.filter(|_| reads.result).cloned(),
+            item: self.item.filter(|_| reads.item).map(|item| read(item.item)).transpose()?,
+            index: self.item.filter(|_| reads.index).map(|item| item.index.into()),
             results: self.members(&reads.results, results)?,
             status: self.members(&reads.status, status)?,
         })

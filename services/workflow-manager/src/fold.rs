@@ -11,7 +11,7 @@ use baton_protocol::handoff::HandedOver;
 use baton_protocol::pressure::{PressureChanged, PressureLevel};
 use baton_protocol::record::{
     AgentLeft, AgentRegistered, Assigned, BudgetRefused, LeaseEnded, LeftReason, RunFinished, RunStarted, StageEnded,
-    StageReady, StageSkipped, Stamp,
+    StageExpanded, StageReady, StageSkipped, Stamp,
 };
 use baton_protocol::run::{RunCounts, RunStatus};
 use baton_protocol::{AgentId, Capability, LeaseId, Millis, RunId, TaskId};
@@ -158,9 +158,9 @@ impl WorkflowManager {
         let task = &record.task;
         let Some(run) = self.runs.change(&task.run) else { return };
         let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
-        let Some(place) = version.plan.place(&task.stage) else { return };
+        let Some(place) = run.place(version, task) else { return };
         if run.stage_ready(stamp.at, place, task.attempt, version) {
-            let due = run.until(place, version, stamp.at, version.definition.stages[place].start_timeout_ms);
+            let due = run.until(place, version, stamp.at, run.definition(version, place).start_timeout_ms);
             self.timers.set(run, place, Some(due).filter(|_| !is_planted(Bug::StartTimerForgotten)));
         }
     }
@@ -170,10 +170,10 @@ impl WorkflowManager {
         let lease = LeaseId(stamp.number);
         let Some(run) = self.runs.change(&task.run) else { return };
         let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
-        let Some(place) = version.plan.place(&task.stage) else { return };
+        let Some(place) = run.place(version, task) else { return };
         if run.assigned(stamp.at, place, task, agent, lease) {
             self.unpaid.remove(task);
-            let due = run.until(place, version, stamp.at, version.definition.stages[place].timeout_ms);
+            let due = run.until(place, version, stamp.at, run.definition(version, place).timeout_ms);
             self.timers.set(run, place, Some(due));
             self.leases.insert(lease, Held { agent: agent.clone(), run: task.run, stage: place });
             Arc::make_mut(self.agents.get_or_insert_with(agent, Arc::default)).holds.insert(lease);
@@ -184,10 +184,13 @@ impl WorkflowManager {
         let task = &record.task;
         let Some(run) = self.runs.change(&task.run) else { return };
         let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
-        let Some(place) = version.plan.place(&task.stage) else { return };
+        let Some(place) = run.place(version, task) else { return };
         if run.stage_ended(stamp.at, place, record, version) {
             self.timers.set(run, place, record.retry_at);
             self.unpaid.remove(task);
+            for item in run.given_up(place) {
+                self.timers.set(run, item, None);
+            }
             let lease = run.stages[place].attempts.last().and_then(|attempt| attempt.lease);
             self.lease_over(lease);
         }
@@ -198,6 +201,14 @@ impl WorkflowManager {
         let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
         let Some(place) = version.plan.place(&record.stage) else { return };
         run.stage_skipped(place, record.reason, version);
+    }
+
+    pub(crate) fn stage_expanded(&mut self, stamp: Stamp, record: &StageExpanded) {
+        let Some(run) = self.runs.change(&record.run) else { return };
+        let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
+        let Some(place) = version.plan.place(&record.stage) else { return };
+        let Ok(items) = record.items.read() else { return };
+        run.stage_expanded(stamp.at, place, items, version);
     }
 
     pub(crate) fn run_finished(&mut self, stamp: Stamp, record: &RunFinished) {
@@ -274,7 +285,7 @@ impl WorkflowManager {
     pub(crate) fn budget_refused(&mut self, record: &BudgetRefused) {
         let Some(task) = &record.task else { return };
         let Some((run, version)) = self.live(task.run) else { return };
-        let Some(place) = version.plan.place(&task.stage) else { return };
+        let Some(place) = run.place(version, task) else { return };
         if run.waits_for_agent(place, task.attempt) {
             self.unpaid.insert(task.clone(), text::cut(record.reason.clone(), text::MAX_ERROR_BYTES));
         }

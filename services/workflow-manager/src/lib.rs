@@ -90,6 +90,7 @@ impl Machine for WorkflowManager {
             WorkflowRecord::StageReady(record) => self.stage_ready(stamp, record),
             WorkflowRecord::StageEnded(record) => self.stage_ended(stamp, record),
             WorkflowRecord::StageSkipped(record) => self.stage_skipped(record),
+            WorkflowRecord::StageExpanded(record) => self.stage_expanded(stamp, record),
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record),
         }
     }

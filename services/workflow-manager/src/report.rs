@@ -143,8 +143,8 @@ fn find(state: &WorkflowManager, agent: &AgentId, report: &Report) -> Result<Fou
     let Some((run, version)) = state.run(task.run) else {
         return Err(format!("run {} is not running: it ended long ago, or there never was one", task.run));
     };
-    let Some(place) = version.plan.place(&task.stage) else {
-        return Err(format!("workflow {} has no stage {}", run.workflow, task.stage));
+    let Some(place) = run.place(version, task) else {
+        return Err(format!("workflow {} has no stage {}", run.workflow, task.part()));
     };
     let attempts = &run.stages[place].attempts;
     if is_planted(Bug::LeaseNotChecked) && attempts.last().is_some_and(|attempt| attempt.outcome.is_none()) {
@@ -152,7 +152,7 @@ fn find(state: &WorkflowManager, agent: &AgentId, report: &Report) -> Result<Fou
     }
     let Some(attempt) = attempts.get((task.attempt as usize).wrapping_sub(1)) else {
         let begun = text::count(attempts.len(), "attempt");
-        return Err(format!("task {task} has not begun: stage {} had {begun} so far", task.stage));
+        return Err(format!("task {task} has not begun: stage {} had {begun} so far", task.part()));
     };
     let (Some(held), Some(holder)) = (attempt.lease, &attempt.agent) else {
         return Err(format!("task {task} was never leased to an agent"));

@@ -2,8 +2,11 @@
 //!
 //! Nothing in here decides: [`Run::next`] says what is to be done, and [`crate::advance`] does it.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
+
 use baton_machine::planted::{Bug, is_planted};
-use baton_protocol::definition::OnFailure;
+use baton_protocol::definition::{OnFailure, StageDefinition};
 use baton_protocol::handoff::HandedOver;
 use baton_protocol::record::{Outcome, RunFinished, RunStarted, SkipReason, StageEnded, Stamp};
 use baton_protocol::request::Usage;
@@ -41,7 +44,17 @@ pub(crate) struct Run {
     pub(crate) status: RunStatus,
     pub(crate) reason: Option<String>,
     pub(crate) ended_at: Option<Millis>,
+    /// First those of the definition, then a place for each item of those that have a task for each.
     pub(crate) stages: Vec<Stage>,
+    /// The stages that have a task for each item of a list, once the list is known.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    fans: BTreeMap<usize, Fan>,
+    /// Of each place that is an item's, its stage and where in the list it is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    owners: Vec<(usize, u32)>,
+    /// Those of them that are to end: all their items are over, or too many have failed.
+    #[serde(default, skip_serializing_if = "Places::is_empty")]
+    joining: Places,
     /// Stages that wait for nothing more, and may run beside others.
     startable: Places,
     /// Stages that wait for nothing more, and run alone.
@@ -58,6 +71,24 @@ pub(crate) struct Run {
     pub(crate) usage: Usage,
     /// How long its attempts took together.
     pub(crate) busy_ms: Millis,
+}
+
+/// A stage with a task for each item.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Fan {
+    /// The place of the first item; those of the others follow.
+    start: usize,
+    pub(crate) items: Vec<Json>,
+    /// How many items may begin or have begun.
+    released: usize,
+    over: usize,
+    failed: u32,
+}
+
+impl Fan {
+    pub(crate) fn places(&self) -> Range<usize> {
+        self.start..self.start + self.items.len()
+    }
 }
 
 /// A stage of a run.
@@ -142,6 +173,10 @@ pub(crate) enum Move {
     Begin(usize),
     /// The run is over.
     Finish(RunStatus, Option<String>),
+    /// This item is not wanted any more: too many others have failed.
+    Drop(usize),
+    /// All items of this stage are over, or not wanted any more.
+    Join(usize),
     /// Nothing, until something happens.
     Wait,
 }
@@ -173,6 +208,9 @@ impl Run {
             reason: None,
             ended_at: None,
             stages: stages.collect(),
+            fans: BTreeMap::new(),
+            owners: Vec::new(),
+            joining: Places::default(),
             startable: Places::default(),
             startable_alone: Places::default(),
             open: Places::default(),
@@ -193,6 +231,10 @@ impl Run {
     /// its predecessor was cut off.
     pub(crate) fn next(&self, version: &Version, now: Millis) -> Move {
         let name = |place: usize| &version.definition.stages[place].name;
+        if let Some(place) = self.failed.filter(|place| self.fans.contains_key(place)) {
+            let reason = format!("stage {} failed: {}", name(place), self.last_error(place));
+            return Move::Finish(RunStatus::Failed, Some(reason));
+        }
         if let Some(place) = self.failed {
             let attempts = text::count(self.stages[place].attempts.len(), "attempt");
             let reason = format!("stage {} failed after {attempts}: {}", name(place), self.last_error(place));
@@ -203,7 +245,11 @@ impl Run {
             let status = if self.due <= now { RunStatus::TimedOut } else { RunStatus::Cancelled };
             return Move::Finish(status, Some(self.last_error(place).to_owned()));
         }
-        if self.over == self.stages.len() {
+        if let Some(place) = self.joining.first() {
+            let open = self.fans[&place].places().find(|item| self.stages[*item].status.is_under_way());
+            return open.map_or(Move::Join(place), Move::Drop);
+        }
+        if self.over == self.count() {
             return Move::Finish(RunStatus::Succeeded, None);
         }
         match self.startable(version) {
@@ -223,7 +269,10 @@ impl Run {
             return beside.into_iter().chain(self.startable_alone.first()).min();
         }
         match self.open.first() {
-            Some(open) if !version.definition.stages[open].parallel => None,
+            // Its own items go on together.
+            Some(open) if !self.definition(version, open).parallel => {
+                self.startable.0.iter().copied().find(|place| *place >= self.count() && self.base(*place) == open)
+            }
             Some(_) => beside,
             None => beside.into_iter().chain(self.startable_alone.first()).min(),
         }
@@ -330,6 +379,17 @@ impl Run {
         self.usage += record.usage;
         self.busy_ms = self.busy_ms.saturating_add(record.duration_ms);
         self.begun(place, version);
+        if let Some(result) = self.fans.get(&place).filter(|_| record.outcome == Outcome::Succeeded) {
+            self.stages[place].result = Some(list(result.places().map(|item| self.stages[item].result.as_ref())));
+        }
+        if place >= self.count() {
+            self.item_ended(place, version);
+            return true;
+        }
+        if self.fans.contains_key(&place) {
+            self.joining.remove(place);
+            self.give_up(place);
+        }
         match self.stages[place].status {
             StageStatus::Pending
             | StageStatus::Ready
@@ -363,6 +423,140 @@ impl Run {
         true
     }
 
+    /// It is known which items a stage has a task each for. Whether that was so.
+    pub(crate) fn stage_expanded(&mut self, at: Millis, place: usize, items: Vec<Json>, version: &Version) -> bool {
+        let stage = &mut self.stages[place];
+        if stage.status != StageStatus::Pending || stage.waits_for > 0 {
+            return false;
+        }
+        stage.begin(at);
+        stage.status = StageStatus::Running;
+        self.begun(place, version);
+        let start = self.stages.len();
+        for item in 0..items.len() {
+            self.owners.push((place, u32::try_from(item).unwrap_or(u32::MAX)));
+            self.stages.push(Stage {
+                status: StageStatus::Pending,
+                waits_for: 0,
+                skipped: None,
+                due: None,
+                result: None,
+                attempts: Box::default(),
+            });
+        }
+        let each = version.definition.stages[place].for_each.as_ref();
+        let most = each.and_then(|each| each.max_parallel).map_or(usize::MAX, |most| most as usize);
+        let most = if is_planted(Bug::ItemsNotLimited) { usize::MAX } else { most };
+        let released = items.len().min(most);
+        (start..start + released).for_each(|item| self.startable.insert(item));
+        if items.is_empty() {
+            self.joining.insert(place);
+        }
+        self.fans.insert(place, Fan { start, items, released, over: 0, failed: 0 });
+        true
+    }
+
+    /// An item's attempt is over, and perhaps the item.
+    fn item_ended(&mut self, place: usize, version: &Version) {
+        let status = self.stages[place].status;
+        if !status.is_end() {
+            return;
+        }
+        self.open.remove(place);
+        let (base, _) = self.owners[place - self.count()];
+        let each = version.definition.stages[base].for_each.as_ref();
+        let Some(fan) = self.fans.get_mut(&base) else { return };
+        fan.over += 1;
+        fan.failed += u32::from(status == StageStatus::Failed);
+        let failing = fan.failed > each.map_or(0, |each| each.max_failures);
+        if status == StageStatus::Cancelled && !failing {
+            self.cancelled.get_or_insert(place);
+        } else if failing {
+            self.give_up(base);
+            self.joining.insert(base);
+        } else if fan.over == fan.items.len() {
+            self.joining.insert(base);
+        } else if fan.released < fan.items.len() {
+            self.startable.insert(fan.start + fan.released);
+            fan.released += 1;
+        }
+    }
+
+    /// Items of a stage that have no attempt under way never will have one again.
+    fn give_up(&mut self, place: usize) {
+        let places = self.fans.get(&place).map(Fan::places);
+        for item in places.into_iter().flatten() {
+            if matches!(self.stages[item].status, StageStatus::Pending | StageStatus::Waiting) {
+                self.stages[item].status = StageStatus::Cancelled;
+                self.startable.remove(item);
+                self.open.remove(item);
+            }
+        }
+    }
+
+    /// The items that were given up, beside a place or of it, and still have a timer.
+    pub(crate) fn given_up(&self, place: usize) -> Vec<usize> {
+        let places = if self.fans.is_empty() { None } else { self.fans.get(&self.base(place)).map(Fan::places) };
+        let given_up = |item: &usize| {
+            let Stage { status, due, .. } = &self.stages[*item];
+            *status == StageStatus::Cancelled && due.is_some()
+        };
+        places.into_iter().flatten().filter(given_up).collect()
+    }
+
+    /// How many stages the definition has.
+    pub(crate) fn count(&self) -> usize {
+        self.stages.len() - self.owners.len()
+    }
+
+    /// The place of the stage that a place is of: itself, or of which it is an item.
+    pub(crate) fn base(&self, place: usize) -> usize {
+        place.checked_sub(self.count()).map_or(place, |item| self.owners[item].0)
+    }
+
+    /// Which item of its stage a place is, if it is one.
+    pub(crate) fn item(&self, place: usize) -> Option<u32> {
+        place.checked_sub(self.count()).map(|item| self.owners[item].1)
+    }
+
+    /// What the definition says of a place.
+    pub(crate) fn definition<'a>(&self, version: &'a Version, place: usize) -> &'a StageDefinition {
+        &version.definition.stages[self.base(place)]
+    }
+
+    /// The items of a stage, if it has a task for each and they are known.
+    pub(crate) fn fan(&self, place: usize) -> Option<&Fan> {
+        self.fans.get(&place)
+    }
+
+    /// Why a stage fails, if more of its items have failed than may.
+    pub(crate) fn too_many_failed(&self, place: usize, version: &Version) -> Option<String> {
+        let fan = self.fans.get(&place)?;
+        let most = version.definition.stages[place].for_each.as_ref().map_or(0, |each| each.max_failures);
+        if fan.failed <= most || is_planted(Bug::ItemFailuresIgnored) {
+            return None;
+        }
+        let first = fan.places().find(|item| self.stages[*item].status == StageStatus::Failed)?;
+        let failed = format!("{} of {}", fan.failed, text::count(fan.items.len(), "item"));
+        let (item, why) = (first - fan.start, self.last_error(first));
+        Some(format!("{failed} failed, and {most} may; item {item}: {why}"))
+    }
+
+    /// The place that a task is of.
+    pub(crate) fn place(&self, version: &Version, task: &TaskId) -> Option<usize> {
+        let base = version.plan.place(&task.stage)?;
+        match task.item {
+            None => Some(base),
+            Some(item) => self.fans.get(&base)?.places().nth(item as usize),
+        }
+    }
+
+    /// The task of a place at an attempt.
+    pub(crate) fn task(&self, version: &Version, place: usize, attempt: u32) -> TaskId {
+        let stage = self.definition(version, place).name.clone();
+        TaskId { run: self.id, stage, item: self.item(place), attempt }
+    }
+
     /// When a wait that began at that time ends: after its own time, or when all attempts have taken too long together.
     pub(crate) fn until(&self, place: usize, version: &Version, at: Millis, wait: Millis) -> Millis {
         let due = at.saturating_add(wait);
@@ -374,7 +568,7 @@ impl Run {
 
     /// When all attempts at a stage have taken too long together, if there is such a time.
     pub(crate) fn total_due(&self, place: usize, version: &Version) -> Option<Millis> {
-        let total = version.definition.stages[place].total_timeout_ms?;
+        let total = self.definition(version, place).total_timeout_ms?;
         Some(self.stages[place].attempts.first()?.ready_at.saturating_add(total))
     }
 
@@ -393,8 +587,8 @@ impl Run {
     }
 
     fn begun(&mut self, place: usize, version: &Version) {
-        let startable =
-            if version.definition.stages[place].parallel { &mut self.startable } else { &mut self.startable_alone };
+        let alone = place < self.count() && !self.definition(version, place).parallel;
+        let startable = if alone { &mut self.startable_alone } else { &mut self.startable };
         startable.remove(place);
         self.open.insert(place);
     }
@@ -421,7 +615,7 @@ impl Run {
 
     /// The stages that have an attempt under way.
     pub(crate) fn attempted(&self) -> Vec<usize> {
-        let under_way = |place: &usize| matches!(self.stages[*place].status, StageStatus::Ready | StageStatus::Running);
+        let under_way = |place: &usize| self.stages[*place].status.is_under_way();
         self.open.0.iter().copied().filter(under_way).collect()
     }
 
@@ -436,8 +630,18 @@ impl Run {
             let attempts = stage.attempts.iter().map(|attempt| 256 + attempt.error.as_ref().map_or(0, String::len));
             64 + stage.result.as_ref().map_or(0, Json::size) + attempts.sum::<usize>()
         };
-        512 + self.input.size() + self.stages.iter().map(stage).sum::<usize>()
+        let items = self.fans.values().flat_map(|fan| &fan.items).map(|item| 16 + item.size());
+        512 + self.input.size() + self.stages.iter().map(stage).sum::<usize>() + items.sum::<usize>()
     }
+}
+
+/// Several values as one list.
+fn list<'a>(values: impl Iterator<Item = Option<&'a Json>>) -> Json {
+    let mut values: Vec<_> = values.map(|value| value.map_or("null", Json::as_str)).collect();
+    if is_planted(Bug::ItemsOutOfOrder) {
+        values.reverse();
+    }
+    Json::from_text(format!("[{}]", values.join(","))).unwrap_or_default()
 }
 
 /// Whether a run fails when this stage has failed for good.

@@ -101,11 +101,11 @@ pub(crate) fn show_again(turn: &mut Turn<'_>, id: RunId) {
 }
 
 fn attempt_span(run: &Run, version: &Version, place: usize, index: usize) -> Option<Span> {
-    let name = &version.definition.stages[place].name;
+    let name = &run.definition(version, place).name;
     let attempt = &run.stages[place].attempts[index];
     let outcome = attempt.outcome?;
     let number = u32::try_from(index + 1).unwrap_or(u32::MAX);
-    let task = TaskId { run: run.id, stage: name.clone(), attempt: number };
+    let task = run.task(version, place, number);
     let mut attributes = of_task(&task, attempt.agent.as_ref());
     attributes.push(("baton.outcome", outcome.to_string()));
     Some(Span {
@@ -177,7 +177,7 @@ fn of_task(task: &TaskId, agent: Option<&AgentId>) -> Vec<(&'static str, String)
     let mut attributes = vec![
         ("messaging.message.conversation_id", task.run.to_string()),
         ("baton.run.id", task.run.to_string()),
-        ("baton.stage.name", task.stage.to_string()),
+        ("baton.stage.name", task.part().to_string()),
         ("baton.attempt", task.attempt.to_string()),
     ];
     attributes.extend(agent.map(|agent| ("baton.agent.id", agent.to_string())));

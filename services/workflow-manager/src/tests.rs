@@ -1,6 +1,7 @@
 //! Transcripts: what is asked of a workflow-manager, and what then is in the log. One line a record: position, time,
 //! record, cause. `UPDATE_EXPECT=1 cargo test -p baton-workflow-manager` writes the expectations anew.
 
+mod each;
 mod flow;
 mod harness;
 mod large;
@@ -1574,6 +1575,7 @@ fn records_of_its_own_that_fit_nothing_do_nothing() {
             WorkflowRecord::StageReady(record) => record.task.run = RunId::derive(START, 99),
             WorkflowRecord::StageEnded(record) => record.task.stage = "z".parse().unwrap(),
             WorkflowRecord::StageSkipped(record) => record.run = RunId::derive(START, 99),
+            WorkflowRecord::StageExpanded(record) => record.run = RunId::derive(START, 99),
             WorkflowRecord::RunFinished(record) => record.run = RunId::derive(START, 99),
         }
     }

@@ -4,11 +4,11 @@ use std::iter::Peekable;
 
 use baton_machine::{Reply, Shelves};
 use baton_protocol::request::{ListRuns, MAX_MESSAGE_BYTES, RunList};
-use baton_protocol::run::{AttemptView, RunSummary, RunView, StageStatus, StageView};
+use baton_protocol::run::{AttemptView, ItemView, RunSummary, RunView, StageStatus, StageView};
 use baton_protocol::subject::RUNS_BUCKET;
 use baton_protocol::{Code, Json, Rejection, RunId};
 
-use crate::run::{Attempt, Run};
+use crate::run::{Attempt, Fan, Run, Stage};
 use crate::workflows::Version;
 use crate::{Turn, WorkflowManager, text};
 
@@ -81,7 +81,7 @@ pub(crate) fn summary(run: &Run) -> RunSummary {
         status: run.status,
         started_at: run.started_at,
         ended_at: run.ended_at,
-        stages: count(run.stages.len()),
+        stages: count(run.count()),
         stages_ended: count(run.over),
         cost: run.cost,
     }
@@ -94,7 +94,7 @@ pub(crate) fn document(run: &Run, version: &Version) -> Json {
     let reason = view.reason.clone();
     let mut whole = Json::of(&view).expect(WRITABLE);
     let mut left_out = Vec::new();
-    for leave_out in [leave_out_results, leave_out_dependencies, leave_out_stages] {
+    for leave_out in [leave_out_results, leave_out_dependencies, leave_out_items, leave_out_stages] {
         if whole.size() <= MAX_DOCUMENT_BYTES {
             break;
         }
@@ -128,6 +128,21 @@ fn leave_out_dependencies(view: &mut RunView, _: usize) -> Option<String> {
     (had > 0).then(|| "what stages depend on".to_owned())
 }
 
+/// The attempts of items that succeeded, and then all items.
+fn leave_out_items(view: &mut RunView, excess: usize) -> Option<String> {
+    let had: usize = view.stages.iter().map(|stage| stage.items.len()).sum();
+    let (mut bytes, size) = (0, |item: &ItemView| Json::of(&item.attempts).map_or(0, |json| json.size()));
+    let succeeded = |item: &&mut ItemView| item.status == StageStatus::Succeeded;
+    for item in view.stages.iter_mut().flat_map(|stage| &mut stage.items).filter(succeeded) {
+        bytes += size(item);
+        item.attempts.clear();
+    }
+    if bytes < excess {
+        view.stages.iter_mut().for_each(|stage| stage.items.clear());
+    }
+    (had > 0).then(|| if bytes < excess { text::count(had, "item") } else { "attempts at items".to_owned() })
+}
+
 /// Stages that succeeded, the earliest first; then any, from the end.
 fn leave_out_stages(view: &mut RunView, excess: usize) -> Option<String> {
     let size = |stage: &StageView| Json::of(stage).map_or(0, |json| json.size() + 1);
@@ -147,7 +162,14 @@ fn leave_out_stages(view: &mut RunView, excess: usize) -> Option<String> {
 }
 
 fn view(run: &Run, version: &Version) -> RunView {
-    let stages = run.stages.iter().zip(&version.definition.stages).map(|(stage, definition)| StageView {
+    let items = |place| {
+        let places = run.fan(place).map(Fan::places).into_iter().flatten();
+        let item =
+            |item: &Stage| ItemView { status: item.status, attempts: (1..).zip(&item.attempts).map(attempt).collect() };
+        places.map(|place| item(&run.stages[place])).collect()
+    };
+    let stages = run.stages.iter().zip(&version.definition.stages).enumerate();
+    let stages = stages.map(|(place, (stage, definition))| StageView {
         name: definition.name.clone(),
         agent_type: definition.agent_type.clone(),
         depends_on: definition.depends_on.clone(),
@@ -156,6 +178,7 @@ fn view(run: &Run, version: &Version) -> RunView {
         skipped: stage.skipped,
         result: stage.result.clone(),
         attempts: (1..).zip(&stage.attempts).map(attempt).collect(),
+        items: items(place),
     });
     RunView {
         run: run.id,

@@ -305,7 +305,7 @@ fn started(run: RunId) -> WorkflowRecord {
 
 fn ready(run: RunId, stage: &str) -> WorkflowRecord {
     WorkflowRecord::StageReady(StageReady {
-        task: TaskId { run, stage: StageName::new(stage).unwrap(), attempt: 1 },
+        task: TaskId { run, stage: StageName::new(stage).unwrap(), item: None, attempt: 1 },
         agent_type: Capability::new("research").unwrap(),
         requires: Default::default(),
         inputs: vec![],
@@ -345,7 +345,7 @@ async fn a_run_s_events_come_once_and_in_order_also_across_a_restart_of_the_brok
 
     // Live: records and progress.
     let progress = ProgressEvent {
-        task: TaskId { run, stage: StageName::new("a").unwrap(), attempt: 1 },
+        task: TaskId { run, stage: StageName::new("a").unwrap(), item: None, attempt: 1 },
         agent: AgentId::new("ann").unwrap(),
         fraction: 0.5,
         message: "reading".to_owned(),

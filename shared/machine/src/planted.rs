@@ -56,6 +56,12 @@ pub enum Bug {
     TotalForgotten,
     /// A run goes on when a stage has failed that may not.
     FailureSwallowed,
+    /// What the items of a stage gave is joined in another order.
+    ItemsOutOfOrder,
+    /// As many items of a stage are under way as there are.
+    ItemsNotLimited,
+    /// A stage succeeds however many of its items have failed.
+    ItemFailuresIgnored,
     /// A lease is granted whether the agent has a free slot or not.
     SlotsNotCounted,
     /// A lease is granted whether the agent has the resources or not.
@@ -148,7 +154,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 69] = [
+    pub const ALL: [Self; 72] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -174,6 +180,9 @@ impl Bug {
         Self::CodeIgnored,
         Self::TotalForgotten,
         Self::FailureSwallowed,
+        Self::ItemsOutOfOrder,
+        Self::ItemsNotLimited,
+        Self::ItemFailuresIgnored,
         Self::SlotsNotCounted,
         Self::ResourcesNotCounted,
         Self::LeasedTwice,

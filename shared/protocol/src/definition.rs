@@ -14,13 +14,13 @@ use serde_json::Value;
 
 use crate::amount::{Amount, Resources};
 use crate::budget::{self, Budget};
-use crate::id::{Millis, RunId, mix};
+use crate::id::{Millis, TaskId, mix};
 use crate::name::{Capability, NameError, StageName, WorkflowName};
 use crate::nearest::nearest;
 use crate::pool::PoolError;
 use crate::requirement::Requirements;
 
-pub use flow::{Expression, Join, MAX_EXPRESSION_BYTES, Mapping, OnFailure};
+pub use flow::{Expression, ForEach, Join, MAX_EXPRESSION_BYTES, MAX_ITEMS, Mapping, OnFailure};
 
 /// The most stages that a workflow may have.
 pub const MAX_STAGES: usize = 10_000;
@@ -73,6 +73,10 @@ pub struct StageDefinition {
     /// The stage runs only if this gives true; otherwise it is skipped. Looked at once, when the stage would begin.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub when: Option<Expression>,
+    /// The stage has a task for each item of a list that is found in the run. Its result is the list of theirs, in the order of
+    /// the items.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub for_each: Option<ForEach>,
     /// Whether it may run while other stages of the same run do. `false`: it runs alone.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub parallel: bool,
@@ -196,16 +200,18 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// The wait after attempt `attempt` of a stage has failed. The jitter is a hash of run, stage and attempt: a machine
-    /// has no randomness, and runs that failed together should not come back together.
+    /// The wait after a task has failed. The jitter is a hash of run, stage, item and attempt: a machine has no randomness,
+    /// and what failed together should not come back together.
     #[must_use]
-    pub fn wait_ms(&self, run: RunId, stage: &StageName, attempt: u32) -> Millis {
+    pub fn wait_ms(&self, task: &TaskId) -> Millis {
+        let TaskId { run, stage, item, attempt } = task;
         let exponent = i32::try_from(attempt.saturating_sub(1)).unwrap_or(i32::MAX);
         let full = (self.initial_ms as f64 * self.factor.powi(exponent)).min(self.max_ms as f64);
         let seed = stage
             .as_str()
             .bytes()
-            .fold(mix(run.as_u128() as u64 ^ u64::from(attempt)), |hash, byte| mix(hash ^ u64::from(byte)));
+            .fold(mix(run.as_u128() as u64 ^ u64::from(*attempt)), |hash, byte| mix(hash ^ u64::from(byte)));
+        let seed = item.map_or(seed, |item| mix(seed ^ u64::from(item)));
         let part = (seed >> 11) as f64 / (1u64 << 53) as f64;
         (full * (1.0 - self.jitter * part)).round() as Millis
     }
@@ -449,6 +455,9 @@ impl Definition {
                 if matches!(mapping, Some(Mapping::Each(each)) if each.is_empty()) {
                     return wrong(key, "it is empty: give it at least one key, or leave it out".to_owned());
                 }
+            }
+            if stage.for_each.as_ref().is_some_and(|each| each.max_parallel == Some(0)) {
+                return wrong("for_each.max_parallel", "it is 0; it must be at least 1".to_owned());
             }
             let OnFailure::Fallback(fallback) = &stage.on_failure else { continue };
             let key = "on_failure.fallback";
@@ -696,6 +705,7 @@ impl Builder {
                 depends_on: depends_on.iter().map(|d| StageName::new(d)).collect::<Result<_, _>>()?,
                 join: Join::default(),
                 when: None,
+                for_each: None,
                 parallel: true,
                 optional: false,
                 on_failure: OnFailure::default(),
@@ -753,6 +763,14 @@ impl Builder {
         self.with(|stage| stage.when = Some(condition.into()))
     }
 
+    /// The stage added last has a task for each item of the list that this expression gives.
+    #[must_use]
+    pub fn for_each(self, items: &str) -> Self {
+        self.with(|stage| {
+            stage.for_each = Some(ForEach { items: items.into(), max_parallel: None, max_failures: 0 });
+        })
+    }
+
     /// Checks the whole. Expressions and schemas are checked where they are understood: when the workflow is registered.
     pub fn build(self) -> Result<Definition, DefinitionError> {
         let definition = Definition {
@@ -772,6 +790,7 @@ impl Builder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::RunId;
 
     #[test]
     fn w7_a_cycle_is_named() {
@@ -814,14 +833,15 @@ mod tests {
     fn w8_waits_grow_and_jitter_differs_between_runs() {
         let policy = RetryPolicy::default();
         let stage = StageName::new("a").unwrap();
-        let run = RunId::derive(1, 1);
-        let waits: Vec<_> = (1..=8).map(|attempt| policy.wait_ms(run, &stage, attempt)).collect();
+        let task = |run, attempt| TaskId { run: RunId::derive(1, run), stage: stage.clone(), item: None, attempt };
+        let waits: Vec<_> = (1..=8).map(|attempt| policy.wait_ms(&task(1, attempt))).collect();
         for (i, wait) in waits.iter().enumerate() {
             let full = (1000 << i).min(60_000);
             assert!((full * 8 / 10..=full).contains(wait), "{waits:?}");
         }
-        assert_ne!(waits[0], policy.wait_ms(RunId::derive(1, 2), &stage, 1));
-        assert_eq!(waits[0], policy.wait_ms(run, &stage, 1));
+        assert_ne!(waits[0], policy.wait_ms(&task(2, 1)));
+        assert_ne!(waits[0], policy.wait_ms(&TaskId { item: Some(1), ..task(1, 1) }));
+        assert_eq!(waits[0], policy.wait_ms(&task(1, 1)));
     }
 
     #[test]

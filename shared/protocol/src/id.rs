@@ -10,7 +10,7 @@ use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::name::{NameError, StageName};
+use crate::name::StageName;
 use crate::text::{self, Short};
 
 /// Milliseconds since 1970-01-01T00:00:00Z, or a span of them where the name says so.
@@ -155,20 +155,90 @@ impl FromStr for RunId {
     }
 }
 
-/// A task: a stage of one run at one attempt, written `RUN/STAGE/ATTEMPT`.
+/// A task: a stage of one run at one attempt, written `RUN/STAGE/ATTEMPT`; of a stage that has a task for each item of a
+/// list, one item: `RUN/STAGE.ITEM/ATTEMPT`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TaskId {
     /// The run.
     pub run: RunId,
     /// The stage.
     pub stage: StageName,
+    /// The item, counted from 0, if the stage has a task for each.
+    pub item: Option<u32>,
     /// The attempt, from 1.
     pub attempt: u32,
 }
 
+impl TaskId {
+    /// What of its run it is an attempt at.
+    #[must_use]
+    pub fn part(&self) -> Part {
+        Part { stage: self.stage.clone(), item: self.item }
+    }
+}
+
+/// A part of a run that one agent does at a time: a stage, or one item of it. Written `STAGE`, or `STAGE.ITEM`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Part {
+    /// The stage.
+    pub stage: StageName,
+    /// The item, counted from 0, if the stage has a task for each.
+    pub item: Option<u32>,
+}
+
+impl Part {
+    /// Its task at an attempt.
+    #[must_use]
+    pub fn task(&self, run: RunId, attempt: u32) -> TaskId {
+        TaskId { run, stage: self.stage.clone(), item: self.item, attempt }
+    }
+}
+
+impl From<StageName> for Part {
+    fn from(stage: StageName) -> Self {
+        Self { stage, item: None }
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.item {
+            None => f.pad(self.stage.as_str()),
+            Some(item) => f.pad(&format!("{}.{item}", self.stage)),
+        }
+    }
+}
+
+impl FromStr for Part {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let (stage, item) = match text.split_once('.') {
+            None => (text, None),
+            Some((stage, item)) => {
+                let number = item.parse().ok().filter(|number: &u32| number.to_string() == item);
+                let number =
+                    number.ok_or_else(|| IdError::new("part of a run", text, "STAGE or STAGE.ITEM, ITEM a number"))?;
+                (stage, Some(number))
+            }
+        };
+        let stage = StageName::new(stage)
+            .map_err(|e| IdError::new("part of a run", text, format!("STAGE or STAGE.ITEM: {e}")))?;
+        Ok(Self { stage, item })
+    }
+}
+
+impl Serialize for Part {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.item {
+            None => serializer.serialize_str(self.stage.as_str()),
+            Some(_) => serializer.collect_str(self),
+        }
+    }
+}
+
 impl fmt::Display for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/{}", self.run, self.stage, self.attempt)
+        write!(f, "{}/{}/{}", self.run, self.part(), self.attempt)
     }
 }
 
@@ -183,13 +253,15 @@ impl FromStr for TaskId {
     fn from_str(text: &str) -> Result<Self, IdError> {
         let wrong = |why: String| IdError::new("task id", text, format!("RUN/STAGE/ATTEMPT{why}"));
         let mut parts = text.split('/');
-        let (Some(run), Some(stage), Some(attempt), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+        let (Some(run), Some(part), Some(attempt), None) = (parts.next(), parts.next(), parts.next(), parts.next())
         else {
             return Err(wrong(String::new()));
         };
+        let Part { stage, item } = part.parse().map_err(|e: IdError| wrong(format!(": {e}")))?;
         Ok(Self {
             run: run.parse().map_err(|e: IdError| wrong(format!(": {e}")))?,
-            stage: StageName::new(stage).map_err(|e: NameError| wrong(format!(": {e}")))?,
+            stage,
+            item,
             attempt: attempt.parse().ok().filter(|a| *a > 0).ok_or_else(|| wrong(", ATTEMPT counted from 1".into()))?,
         })
     }
@@ -240,10 +312,14 @@ impl Serialize for RunId {
 
 impl Serialize for TaskId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut text = Short::<112>::new();
+        let mut text = Short::<128>::new();
         text.push(self.run.0.as_hyphenated().encode_lower(&mut Uuid::encode_buffer()));
         text.push("/");
         text.push(self.stage.as_str());
+        if let Some(item) = self.item {
+            text.push(".");
+            text.push_number(item.into());
+        }
         text.push("/");
         text.push_number(self.attempt.into());
         serializer.serialize_str(text.as_str())
@@ -280,7 +356,12 @@ macro_rules! as_text {
 }
 
 as_text!(RunId, "A run's id: a UUIDv7.", "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$");
-as_text!(TaskId, "A task: RUN/STAGE/ATTEMPT.", "^[0-9a-f-]{36}/[a-z0-9][a-z0-9_-]{0,62}/[1-9][0-9]*$");
+as_text!(
+    TaskId,
+    "A task: RUN/STAGE/ATTEMPT, or RUN/STAGE.ITEM/ATTEMPT where a stage has a task for each item of a list.",
+    "^[0-9a-f-]{36}/[a-z0-9][a-z0-9_-]{0,62}([.][0-9]+)?/[1-9][0-9]*$"
+);
+as_text!(Part, "A part of a run: STAGE, or STAGE.ITEM.", "^[a-z0-9][a-z0-9_-]{0,62}([.][0-9]+)?$");
 as_text!(Position, "A record's place in the log: SEQ.INDEX.", "^[0-9]+\\.[0-9]+$");
 
 #[cfg(test)]
@@ -290,9 +371,16 @@ mod tests {
     #[test]
     fn task_ids_read_as_they_are_written() {
         let run = RunId::derive(1_763_665_200_000, 7);
-        let task = TaskId { run, stage: StageName::new("writing").unwrap(), attempt: 2 };
+        let task = TaskId { run, stage: StageName::new("writing").unwrap(), item: None, attempt: 2 };
         assert_eq!(task.to_string().parse::<TaskId>().unwrap(), task);
-        let longest = TaskId { run, stage: StageName::new(&"x".repeat(63)).unwrap(), attempt: u32::MAX };
+        let item = TaskId { item: Some(7), ..task.clone() };
+        assert_eq!(item.to_string(), format!("{run}/writing.7/2"));
+        assert_eq!(item.to_string().parse::<TaskId>().unwrap(), item);
+        for bad in ["writing.", "writing.x", "writing.07", "writing.+1", ".1"] {
+            assert!(bad.parse::<Part>().is_err(), "{bad}");
+        }
+        let longest =
+            TaskId { run, stage: StageName::new(&"x".repeat(63)).unwrap(), item: Some(u32::MAX), attempt: u32::MAX };
         for task in [task, longest] {
             assert_eq!(serde_json::to_string(&task).unwrap(), format!("\"{task}\""));
         }

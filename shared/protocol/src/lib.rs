@@ -74,7 +74,7 @@ pub mod trace;
 pub use amount::{Amount, Money, Resources};
 pub use budget::{AtLimit, Budget, Measure};
 pub use definition::{Definition, RetryPolicy, StageDefinition};
-pub use id::{LeaseId, Millis, Number, Position, RunId, Service, TaskId};
+pub use id::{LeaseId, Millis, Number, Part, Position, RunId, Service, TaskId};
 pub use json::Json;
 pub use name::{AgentId, Capability, NameError, ResourceName, StageName, WorkflowName};
 pub use pool::{Balance, Holder, Pool, PoolKind, Refill, Take, Takes};

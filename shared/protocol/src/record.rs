@@ -137,6 +137,8 @@ pub enum WorkflowRecord {
     StageEnded(StageEnded),
     /// A stage will not run in this run.
     StageSkipped(StageSkipped),
+    /// It is known for which items a stage has a task each.
+    StageExpanded(StageExpanded),
     /// A run is over.
     RunFinished(RunFinished),
 }
@@ -262,6 +264,17 @@ pub struct StageSkipped {
     pub stage: StageName,
     /// Why.
     pub reason: SkipReason,
+}
+
+/// See [`WorkflowRecord::StageExpanded`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct StageExpanded {
+    /// The run.
+    pub run: RunId,
+    /// The stage.
+    pub stage: StageName,
+    /// The items: a list, in the order of the results.
+    pub items: Json,
 }
 
 /// Why a stage does not run.
@@ -630,6 +643,7 @@ impl Record for WorkflowRecord {
             Self::StageReady(_) => "stage_ready",
             Self::StageEnded(_) => "stage_ended",
             Self::StageSkipped(_) => "stage_skipped",
+            Self::StageExpanded(_) => "stage_expanded",
             Self::RunFinished(_) => "run_finished",
         }
     }
@@ -641,6 +655,7 @@ impl Record for WorkflowRecord {
             Self::StageReady(r) => Topic::Run(&r.task.run),
             Self::StageEnded(r) => Topic::Run(&r.task.run),
             Self::StageSkipped(r) => Topic::Run(&r.run),
+            Self::StageExpanded(r) => Topic::Run(&r.run),
             Self::RunFinished(r) => Topic::Run(&r.run),
         }
     }
@@ -901,7 +916,7 @@ mod tests {
 
     fn commit() -> Commit<WorkflowRecord> {
         let run = RunId::derive(1000, 1);
-        let task = TaskId { run, stage: StageName::new("a").unwrap(), attempt: 1 };
+        let task = TaskId { run, stage: StageName::new("a").unwrap(), item: None, attempt: 1 };
         let records = vec![
             WorkflowRecord::RunStarted(RunStarted {
                 run,

@@ -94,6 +94,12 @@ impl StageStatus {
         }
     }
 
+    /// Whether an attempt is under way.
+    #[must_use]
+    pub fn is_under_way(self) -> bool {
+        matches!(self, Self::Ready | Self::Running)
+    }
+
     /// Whether the stage is over.
     #[must_use]
     pub fn is_end(self) -> bool {
@@ -172,6 +178,19 @@ pub struct StageView {
     pub result: Option<Json>,
     /// Every attempt, the first one first.
     #[serde(default)]
+    pub attempts: Vec<AttemptView>,
+    /// The items that it has a task each for, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub items: Vec<ItemView>,
+}
+
+/// One item of a [`StageView`]. Its result is in the stage's, at the same place, when the stage is over.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ItemView {
+    /// Where it stands.
+    pub status: StageStatus,
+    /// Every attempt, the first one first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attempts: Vec<AttemptView>,
 }
 

@@ -60,7 +60,8 @@ pub fn run_span(run: RunId) -> u64 {
 /// The span of a task: one stage at one attempt.
 #[must_use]
 pub fn task_span(task: &TaskId) -> u64 {
-    let seed = mix(run_span(task.run) ^ u64::from(task.attempt));
+    let item = task.item.map_or(0, |item| mix(u64::from(item) + 1));
+    let seed = mix(run_span(task.run) ^ u64::from(task.attempt) ^ item);
     nonzero(task.stage.as_str().bytes().fold(seed, |hash, byte| mix(hash ^ u64::from(byte))))
 }
 
@@ -181,7 +182,8 @@ mod tests {
     #[test]
     fn spans_of_a_run_differ() {
         let run = RunId::derive(1, 1);
-        let task = |stage: &str, attempt| TaskId { run, stage: crate::StageName::new(stage).unwrap(), attempt };
+        let task =
+            |stage: &str, attempt| TaskId { run, stage: crate::StageName::new(stage).unwrap(), item: None, attempt };
         let mut spans = vec![run_span(run)];
         for stage in ["a", "b", "ab"] {
             for attempt in 1..4 {

@@ -125,7 +125,12 @@ pub(crate) struct Run {
     budget: Option<Budget>,
     definition: Arc<Definition>,
     input: Json,
+    /// Those of the definition, then the items of those that have a task for each.
     stages: Vec<Stage>,
+    /// Of each place that is an item's: its stage, and which item.
+    owners: Vec<(usize, u32)>,
+    /// Where the items of a stage are, once they are known.
+    fans: BTreeMap<usize, std::ops::Range<usize>>,
     /// A stage was cancelled: nothing but the end may follow.
     ending: bool,
     pub(crate) finished: Option<(u64, RunStatus)>,
@@ -286,7 +291,7 @@ impl Facts {
     pub(crate) fn nobody_idles(&self, now: u64) -> Checked {
         let Some(calm) = self.calm else { return Ok(()) };
         for (id, run) in self.runs.iter().filter(|(_, run)| run.finished.is_none()) {
-            for (stage, definition) in run.stages.iter().zip(&run.definition.stages) {
+            for (_, stage, definition) in run.parts() {
                 let Some(task) = stage.attempts.last().filter(|task| task.ended.is_none() && task.lease.is_none())
                 else {
                     continue;
@@ -331,11 +336,14 @@ impl Facts {
     /// The tasks that have not ended.
     pub(crate) fn open_tasks(&self) -> Vec<TaskId> {
         let of_run = |(id, run): (&RunId, &Run)| {
-            let stages = run.stages.iter().zip(&run.definition.stages);
-            let open = stages.filter(|(stage, _)| stage.attempts.last().is_some_and(|attempt| attempt.ended.is_none()));
-            let task = |(stage, definition): (&Stage, &baton_protocol::StageDefinition)| TaskId {
+            let open = |(_, stage, _): &(usize, &Stage, &baton_protocol::StageDefinition)| {
+                stage.attempts.last().is_some_and(|attempt| attempt.ended.is_none())
+            };
+            let open = run.parts().filter(open);
+            let task = |(place, stage, definition): (usize, &Stage, &baton_protocol::StageDefinition)| TaskId {
                 run: *id,
                 stage: definition.name.clone(),
+                item: run.item(place),
                 attempt: u32::try_from(stage.attempts.len()).unwrap_or(u32::MAX),
             };
             open.map(task).collect::<Vec<_>>()
@@ -366,8 +374,8 @@ impl Facts {
         for (id, run) in self.runs.iter().filter(|(_, run)| run.finished.is_none()) {
             let definition = &run.definition;
             hold!(!late(run.started_on, definition.timeout_ms), "nothing waits for ever", "run {id} goes on");
-            for (stage, definition) in run.stages.iter().zip(&definition.stages) {
-                let Some(task) = stage.attempts.last().filter(|_| stage.over.is_none()) else { continue };
+            for (_, stage, definition) in run.parts() {
+                let Some(task) = stage.attempts.last().filter(|_| !stage.is_over()) else { continue };
                 let name = &definition.name;
                 let in_all = stage.attempts.first().zip(definition.total_timeout_ms);
                 let too_long = in_all.is_some_and(|(first, total)| late(first.ready_on, total));
@@ -412,7 +420,7 @@ impl Facts {
     pub(crate) fn unfinished(&self) -> String {
         let mut lines = Vec::new();
         for (id, run) in self.runs.iter().filter(|(_, run)| run.finished.is_none()) {
-            for (stage, definition) in run.stages.iter().zip(&run.definition.stages) {
+            for (_, stage, definition) in run.parts() {
                 let state = match (stage.over, stage.attempts.last()) {
                     _ if stage.skipped => "skipped".to_owned(),
                     (Some(outcome), _) => format!("over, {outcome}"),

@@ -162,6 +162,12 @@ counted! {
         CodeNotRetried = "a code is not tried again",
         /// A stage's attempts took too long together.
         TotalTimedOut = "a stage takes too long in all",
+        /// A stage has a task for each item of a list.
+        Expanded = "a list is found in the run",
+        /// Too many items of a stage failed.
+        ItemsFailed = "too many items fail",
+        /// An item was given up because others had failed.
+        ItemDropped = "an item is given up",
         /// A lease was granted for a task that had just ended.
         DeadOnArrival = "a lease comes after its task's end",
         /// A report counted though the agent was gone, because that was not known yet.
@@ -262,6 +268,7 @@ pub(crate) const RECORDS: [&str; 29] = [
     "stage_ready",
     "stage_ended",
     "stage_skipped",
+    "stage_expanded",
     "run_finished",
     "agent_registered",
     "agent_left",

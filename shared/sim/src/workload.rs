@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use baton_protocol::budget::agent_account;
-use baton_protocol::definition::{Definition, Estimate, Join, Mapping, OnFailure, RetryPolicy, StageDefinition};
+use baton_protocol::definition::{
+    Definition, Estimate, ForEach, Join, Mapping, OnFailure, RetryPolicy, StageDefinition,
+};
 use baton_protocol::request::{Acquire, RegisterAgent, SpentBy, Strategy};
 use baton_protocol::{
     AgentId, Amount, AtLimit, Balance, Budget, Capability, Measure, Metadata, Millis, Pool, PoolKind, Refill,
@@ -12,7 +14,7 @@ use baton_protocol::{
 use baton_resource_manager::{PressureConfig, PressureLimits};
 use serde_json::json;
 
-use crate::check::flow::{CONDITIONS, INPUT, OUTPUT};
+use crate::check::flow::{CONDITIONS, INPUT, ITEM_INPUT, ITEMS, OUTPUT};
 use crate::draws::Draws;
 
 /// What a client wants.
@@ -390,6 +392,7 @@ fn definition(draws: &mut Draws, number: u32, kinds: usize, pools: &[NamedPool])
                 depends_on,
                 join: Join::default(),
                 when: None,
+                for_each: None,
                 parallel: !draws.chance(120),
                 optional: draws.chance(200),
                 on_failure: OnFailure::default(),
@@ -448,7 +451,17 @@ fn flow(draws: &mut Draws, definition: &mut Definition) {
         let mapping = |pairs: [(&str, &str); 2], name: &str| {
             Mapping::Each(pairs.map(|(key, value)| (key.to_owned(), value.replace('?', name).as_str().into())).into())
         };
-        if let Some(first) = &first {
+        let name = first.as_ref().map_or("", |name| name.as_str());
+        if draws.chance(250) {
+            let drawn = draws.below(if first.is_some() { 3 } else { 2 }) as usize;
+            stage.for_each = Some(ForEach {
+                items: ITEMS[drawn].replace('?', name).as_str().into(),
+                max_parallel: draws.chance(400).then(|| 1 + draws.below(2)),
+                max_failures: draws.below(3),
+            });
+            stage.input = draws.chance(400).then(|| mapping(ITEM_INPUT, ""));
+            stage.join = if first.is_some() { Join::Always } else { Join::Any };
+        } else if let Some(first) = &first {
             stage.join = *draws.pick(&[Join::Any, Join::All, Join::Any, Join::Always]);
             stage.input = draws.chance(250).then(|| mapping(INPUT, first.as_str()));
         }

@@ -118,7 +118,12 @@ impl View {
     }
 
     fn id(&self, sim: &Sim<'_>, task: usize) -> TaskId {
-        TaskId { run: self.runs[sim.world.job[task]], stage: self.stages[task].clone(), attempt: self.attempt[task] }
+        TaskId {
+            run: self.runs[sim.world.job[task]],
+            stage: self.stages[task].clone(),
+            item: None,
+            attempt: self.attempt[task],
+        }
     }
 
     /// An agent begins a task, if it may.

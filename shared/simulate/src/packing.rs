@@ -511,7 +511,7 @@ impl Baton {
     }
 
     fn id(&self, request: usize) -> TaskId {
-        TaskId { run: self.runs[request / RUN], stage: names::stage(request % RUN), attempt: 1 }
+        TaskId { run: self.runs[request / RUN], stage: names::stage(request % RUN), item: None, attempt: 1 }
     }
 
     /// All runs start.

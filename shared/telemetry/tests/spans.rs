@@ -30,7 +30,7 @@ fn run(n: u32) -> Span {
 
 fn task(run: &Span, n: u32) -> Span {
     let id = RunId::derive(START, u128::from(n));
-    let task = TaskId { run: id, stage: StageName::new("writing").unwrap(), attempt: 2 };
+    let task = TaskId { run: id, stage: StageName::new("writing").unwrap(), item: None, attempt: 2 };
     Span {
         context: run.context.at(baton_protocol::trace::task_span(&task)),
         parent: Some(run_span(id)),

@@ -285,13 +285,16 @@ impl Checker {
             WorkflowRecord::StageReady(record) => record.task.run,
             WorkflowRecord::StageEnded(record) => record.task.run,
             WorkflowRecord::StageSkipped(record) => record.run,
+            WorkflowRecord::StageExpanded(record) => record.run,
             WorkflowRecord::RunFinished(record) => record.run,
         };
         let facts = self.runs.entry(run).or_default();
         let ended = !facts.ends.is_empty();
         let number = stamp.number;
         match record {
-            WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::StageSkipped(_) => {}
+            WorkflowRecord::WorkflowRegistered(_)
+            | WorkflowRecord::StageSkipped(_)
+            | WorkflowRecord::StageExpanded(_) => {}
             WorkflowRecord::RunStarted(record) => {
                 facts.starts += 1;
                 facts.at = stamp.at;
@@ -340,7 +343,7 @@ impl Checker {
             self.verdict.counts.stages += 1;
             let result = result.as_ref().map(|result| result.as_str().to_owned());
             let results = &mut self.runs.entry(task.run).or_default().results;
-            let again = results.insert(task.stage.clone(), result).is_some();
+            let again = task.item.is_none() && results.insert(task.stage.clone(), result).is_some();
             self.require(!again, Rule::StageSucceedsOnce, stamp.at, || {
                 format!("stage {} of run {} succeeded again, as task {task}", task.stage, task.run)
             });

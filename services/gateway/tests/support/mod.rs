@@ -425,7 +425,7 @@ impl Script {
             "placement.explain" => {
                 let ExplainPlacement { run, stage } = serde_json::from_value(body).unwrap();
                 is(&PlacementExplained {
-                    task: TaskId { run, stage, attempt: 1 },
+                    task: TaskId { run, stage, item: None, attempt: 1 },
                     strategy: Strategy::RoundRobin,
                     agent: None,
                     since: None,
@@ -548,5 +548,5 @@ pub(crate) fn finished(run: RunId) -> WorkflowRecord {
 }
 
 pub(crate) fn task(run: RunId, stage: &str) -> TaskId {
-    TaskId { run, stage: StageName::new(stage).unwrap(), attempt: 1 }
+    TaskId { run, stage: StageName::new(stage).unwrap(), item: None, attempt: 1 }
 }

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use baton_protocol::{Capability, Millis, RunId};
+use baton_protocol::{Capability, Millis, RunId, TaskId};
 
 use super::agents::{Agents, Class};
 use crate::durations::Place;
@@ -31,6 +31,7 @@ pub(super) type Key = Reverse<u64>;
 pub(super) struct Entry {
     urgency: Reverse<u64>,
     pub(super) place: u32,
+    pub(super) item: Option<u32>,
     pub(super) attempt: u32,
 }
 
@@ -52,8 +53,8 @@ pub(super) struct Job {
     over: Vec<bool>,
     /// The tasks that wait, by class.
     pub(super) ready: BTreeMap<usize, BTreeSet<Entry>>,
-    /// In which class a stage waits.
-    class: BTreeMap<u32, usize>,
+    /// In which class a stage, or an item of it, waits.
+    class: BTreeMap<(u32, Option<u32>), usize>,
 }
 
 impl Job {
@@ -76,21 +77,21 @@ impl Job {
     }
 
     /// A task waits. False if it did before.
-    pub(super) fn add(&mut self, class: usize, place: u32, attempt: u32) -> bool {
-        let entry = self.entry(place, attempt);
-        self.class.insert(place, class);
+    pub(super) fn add(&mut self, class: usize, place: u32, task: &TaskId) -> bool {
+        let entry = self.entry(place, task.item, task.attempt);
+        self.class.insert((place, task.item), class);
         self.ready.entry(class).or_default().insert(entry)
     }
 
     /// A task waits no more. Gives its class, and whether it was the last there.
-    pub(super) fn remove(&mut self, place: u32, attempt: u32) -> Option<(usize, bool)> {
-        let class = *self.class.get(&place)?;
-        let entry = self.entry(place, attempt);
+    pub(super) fn remove(&mut self, place: u32, task: &TaskId) -> Option<(usize, bool)> {
+        let class = self.class_of(place, task)?;
+        let entry = self.entry(place, task.item, task.attempt);
         let entries = self.ready.get_mut(&class)?;
         if !entries.remove(&entry) {
             return None;
         }
-        self.class.remove(&place);
+        self.class.remove(&(place, task.item));
         let is_last = entries.is_empty();
         if is_last {
             self.ready.remove(&class);
@@ -98,9 +99,9 @@ impl Job {
         Some((class, is_last))
     }
 
-    /// In which class a stage waits.
-    pub(super) fn class_of(&self, place: u32) -> Option<usize> {
-        self.class.get(&place).copied()
+    /// In which class a task of a stage waits.
+    pub(super) fn class_of(&self, place: u32, task: &TaskId) -> Option<usize> {
+        self.class.get(&(place, task.item)).copied()
     }
 
     /// How long a stage takes an agent of ordinary speed, by all that is known now.
@@ -111,9 +112,9 @@ impl Job {
         })
     }
 
-    fn entry(&self, place: u32, attempt: u32) -> Entry {
+    fn entry(&self, place: u32, item: Option<u32>, attempt: u32) -> Entry {
         let urgency = self.urgency.get(place as usize).copied().unwrap_or_default();
-        Entry { urgency: Reverse(sortable(urgency)), place, attempt }
+        Entry { urgency: Reverse(sortable(urgency)), place, item, attempt }
     }
 
     /// A stage is over.
@@ -144,8 +145,8 @@ impl Job {
             self.urgency.iter_mut().zip(distance).for_each(|(rank, distance)| *rank -= distance);
         }
         self.ready.clear();
-        for (class, Entry { place, attempt, .. }) in ready {
-            let entry = self.entry(place, attempt);
+        for (class, Entry { place, item, attempt, .. }) in ready {
+            let entry = self.entry(place, item, attempt);
             self.ready.entry(class).or_default().insert(entry);
         }
     }

@@ -68,8 +68,10 @@ impl Facts {
                 self.open.remove(&record.task);
                 self.leases.remove(&record.task);
             }
-            WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) | WorkflowRecord::StageSkipped(_) => {
-            }
+            WorkflowRecord::WorkflowRegistered(_)
+            | WorkflowRecord::RunStarted(_)
+            | WorkflowRecord::StageSkipped(_)
+            | WorkflowRecord::StageExpanded(_) => {}
             WorkflowRecord::RunFinished(record) => {
                 self.open.retain(|task, _| task.run != record.run);
                 self.leases.retain(|task, _| task.run != record.run);

@@ -7,7 +7,7 @@ fn compile(text: &str) -> Result<Program, String> {
         "a" | "b-c" => Ok(()),
         other => Err(format!("{other} is not a stage")),
     };
-    Program::compile(&text.into(), &Scope { result: true, stage: &stage })
+    Program::compile(&text.into(), &Scope { place: Place::Output { each: true }, stage: &stage })
 }
 
 fn values() -> Values {
@@ -17,6 +17,8 @@ fn values() -> Values {
             "map": {"z": 1, "a": 2, "m": 3}, "none": null,
         })),
         result: Some(json!({"score": 0.7})),
+        item: Some(json!("seven")),
+        index: Some(json!(7)),
         results: Some(json!({"a": {"words": 120}, "b-c": null})),
         status: Some(json!({"a": "succeeded", "b-c": "skipped"})),
     }
@@ -50,6 +52,7 @@ fn w4_expressions_give_values() {
         ("type(input.n) == int", json!(true)),
         ("result.score > 0.5", json!(true)),
         ("input.none", json!(null)),
+        ("item + string(index + 1)", json!("seven8")),
     ] {
         assert_eq!(value(text), Ok(expected), "{text}");
     }

@@ -369,9 +369,10 @@ impl World {
                 }
                 text
             }
+            WorkflowRecord::StageExpanded(r) => format!("stage_expanded {} to {}", r.stage, r.items.as_str()),
             WorkflowRecord::StageSkipped(r) => format!(
                 "stage_skipped {}: {}",
-                self.name(&TaskId { run: r.run, stage: r.stage.clone(), attempt: 1 }),
+                self.name(&TaskId { run: r.run, stage: r.stage.clone(), item: None, attempt: 1 }),
                 r.reason
             )
             .replace("/1:", ":"),
@@ -414,7 +415,7 @@ impl World {
     fn name(&self, task: &TaskId) -> String {
         let label = self.runs.iter().position(|run| *run == task.run).unwrap_or(0);
         let label = if label == 0 { String::new() } else { format!("r{}:", label + 1) };
-        format!("{label}{}/{}", task.stage, task.attempt)
+        format!("{label}{}/{}", task.part(), task.attempt)
     }
 }
 
@@ -431,7 +432,7 @@ pub(crate) fn id(agent: &str) -> AgentId {
 }
 
 pub(crate) fn task(run: RunId, stage: &str, attempt: u32) -> TaskId {
-    TaskId { run, stage: stage.parse().unwrap(), attempt }
+    TaskId { run, stage: stage.parse().unwrap(), item: None, attempt }
 }
 
 pub(crate) fn start(workflow: &str) -> StartRun {

@@ -3,11 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use baton_protocol::definition::{Definition, Join, OnFailure, RetryPolicy};
+use baton_protocol::definition::{Definition, ForEach, Join, OnFailure, RetryPolicy};
 use baton_protocol::record::{AnyCommit, LeftReason, Outcome, ResourceRecord, SkipReason, Stamp, WorkflowRecord};
 use baton_protocol::request::{CancelRun, WorkflowRequest};
 use baton_protocol::run::RunStatus;
-use baton_protocol::{AgentId, Code, LeaseId, Millis, Money, RunId, StageDefinition, StageName, TaskId};
+use baton_protocol::{AgentId, Code, Json, LeaseId, Millis, Money, Part, RunId, StageDefinition, StageName, TaskId};
 use proptest::prelude::*;
 
 use super::harness::{World, failed, id, start, succeeded};
@@ -31,7 +31,8 @@ struct Model {
 
 struct Run {
     started_at: Millis,
-    stages: BTreeMap<StageName, Stage>,
+    /// Stages, and their items once they are known.
+    stages: BTreeMap<Part, Stage>,
     ending: bool,
     finished: Option<RunStatus>,
     cost: Money,
@@ -46,7 +47,7 @@ struct Stage {
     retry_at: Option<Millis>,
     over: Option<Outcome>,
     skipped: bool,
-    result: bool,
+    result: Option<Json>,
     /// When its first attempt could run.
     since: Option<Millis>,
 }
@@ -71,11 +72,38 @@ const CONDITIONS: [&str; 5] = [
 ];
 
 impl Run {
+    fn stage(&self, name: &StageName) -> &Stage {
+        &self.stages[&Part::from(name.clone())]
+    }
+
+    /// The items of a stage, in their order.
+    fn items(&self, name: &StageName) -> impl Iterator<Item = &Stage> {
+        let stages = self.stages.iter();
+        stages.filter(move |(part, _)| part.stage == *name && part.item.is_some()).map(|(_, stage)| stage)
+    }
+
+    /// Whether more items of a stage have failed than may.
+    fn too_many_failed(&self, stage: &StageDefinition) -> bool {
+        let failed =
+            |item: &&Stage| item.over.is_some_and(|over| !matches!(over, Outcome::Succeeded | Outcome::Cancelled));
+        let most = stage.for_each.as_ref().map_or(0, |each| each.max_failures as usize);
+        self.items(&stage.name).filter(failed).count() > most
+    }
+
+    /// Which item of a stage may begin next, if one may: in their order, and so many at a time.
+    fn next_item(&self, stage: &StageDefinition) -> Option<u32> {
+        let most = stage.for_each.as_ref()?.max_parallel.map_or(usize::MAX, |most| most as usize);
+        let under_way = self.items(&stage.name).filter(|item| item.begun()).count();
+        let next = self.items(&stage.name).position(|item| item.attempts == 0 && !item.is_over())?;
+        let may = under_way < most && self.stage(&stage.name).begun() && !self.too_many_failed(stage);
+        may.then(|| u32::try_from(next).unwrap())
+    }
+
     /// What a condition gives: as the words say, not as CEL says.
     fn holds(&self, condition: &str) -> bool {
         let stage = || {
             let at = condition.find("status.").unwrap() + "status.".len();
-            &self.stages[&StageName::new(&condition[at..=at]).unwrap()]
+            self.stage(&StageName::new(&condition[at..=at]).unwrap())
         };
         match condition {
             "true" => true,
@@ -86,13 +114,21 @@ impl Run {
         }
     }
 
+    /// Nothing runs beside a stage that runs alone, but its own items.
+    fn runs_beside(&self, whole: &Definition, stage: &StageDefinition) {
+        for (part, _) in self.stages.iter().filter(|(part, other)| part.stage != stage.name && other.begun()) {
+            let both = stage.parallel && whole.stage(part.stage.as_str()).unwrap().parallel;
+            assert!(both, "{} and {part} run at the same time", stage.name);
+        }
+    }
+
     /// Why a stage should be skipped, now that all it waits for is over.
     fn should_skip(&self, whole: &Definition, stage: &StageDefinition) -> Option<SkipReason> {
         let stands_for = whole.stages.iter().find(|other| other.on_failure == OnFailure::Fallback(stage.name.clone()));
-        if stands_for.is_some_and(|other| self.stages[&other.name].over.is_none_or(|over| over == Outcome::Succeeded)) {
+        if stands_for.is_some_and(|other| self.stage(&other.name).over.is_none_or(|over| over == Outcome::Succeeded)) {
             return Some(SkipReason::NotNeeded);
         }
-        let skipped = stage.depends_on.iter().filter(|name| self.stages[*name].skipped).count();
+        let skipped = stage.depends_on.iter().filter(|name| self.stage(name).skipped).count();
         let left_out = match stage.join {
             Join::Any => stands_for.is_none() && skipped > 0 && skipped == stage.depends_on.len(),
             Join::All => skipped > 0,
@@ -111,7 +147,37 @@ impl Run {
             OnFailure::Fallback(fallback) => self.has_result(whole, fallback),
             _ => false,
         };
-        self.stages[name].result || fallback()
+        self.stage(name).result.is_some() || fallback()
+    }
+}
+
+impl Run {
+    /// A stage with items is over: all of them are, or too many have failed.
+    fn joined(&mut self, stage: &StageDefinition, outcome: Outcome) {
+        let too_many_failed = self.too_many_failed(stage);
+        let (name, open) = (&stage.name, |item: &Stage| item.open.is_some());
+        match outcome {
+            Outcome::Succeeded => {
+                assert!(
+                    !too_many_failed && !self.ending && self.items(name).all(Stage::is_over),
+                    "{name} has items left"
+                );
+                let results = self.items(name).map(|item| item.result.clone().unwrap_or_default());
+                let list = Json::of(&results.collect::<Vec<_>>()).unwrap();
+                self.stages.get_mut(&Part::from(name.clone())).unwrap().result = Some(list);
+            }
+            Outcome::Failed => {
+                assert!(too_many_failed && !self.ending && !self.items(name).any(open), "{name} has items under way");
+                // Those that had not begun, or waited to be tried again, never will be.
+                let items = self.stages.iter_mut().filter(|(part, _)| part.stage == *name && part.item.is_some());
+                for (_, item) in items {
+                    item.over.get_or_insert(Outcome::Cancelled);
+                }
+            }
+            Outcome::Cancelled => self.ending = true,
+            Outcome::Lost | Outcome::TimedOut => panic!("nobody has {name} as a whole"),
+        }
+        self.stages.get_mut(&Part::from(name.clone())).unwrap().over = Some(outcome);
     }
 }
 
@@ -145,7 +211,7 @@ impl Model {
                 }
             }
             WorkflowRecord::RunStarted(record) => {
-                let names = definition.unwrap().stages.into_iter().map(|stage| (stage.name, Stage::default()));
+                let names = definition.unwrap().stages.into_iter().map(|stage| (stage.name.into(), Stage::default()));
                 let run = Run {
                     started_at: stamp.at,
                     stages: names.collect(),
@@ -161,10 +227,10 @@ impl Model {
                 let run = self.runs.get_mut(&record.task.run).unwrap();
                 assert!(run.finished.is_none() && !run.ending, "nothing begins in a run that ends");
                 for dependency in &definition.depends_on {
-                    let may_go_on = match run.stages[dependency].over {
+                    let may_go_on = match run.stage(dependency).over {
                         Some(Outcome::Succeeded) => true,
                         Some(_) => !is_fatal(whole.stage(dependency.as_str()).unwrap()),
-                        None => run.stages[dependency].skipped,
+                        None => run.stage(dependency).skipped,
                     };
                     assert!(may_go_on, "{} does not wait for {dependency}", definition.name);
                 }
@@ -172,11 +238,12 @@ impl Model {
                 let with_result = |stage: &&StageName| run.has_result(&whole, stage);
                 let inputs: Vec<_> = definition.depends_on.iter().filter(with_result).cloned().collect();
                 assert_eq!(record.inputs, inputs);
-                for (name, _) in run.stages.iter().filter(|(name, other)| **name != definition.name && other.begun()) {
-                    let both = definition.parallel && whole.stage(name.as_str()).unwrap().parallel;
-                    assert!(both, "{} and {name} run at the same time", definition.name);
+                run.runs_beside(&whole, &definition);
+                assert_eq!(record.task.item.is_some(), definition.for_each.is_some());
+                if record.task.attempt == 1 && record.task.item.is_some() {
+                    assert_eq!(run.next_item(&definition), record.task.item, "{}", record.task);
                 }
-                let stage = run.stages.get_mut(&record.task.stage).unwrap();
+                let stage = run.stages.get_mut(&record.task.part()).unwrap();
                 assert!(stage.open.is_none() && !stage.is_over(), "an attempt begins when the last one is over");
                 assert_eq!(record.task.attempt, stage.attempts + 1);
                 assert!(record.task.attempt <= definition.retry.max_attempts);
@@ -190,7 +257,12 @@ impl Model {
                 let definition = self.stage(&record.task.stage).clone();
                 let run = self.runs.get_mut(&record.task.run).unwrap();
                 assert!(run.finished.is_none(), "nothing happens after the end of a run");
-                let stage = run.stages.get_mut(&record.task.stage).unwrap();
+                let too_many_failed = run.too_many_failed(&definition);
+                if record.task.item.is_none() && definition.for_each.is_some() && run.stage(&definition.name).begun() {
+                    run.joined(&definition, record.outcome);
+                    return;
+                }
+                let stage = run.stages.get_mut(&record.task.part()).unwrap();
                 assert_eq!(record.task.attempt, stage.attempts);
                 let lease = stage.open.take().expect("an attempt ends once");
                 assert_eq!(record.lease, lease.map(|(lease, _)| lease));
@@ -214,10 +286,11 @@ impl Model {
                         };
                         assert_eq!(stamp.at, end.min(since + timeout), "it had time until then");
                     }
+                    Outcome::Cancelled if record.task.item.is_some() && too_many_failed => {}
                     Outcome::Cancelled => run.ending = true,
                 }
                 assert!(!run.ending || record.outcome == Outcome::Cancelled);
-                stage.result = record.result.is_some();
+                stage.result.clone_from(&record.result);
                 stage.retry_at = record.retry_at;
                 run.cost = run.cost + record.cost;
                 let code = record.code.clone().unwrap_or(record.outcome.to_string());
@@ -243,20 +316,35 @@ impl Model {
                 let run = self.runs.get_mut(&record.run).unwrap();
                 assert!(run.finished.is_none() && !run.ending);
                 let waits = &whole.waits()[whole.stages.iter().position(|other| other.name == stage.name).unwrap()];
-                assert!(waits.iter().all(|other| run.stages[&whole.stages[*other].name].is_over()));
+                assert!(waits.iter().all(|other| run.stage(&whole.stages[*other].name).is_over()));
                 assert_eq!(run.should_skip(&whole, stage), Some(record.reason), "{}", stage.name);
-                let state = run.stages.get_mut(&record.stage).unwrap();
+                let state = run.stages.get_mut(&Part::from(record.stage.clone())).unwrap();
                 assert!(state.attempts == 0 && !state.is_over());
                 state.skipped = true;
+            }
+            WorkflowRecord::StageExpanded(record) => {
+                let whole = definition.unwrap();
+                let stage = whole.stage(record.stage.as_str()).unwrap();
+                let run = self.runs.get_mut(&record.run).unwrap();
+                assert!(run.finished.is_none() && !run.ending);
+                assert_eq!(run.should_skip(&whole, stage), None, "{}", stage.name);
+                run.runs_beside(&whole, stage);
+                assert_eq!(record.items.as_str(), stage.for_each.as_ref().unwrap().items.as_str());
+                let items = record.items.read::<Vec<u32>>().unwrap();
+                let state = run.stages.get_mut(&Part::from(record.stage.clone())).unwrap();
+                assert!(state.attempts == 0 && !state.is_over());
+                state.attempts = 1;
+                let part = |item| Part { stage: record.stage.clone(), item: Some(item) };
+                run.stages.extend(items.into_iter().map(|item| (part(item), Stage::default())));
             }
             WorkflowRecord::RunFinished(record) => {
                 let definition = definition.unwrap();
                 let run = self.runs.get_mut(&record.run).unwrap();
                 assert!(run.stages.values().all(|stage| stage.open.is_none()), "no attempt outlives its run");
                 let failed = definition.stages.iter().any(|stage| {
-                    is_fatal(stage) && run.stages[&stage.name].over.is_some_and(|over| over != Outcome::Succeeded)
+                    is_fatal(stage) && run.stage(&stage.name).over.is_some_and(|over| over != Outcome::Succeeded)
                 });
-                let all_over = run.stages.values().all(Stage::is_over);
+                let all_over = definition.stages.iter().all(|stage| run.stage(&stage.name).is_over());
                 match record.status {
                     RunStatus::Running => panic!("running is no end"),
                     RunStatus::Succeeded => assert!(all_over && !failed),
@@ -286,7 +374,7 @@ impl Model {
                 let lease = LeaseId(stamp.number);
                 self.leases.insert(lease, (record.task.clone(), record.agent.clone()));
                 let run = self.runs.get_mut(&record.task.run).unwrap();
-                let stage = run.stages.get_mut(&record.task.stage).unwrap();
+                let stage = run.stages.get_mut(&record.task.part()).unwrap();
                 if stage.attempts == record.task.attempt && stage.open == Some(None) {
                     stage.open = Some(Some((lease, stamp.at)));
                 }
@@ -331,9 +419,9 @@ impl Model {
 
     fn open(&self) -> impl Iterator<Item = (TaskId, Option<LeaseId>)> {
         self.runs.iter().flat_map(|(id, run)| {
-            run.stages.iter().filter_map(|(name, stage)| {
+            run.stages.iter().filter_map(|(part, stage)| {
                 let lease = stage.open?.map(|(lease, _)| lease);
-                Some((TaskId { run: *id, stage: name.clone(), attempt: stage.attempts }, lease))
+                Some((part.task(*id, stage.attempts), lease))
             })
         })
     }
@@ -349,13 +437,14 @@ impl Model {
         for run in self.runs.values().filter(|run| run.finished.is_none()) {
             assert!(!run.ending, "an end that has begun is finished");
             assert!(run.started_at + definition.timeout_ms > now);
-            assert!(run.stages.values().any(|stage| !stage.is_over()), "a run whose stages are over is over");
-            let begun = |definition: &&StageDefinition| run.stages[&definition.name].begun();
+            let over = definition.stages.iter().all(|stage| run.stage(&stage.name).is_over());
+            assert!(!over, "a run whose stages are over is over");
+            let begun = |definition: &&StageDefinition| run.stage(&definition.name).begun();
             let alone = definition.stages.iter().filter(begun).any(|definition| !definition.parallel);
             let any = definition.stages.iter().any(|definition| begun(&definition));
-            for (stage, waits) in definition.stages.iter().zip(&waits) {
-                let state = &run.stages[&stage.name];
-                assert!(state.retry_at.is_none_or(|at| at > now), "a wait is over");
+            for (part, state) in &run.stages {
+                let stage = definition.stage(part.stage.as_str()).unwrap();
+                assert!(state.is_over() || state.retry_at.is_none_or(|at| at > now), "a wait is over");
                 match state.open {
                     Some(Some((lease, at))) => {
                         assert!(!self.lost.contains(&lease), "a lost attempt is over");
@@ -364,7 +453,13 @@ impl Model {
                     Some(None) => assert!(state.ready_at + stage.start_timeout_ms > now),
                     None => {}
                 }
-                let over = |other: &usize| run.stages[&definition.stages[*other].name].is_over();
+            }
+            for (stage, waits) in definition.stages.iter().zip(&waits) {
+                let state = run.stage(&stage.name);
+                assert_eq!(run.next_item(stage), None, "an item of {} could begin", stage.name);
+                let items_over = stage.for_each.is_some() && run.items(&stage.name).all(Stage::is_over);
+                assert!(!(items_over && state.begun()), "{} could end", stage.name);
+                let over = |other: &usize| run.stage(&definition.stages[*other].name).is_over();
                 let may_begin = state.attempts == 0 && !state.is_over() && waits.iter().all(over);
                 let room = if stage.parallel { !alone } else { !any };
                 assert!(!(may_begin && room), "{} could begin", stage.name);
@@ -457,13 +552,16 @@ struct Drawn {
     on_failure: u8,
     fussy: bool,
     total: bool,
+    /// How many items, how many of them at a time, and how many may fail.
+    each: Option<(u32, Option<u32>, u32)>,
 }
 
 fn drawn() -> impl Strategy<Value = Drawn> {
     let flow = (0..8u8, prop::option::weighted(0.3, 0..CONDITIONS.len()), 0..8u8);
     let policy = (prop::bool::weighted(0.3), prop::bool::weighted(0.2));
-    (any::<u8>(), prop::bool::weighted(0.8), prop::bool::weighted(0.2), 1..4u32, flow, policy).prop_map(
-        |(after, parallel, optional, max_attempts, (join, when, on_failure), (fussy, total))| Drawn {
+    let each = prop::option::weighted(0.3, (0..5u32, prop::option::of(1..3u32), 0..3u32));
+    (any::<u8>(), prop::bool::weighted(0.8), prop::bool::weighted(0.2), 1..4u32, flow, policy, each).prop_map(
+        |(after, parallel, optional, max_attempts, (join, when, on_failure), (fussy, total), each)| Drawn {
             after,
             parallel,
             optional,
@@ -473,6 +571,7 @@ fn drawn() -> impl Strategy<Value = Drawn> {
             on_failure,
             fussy,
             total,
+            each,
         },
     )
 }
@@ -498,6 +597,10 @@ fn definition() -> impl Strategy<Value = Definition> {
                     stage.start_timeout_ms = 20_000;
                     stage.timeout_ms = 25_000;
                     stage.total_timeout_ms = drawn.total.then_some(30_000);
+                    stage.for_each = drawn.each.map(|(items, max_parallel, max_failures)| {
+                        let items = Json::of(&(0..items).collect::<Vec<_>>()).unwrap();
+                        ForEach { items: items.as_str().into(), max_parallel, max_failures }
+                    });
                     if let Some(first) = after.first() {
                         stage.join =
                             [Join::All, Join::Always].get(usize::from(drawn.join)).copied().unwrap_or_default();
@@ -539,7 +642,7 @@ fn agent(number: u8) -> String {
 
 fn report(lease: LeaseId, task: &TaskId, outcome: Said) -> baton_protocol::request::Report {
     match outcome {
-        Said::Done => succeeded(lease, task, "{\"text\":\"…\"}"),
+        Said::Done => succeeded(lease, task, &format!("{{\"lease\":{lease}}}")),
         Said::Failed => failed(lease, task, "not this time", true),
         Said::Hopeless => failed(lease, task, "never", false),
         Said::Coded => {
@@ -649,7 +752,7 @@ proptest! {
             let ready = model.ready();
             for task in &ready {
                 let lease = world.assign(task, "calm");
-                world.report("calm", succeeded(lease, task, "1")).unwrap();
+                world.report("calm", report(lease, task, Said::Done)).unwrap();
             }
             if ready.is_empty() {
                 world.wait(1000);
@@ -666,6 +769,9 @@ proptest! {
             let view = world.view(*id);
             prop_assert_eq!(Some(view.status), run.finished);
             prop_assert_eq!(view.cost, run.cost);
+            for stage in &view.stages {
+                prop_assert_eq!(stage.result.as_ref(), run.stage(&stage.name).result.as_ref(), "{}", stage.name);
+            }
             prop_assert!(world.documents.contains_key(&id.to_string()));
         }
         prop_assert_eq!(world.processor.deadline(), None);

@@ -17,7 +17,8 @@ use crate::name::StageName;
 pub const MAX_EXPRESSION_BYTES: usize = 4096;
 
 /// An expression in CEL, the Common Expression Language, at most 4096 bytes long. It may use `input`, `results.STAGE` and
-/// `status.STAGE` of the stages before this one, and in `output` also `result`.
+/// `status.STAGE` of the stages before this one; in `output` also `result`, and in `input` and `output` of a stage with `for_each`
+/// also `item` and `index`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Expression(pub String);
@@ -73,6 +74,28 @@ impl OnFailure {
         *self == Self::default()
     }
 }
+
+/// A stage with a task for each item of a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ForEach {
+    /// Gives the list, at most 10,000 items; evaluated once, when the stage would begin.
+    pub items: Expression,
+    /// How many items may be under way at a time; all, unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_parallel: Option<u32>,
+    /// How many items may fail for good without the stage failing. The results of those are `null`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub max_failures: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
+fn is_zero(value: &u32) -> bool {
+    *value == 0
+}
+
+/// The most items that a stage may have a task each for.
+pub const MAX_ITEMS: usize = 10_000;
 
 /// How a value is made: by one expression, or an object of several.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -232,7 +232,7 @@ pub struct Figures {
 pub struct ExplainPlacement {
     /// The run.
     pub run: RunId,
-    /// The stage; its last attempt is meant.
+    /// The stage; its last attempt is meant, and of several items the first that is under way.
     pub stage: StageName,
 }
 

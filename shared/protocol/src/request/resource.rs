@@ -342,6 +342,12 @@ pub struct Assignment {
     pub stage: StageName,
     /// Its attempt, from 1.
     pub attempt: u32,
+    /// The item that it is about, of a stage that has a task for each item of a list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub item: Option<Json>,
+    /// Where that is in the list, counted from 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<u32>,
     /// The workflow.
     pub workflow: WorkflowName,
     /// What the stage asks for.

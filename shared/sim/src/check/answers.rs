@@ -136,7 +136,7 @@ impl Facts {
             return Err(broken(APPLIED, format!("a report was stored under lease {}", report.lease)));
         };
         let run = self.runs.get(&report.task.run);
-        let made = run.and_then(|run| Some(run.made(run.place(report.task.stage.as_str())?, report)));
+        let made = run.and_then(|run| Some(run.made(run.place_of(&report.task)?, report)));
         let counted = made.is_some_and(|made| lease.outcome == Some(made.outcome) && lease.result == made.result);
         let right = counted && lease.agent == *agent && lease.task == report.task;
         hold!(right, APPLIED, "the report under lease {} of {agent} was acknowledged: {lease:?}", report.lease);
@@ -279,7 +279,7 @@ impl Facts {
 
     pub(super) fn attempt(&self, task: &baton_protocol::TaskId) -> Option<&super::Attempt> {
         let run = self.runs.get(&task.run)?;
-        let place = run.definition.stages.iter().position(|stage| stage.name == task.stage)?;
+        let place = run.place_of(task)?;
         run.stages[place].attempts.get((task.attempt as usize).checked_sub(1)?)
     }
 

@@ -4,9 +4,9 @@
 //! draws are few, and what each of them means is written down here by hand ([`CONDITIONS`]).
 
 use baton_protocol::definition::{Join, OnFailure};
-use baton_protocol::record::{Outcome, SkipReason, StageSkipped};
+use baton_protocol::record::{Outcome, SkipReason, StageEnded, StageExpanded, StageSkipped};
 use baton_protocol::request::{Assignment, Report, ReportStatus};
-use baton_protocol::{Json, Millis, RunId, StageDefinition};
+use baton_protocol::{Json, Millis, RunId, StageDefinition, TaskId};
 use serde_json::{Value, json};
 
 use super::{Checked, Facts, Run, broken, hold};
@@ -45,7 +45,65 @@ pub(super) struct Made {
     pub(super) may_retry: bool,
 }
 
+/// The lists that are drawn for stages that have a task for each item, and what they are; `?` is a stage that it depends on.
+pub(crate) const ITEMS: [&str; 3] = ["[7, 7, 7]", "[[input.n, 2, 3, 4], []][input.n % 2]", "[results.?.lease, 1]"];
+
+/// The mapping of the inputs of items that is drawn.
+pub(crate) const ITEM_INPUT: [(&str, &str); 2] = [("n", "input.n"), ("was", "string(index) + string(item)")];
+
 impl Run {
+    /// All that agents are given, stages and items, with what the definition says of them. A stage that has items is not.
+    pub(super) fn parts(&self) -> impl Iterator<Item = (usize, &super::Stage, &StageDefinition)> {
+        let stages = self.stages.iter().enumerate().filter(|(place, _)| !self.fans.contains_key(place));
+        stages.map(|(place, stage)| (place, stage, self.definition(place)))
+    }
+
+    fn base(&self, place: usize) -> usize {
+        place.checked_sub(self.definition.stages.len()).map_or(place, |item| self.owners[item].0)
+    }
+
+    pub(super) fn definition(&self, place: usize) -> &StageDefinition {
+        &self.definition.stages[self.base(place)]
+    }
+
+    pub(super) fn item(&self, place: usize) -> Option<u32> {
+        place.checked_sub(self.definition.stages.len()).map(|item| self.owners[item].1)
+    }
+
+    /// The place that a task is of.
+    pub(super) fn place_of(&self, task: &TaskId) -> Option<usize> {
+        let place = self.place(task.stage.as_str())?;
+        match task.item {
+            None => Some(place),
+            Some(item) => self.fans.get(&place)?.clone().nth(item as usize),
+        }
+    }
+
+    /// The list of a stage; none if it can not be found.
+    fn items(&self, place: usize) -> Option<Vec<Value>> {
+        let items = self.definition(place).for_each.as_ref()?.items.as_str();
+        let name = items.split_once("results.").map(|(_, rest)| rest.split('.').next().unwrap_or_default());
+        match name {
+            None if items == ITEMS[0] => Some(vec![json!(7); 3]),
+            None if self.n() % 2 == 0 => Some(vec![json!(self.n()), json!(2), json!(3), json!(4)]),
+            None => Some(Vec::new()),
+            Some(name) => {
+                let result = self.result_before(self.place(name)?, self.base(place));
+                let value: Value = result.and_then(|result| result.read().ok()).unwrap_or_default();
+                Some(vec![json!(value["lease"].as_i64()?), json!(1)])
+            }
+        }
+    }
+
+    /// How many items of a stage have failed more than may.
+    fn too_many_failed(&self, place: usize) -> bool {
+        let items = self.fans.get(&place).cloned().into_iter().flatten();
+        let failed = items.filter(|item| {
+            self.stages[*item].over.is_some_and(|over| !matches!(over, Outcome::Succeeded | Outcome::Cancelled))
+        });
+        failed.count() > self.definition(place).for_each.as_ref().map_or(0, |each| each.max_failures as usize)
+    }
+
     pub(super) fn place(&self, name: &str) -> Option<usize> {
         self.definition.stages.iter().position(|stage| stage.name.as_str() == name)
     }
@@ -72,6 +130,12 @@ impl Run {
             OnFailure::Fail | OnFailure::Continue => None,
         };
         if place == began { None } else { self.stages[place].result.as_ref().or_else(fallback) }
+    }
+
+    /// What the items of a stage gave, in their order.
+    fn list(&self, place: usize) -> Value {
+        let items = self.fans.get(&place).cloned().into_iter().flatten();
+        items.map(|item| self.stages[item].result.as_ref().and_then(|r| r.read().ok()).unwrap_or(Value::Null)).collect()
     }
 
     fn value(&self, place: usize) -> Value {
@@ -111,9 +175,13 @@ impl Run {
         if left_out {
             return Verdict::Skipped(SkipReason::Dependencies);
         }
-        let Some(when) = &stage.when else { return Verdict::Runs };
+        let runs = || match &stage.for_each {
+            Some(_) if self.items(place).is_none() => Verdict::Fails("items_failed"),
+            _ => Verdict::Runs,
+        };
+        let Some(when) = &stage.when else { return runs() };
         match self.holds(when.as_str(), count) {
-            Some(true) => Verdict::Runs,
+            Some(true) => runs(),
             Some(false) => Verdict::Skipped(SkipReason::Condition),
             None => Verdict::Fails("condition_failed"),
         }
@@ -135,8 +203,12 @@ impl Run {
 
     /// What a stage's agent is to be given as its input.
     pub(super) fn input_of(&self, place: usize) -> Value {
-        let stage = &self.definition.stages[place];
+        let stage = self.definition(place);
         let other = stage.depends_on.first().and_then(|name| self.place(name.as_str()));
+        if let (Some(_), Some(index)) = (&stage.input, self.item(place)) {
+            let item = self.items(self.base(place)).unwrap_or_default()[index as usize].clone();
+            return json!({ "n": self.n(), "was": format!("{index}{item}") });
+        }
         match (&stage.input, other) {
             (Some(_), Some(other)) => json!({ "n": self.n(), "was": self.status(other) }),
             _ => self.input.read().unwrap_or_default(),
@@ -149,7 +221,7 @@ impl Run {
             let (outcome, code, may_retry) = (Outcome::Failed, report.code.clone(), report.retryable);
             return Made { outcome, result: None, code, may_retry };
         }
-        let stage = &self.definition.stages[place];
+        let stage = self.definition(place);
         let value: Value = report.result.as_ref().and_then(|result| result.read().ok()).unwrap_or_default();
         let refused =
             |code: &str| Made { outcome: Outcome::Failed, result: None, code: Some(code.to_owned()), may_retry: true };
@@ -167,12 +239,50 @@ impl Run {
     /// When a stage's attempts have taken too long together.
     pub(super) fn total_due(&self, place: usize) -> Option<Millis> {
         let first = self.stages[place].attempts.first()?.ready_at;
-        Some(first + self.definition.stages[place].total_timeout_ms?)
+        Some(first + self.definition(place).total_timeout_ms?)
+    }
+
+    /// Whether an item that is open is not wanted any more.
+    pub(super) fn is_dropped(&self, place: usize) -> bool {
+        self.item(place).is_some() && self.too_many_failed(self.base(place))
+    }
+
+    /// Items begin in their order, no more at a time than may, and none where too many have failed.
+    pub(super) fn items_in_order(&self, place: usize) -> Checked {
+        let base = self.base(place);
+        let (Some(index), Some(fan)) = (self.item(place), self.fans.get(&base)) else { return Ok(()) };
+        let name = &self.definition(place).name;
+        let begun = |item: &usize| !self.stages[*item].attempts.is_empty();
+        let before = fan.clone().take(index as usize).all(|item| begun(&item));
+        hold!(before, FLOW, "item {index} of {name} begins before one that comes before it");
+        hold!(!self.too_many_failed(base), FLOW, "item {index} of {name} begins, and too many have failed");
+        let most = self.definition(place).for_each.as_ref().and_then(|each| each.max_parallel).unwrap_or(u32::MAX);
+        let open = fan.clone().filter(|item| *item != place && begun(item) && !self.stages[*item].is_over()).count();
+        hold!(open < most as usize, FLOW, "item {index} of {name} begins, and {open} are under way already");
+        Ok(())
+    }
+
+    /// A stage that runs alone does so; its own items run together.
+    pub(super) fn runs_alone(&self, place: usize) -> Checked {
+        let (base, parallel) = (self.base(place), self.definition(place).parallel);
+        for (other, stage) in self.stages.iter().enumerate() {
+            let begun = self.base(other) != base && !stage.is_over() && !stage.attempts.is_empty();
+            let (both, name) = (parallel && self.definition(other).parallel, &self.definition(other).name);
+            let own = &self.definition(place).name;
+            hold!(
+                !begun || both,
+                super::ledger::ORDER,
+                "{own} and {name} run at the same time, and one should run alone"
+            );
+        }
+        Ok(())
     }
 
     /// All that a stage waits for is over.
     pub(super) fn may_begin(&self, place: usize) -> bool {
-        self.definition.waits()[place].iter().all(|other| self.stages[*other].is_over())
+        let base = self.base(place);
+        let expanded = base == place || self.fans.contains_key(&base);
+        expanded && self.definition.waits()[base].iter().all(|other| self.stages[*other].is_over())
     }
 }
 
@@ -204,15 +314,104 @@ impl Facts {
     /// An agent is given what the definition says.
     pub(super) fn given_right(&self, assignment: &Assignment) -> Checked {
         let task = &assignment.task;
-        let run = self.runs.get(&task.run).and_then(|run| Some((run, run.place(task.stage.as_str())?)));
+        let run = self.runs.get(&task.run).and_then(|run| Some((run, run.place_of(task)?)));
         let Some((run, place)) = run else { return Ok(()) };
         let given: Value = assignment.input.read().unwrap_or_default();
         let right = run.input_of(place);
         hold!(given == right, GIVEN, "{task} is given {given}, not {right}");
-        for name in &run.definition.stages[place].depends_on {
-            let result = run.place(name.as_str()).and_then(|other| run.result_before(other, place));
+        let items = run.items(run.base(place));
+        let item = task.item.and_then(|item| items?.get(item as usize).cloned());
+        let given = assignment.item.as_ref().and_then(|item| item.read().ok());
+        hold!(
+            given == item && assignment.index == task.item,
+            GIVEN,
+            "{task} is given the item {given:?}, not {item:?}"
+        );
+        for name in &run.definition(place).depends_on {
+            let result = run.place(name.as_str()).and_then(|other| run.result_before(other, run.base(place)));
             let given = assignment.results.get(name);
             hold!(given == result, GIVEN, "{task} is given {given:?} of {name}, not {result:?}");
+        }
+        Ok(())
+    }
+
+    /// It is known which items a stage has a task each for.
+    pub(super) fn stage_expanded(&mut self, at: Millis, record: &StageExpanded) -> Checked {
+        let StageExpanded { run: id, stage, items } = record;
+        let (seq, now) = (self.seq, self.now);
+        let run = self.runs.get_mut(id).filter(|run| run.finished.is_none() && !run.ending);
+        let Some((run, place)) = run.and_then(|run| run.place(stage.as_str()).map(|place| (run, place))) else {
+            return Err(broken(FLOW, format!("stage {stage} has items in run {id}, which does not go on")));
+        };
+        let begun = !run.stages[place].attempts.is_empty() || run.stages[place].is_over();
+        hold!(!begun && run.may_begin(place), FLOW, "stage {stage} of run {id} can not begin now");
+        let (verdict, right) = (run.verdict(place), run.items(place));
+        hold!(verdict == Verdict::Runs, FLOW, "stage {stage} of run {id} has items: {verdict:?}");
+        let items: Option<Vec<Value>> = items.read().ok();
+        hold!(items == right, FLOW, "stage {stage} of run {id} has the items {items:?}, not {right:?}");
+        run.runs_alone(place)?;
+        let start = run.stages.len();
+        for item in 0..items.unwrap_or_default().len() {
+            run.owners.push((place, u32::try_from(item).unwrap_or(u32::MAX)));
+            run.stages.push(super::Stage::default());
+        }
+        run.fans.insert(place, start..run.stages.len());
+        let definition = run.definition(place).clone();
+        run.stages[place].attempts.push(super::Attempt {
+            ready: seq,
+            ready_at: at,
+            ready_on: now,
+            agent_type: definition.agent_type,
+            requires: definition.requires,
+            resources: definition.resources,
+            lease: None,
+            before: Vec::new(),
+            ended: None,
+            ended_on: None,
+        });
+        self.seen.push(Branch::Expanded);
+        Ok(())
+    }
+
+    /// A stage with items is over.
+    pub(super) fn joined(&mut self, record: &StageEnded) -> Checked {
+        let (task, seq, now) = (&record.task, self.seq, self.now);
+        let Some(run) = self.runs.get_mut(&task.run) else { return Ok(()) };
+        let Some(place) = run.place_of(task) else { return Ok(()) };
+        let failed = run.too_many_failed(place);
+        let mut items = run.fans.get(&place).cloned().into_iter().flatten();
+        let over = items.all(|item| match run.stages[item].over {
+            Some(_) => true,
+            None => failed && run.stages[item].attempts.last().is_none_or(|attempt| attempt.ended.is_some()),
+        });
+        let right = match record.outcome {
+            Outcome::Succeeded => over && !failed && !run.ending,
+            Outcome::Failed => over && failed && !run.ending,
+            Outcome::Cancelled => true,
+            Outcome::Lost | Outcome::TimedOut => false,
+        };
+        hold!(
+            right && record.retry_at.is_none(),
+            FLOW,
+            "{task} ended {}, and should not: {:?}",
+            record.outcome,
+            run.stages
+        );
+        let list = Json::of(&run.list(place)).ok();
+        let open = run.stages[place].attempts.last_mut().filter(|attempt| attempt.ended.is_none());
+        let Some(attempt) = open else { return Err(broken(FLOW, format!("{task} ended, and was not open"))) };
+        (attempt.ended, attempt.ended_on) = (Some(seq), Some(now));
+        run.stages[place].over = Some(record.outcome);
+        match record.outcome {
+            Outcome::Succeeded => run.stages[place].result = list,
+            Outcome::Cancelled => run.ending = true,
+            _ => {
+                // Those that had not begun, or waited to be tried again, were given up without a word.
+                for item in run.fans.get(&place).cloned().into_iter().flatten() {
+                    run.stages[item].over.get_or_insert(Outcome::Cancelled);
+                }
+                self.seen.push(Branch::ItemsFailed);
+            }
         }
         Ok(())
     }

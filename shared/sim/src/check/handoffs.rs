@@ -81,7 +81,7 @@ impl Facts {
         (given.lost, given.moved) = (Some(seq), true);
         self.probe_moved(*before, stamp.seen);
         let run = self.runs.get_mut(&task.run);
-        let place = run.as_ref().and_then(|run| run.definition.stages.iter().position(|s| s.name == task.stage));
+        let place = run.as_ref().and_then(|run| run.place_of(task));
         let attempt = run.and_then(|run| run.stages[place?].attempts.get_mut((task.attempt as usize).checked_sub(1)?));
         let Some(attempt) = attempt.filter(|attempt| attempt.lease == Some(*before)) else {
             return Err(broken(ONE_HOLDER, format!("{record:?}, and {task} is held under another lease")));

@@ -23,7 +23,7 @@ use crate::workload::FLAKY;
 const SETTLES: u64 = 8_000_000;
 
 const ONE_END: &str = "every accepted run has exactly one end";
-const ORDER: &str = "stages run in the order that the definition says";
+pub(super) const ORDER: &str = "stages run in the order that the definition says";
 const ONCE: &str = "no stage's result counts twice";
 const UNDER_LEASE: &str = "no report under an ended lease changes anything";
 const CAPACITY: &str = "leases never exceed what their agent has";
@@ -129,6 +129,7 @@ impl Facts {
             WorkflowRecord::StageReady(record) => self.stage_ready(stamp, record),
             WorkflowRecord::StageEnded(record) => self.stage_ended(stamp, record),
             WorkflowRecord::StageSkipped(record) => self.stage_skipped(record),
+            WorkflowRecord::StageExpanded(record) => self.stage_expanded(stamp.at, record),
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record),
         }
     }
@@ -199,6 +200,8 @@ impl Facts {
             definition: definition.clone(),
             input: record.input.clone(),
             stages: definition.stages.iter().map(|_| Stage::default()).collect(),
+            owners: Vec::new(),
+            fans: std::collections::BTreeMap::new(),
             ending: false,
             finished: None,
         };
@@ -217,12 +220,13 @@ impl Facts {
             return Err(super::broken(ORDER, format!("{task} is ready in a run that never started")));
         };
         hold!(run.finished.is_none() && !run.ending, ONE_END, "{task} is ready in a run that is over");
-        let Some(place) = run.place(task.stage.as_str()) else {
+        let Some(place) = run.place_of(task) else {
             return Err(super::broken(ORDER, format!("{task} is no stage of its workflow")));
         };
-        let definition = &run.definition.stages[place];
+        let definition = run.definition(place);
+        hold!(definition.for_each.is_some() == task.item.is_some(), FLOW, "{task} is not of an item, or should not be");
         hold!(run.may_begin(place), FLOW, "{task} is ready before what it waits for is over");
-        if run.stages[place].attempts.is_empty() {
+        if run.stages[place].attempts.is_empty() && task.item.is_none() {
             let verdict = run.verdict(place);
             hold!(verdict == Verdict::Runs, FLOW, "{task} is ready, and should not run: {verdict:?}");
             let stands_for = |other: &baton_protocol::StageDefinition| {
@@ -249,12 +253,8 @@ impl Facts {
             }
         }
         hold!(record.inputs == inputs, ORDER, "{task} is given {:?}, not {inputs:?}", record.inputs);
-        for (other, stage) in run.stages.iter().enumerate() {
-            let begun = other != place && !stage.is_over() && !stage.attempts.is_empty();
-            let both = definition.parallel && run.definition.stages[other].parallel;
-            let name = &run.definition.stages[other].name;
-            hold!(!begun || both, ORDER, "{task} and {name} run at the same time, and one should run alone");
-        }
+        run.runs_alone(place)?;
+        run.items_in_order(place)?;
         let priority = run.priority;
         hold!(
             record.priority == priority,
@@ -305,15 +305,19 @@ impl Facts {
             return Err(super::broken(ORDER, format!("{task} ended in a run that never started")));
         };
         hold!(run.finished.is_none(), ONE_END, "{task} ended after its run");
-        let place = run.place(task.stage.as_str());
+        let place = run.place_of(task);
         let Some(place) = place else { return Err(super::broken(ORDER, format!("{task} is no stage"))) };
-        if run.stages[place].attempts.is_empty() && !run.ending {
+        if run.fans.contains_key(&place) {
+            return self.joined(record);
+        }
+        if run.stages[place].attempts.is_empty() && !run.ending && task.item.is_none() {
             let right = record.outcome == Outcome::Failed && record.lease.is_none() && record.retry_at.is_none();
             hold!(right, ONCE, "{task} ended, and was not open");
             return self.never_began(task.run, place, record.code.as_deref());
         }
         let total_due = run.total_due(place);
-        let definition = &run.definition.stages[place];
+        let definition = run.definition(place).clone();
+        let definition = &definition;
         let stage = &mut run.stages[place];
         let number = stage.attempts.len();
         let current = stage.attempts.last_mut().filter(|attempt| attempt.ended.is_none());
@@ -351,7 +355,8 @@ impl Facts {
         let (held_as, capability) = (attempt.lease, attempt.agent_type.clone());
         let (mut may_retry, mut may_not) = (true, false);
         let run = self.runs.get_mut(&task.run).expect("it was there above");
-        let definition = &run.definition.stages[place];
+        let definition = run.definition(place).clone();
+        let definition = &definition;
         match record.outcome {
             Outcome::Failed if lease.is_none() => {
                 let unpaid = self.pools.unpaid.get(task).is_some_and(|(at, _)| *at <= stamp.seen);
@@ -407,6 +412,8 @@ impl Facts {
                 // Of the time in all, it may have waited the most.
                 hold!(!leased_in_calm || in_all, CALM, "{task} was leased in the calm and timed out");
             }
+            // One of a stage too many of whose items have failed, or of a run that ends.
+            Outcome::Cancelled if run.is_dropped(place) => self.seen.push(Branch::ItemDropped),
             Outcome::Cancelled => run.ending = true,
         }
         let ending = run.ending && record.outcome != Outcome::Cancelled;
@@ -420,7 +427,7 @@ impl Facts {
         }
         let wait = match record.outcome {
             Outcome::Lost => 0,
-            _ => definition.retry.wait_ms(task.run, &task.stage, task.attempt),
+            _ => definition.retry.wait_ms(task),
         };
         let in_time = total_due.is_none_or(|due| stamp.at + wait < due);
         (may_retry, may_not) = (may_retry && !hopeless && in_time, may_not || hopeless || !in_time);
@@ -462,10 +469,11 @@ impl Facts {
         run.finished = Some((seq, record.status));
         let open = run.stages.iter().any(|stage| stage.attempts.last().is_some_and(|attempt| attempt.ended.is_none()));
         hold!(!open, ONE_END, "run {} ended with an attempt open", record.run);
-        let failed = run.stages.iter().zip(&run.definition.stages).any(|(stage, definition)| {
+        let stages = run.stages[..run.definition.stages.len()].iter();
+        let failed = stages.clone().zip(&run.definition.stages).any(|(stage, definition)| {
             Run::is_fatal(definition) && stage.over.is_some_and(|over| over != Outcome::Succeeded)
         });
-        let over = run.stages.iter().all(Stage::is_over);
+        let over = stages.clone().all(Stage::is_over);
         let (branch, right) = match record.status {
             RunStatus::Running => (Branch::RunFailed, false),
             RunStatus::Succeeded => (Branch::Succeeded, over && !failed),
@@ -543,7 +551,7 @@ impl Facts {
         hold!(apart, CAPACITY, "{task} holds {resources:?} of {id}'s own and {pools:?} of pools");
         let run = self.runs.get_mut(&task.run);
         let cost = run.as_ref().and_then(|run| run.definition.stage(task.stage.as_str())).map_or_else(least, expected);
-        let place = run.as_ref().and_then(|run| run.definition.stages.iter().position(|s| s.name == task.stage));
+        let place = run.as_ref().and_then(|run| run.place_of(task));
         let attempt = run.and_then(|run| run.stages[place?].attempts.get_mut((task.attempt as usize).checked_sub(1)?));
         let Some(attempt) = attempt.filter(|attempt| attempt.ready <= stamp.seen) else {
             return Err(super::broken(LEASED_ONCE, format!("{task} is leased and not ready")));

@@ -26,7 +26,7 @@ fn stage(name: &str) -> StageName {
 }
 
 fn task(name: &str, attempt: u32) -> TaskId {
-    TaskId { run: run(), stage: stage(name), attempt }
+    TaskId { run: run(), stage: stage(name), item: None, attempt }
 }
 
 fn result(task: &TaskId, lease: u64, token: &str) -> Json {
