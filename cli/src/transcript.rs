@@ -178,19 +178,19 @@ fn resource(number: Number, record: &ResourceRecord) -> (String, Tone) {
         }
         ResourceRecord::HandoffOffered(r) => {
             let why = if r.reason.is_empty() { String::new() } else { format!(": {}", short(&r.reason, ERROR)) };
-            let (stage, attempt) = (&r.task.stage, r.task.attempt);
-            (format!("{stage}/{attempt} by {} to {}, handoff {number}{why}", r.from, r.to), Tone::Plain)
+            let (part, attempt) = (r.task.part(), r.task.attempt);
+            (format!("{part}/{attempt} by {} to {}, handoff {number}{why}", r.from, r.to), Tone::Plain)
         }
         ResourceRecord::HandedOver(r) => {
-            let (stage, attempt, needs) = (&r.task.stage, r.task.attempt, needs(&r.resources));
+            let (part, attempt, needs) = (r.task.part(), r.task.attempt, needs(&r.resources));
             let which = format!("handoff {}, lease {number} for {}", r.handoff, r.lease);
-            (format!("{stage}/{attempt} from {} to {}, {which}{needs}", r.from, r.to), Tone::Good)
+            (format!("{part}/{attempt} from {} to {}, {which}{needs}", r.from, r.to), Tone::Good)
         }
         ResourceRecord::HandoffEnded(r) => {
             let how = if r.rejected { "rejected by" } else { "not answered by" };
             let why = if r.reason.is_empty() { String::new() } else { format!(": {}", short(&r.reason, ERROR)) };
-            let (stage, attempt) = (&r.task.stage, r.task.attempt);
-            let says = format!("{stage}/{attempt} {how} {}, {} goes on, handoff {}{why}", r.to, r.from, r.handoff);
+            let (part, attempt) = (r.task.part(), r.task.attempt);
+            let says = format!("{part}/{attempt} {how} {}, {} goes on, handoff {}{why}", r.to, r.from, r.handoff);
             (says, Tone::Busy)
         }
         ResourceRecord::BreakerOpened(r) => {
@@ -227,11 +227,12 @@ fn resource(number: Number, record: &ResourceRecord) -> (String, Tone) {
             ReleaseReason::Expired => (format!("lease {}: its time was up", r.lease), Tone::Busy),
         },
         ResourceRecord::ApprovalAsked(r) => {
-            let what = r.task.as_ref().map(|task| format!(", for {}/{}", task.stage, task.attempt)).unwrap_or_default();
+            let what =
+                r.task.as_ref().map(|task| format!(", for {}/{}", task.part(), task.attempt)).unwrap_or_default();
             (format!("{} has not the {} that are wanted{what}", r.account, r.wanted), Tone::Busy)
         }
         ResourceRecord::BudgetRefused(r) => {
-            let what = r.task.as_ref().map_or_else(|| r.account.to_string(), |t| format!("{}/{}", t.stage, t.attempt));
+            let what = r.task.as_ref().map_or_else(|| r.account.to_string(), |t| format!("{}/{}", t.part(), t.attempt));
             (format!("{what}: {}", short(&r.reason, ERROR)), Tone::Bad)
         }
     }

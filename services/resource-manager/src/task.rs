@@ -187,6 +187,8 @@ impl Tasks {
             // The stage as a whole: nobody was given it.
             let results = std::mem::take(&mut items.results);
             if record.outcome == Outcome::Succeeded {
+                // No item is left: of a stage that is cancelled some end after it.
+                items.items = Vec::new();
                 run.results.insert(part.stage, Json::of(&results).unwrap_or_default());
             }
             return None;

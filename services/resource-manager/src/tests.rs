@@ -5,6 +5,7 @@
 mod alerts;
 mod breakers;
 mod handoffs;
+mod items;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;

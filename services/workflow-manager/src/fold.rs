@@ -185,10 +185,10 @@ impl WorkflowManager {
         let Some(run) = self.runs.change(&task.run) else { return };
         let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
         let Some(place) = run.place(version, task) else { return };
-        if run.stage_ended(stamp.at, place, record, version) {
+        if let Some(given_up) = run.stage_ended(stamp.at, place, record, version) {
             self.timers.set(run, place, record.retry_at);
             self.unpaid.remove(task);
-            for item in run.given_up(place) {
+            for item in given_up {
                 self.timers.set(run, item, None);
             }
             let lease = run.stages[place].attempts.last().and_then(|attempt| attempt.lease);

@@ -123,10 +123,13 @@ impl Places {
         self.0.is_empty()
     }
 
-    fn insert(&mut self, place: usize) {
-        if let Err(at) = self.0.binary_search(&place) {
+    /// Whether it was not there.
+    fn insert(&mut self, place: usize) -> bool {
+        let found = self.0.binary_search(&place);
+        if let Err(at) = found {
             self.0.insert(at, place);
         }
+        found.is_err()
     }
 
     fn remove(&mut self, place: usize) {
@@ -246,8 +249,9 @@ impl Run {
             return Move::Finish(status, Some(self.last_error(place).to_owned()));
         }
         if let Some(place) = self.joining.first() {
-            let open = self.fans[&place].places().find(|item| self.stages[*item].status.is_under_way());
-            return open.map_or(Move::Join(place), Move::Drop);
+            let items = self.fans[&place].places();
+            let is_left = |item: &usize| items.contains(item) && self.stages[*item].status.is_under_way();
+            return self.open.0.iter().copied().find(is_left).map_or(Move::Join(place), Move::Drop);
         }
         if self.over == self.count() {
             return Move::Finish(RunStatus::Succeeded, None);
@@ -348,8 +352,14 @@ impl Run {
         true
     }
 
-    /// An attempt is over. Whether that was so.
-    pub(crate) fn stage_ended(&mut self, at: Millis, place: usize, record: &StageEnded, version: &Version) -> bool {
+    /// An attempt is over. If that was so, the items that will not be tried again because of it.
+    pub(crate) fn stage_ended(
+        &mut self,
+        at: Millis,
+        place: usize,
+        record: &StageEnded,
+        version: &Version,
+    ) -> Option<Vec<usize>> {
         let stage = &mut self.stages[place];
         match stage.status {
             // Something was wrong with it before it could begin.
@@ -357,9 +367,9 @@ impl Run {
                 stage.begin(at);
             }
             StageStatus::Ready | StageStatus::Running if stage.attempts.len() == record.task.attempt as usize => {}
-            _ => return false,
+            _ => return None,
         }
-        let Some(attempt) = stage.attempts.last_mut() else { return false };
+        let attempt = stage.attempts.last_mut()?;
         attempt.ended_at = Some(at);
         attempt.outcome = Some(record.outcome);
         attempt.error.clone_from(&record.error);
@@ -379,16 +389,16 @@ impl Run {
         self.usage += record.usage;
         self.busy_ms = self.busy_ms.saturating_add(record.duration_ms);
         self.begun(place, version);
-        if let Some(result) = self.fans.get(&place).filter(|_| record.outcome == Outcome::Succeeded) {
-            self.stages[place].result = Some(list(result.places().map(|item| self.stages[item].result.as_ref())));
-        }
         if place >= self.count() {
-            self.item_ended(place, version);
-            return true;
+            return Some(self.item_ended(place, version));
         }
-        if self.fans.contains_key(&place) {
+        let mut given_up = Vec::new();
+        if let Some(fan) = self.fans.get(&place) {
+            if record.outcome == Outcome::Succeeded {
+                self.stages[place].result = Some(list(fan.places().map(|item| self.stages[item].result.as_ref())));
+            }
             self.joining.remove(place);
-            self.give_up(place);
+            given_up = self.give_up(place);
         }
         match self.stages[place].status {
             StageStatus::Pending
@@ -407,7 +417,7 @@ impl Run {
             }
             StageStatus::Succeeded | StageStatus::Failed => self.over(place, version),
         }
-        true
+        Some(given_up)
     }
 
     /// A stage does not run. Whether that was so.
@@ -448,7 +458,9 @@ impl Run {
         let most = each.and_then(|each| each.max_parallel).map_or(usize::MAX, |most| most as usize);
         let most = if is_planted(Bug::ItemsNotLimited) { usize::MAX } else { most };
         let released = items.len().min(most);
-        (start..start + released).for_each(|item| self.startable.insert(item));
+        for item in start..start + released {
+            self.startable.insert(item);
+        }
         if items.is_empty() {
             self.joining.insert(place);
         }
@@ -456,52 +468,52 @@ impl Run {
         true
     }
 
-    /// An item's attempt is over, and perhaps the item.
-    fn item_ended(&mut self, place: usize, version: &Version) {
+    /// An item's attempt is over, and perhaps the item. The items that will not be tried again because of it.
+    fn item_ended(&mut self, place: usize, version: &Version) -> Vec<usize> {
         let status = self.stages[place].status;
         if !status.is_end() {
-            return;
+            return Vec::new();
         }
         self.open.remove(place);
         let (base, _) = self.owners[place - self.count()];
         let each = version.definition.stages[base].for_each.as_ref();
-        let Some(fan) = self.fans.get_mut(&base) else { return };
+        let Some(fan) = self.fans.get_mut(&base) else { return Vec::new() };
         fan.over += 1;
         fan.failed += u32::from(status == StageStatus::Failed);
-        let failing = fan.failed > each.map_or(0, |each| each.max_failures);
-        if status == StageStatus::Cancelled && !failing {
+        if fan.failed > each.map_or(0, |each| each.max_failures) {
+            // Once: then those that are under way end one after another.
+            if self.joining.insert(base) {
+                return self.give_up(base);
+            }
+        } else if status == StageStatus::Cancelled {
             self.cancelled.get_or_insert(place);
-        } else if failing {
-            self.give_up(base);
-            self.joining.insert(base);
         } else if fan.over == fan.items.len() {
             self.joining.insert(base);
         } else if fan.released < fan.items.len() {
             self.startable.insert(fan.start + fan.released);
             fan.released += 1;
         }
+        Vec::new()
     }
 
-    /// Items of a stage that have no attempt under way never will have one again.
-    fn give_up(&mut self, place: usize) {
-        let places = self.fans.get(&place).map(Fan::places);
-        for item in places.into_iter().flatten() {
-            if matches!(self.stages[item].status, StageStatus::Pending | StageStatus::Waiting) {
-                self.stages[item].status = StageStatus::Cancelled;
-                self.startable.remove(item);
-                self.open.remove(item);
+    /// Items of a stage that have no attempt under way never will have one again. Those that waited for their next one.
+    fn give_up(&mut self, place: usize) -> Vec<usize> {
+        let Some(items) = self.fans.get(&place).map(Fan::places) else { return Vec::new() };
+        self.startable.0.retain(|item| !items.contains(item));
+        let mut waited = Vec::new();
+        for item in items {
+            let status = &mut self.stages[item].status;
+            if *status == StageStatus::Waiting {
+                waited.push(item);
+            }
+            if matches!(*status, StageStatus::Pending | StageStatus::Waiting) {
+                *status = StageStatus::Cancelled;
             }
         }
-    }
-
-    /// The items that were given up, beside a place or of it, and still have a timer.
-    pub(crate) fn given_up(&self, place: usize) -> Vec<usize> {
-        let places = if self.fans.is_empty() { None } else { self.fans.get(&self.base(place)).map(Fan::places) };
-        let given_up = |item: &usize| {
-            let Stage { status, due, .. } = &self.stages[*item];
-            *status == StageStatus::Cancelled && due.is_some()
-        };
-        places.into_iter().flatten().filter(given_up).collect()
+        for item in &waited {
+            self.open.remove(*item);
+        }
+        waited
     }
 
     /// How many stages the definition has.
@@ -583,7 +595,7 @@ impl Run {
                 stage.status = StageStatus::Cancelled;
             }
         }
-        (self.startable, self.startable_alone, self.open) = Default::default();
+        (self.startable, self.startable_alone, self.open, self.joining) = Default::default();
     }
 
     fn begun(&mut self, place: usize, version: &Version) {

@@ -353,9 +353,9 @@ impl Facts {
 
     /// How many tasks were never leased and have not ended.
     fn waiting(&self) -> usize {
-        let stages = self.runs.values().filter(|run| run.finished.is_none()).flat_map(|run| &run.stages);
+        let parts = self.runs.values().filter(|run| run.finished.is_none()).flat_map(Run::parts);
         let waits = |attempt: &Attempt| attempt.ended.is_none() && attempt.lease.is_none();
-        stages.filter(|stage| stage.attempts.last().is_some_and(waits)).count()
+        parts.filter(|(_, stage, _)| stage.attempts.last().is_some_and(waits)).count()
     }
 
     /// The number of a service's last record.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use baton_protocol::record::{AnyCommit, Commit, Outcome, Record, ResourceRecord, StageEnded, Stamp, WorkflowRecord};
 use baton_protocol::run::RunStatus;
-use baton_protocol::{AgentId, Code, LeaseId, Millis, Number, RunId, Service, StageName, TaskId};
+use baton_protocol::{AgentId, Code, LeaseId, Millis, Number, Part, RunId, Service, StageName, TaskId};
 
 use crate::notes::{ClientNote, ReportNote, TaskResult};
 
@@ -195,6 +195,8 @@ struct Run {
     starts: u32,
     key: Option<String>,
     ends: Vec<RunStatus>,
+    /// What succeeded: stages, and items of stages.
+    succeeded: BTreeSet<Part>,
     /// The results of the stages that succeeded.
     results: BTreeMap<StageName, Option<String>>,
     noted: bool,
@@ -342,10 +344,13 @@ impl Checker {
         if *outcome == Outcome::Succeeded {
             self.verdict.counts.stages += 1;
             let result = result.as_ref().map(|result| result.as_str().to_owned());
-            let results = &mut self.runs.entry(task.run).or_default().results;
-            let again = task.item.is_none() && results.insert(task.stage.clone(), result).is_some();
+            let facts = self.runs.entry(task.run).or_default();
+            let again = !facts.succeeded.insert(task.part());
+            if task.item.is_none() {
+                facts.results.insert(task.stage.clone(), result);
+            }
             self.require(!again, Rule::StageSucceedsOnce, stamp.at, || {
-                format!("stage {} of run {} succeeded again, as task {task}", task.stage, task.run)
+                format!("stage {} of run {} succeeded again, as task {task}", task.part(), task.run)
             });
         }
     }

@@ -478,7 +478,7 @@ impl Facts {
     pub(crate) fn kept(&self, view: &RunView) -> Checked {
         let end = self.runs.get(&view.run).and_then(|run| run.finished).map(|(_, status)| status);
         hold!(end == Some(view.status), COMMITTED, "run {} is kept {} and is {end:?}", view.run, view.status);
-        Ok(())
+        self.runs.get(&view.run).map_or(Ok(()), |run| run.shown_right(view))
     }
 }
 

@@ -6,6 +6,7 @@
 use baton_protocol::definition::{Join, OnFailure};
 use baton_protocol::record::{Outcome, SkipReason, StageEnded, StageExpanded, StageSkipped};
 use baton_protocol::request::{Assignment, Report, ReportStatus};
+use baton_protocol::run::RunView;
 use baton_protocol::{Json, Millis, RunId, StageDefinition, TaskId};
 use serde_json::{Value, json};
 
@@ -102,6 +103,17 @@ impl Run {
             self.stages[*item].over.is_some_and(|over| !matches!(over, Outcome::Succeeded | Outcome::Cancelled))
         });
         failed.count() > self.definition(place).for_each.as_ref().map_or(0, |each| each.max_failures as usize)
+    }
+
+    /// The document of a run says of each stage what came of it.
+    pub(super) fn shown_right(&self, view: &RunView) -> Checked {
+        for (place, (stage, shown)) in self.stages.iter().zip(&view.stages).enumerate() {
+            let (id, name, result, given) = (view.run, &shown.name, &stage.result, &shown.result);
+            hold!(given == result, FLOW, "stage {name} of run {id} is said to have given {given:?}, not {result:?}");
+            let (items, shown) = (self.fans.get(&place).map_or(0, ExactSizeIterator::len), shown.items.len());
+            hold!(shown == items, FLOW, "stage {name} of run {id} is said to have {shown} items, not {items}");
+        }
+        Ok(())
     }
 
     pub(super) fn place(&self, name: &str) -> Option<usize> {

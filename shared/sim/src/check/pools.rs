@@ -426,7 +426,12 @@ impl Facts {
             match unread {
                 Unread::Ended(lease, end) => self.pools.end_task(lease, end),
                 Unread::Started(run, budget, at) => self.pools.run_started(run, &budget, at),
-                Unread::Finished(run) => drop(self.pools.pools.remove(&run_account(run))),
+                Unread::Finished(run) => {
+                    // A list that was made before may reach who asked after.
+                    if self.pools.pools.remove(&run_account(run)).is_some() {
+                        self.pools.changed = self.seq;
+                    }
+                }
                 Unread::Settled(task) => self.pools_settled(&task),
             }
             // What is in use only falls here.
