@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use baton_client::{Client, RunEvent};
 use baton_protocol::record::Event;
 use baton_protocol::request::{AskHandoff, HandoffAsked};
-use baton_protocol::{AgentId, Millis, Number, RunId, StageName, TaskId};
+use baton_protocol::{AgentId, Millis, Number, Part, RunId, TaskId};
 use clap::Args;
 use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
@@ -19,8 +19,8 @@ use crate::{Context, pick};
 pub(crate) struct Handoff {
     /// The run: its id, a part of it, or `last`
     run: String,
-    /// The stage: its attempt that is under way
-    stage: StageName,
+    /// The stage, or STAGE.ITEM: its attempt that is under way
+    stage: Part,
     /// Who is to take it; unless given, of those that can do it and have room the one with the most of its slots free
     #[arg(long, value_name = "AGENT")]
     to: Option<AgentId>,
@@ -59,7 +59,7 @@ impl Handoff {
         let request = AskHandoff { run, stage, from: None, to, reason, timeout_ms };
         let asked = client.ask_handoff(request).await?;
         let HandoffAsked { task, from, to, .. } = &asked;
-        let which = format!("{}/{} of run {run}", task.stage, task.attempt);
+        let which = format!("{}/{} of run {run}", task.part(), task.attempt);
         if self.no_wait {
             match self.json {
                 true => context.out.json(&asked)?,

@@ -122,7 +122,7 @@ pub(crate) fn offer(turn: &mut Turn<'_, ResourceManager>, from: &AgentId, reques
 pub(crate) fn ask(turn: &mut Turn<'_, ResourceManager>, request: AskHandoff) -> Reply {
     let AskHandoff { run, stage, from: known, to, reason, timeout_ms } = request;
     let state = turn.state();
-    let found = state.tasks.of_stage(run, &stage).ok_or_else(|| {
+    let found = state.tasks.of_part(run, &stage).ok_or_else(|| {
         Rejection::new(Code::UnknownRun, format!("there is no run {run} under way: it has ended, or never was"))
     })?;
     let not_ready = |why: &str| Rejection::new(Code::NotReady, format!("stage {stage} of run {run} {why}"));

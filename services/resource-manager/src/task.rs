@@ -297,11 +297,11 @@ impl Tasks {
         Some(open.as_ref()).filter(|open| open.attempt == task.attempt)
     }
 
-    /// The task of a stage that is ready and has not ended; none where the stage has none, nothing at all where the run is not under
-    /// way.
-    pub(crate) fn of_stage(&self, run: RunId, stage: &StageName) -> Option<Option<(TaskId, &Open)>> {
-        let open = self.runs.get(&run)?.open.get(stage);
-        let named = |open: &Open| TaskId { run, stage: stage.clone(), attempt: open.attempt };
+    /// The task of a part of a run that is ready and has not ended; none where the part has none, nothing at all where the run is not
+    /// under way.
+    pub(crate) fn of_part(&self, run: RunId, part: &Part) -> Option<Option<(TaskId, &Open)>> {
+        let open = self.runs.get(&run)?.open.get(part);
+        let named = |open: &Open| part.task(run, open.attempt);
         Some(open.map(|open| (named(open), open.as_ref())))
     }
 

@@ -11,7 +11,7 @@ use baton_protocol::message::MessageType;
 use baton_protocol::request::{AskHandoff, CancelRun, HandoffAsked, ListRuns, RunAccepted, RunList, StartRun};
 use baton_protocol::run::RunView;
 use baton_protocol::trace::{Span, SpanKind, TraceContext, run_span};
-use baton_protocol::{AgentId, Millis, RunId, Service, StageName, header};
+use baton_protocol::{AgentId, Millis, Part, RunId, Service, header};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -61,8 +61,8 @@ pub(crate) async fn cancel(
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct HandOver {
-    /// The stage: its attempt that is under way is meant.
-    stage: StageName,
+    /// The stage, or `STAGE.ITEM` of one that has a task for each item of a list: its attempt that is under way is meant.
+    stage: Part,
     /// Who holds it, as far as is known. If another one does by now, nothing is offered. Asked again with it, it moves once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     from: Option<AgentId>,

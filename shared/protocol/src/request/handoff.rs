@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::amount::Resources;
-use crate::id::{LeaseId, Millis, Number, RunId, TaskId};
+use crate::id::{LeaseId, Millis, Number, Part, RunId, TaskId};
 use crate::json::Json;
 use crate::name::{AgentId, Capability, StageName, WorkflowName};
 
@@ -54,8 +54,8 @@ pub struct HandoffOpen {
 pub struct AskHandoff {
     /// The run.
     pub run: RunId,
-    /// The stage: its attempt that is under way is meant.
-    pub stage: StageName,
+    /// The stage, or `STAGE.ITEM` of one that has a task for each item of a list: its attempt that is under way is meant.
+    pub stage: Part,
     /// Who holds it, as far as is known. If another one does by now, nothing is offered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<AgentId>,

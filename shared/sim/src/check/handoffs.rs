@@ -146,7 +146,7 @@ impl Facts {
         let known = self.handoffs.0.get(&answer.handoff).map(|handoff| &handoff.record);
         let same = known.is_some_and(|r| (&r.task, &r.from, &r.to) == (&answer.task, &answer.from, &answer.to));
         hold!(same, TOLD, "it was said that {answer:?}, which is {known:?}");
-        let asked = (answer.task.run, &answer.task.stage) == (request.run, &request.stage);
+        let asked = (answer.task.run, &answer.task.part()) == (request.run, &request.stage);
         let right = asked && request.to.as_ref().is_none_or(|to| *to == answer.to);
         hold!(right, TOLD, "{request:?} was asked, and {answer:?} was done");
         Ok(())

@@ -10,7 +10,7 @@ use baton_protocol::request::{
     SetPool, SetStrategy, ShareBy, SharePool, StartRun, Subject, WorkflowRequest, Workload,
 };
 use baton_protocol::{
-    Amount, AtLimit, Budget, Json, Pool, PoolKind, Requirements, Resources, RunId, Service, TaskId, WorkflowName,
+    Amount, AtLimit, Budget, Json, Pool, PoolKind, Requirements, Resources, RunId, Service, WorkflowName,
 };
 
 use super::{Asker, EPOCH, World};
@@ -99,7 +99,8 @@ impl World {
                 if tasks.is_empty() {
                     return;
                 }
-                let TaskId { run, stage, .. } = tasks[task as usize % tasks.len()].clone();
+                let task = &tasks[task as usize % tasks.len()];
+                let (run, stage) = (task.run, task.part());
                 let agents = &self.workload.agents;
                 let to = to.map(|to| agents[to as usize % agents.len()].0.clone());
                 let ask = AskHandoff { run, stage, from: None, to, reason: String::new(), timeout_ms: Some(3000) };
