@@ -425,8 +425,12 @@ impl Client {
     pub async fn ask_handoff(&self, mut request: AskHandoff) -> Result<HandoffAsked, ClientError> {
         if request.from.is_none() {
             let view = self.get_run(request.run).await?;
-            let stage = view.stages.iter().find(|stage| stage.name == request.stage);
-            request.from = stage.and_then(|stage| stage.attempts.last()?.agent.clone());
+            let stage = view.stages.iter().find(|stage| stage.name == request.stage.stage);
+            let attempts = stage.and_then(|stage| match request.stage.item {
+                None => Some(&stage.attempts),
+                Some(item) => stage.items.get(item as usize).map(|item| &item.attempts),
+            });
+            request.from = attempts.and_then(|attempts| attempts.last()?.agent.clone());
         }
         let headers = Headers::of(MessageType::CoordinationRequest).of_run(request.run);
         self.request(Service::ResourceManager, "handoff.ask", &request, headers).await
