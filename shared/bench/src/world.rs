@@ -110,6 +110,10 @@ impl World {
         let mut settings = vec![
             ("BATON_HTTP__LISTEN", "127.0.0.1:0"),
             ("BATON_WORKFLOWS__MAX_LIVE_RUNS", "1000000000"),
+            // However many tasks wait, none is refused: that is what is measured.
+            ("BATON_PRESSURE__ELEVATED__QUEUE", "0"),
+            ("BATON_PRESSURE__ELEVATED__PER_SLOT", "0"),
+            ("BATON_PRESSURE__CRITICAL__QUEUE", "0"),
             ("BATON_TELEMETRY__LOG_FILTER", "warn"),
             ("BATON_TELEMETRY__SAMPLE_RATIO", &sample),
         ];

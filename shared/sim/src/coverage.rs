@@ -262,7 +262,7 @@ counted! {
 }
 
 /// The kinds of records, in the order of their counters.
-pub(crate) const RECORDS: [&str; 29] = [
+pub(crate) const RECORDS: [&str; 30] = [
     "workflow_registered",
     "run_started",
     "stage_ready",

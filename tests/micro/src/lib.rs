@@ -17,7 +17,7 @@ use baton_protocol::request::{
     StartRun, Strategy, Usage, WorkflowRequest,
 };
 use baton_protocol::{AgentId, Capability, Json, LeaseId, Millis, Money, Service, TaskId, WorkflowName};
-use baton_resource_manager::ResourceManager;
+use baton_resource_manager::{PressureConfig, PressureLimits, ResourceManager};
 use baton_workflow_manager::WorkflowManager;
 
 /// When the log begins.
@@ -194,7 +194,15 @@ impl World {
         let json = |text: &str| Json::from_text(text.to_owned()).expect("this is JSON");
         let mut world = Self {
             workflow: Processor::new(config),
-            resource: Processor::new(baton_resource_manager::Config::default()),
+            resource: Processor::new(baton_resource_manager::Config {
+                // However many tasks wait, none is refused.
+                pressure: PressureConfig {
+                    elevated: PressureLimits::default(),
+                    critical: PressureLimits::default(),
+                    ..PressureConfig::default()
+                },
+                ..baton_resource_manager::Config::default()
+            }),
             optimizer: Processor::new(baton_optimizer::Config::default()),
             spent: Spent::default(),
             ended: 0,
