@@ -113,7 +113,8 @@ impl Stock {
     /// Works out what should be said of it, as it is at that time.
     fn look(&mut self, at: Millis) {
         self.usage.forgotten &= self.percent() >= OVER_PERCENT;
-        let at = at.max(self.usage.at);
+        // The clock of the workflow-manager, which says what ends, may be behind.
+        let at = at.max(self.usage.at).max(self.usage.unsaid.map_or(0, |unsaid| unsaid.since));
         let holds = self.pool.kind == PoolKind::Held;
         self.usage.unsaid = self.wanted().map(|raise| match (raise, self.usage.unsaid) {
             (None, Some(before @ Unsaid { raise: None, .. })) => before,

@@ -28,6 +28,8 @@ pub(super) struct Pressure {
     memory: u32,
     /// Since when the level is not what it should be, in virtual microseconds.
     wrong_on: Option<u64>,
+    /// Since when no alert says so, in virtual microseconds: where the level falls, one is over before the other is raised.
+    untold_on: Option<u64>,
 }
 
 impl Pressure {
@@ -77,7 +79,7 @@ impl Facts {
         let waits = move |attempt: &&Attempt| {
             attempt.ready <= seen && attempt.lease.is_none() && attempt.ended.is_none_or(|at| at > seen)
         };
-        let of_run = move |run: &Run| run.stages.iter().flat_map(|stage| &stage.attempts).filter(waits).count();
+        let of_run = move |run: &Run| run.parts().flat_map(|(_, stage, _)| &stage.attempts).filter(waits).count();
         self.runs.values().flat_map(move |run| std::iter::repeat_n(run.priority, of_run(run)))
     }
 
@@ -129,7 +131,7 @@ impl Facts {
     pub(super) fn may_be_leased_now(&mut self, stamp: Stamp, task: &TaskId) -> Checked {
         let Some((_, said)) = self.pressure.said.last() else { return Ok(()) };
         let Some(run) = self.runs.get(&task.run).filter(|run| presses(said, run.priority)) else { return Ok(()) };
-        let stage = run.place(task.stage.as_str()).map(|place| &run.stages[place]);
+        let stage = run.place_of(task).map(|place| &run.stages[place]);
         let attempt = stage.and_then(|stage| stage.attempts.get((task.attempt as usize).checked_sub(1)?));
         let Some(attempt) = attempt else { return Ok(()) };
         let long = stamp.at >= attempt.ready_at + said.longest_ms;
@@ -180,10 +182,11 @@ impl Facts {
         self.pressure.wrong_on = wrong_on;
         let late = wrong_on.is_some_and(|on| now > on.max(calm) + LATE);
         hold!(!late, LEVELS, "it is still {level}, and should be {should}: {waiting} tasks wait");
-        if level > PressureLevel::None {
-            let told = self.alert_stands(AlertKind::Pressure, "pressure", AlertSeverity::Warning);
-            hold!(told, LEVELS, "it is {level}, and there is no alert");
-        }
+        let told = self.alert_stands(AlertKind::Pressure, "pressure", AlertSeverity::Warning);
+        let untold_on = (level > PressureLevel::None && !told).then(|| self.pressure.untold_on.unwrap_or(now));
+        self.pressure.untold_on = untold_on;
+        let late = untold_on.is_some_and(|on| now > on.max(calm) + LATE);
+        hold!(!late, LEVELS, "it is still {level}, and there is no alert");
         Ok(())
     }
 }
