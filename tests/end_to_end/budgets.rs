@@ -99,6 +99,17 @@ async fn r9_r10_budgets_are_shared_out_from_the_command_line_and_over_http() {
         fleet.baton(&["budgets", "share", "pool", "--by", "priority", "pool/a=7", "pool/b=5", "pool/c=3"]).await;
     let row = |name: &str, left: &str| shown.lines().any(|line| line.starts_with(name) && line.contains(left));
     assert!(row("pool/a", "70") && row("pool/b", "50") && row("pool/c", "30"), "{shown}");
+    // By itself from now on: there are agents, and nobody works.
+    for part in ["agent:ann", "agent:bob"] {
+        fleet.baton(&["budgets", "set", part, "0", "--of", "pool"]).await;
+    }
+    let balance = ["budgets", "share", "pool", "--by", "workload", "--minimum", "2", "--every-ms", "1000"];
+    fleet.baton(&balance).await;
+    fleet.baton(&["budgets", "set", "agent:bob", "0", "--of", "pool"]).await;
+    let shared = || async { account(&fleet, "agent:bob").await.unwrap().pool.size.unwrap().to_string() == "2" };
+    wait_for("it is shared out again", PATIENCE, shared).await;
+    fleet.baton(&["budgets", "share", "pool", "--by", "workload", "--every-ms", "0"]).await;
+    assert!(account(&fleet, "pool").await.unwrap().pool.balance.is_none());
     let (code, _, stderr) = fleet.try_baton(&["budgets", "set", "other", "1", "--currency", "USD"]).await;
     assert!(code != Some(0) && stderr.contains("EUR"), "{stderr}");
 

@@ -113,6 +113,59 @@ async fn r4_a_guard_renews_gives_back_and_knows_when_it_is_lost() {
     assert!(unknown.to_string().contains("did you mean gpu?"), "{unknown}");
 }
 
+/// The least loaded of several pools, by the SDK, the command line and over HTTP.
+#[tokio::test(flavor = "multi_thread")]
+async fn r5_the_least_loaded_of_several_pools_is_acquired() {
+    let mut fleet = Fleet::services().await;
+    for gpus in ["gpu-1", "gpu-2"] {
+        fleet.client.set_pool(name(gpus), Pool::new(PoolKind::Held, 4)).await.unwrap();
+    }
+    let used = async |fleet: &Fleet| {
+        let of = async |gpus: &str| pool(fleet, gpus).await.in_use.to_string();
+        [of("gpu-1").await, of("gpu-2").await]
+    };
+    let leases = Leases::of_client("test", fleet.client.clone());
+    let least = || Want::of_least_loaded(["gpu-1", "gpu-2"], 2);
+    let one = leases.acquire(least()).await.unwrap();
+    assert_eq!(used(&fleet).await, ["2", "0"], "of equal ones the first");
+    let two = leases.acquire(least()).await.unwrap();
+    assert_eq!(used(&fleet).await, ["2", "2"]);
+    one.release().await.unwrap();
+    fleet.baton(&["leases", "acquire", "--least-loaded", "gpu-1,gpu-2=1", "--ttl-ms", "600000"]).await;
+    assert_eq!(used(&fleet).await, ["1", "2"]);
+    let url = gateway(&mut fleet).await;
+    let body = json!({ "id": "h", "least_loaded": { "of": ["gpu-2", "gpu-1"], "take": 1 } });
+    let granted = reqwest::Client::new().post(format!("{url}/v1/leases")).json(&body).send().await.unwrap();
+    assert_eq!(granted.status(), 201);
+    assert_eq!(used(&fleet).await, ["2", "2"]);
+    two.release().await.unwrap();
+}
+
+/// A task that runs asks for more: it is granted, or refused; what it was given ends with the task.
+#[tokio::test(flavor = "multi_thread")]
+async fn r15_a_running_task_asks_for_more_and_is_granted_or_refused() {
+    let fleet = Fleet::services().await;
+    let tokens = Pool { size: Some(Amount::from(100)), ..Pool::refilled(1, 24 * 3600 * 1000) };
+    fleet.client.set_pool(name("model:x/tokens"), tokens).await.unwrap();
+    fleet.client.set_pool(name("gpu"), Pool::new(PoolKind::Held, 2)).await.unwrap();
+    let handler = |task: Task| async move {
+        let more = task.acquire(Want::of("model:x/tokens", 40)).await.map(|guard| guard.token() > task.lease.0);
+        let too_much = task.acquire(Want::of("model:x/tokens", 40)).await.map_err(|error| error.is_exhausted());
+        let _gpu = task.acquire(Want::of("gpu", 1)).await.unwrap();
+        Output::json(&json!({ "more": more.unwrap(), "too_much": too_much.map(drop).unwrap_err() }))
+    };
+    let stop = agent(&fleet, "ann", "work", 1, handler).await;
+    let source = "name: asks\nstages: [{name: a, agent_type: work, resources: {\"model:x/tokens\": 50, gpu: 1}}]\n";
+    let request = RegisterWorkflow { source: Some(source.to_owned()), definition: None };
+    fleet.client.register_workflow(&request).await.unwrap();
+    let run = fleet.start_run("asks", &json!({})).await;
+    let view = fleet.wait_for_end(run).await;
+    let result: Value = view.stages[0].result.as_ref().expect("it succeeds").read().unwrap();
+    assert_eq!(result, json!({ "more": true, "too_much": true }), "{view:?}");
+    wait_until_free(&fleet, "gpu").await;
+    stop.cancel();
+}
+
 /// Readers share, a writer is alone; an election is a lock, and its term the fencing token.
 #[tokio::test(flavor = "multi_thread")]
 async fn r6_r7_locks_and_elections() {
