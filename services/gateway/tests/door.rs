@@ -227,11 +227,11 @@ async fn g1_agents_placement_and_services_are_shown() {
     let asked = json!({ "all": true, "severity": "warning", "kind": "agent_lost", "limit": 3, "before": 9 });
     assert_eq!(house.last_asked().body, asked);
     assert_eq!(house.post("/v1/alerts/7/acknowledge", &json!({ "by": "ann" })).await.status, 200);
-    let pressure = house.get("/v1/pressure").await.json;
-    assert_eq!((&pressure["level"], &pressure["waiting_below"]), (&json!("elevated"), &json!(200)));
     assert_eq!(house.last_asked().body, json!({ "alert": 7, "by": "ann" }));
     assert_eq!(house.ask(Method::POST, "/v1/alerts/7/acknowledge", &[], None).await.status, 200);
     assert_eq!(house.last_asked().body, json!({ "alert": 7 }));
+    let pressure = house.get("/v1/pressure").await.json;
+    assert_eq!((&pressure["level"], &pressure["waiting_below"]), (&json!("elevated"), &json!(200)));
 
     let placement = house.get("/v1/placement").await;
     assert_eq!((placement.status, &placement.json["strategy"]), (200, &json!("ROUND_ROBIN")));

@@ -418,6 +418,8 @@ fn may_take(
     let rejection = lacking(state, &needs, lack.as_ref(), now);
     if lack.is_some() && budget::fail(turn, &needs, task) {
         turn.soft.waiting.forget_task(task, &needs);
+        // It will fail, and nobody has to wait for that: others that want the same are to be asked for at once.
+        let rejection = Rejection::new(Code::NotReady, rejection.message);
         return Err(Refused { lacking: Some(short.to_string()), rejection });
     }
     if lack.is_some() {
