@@ -102,6 +102,8 @@ pub(crate) struct Facts {
 
 #[derive(Debug, Default)]
 struct Writer {
+    /// Where its last message is.
+    message: u64,
     next: Number,
     term: u64,
     instances: BTreeMap<u64, String>,

@@ -135,13 +135,14 @@ fn r8_at_its_limit_an_account_lets_wait_or_fails_or_asks() {
         world.assign(&[(task(n, "writing", 1), "ann")]);
     }
     let lines = world.only(&["budget_refused", "approval_asked", "not_ready"]);
-    assert_eq!(lines.len(), 3, "{lines:#?}");
+    assert_eq!(lines.len(), 4, "{lines:#?}");
     assert!(
         lines[0].contains(r#""task":"RUN2/writing/1","reason":"the budget is used up: 0.6 is wanted of account"#),
         "{lines:#?}"
     );
-    assert!(lines[1].contains("not_ready") && lines[1].contains("not paid for"), "{lines:#?}");
-    assert!(lines[2].contains(r#""wanted":"0.6","task":"RUN3/writing/1""#), "{lines:#?}");
+    assert!(lines[1].contains("not_ready") && lines[1].contains("0.5 spent"), "{lines:#?}");
+    assert!(lines[2].contains("not_ready") && lines[2].contains("not paid for"), "{lines:#?}");
+    assert!(lines[3].contains(r#""wanted":"0.6","task":"RUN3/writing/1""#), "{lines:#?}");
     // Somebody gives it more, though not enough; then somebody says no.
     let account = format!("run:{}", run(3));
     world.ask("budget.approve", "", &json!({ "name": account, "amount": "0.05" }));

@@ -13,7 +13,7 @@ use baton_protocol::request::{
     ResourceRequest, RunAccepted, RunList, ShareBy, StartRun, WorkflowRequest, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
-use baton_protocol::{AgentId, Code, Holder, Json, LeaseId, Rejection, RunId};
+use baton_protocol::{AgentId, Code, Holder, Json, LeaseId, Rejection, RunId, Service};
 
 use super::{Checked, Facts, broken, hold};
 use crate::request::AnyRequest;
@@ -456,7 +456,9 @@ impl Facts {
         let lease = self.leases.get(&assignment.lease);
         let same = lease.is_some_and(|lease| lease.agent == *agent && lease.task == assignment.task);
         hold!(same, COMMITTED, "{agent} is given {} under lease {}: {lease:?}", assignment.task, assignment.lease);
-        let moved = lease.is_some_and(|lease| lease.moved);
+        // What was to be said before goes out with the message that hands it over.
+        let last = self.writers.get(&Service::ResourceManager).map(|writer| writer.message);
+        let moved = lease.is_some_and(|lease| lease.moved && lease.lost != last);
         hold!(!moved, FENCED, "{agent} is given lease {}, and has handed it over", assignment.lease);
         self.given_right(assignment)
     }

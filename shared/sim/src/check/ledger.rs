@@ -114,7 +114,7 @@ impl Facts {
         }
         let (handled, before) = (commit.handled, writer.handled);
         hold!((before..seq).contains(&handled), READING, "{service}: handled {handled} in {seq}, after {before}");
-        writer.handled = handled;
+        (writer.handled, writer.message) = (handled, seq);
         if service == Service::WorkflowManager {
             let seen = writer.seen;
             self.door_has_read(seq, seen);
