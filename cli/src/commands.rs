@@ -28,6 +28,7 @@ pub(crate) mod simulate;
 pub(crate) mod strategy;
 pub(crate) mod up;
 pub(crate) mod why_placed;
+pub(crate) mod word;
 pub(crate) mod workflow;
 
 use baton_client::{Client, ConnectError, ConnectSettings, Connection};

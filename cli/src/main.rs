@@ -140,6 +140,12 @@ enum Command {
     Cancel(c::cancel::Cancel),
     /// Have a task handed over to another agent
     Handoff(c::handoff::Handoff),
+    /// Approve a stage that people decide on
+    Approve(c::word::Decide),
+    /// Reject a stage that people decide on
+    Reject(c::word::Decide),
+    /// Give a run a signal that a stage waits for
+    Signal(c::word::Signal),
     /// List the agents
     Agents(c::agents::Agents),
     /// List pools of resources; make, change and remove them
@@ -279,6 +285,9 @@ async fn dispatch(command: Command, context: Context) -> anyhow::Result<Exit> {
         Command::Log(command) => command.run(&context).await,
         Command::Cancel(command) => command.run(&context).await,
         Command::Handoff(command) => command.run(&context).await,
+        Command::Approve(command) => command.run(&context, true).await,
+        Command::Reject(command) => command.run(&context, false).await,
+        Command::Signal(command) => command.run(&context).await,
         Command::Agents(command) => command.run(&context).await,
         Command::Resources(command) => command.run(&context).await,
         Command::Budgets(command) => command.run(&context).await,

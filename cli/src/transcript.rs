@@ -124,6 +124,13 @@ fn workflow(record: &WorkflowRecord) -> (String, Tone) {
             let items = r.items.read::<Vec<Json>>().map_or(0, |items| items.len());
             (format!("{}: {}", r.stage, count(items, "item")), Tone::Plain)
         }
+        WorkflowRecord::StageWaits(r) => {
+            (format!("{}: nobody has it, it waits for somebody's word", r.stage), Tone::Plain)
+        }
+        WorkflowRecord::Signalled(r) => {
+            let by = r.by.as_ref().map(|by| format!(" by {by}")).unwrap_or_default();
+            (format!("{}{by}: {}", r.signal, short(r.payload.as_str(), ERROR)), Tone::Plain)
+        }
         WorkflowRecord::StageSkipped(r) => (format!("{}: {}", r.stage, r.reason.text()), Tone::Plain),
         WorkflowRecord::RunFinished(r) => {
             let reason = r.reason.as_ref().map(|reason| format!(": {}", short(reason, ERROR))).unwrap_or_default();

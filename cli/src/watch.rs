@@ -205,7 +205,14 @@ impl Bars {
             WorkflowRecord::StageSkipped(record) => self.on(&record.stage, |bar| {
                 bar.abandon_with_message(self.style.dim(&format!("skipped: {}", record.reason.text())));
             }),
-            WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) | WorkflowRecord::RunFinished(_) => {}
+            WorkflowRecord::StageWaits(record) => self.on(&record.stage, |bar| {
+                bar.set_position(0);
+                bar.set_message(self.style.dim("waits for somebody's word"));
+            }),
+            WorkflowRecord::WorkflowRegistered(_)
+            | WorkflowRecord::RunStarted(_)
+            | WorkflowRecord::Signalled(_)
+            | WorkflowRecord::RunFinished(_) => {}
         }
     }
 

@@ -394,9 +394,11 @@ pub(crate) fn settle(turn: &mut Turn<'_, Optimizer>, commit: &AnyCommit) -> bool
 
 fn settle_workflow(soft: &mut Soft, state: &Optimizer, record: &WorkflowRecord, clock: Clock<'_>) -> bool {
     match record {
-        WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) | WorkflowRecord::StageExpanded(_) => {
-            false
-        }
+        WorkflowRecord::WorkflowRegistered(_)
+        | WorkflowRecord::RunStarted(_)
+        | WorkflowRecord::StageExpanded(_)
+        | WorkflowRecord::StageWaits(_)
+        | WorkflowRecord::Signalled(_) => false,
         WorkflowRecord::StageSkipped(record) => {
             if let Some(planner) = &mut soft.planner {
                 planner.learned(state, (record.run, &record.stage), clock);

@@ -723,6 +723,8 @@ pub(crate) fn recall(turn: &mut Turn<'_, ResourceManager>, commit: &Commit<Workf
             | WorkflowRecord::RunStarted(_)
             | WorkflowRecord::StageReady(_)
             | WorkflowRecord::StageExpanded(_)
+            | WorkflowRecord::StageWaits(_)
+            | WorkflowRecord::Signalled(_)
             | WorkflowRecord::StageSkipped(_) => {}
         }
     }

@@ -277,7 +277,8 @@ impl Machine for ResourceManager {
                 }
             }
             WorkflowRecord::StageExpanded(record) => self.tasks.stage_expanded(record),
-            WorkflowRecord::StageSkipped(_) => {}
+            WorkflowRecord::StageWaits(record) => self.tasks.stage_waits(record),
+            WorkflowRecord::StageSkipped(_) | WorkflowRecord::Signalled(_) => {}
             WorkflowRecord::RunFinished(record) => {
                 if let Some(workflow) = self.tasks.workflow_of(record.run) {
                     self.alerts.run_finished(record, workflow);

@@ -885,7 +885,9 @@ impl Checker {
             WorkflowRecord::WorkflowRegistered(_)
             | WorkflowRecord::RunStarted(_)
             | WorkflowRecord::StageSkipped(_)
-            | WorkflowRecord::StageExpanded(_) => {}
+            | WorkflowRecord::StageExpanded(_)
+            | WorkflowRecord::StageWaits(_)
+            | WorkflowRecord::Signalled(_) => {}
         }
     }
 

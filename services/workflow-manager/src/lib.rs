@@ -12,7 +12,7 @@
 //! | `run.rs` | one run: its stages, its attempts, what is to be done next |
 //! | `flow.rs`, `expression.rs` | what a definition says of a stage beyond its dependencies; CEL within bounds |
 //! | `history.rs` | runs that have ended |
-//! | `start.rs`, `report.rs`, `advance.rs` | decisions: a run is asked for, an agent reports, everything else |
+//! | `start.rs`, `report.rs`, `word.rs`, `advance.rs` | decisions: a run is asked for, an agent reports, people decide and signal, everything else |
 //! | `view.rs` | runs as they are shown |
 //! | `telemetry.rs` | spans and measurements |
 //!
@@ -40,6 +40,7 @@ mod start;
 mod telemetry;
 mod text;
 mod view;
+mod word;
 mod workflows;
 
 #[cfg(test)]
@@ -91,6 +92,8 @@ impl Machine for WorkflowManager {
             WorkflowRecord::StageEnded(record) => self.stage_ended(stamp, record),
             WorkflowRecord::StageSkipped(record) => self.stage_skipped(record),
             WorkflowRecord::StageExpanded(record) => self.stage_expanded(stamp, record),
+            WorkflowRecord::StageWaits(record) => self.stage_waits(stamp, record),
+            WorkflowRecord::Signalled(record) => self.signalled(record),
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record),
         }
     }
@@ -140,6 +143,8 @@ impl Machine for WorkflowManager {
             WorkflowRequest::GetRun(request) => view::get(turn, request.run),
             WorkflowRequest::ListRuns(request) => answer(&view::list(turn.state(), &request)),
             WorkflowRequest::CancelRun(request) => reply(start::cancel(turn, request)),
+            WorkflowRequest::DecideStage(request) => reply(word::decide(turn, request)),
+            WorkflowRequest::SignalRun(request) => reply(word::signal(turn, request)),
             WorkflowRequest::Report(agent, request) => reply(report::report(turn, &agent, request)),
             WorkflowRequest::Reports(agent, request) => answer(&report::reports(turn, &agent, request)),
         }

@@ -6,6 +6,7 @@ mod flow;
 mod harness;
 mod large;
 mod property;
+mod word;
 
 use baton_machine::{Effect, Machine as _};
 use baton_protocol::definition::{DefinitionError, RetryPolicy};
@@ -1576,6 +1577,8 @@ fn records_of_its_own_that_fit_nothing_do_nothing() {
             WorkflowRecord::StageEnded(record) => record.task.stage = "z".parse().unwrap(),
             WorkflowRecord::StageSkipped(record) => record.run = RunId::derive(START, 99),
             WorkflowRecord::StageExpanded(record) => record.run = RunId::derive(START, 99),
+            WorkflowRecord::StageWaits(record) => record.run = RunId::derive(START, 99),
+            WorkflowRecord::Signalled(record) => record.run = RunId::derive(START, 99),
             WorkflowRecord::RunFinished(record) => record.run = RunId::derive(START, 99),
         }
     }

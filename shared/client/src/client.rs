@@ -10,11 +10,12 @@ use baton_protocol::message::MessageType;
 use baton_protocol::pressure::PressureView;
 use baton_protocol::request::{
     AcknowledgeAlert, Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, AlertList, ApproveBudget,
-    AskHandoff, CancelRun, CapacityPlan, DenyBudget, Done, ExplainPlacement, FindAgents, GetLearning, GetPlacement,
-    GetPressure, GetRun, GetSpending, GetWorkflow, Granted, HandoffAsked, HeldView, ImportLearning, LearningPage,
-    LeaseList, ListAgents, ListAlerts, ListLeases, ListPools, ListRuns, ListWorkflows, PlacementExplained,
-    PlacementView, PlanCapacity, PoolList, RegisterWorkflow, Release, RemovePool, Renew, RunAccepted, RunList, SetPool,
-    SetStrategy, SharePool, Spending, StartRun, Strategy, WorkflowList, WorkflowView,
+    AskHandoff, CancelRun, CapacityPlan, DecideStage, DenyBudget, Done, ExplainPlacement, FindAgents, GetLearning,
+    GetPlacement, GetPressure, GetRun, GetSpending, GetWorkflow, Granted, HandoffAsked, HeldView, ImportLearning,
+    LearningPage, LeaseList, ListAgents, ListAlerts, ListLeases, ListPools, ListRuns, ListWorkflows,
+    PlacementExplained, PlacementView, PlanCapacity, PoolList, RegisterWorkflow, Release, RemovePool, Renew,
+    RunAccepted, RunList, SetPool, SetStrategy, SharePool, SignalRun, SignalStored, Spending, StageDecided, StartRun,
+    Strategy, WorkflowList, WorkflowView,
 };
 use baton_protocol::run::RunView;
 use baton_protocol::{Code, Pool, Rejection, ResourceName, RunId, Service, Take, subject};
@@ -288,6 +289,18 @@ impl Client {
     pub async fn cancel_run(&self, request: &CancelRun) -> Result<RunAccepted, ClientError> {
         let headers = Headers::of(MessageType::CoordinationRequest).of_run(request.run);
         self.request(Service::WorkflowManager, "run.cancel", request, headers).await
+    }
+
+    /// Approves or rejects a stage that people decide on.
+    pub async fn decide_stage(&self, request: &DecideStage) -> Result<StageDecided, ClientError> {
+        let headers = Headers::of(MessageType::CoordinationRequest).of_run(request.run);
+        self.request(Service::WorkflowManager, "stage.decide", request, headers).await
+    }
+
+    /// Gives a run a signal.
+    pub async fn signal_run(&self, request: &SignalRun) -> Result<SignalStored, ClientError> {
+        let headers = Headers::of(MessageType::CoordinationRequest).of_run(request.run);
+        self.request(Service::WorkflowManager, "run.signal", request, headers).await
     }
 
     /// Lists the agents.

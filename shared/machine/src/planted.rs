@@ -62,6 +62,10 @@ pub enum Bug {
     ItemsNotLimited,
     /// A stage succeeds however many of its items have failed.
     ItemFailuresIgnored,
+    /// A signal that came before its stage began is not heard.
+    SignalForgotten,
+    /// What people reject counts as approved.
+    RejectionApproves,
     /// A lease is granted whether the agent has a free slot or not.
     SlotsNotCounted,
     /// A lease is granted whether the agent has the resources or not.
@@ -154,7 +158,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 72] = [
+    pub const ALL: [Self; 74] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -183,6 +187,8 @@ impl Bug {
         Self::ItemsOutOfOrder,
         Self::ItemsNotLimited,
         Self::ItemFailuresIgnored,
+        Self::SignalForgotten,
+        Self::RejectionApproves,
         Self::SlotsNotCounted,
         Self::ResourcesNotCounted,
         Self::LeasedTwice,

@@ -12,6 +12,7 @@ mod handoffs;
 mod ledger;
 mod pools;
 mod pressure;
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -23,7 +24,7 @@ use baton_protocol::request::{Lesson, Report, Strategy};
 use baton_protocol::run::RunStatus;
 use baton_protocol::{
     AgentId, Budget, Capability, Definition, Json, LeaseId, Millis, Number, Requirements, Resources, RunId, Service,
-    TaskId, WorkflowName,
+    SignalName, TaskId, WorkflowName,
 };
 
 use baton_resource_manager::{AlertConfig, BreakerConfig, PressureConfig};
@@ -90,6 +91,7 @@ pub(crate) struct Facts {
     reports: BTreeMap<LeaseId, Vec<(AgentId, Report)>>,
     /// Runs that somebody asked to be cancelled.
     cancels: BTreeSet<RunId>,
+    words: words::Words,
     breakers: Breakers,
     alerts: Alerts,
     handoffs: Handoffs,
@@ -131,6 +133,8 @@ pub(crate) struct Run {
     owners: Vec<(usize, u32)>,
     /// Where the items of a stage are, once they are known.
     fans: BTreeMap<usize, std::ops::Range<usize>>,
+    /// The signals that it was given.
+    signals: BTreeMap<SignalName, words::Given>,
     /// A stage was cancelled: nothing but the end may follow.
     ending: bool,
     pub(crate) finished: Option<(u64, RunStatus)>,
@@ -355,7 +359,7 @@ impl Facts {
     fn waiting(&self) -> usize {
         let parts = self.runs.values().filter(|run| run.finished.is_none()).flat_map(Run::parts);
         let waits = |attempt: &Attempt| attempt.ended.is_none() && attempt.lease.is_none();
-        parts.filter(|(_, stage, _)| stage.attempts.last().is_some_and(waits)).count()
+        parts.filter(|(_, stage, of)| !of.asks() && stage.attempts.last().is_some_and(waits)).count()
     }
 
     /// The number of a service's last record.
@@ -374,14 +378,17 @@ impl Facts {
         for (id, run) in self.runs.iter().filter(|(_, run)| run.finished.is_none()) {
             let definition = &run.definition;
             hold!(!late(run.started_on, definition.timeout_ms), "nothing waits for ever", "run {id} goes on");
-            for (_, stage, definition) in run.parts() {
+            for (place, stage, definition) in run.parts() {
                 let Some(task) = stage.attempts.last().filter(|_| !stage.is_over()) else { continue };
                 let name = &definition.name;
+                let heard = run.heard_on(place).is_some_and(|on| late(on.max(task.ready_on), 0));
+                hold!(!heard, "nothing waits for ever", "stage {name} of run {id} waits for a signal that came");
                 let in_all = stage.attempts.first().zip(definition.total_timeout_ms);
                 let too_long = in_all.is_some_and(|(first, total)| late(first.ready_on, total));
                 hold!(!too_long, "nothing waits for ever", "stage {name} of run {id} takes too long in all");
                 let (since, ms) = match (task.ended_on, task.first()) {
                     (Some(ended), _) => (ended, definition.retry.max_ms),
+                    (None, None) if definition.asks() => (task.ready_on, definition.timeout_ms),
                     (None, None) => (task.ready_on, definition.start_timeout_ms),
                     (None, Some(lease)) => (self.leases[&lease].granted_on, definition.timeout_ms),
                 };

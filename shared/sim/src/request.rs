@@ -33,6 +33,8 @@ impl AnyRequest {
                 WorkflowRequest::GetRun(_) => "run.get",
                 WorkflowRequest::ListRuns(_) => "run.list",
                 WorkflowRequest::CancelRun(_) => "run.cancel",
+                WorkflowRequest::DecideStage(_) => "stage.decide",
+                WorkflowRequest::SignalRun(_) => "run.signal",
                 WorkflowRequest::Report(..) => "agent.report",
                 WorkflowRequest::Reports(..) => "agent.reports",
             },

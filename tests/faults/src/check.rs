@@ -288,6 +288,8 @@ impl Checker {
             WorkflowRecord::StageEnded(record) => record.task.run,
             WorkflowRecord::StageSkipped(record) => record.run,
             WorkflowRecord::StageExpanded(record) => record.run,
+            WorkflowRecord::StageWaits(record) => record.run,
+            WorkflowRecord::Signalled(record) => record.run,
             WorkflowRecord::RunFinished(record) => record.run,
         };
         let facts = self.runs.entry(run).or_default();
@@ -296,7 +298,9 @@ impl Checker {
         match record {
             WorkflowRecord::WorkflowRegistered(_)
             | WorkflowRecord::StageSkipped(_)
-            | WorkflowRecord::StageExpanded(_) => {}
+            | WorkflowRecord::StageExpanded(_)
+            | WorkflowRecord::StageWaits(_)
+            | WorkflowRecord::Signalled(_) => {}
             WorkflowRecord::RunStarted(record) => {
                 facts.starts += 1;
                 facts.at = stamp.at;

@@ -71,7 +71,9 @@ impl Facts {
             WorkflowRecord::WorkflowRegistered(_)
             | WorkflowRecord::RunStarted(_)
             | WorkflowRecord::StageSkipped(_)
-            | WorkflowRecord::StageExpanded(_) => {}
+            | WorkflowRecord::StageExpanded(_)
+            | WorkflowRecord::StageWaits(_)
+            | WorkflowRecord::Signalled(_) => {}
             WorkflowRecord::RunFinished(record) => {
                 self.open.retain(|task, _| task.run != record.run);
                 self.leases.retain(|task, _| task.run != record.run);

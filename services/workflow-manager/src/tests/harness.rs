@@ -216,6 +216,8 @@ impl World {
             WorkflowRequest::GetRun(_) => "run.get",
             WorkflowRequest::ListRuns(_) => "run.list",
             WorkflowRequest::CancelRun(_) => "run.cancel",
+            WorkflowRequest::DecideStage(_) => "stage.decide",
+            WorkflowRequest::SignalRun(_) => "run.signal",
             WorkflowRequest::Report(..) => "agent.report",
             WorkflowRequest::Reports(..) => "agent.reports",
         };
@@ -368,6 +370,11 @@ impl World {
                     write!(text, "; again at +{}ms", at - START).unwrap();
                 }
                 text
+            }
+            WorkflowRecord::StageWaits(r) => format!("stage_waits {}", r.stage),
+            WorkflowRecord::Signalled(r) => {
+                let by = r.by.as_ref().map(|by| format!(" by {by}")).unwrap_or_default();
+                format!("signalled {}{by}: {}", r.signal, r.payload.as_str())
             }
             WorkflowRecord::StageExpanded(r) => format!("stage_expanded {} to {}", r.stage, r.items.as_str()),
             WorkflowRecord::StageSkipped(r) => format!(

@@ -125,6 +125,8 @@ impl Facts {
                 let list: RunList = read(answer)?;
                 list.runs.iter().try_for_each(|run| self.shown(run.run, run.status, sent))
             }
+            WorkflowRequest::DecideStage(_) => self.decision_stored(&read(answer)?),
+            WorkflowRequest::SignalRun(request) => self.signal_stored(request, &read(answer)?),
             WorkflowRequest::ValidateWorkflow(_)
             | WorkflowRequest::ListWorkflows(_)
             | WorkflowRequest::GetWorkflow(_) => Ok(()),
@@ -324,8 +326,19 @@ impl Facts {
             (Code::RunEnded, AnyRequest::Workflow(WorkflowRequest::CancelRun(request))) => {
                 lie(self.runs.get(&request.run).is_none_or(|run| run.finished.is_none()))
             }
+            (Code::RunEnded, AnyRequest::Workflow(WorkflowRequest::SignalRun(request))) => {
+                lie(self.runs.get(&request.run).is_none_or(|run| run.finished.is_none()))
+            }
+            (Code::NotWaiting, AnyRequest::Workflow(WorkflowRequest::DecideStage(request))) => {
+                lie(self.is_asked(request, sent))
+            }
+            (Code::NotWaiting, AnyRequest::Workflow(WorkflowRequest::SignalRun(request))) => {
+                lie(!self.was_given(request))
+            }
             (Code::UnknownRun, AnyRequest::Workflow(request)) => {
                 let run = match request {
+                    WorkflowRequest::DecideStage(request) => request.run,
+                    WorkflowRequest::SignalRun(request) => request.run,
                     WorkflowRequest::CancelRun(request) => request.run,
                     WorkflowRequest::GetRun(request) => request.run,
                     _ => return lie(true),
