@@ -165,7 +165,10 @@ impl Facts {
             hold!(told, TOLD, "the breaker of {about} is not closed, and there is no alert");
         }
         let waiting = self.waiting();
-        let queued = (2 * waiting >= self.alerts.config.queue_depth).then(|| self.alerts.queued.unwrap_or(now));
+        // One queue may end and another begin between two looks: while it is told, nobody waits to be told.
+        let told = self.alerts.active(AlertKind::QueueDepth, "queue").is_some();
+        let since = self.alerts.queued.filter(|_| !told).unwrap_or(now);
+        let queued = (2 * waiting >= self.alerts.config.queue_depth).then_some(since);
         self.alerts.queued = queued;
         let failing = self.alerts.failing.iter().map(|(workflow, on)| (AlertKind::RunFailed, workflow.as_str(), *on));
         for (kind, about, on) in failing.chain(queued.map(|on| (AlertKind::QueueDepth, "queue", on))) {
