@@ -301,9 +301,7 @@ impl Machine for ResourceManager {
             }
             AnyCommit::Resource(_) | AnyCommit::Optimizer(_) => {}
         }
-        acquire::serve(turn);
-        alert::look_at_pools(turn);
-        pressure::look(turn);
+        settle(turn);
     }
 
     fn request(turn: &mut Turn<'_, Self>, request: ResourceRequest, _: &RequestContext) -> Reply {
@@ -338,9 +336,7 @@ impl Machine for ResourceManager {
             ResourceRequest::Release(agent, request) => acquire::release(turn, agent.as_ref(), request),
             ResourceRequest::ListLeases(request) => acquire::list_leases(turn, &request),
         };
-        acquire::serve(turn);
-        alert::look_at_pools(turn);
-        pressure::look(turn);
+        settle(turn);
         reply
     }
 
@@ -364,9 +360,7 @@ impl Machine for ResourceManager {
         acquire::tick(turn);
         handoff::tick(turn);
         budget::tick(turn);
-        acquire::serve(turn);
-        alert::look_at_pools(turn);
-        pressure::look(turn);
+        settle(turn);
     }
 
     fn deadline(&self, soft: &Soft, config: &Config) -> Option<Millis> {
@@ -380,6 +374,13 @@ impl Machine for ResourceManager {
         let (told, shared) = (alert::deadline(self, config), soft.balances.deadline());
         [lost, look, expiry, told, shared].into_iter().chain(waits).flatten().min()
     }
+}
+
+/// What follows from whatever was done: who waits may be served, and people may have to be told.
+fn settle(turn: &mut Turn<'_, ResourceManager>) {
+    acquire::serve(turn);
+    alert::look_at_pools(turn);
+    pressure::look(turn);
 }
 
 impl ResourceManager {

@@ -45,7 +45,9 @@ pub type Live<A> = BoxStream<'static, Result<Shown<A>, ClientError>>;
 
 /// An answer without what changes all the time.
 trait Still: Clone + PartialEq + Send + 'static {
-    fn still(&self) -> Self;
+    fn still(&self) -> Self {
+        self.clone()
+    }
 }
 
 impl Still for AgentList {
@@ -66,23 +68,9 @@ impl Still for PoolList {
     }
 }
 
-impl Still for LeaseList {
-    fn still(&self) -> Self {
-        self.clone()
-    }
-}
-
-impl Still for LockList {
-    fn still(&self) -> Self {
-        self.clone()
-    }
-}
-
-impl Still for AlertList {
-    fn still(&self) -> Self {
-        self.clone()
-    }
-}
+impl Still for LeaseList {}
+impl Still for LockList {}
+impl Still for AlertList {}
 
 /// The kinds of events of runs after which other leases are held, and other amounts of pools.
 const OF_LEASES: [&str; 7] =
