@@ -62,6 +62,9 @@ async fn runs_that_are_accepted_and_fan_outs_are_measured() {
     assert!(number(&lines[0], "workflows_per_s") > 0.0 && lines[0]["errors"] == 0, "{lines:?}");
     let lines = bench(&["fanout", "--inflight", "2"]).await;
     assert!(number(&lines[0], "stages_per_s") > 0.0 && lines[0]["errors"] == 0, "{lines:?}");
+    // One agent does all types of stages.
+    let lines = bench(&["article", "--inflight", "2", "--agents", "1"]).await;
+    assert!(number(&lines[0], "stages_per_s") > 0.0 && lines[0]["errors"] == 0, "{lines:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,6 +10,7 @@ use baton_sdk::{Agent, Output, Task};
 use futures::StreamExt;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
@@ -59,11 +60,12 @@ pub async fn run_agents(plan: AgentsPlan) -> anyhow::Result<()> {
         let Some(connection) = connection.clone() else { continue };
         let agent_type = plan.types[index % plan.types.len()].clone();
         let waits = Arc::clone(&waits);
-        let agent = Agent::builder(format!("{agent_type}-{index}"), agent_type)
-            .slots(plan.slots)
-            .connection(connection)
-            .connect()
-            .await?;
+        let builder =
+            Agent::builder(format!("{agent_type}-{index}"), agent_type).slots(plan.slots).connection(connection);
+        // Fewer agents than types: each does several, so that there is somebody for all.
+        let besides = plan.types.iter().skip(index + plan.agents).step_by(plan.agents);
+        let builder = besides.fold(builder, |builder, also| builder.capability(also, json!({})));
+        let agent = builder.connect().await?;
         let handler = move |task: Task| {
             let now = now_us();
             note(&waits, &task, now);
