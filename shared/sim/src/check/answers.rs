@@ -384,7 +384,7 @@ impl Facts {
                     }
                     _ => return lie(true),
                 };
-                lie(names.iter().all(|name| self.pools.has_been_since(name, sent)))
+                lie(names.iter().all(|name| self.pools.has_been_since(name, sent) && !self.pools.is_over(name)))
             }
             // Who waits where is known to the leader alone.
             (Code::PoolExhausted, AnyRequest::Resource(ResourceRequest::Acquire(..))) => Ok(()),

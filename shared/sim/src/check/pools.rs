@@ -164,6 +164,12 @@ impl Pools {
         self.pools.contains_key(name) && self.since.get(name).is_some_and(|since| *since <= seq)
     }
 
+    /// Whether it is the account of a run whose end is in the log already: who has read of that, and written nothing since, has it
+    /// no more.
+    pub(super) fn is_over(&self, name: &ResourceName) -> bool {
+        self.unread.iter().any(|(_, unread)| matches!(unread, Unread::Finished(run) if run_account(*run) == *name))
+    }
+
     /// Whether the end of the task that a lease is under is in the log already.
     pub(super) fn is_unread(&self, lease: LeaseId) -> bool {
         let under = self.held.get(&lease).and_then(|held| held.under);
@@ -423,14 +429,15 @@ impl Facts {
     /// The resource-manager has read so far when it wrote what follows.
     pub(super) fn pools_read(&mut self, seen: u64) {
         while let Some((_, unread)) = self.pools.unread.pop_front_if(|(seq, _)| *seq <= seen) {
+            // A list that was made before may reach who asked after.
+            if !matches!(unread, Unread::Settled(_)) {
+                self.pools.changed = self.seq;
+            }
             match unread {
                 Unread::Ended(lease, end) => self.pools.end_task(lease, end),
                 Unread::Started(run, budget, at) => self.pools.run_started(run, &budget, at),
                 Unread::Finished(run) => {
-                    // A list that was made before may reach who asked after.
-                    if self.pools.pools.remove(&run_account(run)).is_some() {
-                        self.pools.changed = self.seq;
-                    }
+                    self.pools.pools.remove(&run_account(run));
                 }
                 Unread::Settled(task) => self.pools_settled(&task),
             }
