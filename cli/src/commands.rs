@@ -19,6 +19,7 @@ pub(crate) mod learning;
 pub(crate) mod leases;
 pub(crate) mod log;
 pub(crate) mod message;
+pub(crate) mod operate;
 pub(crate) mod resources;
 pub(crate) mod run;
 pub(crate) mod runs;
@@ -27,6 +28,7 @@ pub(crate) mod show;
 pub(crate) mod simulate;
 pub(crate) mod strategy;
 pub(crate) mod up;
+pub(crate) mod why;
 pub(crate) mod why_placed;
 pub(crate) mod workflow;
 

@@ -9,7 +9,7 @@
 //! | `follow.rs` | what a service answers, as it changes |
 //! | `groups.rs` | many stages as a few groups, where a line each would be too many |
 //! | `import.rs`, `graph.rs`, `graph/` | workflows out of WfFormat; drawings of workflows and runs |
-//! | `input.rs`, `pick.rs`, `files.rs` | what is given: inputs, which run is meant, files |
+//! | `input.rs`, `pick.rs`, `filter.rs`, `files.rs` | what is given: inputs, which run or runs are meant, files |
 //! | `output.rs`, `style.rs`, `text.rs`, `markdown.rs` | how answers are written |
 //! | `failure.rs` | exit codes, and what is said when something fails |
 //!
@@ -20,6 +20,7 @@ mod agents;
 mod commands;
 mod failure;
 mod files;
+mod filter;
 mod fleet;
 mod follow;
 mod graph;
@@ -134,12 +135,20 @@ enum Command {
     Runs(c::runs::Runs),
     /// Show a run with its stages
     Show(c::show::Show),
+    /// Say what a stage of a run waits for
+    Why(c::why::Why),
     /// Show a run's records as a transcript
     Log(c::log::Log),
-    /// Cancel a run
+    /// Cancel a run, or many
     Cancel(c::cancel::Cancel),
     /// Have a task handed over to another agent
     Handoff(c::handoff::Handoff),
+    /// Pause a run: it begins nothing new
+    Pause(c::operate::Pause),
+    /// Let a paused run go on
+    Resume(c::operate::Resume),
+    /// Start a run that repeats another one from a stage on
+    Rerun(c::operate::Rerun),
     /// List the agents
     Agents(c::agents::Agents),
     /// List pools of resources; make, change and remove them
@@ -276,9 +285,13 @@ async fn dispatch(command: Command, context: Context) -> anyhow::Result<Exit> {
         Command::Run(command) => command.run(&context).await,
         Command::Runs(command) => command.run(&context).await,
         Command::Show(command) => command.run(&context).await,
+        Command::Why(command) => command.run(&context).await,
         Command::Log(command) => command.run(&context).await,
         Command::Cancel(command) => command.run(&context).await,
         Command::Handoff(command) => command.run(&context).await,
+        Command::Pause(command) => command.run(&context).await,
+        Command::Resume(command) => command.run(&context).await,
+        Command::Rerun(command) => command.run(&context).await,
         Command::Agents(command) => command.run(&context).await,
         Command::Resources(command) => command.run(&context).await,
         Command::Budgets(command) => command.run(&context).await,

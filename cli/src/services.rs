@@ -58,7 +58,12 @@ pub(crate) async fn run(
         match service {
             Service::WorkflowManager => {
                 let run = baton_shell::run::<baton_workflow_manager::WorkflowManager>;
-                let config = baton_workflow_manager::Config { max_live_runs: settings.workflows.max_live_runs };
+                let config = baton_workflow_manager::Config {
+                    max_live_runs: settings.workflows.max_live_runs,
+                    keep_ended: settings.workflows.keep_ended,
+                    keep_ended_ms: settings.workflows.keep_ended_ms,
+                    ..baton_workflow_manager::Config::default()
+                };
                 run(instance, connect, settings, config, telemetry, feed, shutdown).await.map_err(anyhow::Error::from)
             }
             Service::ResourceManager => {

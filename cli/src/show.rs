@@ -29,6 +29,14 @@ pub(crate) fn run(out: Output, view: &RunView, all: bool) -> anyhow::Result<()> 
         ("workflow", format!("{} v{}", view.workflow, view.version)),
         ("status", style.tone(Tone::of(view.status.as_str()), view.status.as_str())),
     ];
+    if let Some(paused) = &view.paused {
+        let reason = paused.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        facts.push(("paused", format!("since {}{reason}", time(paused.since))));
+    }
+    if let Some(rerun) = &view.rerun {
+        let kept = count(rerun.kept as usize, "stage");
+        facts.push(("repeats", format!("run {} from {} on; {kept} kept", rerun.of, rerun.from)));
+    }
     if let Some(reason) = &view.reason {
         facts.push(("because", reason.clone()));
     }
@@ -38,6 +46,10 @@ pub(crate) fn run(out: Output, view: &RunView, all: bool) -> anyhow::Result<()> 
     facts.push(("cost", cost(view)));
     if let Some(key) = &view.key {
         facts.push(("key", key.clone()));
+    }
+    if !view.metadata.is_empty() {
+        let pairs: Vec<_> = view.metadata.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        facts.push(("metadata", pairs.join(" ")));
     }
     facts.push(("trace", view.trace_id.clone()));
     let text: String =
@@ -81,6 +93,10 @@ pub(crate) fn stages<'a>(stages: impl IntoIterator<Item = &'a StageView>) -> Tab
             let waits: Vec<_> = stage.depends_on.iter().map(ToString::to_string).collect();
             let waits = match stage.skipped {
                 Some(reason) => reason.text().to_owned(),
+                // Another run has done it.
+                None if stage.status == StageStatus::Succeeded => {
+                    format!("kept: {}", stage.result.as_ref().map(|result| json(result, RESULT)).unwrap_or_default())
+                }
                 None if waits.is_empty() => String::new(),
                 None => format!("waits for {}", short(&waits.join(", "), WAITS)),
             };

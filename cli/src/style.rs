@@ -99,7 +99,7 @@ impl Tone {
         match word {
             "succeeded" | "ok" | "idle" | "leading" | "serving" => Self::Good,
             "failed" | "lost" | "timed_out" | "wrong" | "gone" => Self::Bad,
-            "running" | "busy" | "waiting" | "loading" | "look" => Self::Busy,
+            "running" | "busy" | "paused" | "waiting" | "loading" | "look" => Self::Busy,
             "pending" | "cancelled" | "ready" => Self::Faint,
             _ => Self::Plain,
         }

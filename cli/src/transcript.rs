@@ -112,6 +112,13 @@ fn workflow(record: &WorkflowRecord) -> (String, Tone) {
             if let Some(key) = &r.key {
                 says.push_str(&format!(", key {}", short(key, INPUT)));
             }
+            if let Some(rerun) = &r.rerun {
+                let kept = count(rerun.kept.len(), "stage");
+                says.push_str(&format!(", repeats {} from {} on, {kept} kept", rerun.of, rerun.from));
+            }
+            for (key, value) in &r.metadata {
+                says.push_str(&format!(", {key}={}", short(value, INPUT)));
+            }
             (says, Tone::Plain)
         }
         WorkflowRecord::StageReady(r) => {
@@ -125,6 +132,11 @@ fn workflow(record: &WorkflowRecord) -> (String, Tone) {
             (format!("{}: {}", r.stage, count(items, "item")), Tone::Plain)
         }
         WorkflowRecord::StageSkipped(r) => (format!("{}: {}", r.stage, r.reason.text()), Tone::Plain),
+        WorkflowRecord::RunPaused(r) => {
+            (r.reason.as_ref().map(|reason| short(reason, ERROR)).unwrap_or_default(), Tone::Plain)
+        }
+        WorkflowRecord::RunResumed(_) => (String::new(), Tone::Plain),
+        WorkflowRecord::RunsForgotten(r) => (count(r.runs.len(), "run"), Tone::Plain),
         WorkflowRecord::RunFinished(r) => {
             let reason = r.reason.as_ref().map(|reason| format!(": {}", short(reason, ERROR))).unwrap_or_default();
             (format!("{}{reason}", r.status), Tone::of(r.status.as_str()))
@@ -284,6 +296,8 @@ mod tests {
             strategy: None,
             due: None,
             budget: None,
+            metadata: Default::default(),
+            rerun: None,
         })
     }
 

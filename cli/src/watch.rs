@@ -205,7 +205,19 @@ impl Bars {
             WorkflowRecord::StageSkipped(record) => self.on(&record.stage, |bar| {
                 bar.abandon_with_message(self.style.dim(&format!("skipped: {}", record.reason.text())));
             }),
-            WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) | WorkflowRecord::RunFinished(_) => {}
+            WorkflowRecord::RunStarted(record) => {
+                for kept in record.rerun.iter().flat_map(|rerun| &rerun.kept) {
+                    self.on(&kept.stage, |bar| {
+                        bar.set_position(WHOLE);
+                        bar.abandon_with_message(self.style.dim("kept from the run that is repeated"));
+                    });
+                }
+            }
+            WorkflowRecord::WorkflowRegistered(_)
+            | WorkflowRecord::RunFinished(_)
+            | WorkflowRecord::RunPaused(_)
+            | WorkflowRecord::RunResumed(_)
+            | WorkflowRecord::RunsForgotten(_) => {}
         }
     }
 

@@ -46,6 +46,14 @@ fn what_is_not_understood_is_a_usage_error() {
     check(&["run", "article", "--input-file", "nowhere.json"], 2, &["nowhere.json"]);
     check(&["runs", "--status", "happy"], 2, &["running, succeeded"]);
     check(&["runs", "--limit", "0"], 2, &["1..=1000"]);
+    check(&["runs", "--since", "yesterday"], 2, &["30m", "2026-11-20T10:00:00Z"]);
+    check(&["runs", "--meta", "customer"], 2, &["KEY=VALUE"]);
+    check(&["cancel"], 2, &["<RUN"]);
+    check(&["rerun", "last"], 2, &["--from"]);
+    check(&["workflow", "import", "nowhere.json"], 2, &["nowhere.json"]);
+    check(&["workflow", "import", "x.json", "--scale", "0"], 2, &["more than 0"]);
+    check(&["workflow", "graph", "./nowhere.yaml"], 2, &["nowhere.yaml"]);
+    check(&["agent", "sleep"], 2, &["<CAPABILITIES>"]);
     check(&["strategy", "BEST"], 2, &["ROUND_ROBIN, PRIORITY_BASED, LOAD_BALANCED"]);
     check(&["service", "janitor"], 2, &["workflow-manager"]);
     check(&["agent", "stock"], 2, &["<NAMES>"]);

@@ -18,6 +18,7 @@ mod import;
 mod items;
 mod live;
 mod messages;
+mod operations;
 mod order;
 mod overload;
 mod pressure;

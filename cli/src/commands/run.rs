@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use baton_client::DEADLINE;
+use baton_client::{Client, DEADLINE};
 use baton_protocol::request::{StartRun, Strategy};
 use baton_protocol::run::RunStatus;
-use baton_protocol::{Amount, AtLimit, Budget, ResourceName, WorkflowName};
+use baton_protocol::{Amount, AtLimit, Budget, ResourceName, RunId, WorkflowName};
 use clap::Args;
 
 use crate::failure::Exit;
+use crate::filter::{meta, metadata};
 use crate::input::{Pair, input, pair};
 use crate::watch::{Show, say, watch};
 use crate::{Context, show};
@@ -28,6 +29,9 @@ pub(crate) struct Run {
     /// The same key gives the same run: repeating the command starts nothing new
     #[arg(long)]
     key: Option<String>,
+    /// Noted about the run, to find it again: `--meta customer=acme`
+    #[arg(long, value_name = "KEY=VALUE", value_parser = meta)]
+    meta: Vec<(String, String)>,
     /// Larger goes first
     #[arg(long, default_value_t = 0, value_name = "N", allow_negative_numbers = true)]
     priority: i32,
@@ -78,6 +82,7 @@ impl Run {
             key: self.key,
             strategy: self.strategy,
             due_ms: self.due.map(|seconds| seconds.saturating_mul(1000)),
+            metadata: metadata(self.meta)?,
             budget,
             ..StartRun::new(self.workflow, input(self.input_file.as_deref(), &self.input)?)
         };
@@ -100,14 +105,18 @@ impl Run {
             }
             return Ok(Exit::Done);
         }
-
-        let shown = if self.json { Show::BarsOnly(context.err) } else { Show::Something(context.err) };
-        let view = watch(&client, run, shown).await?.view;
-        if self.json {
-            context.out.json(&view)?;
-        } else {
-            show::run(context.out, &view, false)?;
-        }
-        Ok(if view.status == RunStatus::Succeeded { Exit::Done } else { Exit::Failed })
+        until_its_end(context, &client, run, self.json).await
     }
+}
+
+/// Watches a run until it ends, and shows what came of it.
+pub(crate) async fn until_its_end(context: &Context, client: &Client, run: RunId, json: bool) -> anyhow::Result<Exit> {
+    let shown = if json { Show::BarsOnly(context.err) } else { Show::Something(context.err) };
+    let view = watch(client, run, shown).await?.view;
+    if json {
+        context.out.json(&view)?;
+    } else {
+        show::run(context.out, &view, false)?;
+    }
+    Ok(if view.status == RunStatus::Succeeded { Exit::Done } else { Exit::Failed })
 }

@@ -1,25 +1,28 @@
 //! `baton runs`
 
 use baton_client::now;
-use baton_protocol::WorkflowName;
-use baton_protocol::request::ListRuns;
+use baton_protocol::RunId;
+use baton_protocol::request::{ListRuns, RunFilter};
 use baton_protocol::run::{RunStatus, RunSummary};
 use clap::Args;
 
 use crate::Context;
 use crate::failure::Exit;
+use crate::filter::Filter;
 use crate::output::{Cell, Table};
 use crate::text::{ago, count, span};
 
 /// Lists runs, the newest first: those that run, and those that ended lately
 #[derive(Debug, Args)]
 pub(crate) struct Runs {
-    /// Only runs of this workflow
-    #[arg(long, value_name = "NAME")]
-    workflow: Option<WorkflowName>,
+    #[command(flatten)]
+    filter: Filter,
     /// Only runs that stand so: running, succeeded, failed, cancelled, timed_out
     #[arg(long, value_parser = status)]
     status: Option<RunStatus>,
+    /// Only runs older than this one: the last of the page before
+    #[arg(long, value_name = "RUN")]
+    before: Option<RunId>,
     /// At most so many
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     limit: u32,
@@ -30,7 +33,17 @@ pub(crate) struct Runs {
 
 impl Runs {
     pub(crate) async fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        let request = ListRuns { workflow: self.workflow, status: self.status, limit: Some(self.limit), before: None };
+        let RunFilter { workflow, since, until, metadata, paused } = self.filter.filter()?;
+        let request = ListRuns {
+            workflow,
+            status: self.status,
+            limit: Some(self.limit),
+            before: self.before,
+            since,
+            until,
+            metadata,
+            paused,
+        };
         let list = context.client().await?.list_runs(&request).await?;
         if self.json {
             context.out.json(&list)?;
@@ -56,7 +69,7 @@ fn row(run: &RunSummary, now: u64) -> Vec<Cell> {
     vec![
         run.run.to_string().into(),
         format!("{} v{}", run.workflow, run.version).into(),
-        Cell::status(run.status.as_str()),
+        if run.paused { Cell::status("paused") } else { Cell::status(run.status.as_str()) },
         format!("{}/{}", run.stages_ended, run.stages).into(),
         ago(run.started_at, now).into(),
         span(run.ended_at.unwrap_or(now).saturating_sub(run.started_at)).into(),

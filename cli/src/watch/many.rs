@@ -165,7 +165,9 @@ impl Lines {
                     lines.push(line);
                 }
             }
-            None if matches!(event.kind.as_str(), "run_started" | "run_finished") => lines.push(line),
+            None if matches!(event.kind.as_str(), "run_started" | "run_paused" | "run_resumed" | "run_finished") => {
+                lines.push(line);
+            }
             None => {}
         }
         let twentieths = 20 * self.tally.over / self.stages.max(1);

@@ -11,18 +11,19 @@ use baton_protocol::alert::{AlertKind, AlertSeverity};
 use baton_protocol::definition::Definition;
 use baton_protocol::pressure::PressureView;
 use baton_protocol::request::{
-    Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, AlertList, CapacityPlan, Done, GetLearning,
-    Granted, HandoffAsked, ImportLearning, LearningPage, LeaseList, PlacementExplained, PlacementView, PlanCapacity,
-    PoolList, RegisterWorkflow, RunAccepted, RunList, SetStrategy, ShareBy, Spending, SpentBy, StartRun, WorkflowList,
-    WorkflowView,
+    Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, AlertList, CancelRuns, CapacityPlan, Done,
+    GetLearning, Granted, HandoffAsked, ImportLearning, LearningPage, LeaseList, PlacementExplained, PlacementView,
+    PlanCapacity, PoolList, RegisterWorkflow, RunAccepted, RunList, RunsCancelled, SetStrategy, ShareBy, Spending,
+    SpentBy, StartRun, WorkflowList, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView, StageStatus};
-use baton_protocol::{Capability, LeaseId, Pool, Position, ResourceName, RunId, StageName, WorkflowName};
+use baton_protocol::why::Why;
+use baton_protocol::{Capability, LeaseId, Millis, Pool, Position, ResourceName, RunId, StageName, WorkflowName};
 use baton_telemetry::Metrics;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::api::{agents, alerts, pages, placement, pools, pressure, runs, services, stages, workflows};
+use crate::api::{agents, alerts, operations, pages, placement, pools, pressure, runs, services, stages, workflows};
 use crate::problem::{Kind, Problem, everywhere, panicked};
 use crate::security::{self, Policy};
 use crate::{Door, events, health, live, metrics, openapi};
@@ -227,10 +228,67 @@ pub(crate) const ROUTES: &[Route] = &[
             query("status", "Only runs that stand so.", of::<RunStatus>),
             query("limit", "At most this many; 100 if none is given, 1000 at the most.", of::<u32>),
             query("before", "Only runs older than this one: the last of the page before.", of::<RunId>),
+            query("since", "Only runs that started then or later, in milliseconds since 1970.", of::<Millis>),
+            query("until", "Only runs that started before, in milliseconds since 1970.", of::<Millis>),
+            query("metadata", "Only runs with all of this in their metadata: a JSON object of texts.", of::<String>),
+            query("paused", "Only paused runs, or only others.", of::<bool>),
         ],
         body: None,
         answers: &[answer(200, "Some runs.", of::<RunList>)],
-        handler: |method| on(method, runs::list),
+        handler: |method| on(method, operations::list),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/runs/cancel",
+        id: "cancelRuns",
+        tag: "runs",
+        about: "Cancels live runs that a filter means, the oldest first, at most a hundred at a time. Asked again until \
+                `more` is false, it cancels all of them.",
+        parameters: &[],
+        body: json(&[("application/json", of::<CancelRuns>)]),
+        answers: &[answer(200, "These are cancelled.", of::<RunsCancelled>)],
+        handler: |method| on(method, operations::cancel),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/runs/{run}/pause",
+        id: "pauseRun",
+        tag: "runs",
+        about: "Pauses a run: it begins nothing new until it is resumed. What agents have in hand goes on, and so does the \
+                time that the run may take.",
+        parameters: &[RUN],
+        body: Some(Body { required: false, content: &[("application/json", of::<runs::Cancel>)] }),
+        answers: &[answer(200, "The run is paused.", of::<RunAccepted>)],
+        handler: |method| on(method, operations::pause),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/runs/{run}/resume",
+        id: "resumeRun",
+        tag: "runs",
+        about: "Lets a paused run go on.",
+        parameters: &[RUN],
+        body: None,
+        answers: &[answer(200, "The run goes on.", of::<RunAccepted>)],
+        handler: |method| on(method, operations::resume),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/runs/{run}/rerun",
+        id: "rerunRun",
+        tag: "runs",
+        about: "Starts a run that repeats this one, which has ended, from a stage on: that stage and all that depend on it \
+                are done anew, and so is whatever did not succeed; the results of the others are kept.",
+        parameters: &[
+            RUN,
+            header("Idempotency-Key", "The same key gives the same run. The same as `key` in the body.", of::<String>),
+        ],
+        body: json(&[("application/json", of::<operations::From>)]),
+        answers: &[
+            Answer { location: true, ..answer(201, "The new run has started.", of::<RunAccepted>) },
+            Answer { location: true, ..answer(200, "The new run was there already.", of::<RunAccepted>) },
+        ],
+        handler: |method| on(method, operations::rerun),
     },
     Route {
         method: Method::Post,
@@ -283,6 +341,18 @@ pub(crate) const ROUTES: &[Route] = &[
         body: None,
         answers: &[answer(200, "Some stages.", of::<stages::StageList>)],
         handler: |method| on(method, stages::list),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/runs/{run}/stages/{stage}/why",
+        id: "whyStage",
+        tag: "runs",
+        about: "Says what a stage waits for: stages, an agent that can do it, room on those that can, the time of the next \
+                attempt, a report, or that the run is resumed.",
+        parameters: &[RUN, path("stage", "The stage.", of::<StageName>)],
+        body: None,
+        answers: &[answer(200, "What is missing.", of::<Why>)],
+        handler: |method| on(method, stages::why),
     },
     Route {
         method: Method::Delete,

@@ -105,6 +105,46 @@ async fn g1_runs_are_started_listed_given_and_cancelled() {
 }
 
 #[tokio::test]
+async fn w19_runs_are_found_paused_repeated_and_cancelled_together() {
+    let house = House::open().await;
+    let run = RunId::derive(1000, 1);
+    let found = house.get("/v1/runs?since=5&until=9&paused=true&metadata=%7B%22customer%22%3A%22ann%22%7D").await;
+    assert_eq!(found.status, 200);
+    let asked = json!({ "since": 5, "until": 9, "paused": true, "metadata": { "customer": "ann" } });
+    assert_eq!(house.last_asked().body, asked);
+    assert_eq!(house.get("/v1/runs?metadata=ann").await.code(), (400, "invalid_request"));
+
+    let paused = house.post(&format!("/v1/runs/{run}/pause"), &json!({ "reason": "lunch" })).await;
+    assert_eq!((paused.status, &paused.json["paused"]), (200, &json!(true)));
+    assert_eq!(house.last_asked().body, json!({ "run": run, "reason": "lunch" }));
+    let resumed = house.ask(Method::POST, &format!("/v1/runs/{run}/resume"), &[], None).await;
+    assert_eq!((resumed.status, house.last_asked().endpoint.as_str()), (200, "run.resume"));
+
+    let rerun = format!("/v1/runs/{run}/rerun");
+    let again = house.post(&rerun, &json!({ "from": "writing" })).await;
+    assert_eq!(
+        (again.status, again.header("location")),
+        (201, format!("/v1/runs/{}", RunId::derive(1000, 99)).as_str())
+    );
+    assert_eq!(house.last_asked().body["from"], "writing");
+    let key = [JSON, ("idempotency-key", "again")];
+    assert_eq!(house.ask(Method::POST, &rerun, &key, Some("{\"from\":\"writing\"}")).await.status, 200);
+    assert_eq!(house.last_asked().body["key"], "again");
+    assert_eq!(house.post(&rerun, &json!({ "from": "absent" })).await.code(), (400, "invalid_request"));
+
+    let filter = json!({ "filter": { "workflow": "article" }, "reason": "enough" });
+    let cancelled = house.post("/v1/runs/cancel", &filter).await;
+    assert_eq!((cancelled.status, &cancelled.json["more"]), (200, &json!(false)));
+    assert_eq!(house.last_asked().body, filter);
+
+    // What a stage waits for is put together from the run, its workflow and the agents.
+    assert_eq!(house.get(&format!("/v1/runs/{run}/stages/research/why")).await.code(), (404, "unknown_run"));
+    house.show(run, RunStatus::Running, 1);
+    assert_eq!(house.get(&format!("/v1/runs/{run}/stages/nothing/why")).await.code(), (400, "invalid_request"));
+    assert_eq!(house.get(&format!("/v1/runs/{run}/stages/No%20name/why")).await.code(), (400, "invalid_request"));
+}
+
+#[tokio::test]
 async fn g1_a_key_gives_the_same_run_from_the_header_and_from_the_body() {
     let house = House::open().await;
     let start = async |key: Option<&str>, body: Value| {

@@ -394,7 +394,14 @@ pub(crate) fn settle(turn: &mut Turn<'_, Optimizer>, commit: &AnyCommit) -> bool
 
 fn settle_workflow(soft: &mut Soft, state: &Optimizer, record: &WorkflowRecord, clock: Clock<'_>) -> bool {
     match record {
-        WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunStarted(_) | WorkflowRecord::StageExpanded(_) => {
+        WorkflowRecord::WorkflowRegistered(_)
+        | WorkflowRecord::RunStarted(_)
+        | WorkflowRecord::StageExpanded(_)
+        | WorkflowRecord::RunsForgotten(_) => false,
+        WorkflowRecord::RunPaused(record) => {
+            if let Some(planner) = &mut soft.planner {
+                state.runs.open_tasks(record.run).iter().for_each(|task| planner.remove(task));
+            }
             false
         }
         WorkflowRecord::StageSkipped(record) => {
@@ -402,6 +409,10 @@ fn settle_workflow(soft: &mut Soft, state: &Optimizer, record: &WorkflowRecord, 
                 planner.learned(state, (record.run, &record.stage), clock);
             }
             false
+        }
+        WorkflowRecord::RunResumed(record) => {
+            state.runs.open_tasks(record.run).iter().for_each(|task| soft.line_up(state, task, clock));
+            true
         }
         WorkflowRecord::StageReady(record) => {
             soft.line_up(state, &record.task, clock);
@@ -652,6 +663,7 @@ impl Soft {
         let first = candidates.first().map(|first| (&first.agent, first.has_room));
         let held_back = state.held_back();
         let reason = match (queued, first) {
+            (None, _) if state.held.contains(&task) => "its run is paused: it is placed when that goes on".to_owned(),
             (None, _) => "it is not in the queue".to_owned(),
             (Some(queued), _) if shut.contains_key(&queued.shape) => {
                 "a pool that it needs something of has not enough now".to_owned()

@@ -6,7 +6,8 @@
 //!
 //! # Invariants
 //!
-//! - A task is in the queue from its *ready* to its *assigned*, or to its end; never longer, never again.
+//! - A task is in the queue from its *ready* to its *assigned*, or to its end; never longer, never again. While its
+//!   run is paused it is not in it.
 //! - What is asked for is set aside until the log or a refusal answers: no slot is promised twice.
 //! - No task waits while a capable agent has room for it, and none waits for ever behind smaller ones: see
 //!   `placement`. Under ADAPTIVE one may wait for a better agent, but not for ever: see `adaptive`.
@@ -27,6 +28,7 @@ mod figures;
 mod find;
 mod fleet;
 mod graph;
+mod hold;
 mod learning;
 mod math;
 mod placement;
@@ -52,6 +54,7 @@ use crate::durations::Place;
 use crate::figures::Figures;
 use crate::fleet::{Breaker, Fleet, Holder};
 use crate::graph::Graphs;
+use crate::hold::Held;
 use crate::learning::{Learned, Learning};
 use crate::pools::Pools;
 use crate::queue::{Queue, Queued, Shape};
@@ -78,6 +81,9 @@ pub struct Optimizer {
     /// That more is to be done than can be; none: it is not so.
     #[serde(default)]
     pressure: Option<PressureChanged>,
+    /// Tasks of runs that are paused.
+    #[serde(default, skip_serializing_if = "Held::is_empty")]
+    held: Held,
 }
 
 /// Settings. How fast is learned is not among them: instances with different settings would fold the log differently.
@@ -222,6 +228,9 @@ impl Optimizer {
             WorkflowRecord::StageEnded(record) => self.stage_ended(stamp, record),
             WorkflowRecord::StageSkipped(record) => self.stage_over(record.run, &record.stage),
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record.run),
+            WorkflowRecord::RunPaused(record) => self.run_paused(record.run),
+            WorkflowRecord::RunResumed(record) => self.run_resumed(record.run),
+            WorkflowRecord::RunsForgotten(_) => {}
         }
     }
 
@@ -242,7 +251,7 @@ impl Optimizer {
             // A task that has ended as it was leased is not in the queue any more, and its lease is none.
             ResourceRecord::Assigned(record) => {
                 let strategy = self.strategy_of(record.task.run);
-                if let Some(Queued { shape, since, .. }) = self.queue.remove(&record.task)
+                if let Some(Queued { shape, since, .. }) = self.dequeue(&record.task)
                     && let Some(holder) = self.fleet.leased(stamp.at, &shape.agent_type, record, strategy)
                 {
                     self.figures.placed(stamp.at.saturating_sub(since));
@@ -331,7 +340,7 @@ impl Optimizer {
         self.freed(stamp, holder.as_deref(), record.agent.as_ref());
         self.pools.ended(record.lease, pools_of(holder.as_deref()));
         if holder.is_none() {
-            self.queue.remove(&record.task);
+            self.dequeue(&record.task);
         }
     }
 
@@ -346,6 +355,7 @@ impl Optimizer {
 
     fn run_finished(&mut self, stamp: Stamp, run: RunId) {
         self.pools.run_finished(run);
+        self.held.run_finished(run);
         let Some(Finished { run, open }) = self.runs.finished(run) else { return };
         self.graphs.run_finished(&run.workflow, run.version);
         for (task, holder) in open {

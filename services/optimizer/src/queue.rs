@@ -87,6 +87,11 @@ impl Queue {
         }
     }
 
+    /// Puts a task back as it was.
+    pub(crate) fn put_back(&mut self, task: TaskId, queued: Queued) {
+        self.tasks.insert(task, queued);
+    }
+
     pub(crate) fn remove(&mut self, task: &TaskId) -> Option<Queued> {
         let queued = self.tasks.remove(task)?;
         self.priorities.take(queued.priority);

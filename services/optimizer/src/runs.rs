@@ -186,6 +186,12 @@ impl Runs {
         Some(Finished { open: ended.open.iter().map(task).collect(), run: ended })
     }
 
+    /// The tasks of a run that are open.
+    pub(crate) fn open_tasks(&self, run: RunId) -> Vec<TaskId> {
+        let open = self.runs.get(&run).into_iter().flat_map(|run| &run.open);
+        open.map(|(part, open)| part.task(run, open.attempt)).collect()
+    }
+
     /// Under whom the attempt before this one failed.
     pub(crate) fn failed_under(&self, task: &TaskId) -> Option<&AgentId> {
         self.runs.get(&task.run)?.failed_under(task)

@@ -10,8 +10,8 @@ use baton_machine::{Machine, Outgoing, Processor, Released};
 use baton_protocol::definition::Definition;
 use baton_protocol::record::{
     AgentLeft, AgentRegistered, Assigned, Cause, Commit, FORMAT, LeaseEnded, LeftReason, Outcome, Record,
-    ResourceRecord, RunFinished, RunStarted, StageEnded, StageReady, Turn as LogTurn, WorkflowRecord,
-    WorkflowRegistered,
+    ResourceRecord, RunFinished, RunPaused, RunResumed, RunStarted, StageEnded, StageReady, Turn as LogTurn,
+    WorkflowRecord, WorkflowRegistered,
 };
 use baton_protocol::request::Usage;
 use baton_protocol::run::RunStatus;
@@ -107,6 +107,8 @@ fn started(n: u64) -> WorkflowRecord {
         strategy: None,
         due: None,
         budget: None,
+        metadata: Default::default(),
+        rerun: None,
     })
 }
 
@@ -146,6 +148,14 @@ fn ended(task: TaskId, lease: Option<(u64, &str)>, outcome: Outcome, duration_ms
 
 fn finished(n: u64) -> WorkflowRecord {
     WorkflowRecord::RunFinished(RunFinished { run: run(n), status: RunStatus::Succeeded, reason: None })
+}
+
+fn paused(n: u64) -> WorkflowRecord {
+    WorkflowRecord::RunPaused(RunPaused { run: run(n), reason: None })
+}
+
+fn resumed(n: u64) -> WorkflowRecord {
+    WorkflowRecord::RunResumed(RunResumed { run: run(n) })
 }
 
 fn registered(id: &str, session: &str, agent_type: &str, slots: u32, cpu: u32, priority: i32) -> ResourceRecord {

@@ -319,6 +319,9 @@ fn may_hold(state: &ResourceManager, task: &TaskId, agent: &AgentId, now: Millis
     if open.refused {
         return Err(not_ready("is not paid for: it will fail").into());
     }
+    if state.tasks.is_paused(task.run) {
+        return Err(not_ready("belongs to a run that is paused").into());
+    }
     pressure::holds_back(state, task, open, now)?;
     if !state.tasks.is_defined(task) {
         return Err(not_ready("belongs to a workflow whose definition is not in the log").into());
@@ -725,7 +728,10 @@ pub(crate) fn recall(turn: &mut Turn<'_, ResourceManager>, commit: &Commit<Workf
             | WorkflowRecord::RunStarted(_)
             | WorkflowRecord::StageReady(_)
             | WorkflowRecord::StageExpanded(_)
-            | WorkflowRecord::StageSkipped(_) => {}
+            | WorkflowRecord::StageSkipped(_)
+            | WorkflowRecord::RunPaused(_)
+            | WorkflowRecord::RunResumed(_)
+            | WorkflowRecord::RunsForgotten(_) => {}
         }
     }
     // The stages of a run end before it does, so that nothing is found here unless that ever changes.

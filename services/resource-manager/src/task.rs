@@ -1,12 +1,14 @@
 //! What the workflow-manager says, as far as it takes to lease a task and to tell an agent what to do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
 
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Priorities, Shelves};
 use baton_protocol::definition::{Definition, OnFailure, StageDefinition};
-use baton_protocol::record::{Outcome, RunStarted, StageEnded, StageExpanded, StageReady, Stamp, WorkflowRegistered};
+use baton_protocol::record::{
+    KeptStage, Outcome, RunStarted, StageEnded, StageExpanded, StageReady, Stamp, WorkflowRegistered,
+};
 use baton_protocol::request::Assignment;
 use baton_protocol::trace::{TraceContext, task_span};
 use baton_protocol::{
@@ -39,7 +41,10 @@ pub(crate) fn last_task(run: RunId) -> TaskId {
 pub(crate) struct Tasks {
     definitions: BTreeMap<WorkflowName, BTreeMap<u32, Arc<Definition>>>,
     runs: Shelves<RunId, Arc<Run>>,
-    /// The tasks that were never leased and have not ended. Follows from the runs.
+    /// Those of them that are paused: none, as a rule.
+    paused: BTreeSet<RunId>,
+    /// The tasks that were never leased and have not ended, those of paused runs left out: nobody may take them. Follows from
+    /// the runs.
     waiting: Priorities,
 }
 
@@ -48,18 +53,21 @@ pub(crate) struct Tasks {
 struct Kept {
     definitions: BTreeMap<WorkflowName, BTreeMap<u32, Arc<Definition>>>,
     runs: Shelves<RunId, Arc<Run>>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    paused: BTreeSet<RunId>,
 }
 
 impl From<Kept> for Tasks {
-    fn from(kept: Kept) -> Self {
-        let waiting = kept.runs.iter().flat_map(|(_, run)| run.waiting()).collect();
-        Self { definitions: kept.definitions, runs: kept.runs, waiting }
+    fn from(Kept { definitions, runs, paused }: Kept) -> Self {
+        let going_on = runs.iter().filter(|(id, _)| !paused.contains(*id));
+        let waiting = going_on.flat_map(|(_, run)| run.waiting()).collect();
+        Self { definitions, runs, paused, waiting }
     }
 }
 
 impl From<Tasks> for Kept {
-    fn from(tasks: Tasks) -> Self {
-        Self { definitions: tasks.definitions, runs: tasks.runs }
+    fn from(Tasks { definitions, runs, paused, .. }: Tasks) -> Self {
+        Self { definitions, runs, paused }
     }
 }
 
@@ -135,6 +143,11 @@ impl Run {
     }
 }
 
+/// A stage that another run has done, with what its dependents are given.
+fn kept(KeptStage { stage, result }: &KeptStage) -> (StageName, Json) {
+    (stage.clone(), result.clone().unwrap_or_default())
+}
+
 impl Tasks {
     pub(crate) fn workflow_registered(&mut self, record: &WorkflowRegistered) {
         let versions = self.definitions.entry(record.definition.name.clone()).or_default();
@@ -148,7 +161,7 @@ impl Tasks {
                 version: record.version,
                 input: record.input.clone(),
                 trace: record.trace,
-                results: BTreeMap::new(),
+                results: record.rerun.iter().flat_map(|rerun| &rerun.kept).map(kept).collect(),
                 items: BTreeMap::new(),
                 open: BTreeMap::new(),
             })
@@ -156,9 +169,10 @@ impl Tasks {
     }
 
     pub(crate) fn stage_ready(&mut self, stamp: Stamp, record: &StageReady) {
+        let paused = self.is_paused(record.task.run);
         let Some(run) = self.runs.change(&record.task.run) else { return };
         let part = record.task.part();
-        if !run.open.contains_key(&part) {
+        if !paused && !run.open.contains_key(&part) {
             self.waiting.add(record.priority);
         }
         run.open.entry(part).or_insert_with(|| {
@@ -179,6 +193,7 @@ impl Tasks {
 
     /// Ends a task; gives the lease it had. That may be one that the workflow-manager did not know of yet.
     pub(crate) fn stage_ended(&mut self, record: &StageEnded) -> Option<LeaseId> {
+        let paused = self.is_paused(record.task.run);
         let run = self.runs.change(&record.task.run)?;
         let part = record.task.part();
         if part.item.is_none()
@@ -195,7 +210,7 @@ impl Tasks {
         }
         run.open.get(&part).filter(|open| open.attempt == record.task.attempt)?;
         let open = run.open.remove(&part)?;
-        if open.lease.is_none() {
+        if !paused && open.lease.is_none() {
             self.waiting.take(open.priority);
         }
         if record.outcome == Outcome::Succeeded {
@@ -221,22 +236,46 @@ impl Tasks {
         run.items.entry(record.stage.clone()).or_insert(Items { items, results });
     }
 
+    /// Its tasks are not leased until the run goes on.
+    pub(crate) fn run_paused(&mut self, run: RunId) {
+        let Some(known) = self.runs.get(&run) else { return };
+        if !is_planted(Bug::LeasedInPause) && self.paused.insert(run) {
+            known.waiting().for_each(|priority| self.waiting.take(priority));
+        }
+    }
+
+    pub(crate) fn run_resumed(&mut self, run: RunId) {
+        if self.paused.remove(&run) {
+            self.runs
+                .get(&run)
+                .into_iter()
+                .flat_map(|run| run.waiting())
+                .for_each(|priority| self.waiting.add(priority));
+        }
+    }
+
+    pub(crate) fn is_paused(&self, run: RunId) -> bool {
+        self.paused.contains(&run)
+    }
+
     /// Ends a run; gives the leases that its tasks had.
     pub(crate) fn run_finished(&mut self, run: RunId) -> Vec<LeaseId> {
+        let paused = self.paused.remove(&run);
         let run = self.runs.remove(&run);
-        run.iter().flat_map(|run| run.waiting()).for_each(|priority| self.waiting.take(priority));
+        run.iter().filter(|_| !paused).flat_map(|run| run.waiting()).for_each(|priority| self.waiting.take(priority));
         run.iter().flat_map(|run| run.open.values()).filter_map(|open| open.lease).collect()
     }
 
     /// Notes a task's lease. False if it can not have one.
     pub(crate) fn leased(&mut self, task: &TaskId, lease: LeaseId) -> bool {
+        let paused = self.is_paused(task.run);
         let open = self.runs.change(&task.run).and_then(|run| run.open.get_mut(&task.part())).map(Arc::make_mut);
         let Some(open) =
             open.filter(|open| open.attempt == task.attempt && (open.lease.is_none() || is_planted(Bug::LeasedTwice)))
         else {
             return false;
         };
-        if open.lease.is_none() {
+        if !paused && open.lease.is_none() {
             self.waiting.take(open.priority);
         }
         open.lease = Some(lease);
@@ -253,7 +292,7 @@ impl Tasks {
         Some(open.agent_type.clone())
     }
 
-    /// How many tasks wait for an agent.
+    /// How many tasks wait for an agent and may have one.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.len()
     }

@@ -16,8 +16,8 @@ use baton_protocol::amount::covers;
 use baton_protocol::definition::Definition;
 use baton_protocol::handoff::HandedOver;
 use baton_protocol::record::{
-    AgentRegistered, AnyCommit, Assigned, Cause, Commit, FORMAT, Outcome, ResourceRecord, RunFinished, RunStarted,
-    StageEnded, StageReady, Turn as LogTurn, WorkflowRecord, WorkflowRegistered,
+    AgentRegistered, AnyCommit, Assigned, Cause, Commit, FORMAT, Outcome, ResourceRecord, RunFinished, RunPaused,
+    RunResumed, RunStarted, StageEnded, StageReady, Turn as LogTurn, WorkflowRecord, WorkflowRegistered,
 };
 use baton_protocol::request::{AssignTasks, Placement, Requests, ResourceRequest, Usage};
 use baton_protocol::run::RunStatus;
@@ -286,6 +286,8 @@ fn started(n: u64) -> WorkflowRecord {
         strategy: None,
         due: None,
         budget: None,
+        metadata: Default::default(),
+        rerun: None,
     })
 }
 
@@ -322,6 +324,14 @@ fn ended(task: TaskId, lease: Option<(u64, &str)>, outcome: Outcome) -> Workflow
 
 fn finished(n: u64) -> WorkflowRecord {
     finished_as(n, RunStatus::Succeeded)
+}
+
+fn paused(n: u64) -> WorkflowRecord {
+    WorkflowRecord::RunPaused(RunPaused { run: run(n), reason: None })
+}
+
+fn resumed(n: u64) -> WorkflowRecord {
+    WorkflowRecord::RunResumed(RunResumed { run: run(n) })
 }
 
 fn finished_as(n: u64, status: RunStatus) -> WorkflowRecord {
@@ -707,6 +717,25 @@ fn w10_what_is_cancelled_or_timed_out_is_recalled() {
 }
 
 #[test]
+fn w19_a_task_of_a_paused_run_is_leased_when_the_run_goes_on() {
+    let mut world = World::new();
+    world.register("ann", "s1", 4);
+    let tasks = [1, 2].map(|n| task(n, "research", 1));
+    world.workflow(vec![started(1), started(2), ready(tasks[0].clone(), "{}"), ready(tasks[1].clone(), "{}")]);
+    world.workflow(vec![paused(1), paused(2)]);
+    // A successor knows of it from a snapshot.
+    world.lead();
+    world.transcript.clear();
+    world.assign(&[(tasks[0].clone(), "ann")]);
+    assert!(world.transcript.contains("belongs to a run that is paused"), "{}", world.transcript);
+    world.workflow(vec![resumed(1), ended(tasks[1].clone(), None, Outcome::TimedOut), resumed(2)]);
+    world.transcript.clear();
+    world.assign(&[(tasks[0].clone(), "ann")]);
+    assert!(world.transcript.contains("\"granted\":1"), "{}", world.transcript);
+    assert_eq!(world.machine.machine().tasks.waiting(), 0);
+}
+
+#[test]
 fn stale_records_do_nothing_and_a_run_takes_all_with_it() {
     let mut world = World::new();
     world.register("ann", "s1", 9);
@@ -829,6 +858,7 @@ fn a_heartbeat_s_answer_is_not_larger_than_a_message() {
 struct Checker {
     agents: BTreeMap<AgentId, AgentRegistered>,
     open: BTreeSet<TaskId>,
+    paused: BTreeSet<RunId>,
     leased: BTreeSet<TaskId>,
     leases: BTreeMap<u64, Assigned>,
 }
@@ -881,11 +911,19 @@ impl Checker {
             WorkflowRecord::RunFinished(record) => {
                 self.open.retain(|task| task.run != record.run);
                 self.leases.retain(|_, lease| lease.task.run != record.run);
+                self.paused.remove(&record.run);
+            }
+            WorkflowRecord::RunPaused(record) => {
+                self.paused.insert(record.run);
+            }
+            WorkflowRecord::RunResumed(record) => {
+                self.paused.remove(&record.run);
             }
             WorkflowRecord::WorkflowRegistered(_)
             | WorkflowRecord::RunStarted(_)
             | WorkflowRecord::StageSkipped(_)
-            | WorkflowRecord::StageExpanded(_) => {}
+            | WorkflowRecord::StageExpanded(_)
+            | WorkflowRecord::RunsForgotten(_) => {}
         }
     }
 
@@ -903,6 +941,7 @@ impl Checker {
             }
             ResourceRecord::Assigned(record) => {
                 assert!(self.leased.insert(record.task.clone()), "{} is leased twice", record.task);
+                assert!(!own_order || !self.paused.contains(&record.task.run), "the run of {} is paused", record.task);
                 assert!(self.agents.contains_key(&record.agent), "{} is not there", record.agent);
                 assert!(!own_order || self.open.contains(&record.task), "{} is not open", record.task);
                 // In the log's order it may have ended meanwhile: then there is no lease.
@@ -993,6 +1032,12 @@ enum Act {
     Finish {
         run: u8,
     },
+    Pause {
+        run: u8,
+    },
+    Resume {
+        run: u8,
+    },
     /// The placements, and whether what the workflow-manager wrote is read first.
     Assign {
         placements: Vec<(u8, u8)>,
@@ -1013,6 +1058,8 @@ fn act() -> impl Strategy<Value = Act> {
         6 => (0..8u8, 0..3u8).prop_map(|(run, cpu)| Act::Ready { run, cpu }),
         4 => (0..8u8, any::<bool>(), 0..5u8).prop_map(|(run, knows, outcome)| Act::End { run, knows, outcome }),
         1 => (0..8u8).prop_map(|run| Act::Finish { run }),
+        1 => (0..8u8).prop_map(|run| Act::Pause { run }),
+        1 => (0..8u8).prop_map(|run| Act::Resume { run }),
         6 => (prop::collection::vec((0..8u8, 0..4u8), 1..6), any::<bool>()).prop_map(|(placements, reads)| Act::Assign { placements, reads }),
         3 => (0..8000u16).prop_map(Act::Wait),
         4 => Just(Act::Settle),
@@ -1069,6 +1116,11 @@ proptest! {
                         world.act_workflow(vec![finished(run.into())]);
                     }
                 }
+                Act::Pause { run } if attempts.contains_key(&run) && !over.contains(&run) => {
+                    world.act_workflow(vec![paused(run.into())]);
+                }
+                Act::Pause { .. } => {}
+                Act::Resume { run } => world.act_workflow(vec![resumed(run.into())]),
                 Act::Assign { placements, reads } => {
                     let placements = placements.into_iter().map(|(run, agent)| {
                         let attempt = attempts.get(&run).map_or(1, |(attempt, _)| (*attempt).max(1));

@@ -13,7 +13,7 @@ use baton_protocol::record::{
 use baton_protocol::request::{MAX_MESSAGE_BYTES, Usage};
 use baton_protocol::run::{RunStatus, StageStatus};
 use baton_protocol::subject::RUNS_BUCKET;
-use baton_protocol::{Json, Millis, Money, Resources, RunId, StageName};
+use baton_protocol::{Amount, AtLimit, Json, Millis, Money, Resources, RunId, StageName};
 
 use crate::flow::{self, Failure};
 use crate::run::{Move, Run};
@@ -147,14 +147,12 @@ fn stage_due(turn: &mut Turn<'_>, id: RunId, place: usize) {
         }
         StageStatus::Ready => {
             let (wanted, waited) = (&stage.agent_type, text::duration(stage.start_timeout_ms));
-            let wants = match stage.requires.is_empty() {
-                true => String::new(),
-                false => format!(", and the stage requires of it {}", stage.requires),
-            };
-            match turn.state().able(wanted) {
-                0 => format!("no agent took it within {waited}: no agent is there that can do {wanted}"),
-                able => {
-                    format!("no agent took it within {waited}: {} can do {wanted}{wants}", text::count(able, "agent"))
+            match (turn.state().able(wanted), money(run, version, stage)) {
+                (0, _) => format!("no agent took it within {waited}: no agent is there that can do {wanted}"),
+                (_, Some(money)) => format!("it waited for money for {waited}: {money}"),
+                (able, None) => {
+                    let able = text::count(able, "agent");
+                    format!("no agent took it within {waited}: {able} can do {wanted}{}", wants(run, stage))
                 }
             }
         }
@@ -166,6 +164,48 @@ fn stage_due(turn: &mut Turn<'_>, id: RunId, place: usize) {
         | StageStatus::Cancelled => return,
     };
     end(turn, id, place, Ending::unreported(Outcome::TimedOut, error, Again::Later));
+}
+
+/// What a stage asks for beside an agent that can do it.
+fn wants(run: &Run, stage: &StageDefinition) -> String {
+    let mut wants = String::new();
+    if !stage.requires.is_empty() {
+        wants.push_str(&format!(", and the stage requires of it {}", stage.requires));
+    }
+    let amounts: Vec<_> = stage.resources.iter().map(|(name, amount)| format!("{name} {amount}")).collect();
+    if !amounts.is_empty() {
+        wants.push_str(&format!(", and the stage needs {}", amounts.join(", ")));
+    }
+    if let Some(account) = run.budget.as_ref().and_then(|budget| budget.account(run.id)) {
+        wants.push_str(&format!(", and it is paid from account {account}"));
+    }
+    wants
+}
+
+/// What of its run's own limit a stage lacks, if that has not enough. What accounts have that the run's is a part of, and what
+/// agents took of it besides, is for the resource-manager to know.
+fn money(run: &Run, version: &Version, stage: &StageDefinition) -> Option<String> {
+    let budget = run.budget.as_ref()?;
+    let (limit, account) = (budget.limit?, budget.account(run.id)?);
+    let spent = Amount::new(run.cost.get()).ok()?;
+    let under_way = run.attempted().into_iter().filter(|place| run.stages[*place].status == StageStatus::Running);
+    // The stage as a whole is nobody's task where there is one for each item.
+    let tasks = under_way.filter(|place| run.fan(*place).is_none());
+    let set_aside: Amount = tasks.map(|place| expected(run.definition(version, place))).sum();
+    let left = limit - spent - set_aside;
+    let wanted = expected(stage);
+    if left >= wanted {
+        return None;
+    }
+    let wanted = if wanted == least() { "more".to_owned() } else { wanted.to_string() };
+    let currency = budget.currency.as_deref().map(|currency| format!(" {currency}")).unwrap_or_default();
+    let asked = if budget.at_limit == AtLimit::Ask { ", and nobody gave it more" } else { "" };
+    Some(format!("{wanted} is wanted of account {account}, and {left} of {limit}{currency} are left{asked}"))
+}
+
+/// What is set aside for an attempt at a stage.
+fn expected(stage: &StageDefinition) -> Amount {
+    stage.budget.filter(|amount| !amount.is_zero()).unwrap_or_else(least)
 }
 
 /// Does with a run what is to be done.
@@ -255,8 +295,7 @@ fn ready(turn: &mut Turn<'_>, id: RunId, place: usize) {
 fn resources(run: &Run, stage: &StageDefinition) -> Resources {
     let mut resources = stage.resources.clone();
     if let Some(account) = run.budget.as_ref().and_then(|budget| budget.account(run.id)) {
-        let expected = stage.budget.filter(|amount| !amount.is_zero()).unwrap_or_else(least);
-        resources.entry(account).or_insert(expected);
+        resources.entry(account).or_insert_with(|| expected(stage));
     }
     resources
 }
@@ -315,7 +354,8 @@ pub(crate) fn end(turn: &mut Turn<'_>, id: RunId, place: usize, ending: Ending) 
     };
     turn.emit(WorkflowRecord::StageEnded(record));
     telemetry::attempt_ended(turn, id, place);
-    if wait == Some(0) {
+    let paused = turn.state().live(id).is_some_and(|(run, _)| run.paused.is_some());
+    if wait == Some(0) && (!paused || is_planted(Bug::PauseIgnored)) {
         ready(turn, id, place);
     }
 }

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{ShelfSet, Shelves};
+use baton_protocol::budget::run_of;
 use baton_protocol::handoff::HandedOver;
 use baton_protocol::pressure::{PressureChanged, PressureLevel};
 use baton_protocol::record::{
-    AgentLeft, AgentRegistered, Assigned, BudgetRefused, LeaseEnded, LeftReason, RunFinished, RunStarted, StageEnded,
-    StageExpanded, StageReady, StageSkipped, Stamp,
+    AgentLeft, AgentRegistered, Assigned, BudgetRefused, LeaseEnded, LeftReason, PoolSet, RunFinished, RunStarted,
+    RunsForgotten, StageEnded, StageExpanded, StageReady, StageSkipped, Stamp,
 };
 use baton_protocol::run::{RunCounts, RunStatus};
 use baton_protocol::{AgentId, Capability, LeaseId, Millis, RunId, TaskId};
@@ -82,7 +83,7 @@ impl Timers {
         self.0.first().copied().filter(|(due, ..)| *due <= now)
     }
 
-    fn set(&mut self, run: &mut Run, stage: usize, due: Option<Millis>) {
+    pub(crate) fn set(&mut self, run: &mut Run, stage: usize, due: Option<Millis>) {
         let kept = &mut run.stages[stage].due;
         if let Some(old) = kept.take() {
             self.0.remove(&(old, run.id, Some(stage)));
@@ -186,8 +187,16 @@ impl WorkflowManager {
         let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
         let Some(place) = run.place(version, task) else { return };
         if let Some(given_up) = run.stage_ended(stamp.at, place, record, version) {
-            self.timers.set(run, place, record.retry_at);
             self.unpaid.remove(task);
+            let due = match (&mut run.paused, record.retry_at) {
+                // That wait begins when the run goes on.
+                (Some(paused), Some(at)) => {
+                    paused.left.insert(place, at.saturating_sub(stamp.at));
+                    None
+                }
+                (_, at) => at,
+            };
+            self.timers.set(run, place, due);
             for item in given_up {
                 self.timers.set(run, item, None);
             }
@@ -228,7 +237,17 @@ impl WorkflowManager {
         }
         run.finished(stamp.at, record);
         *self.counts.entry(record.status).or_default() += 1;
-        for (forgotten, key) in self.history.push(shared) {
+        let forgotten = self.history.push(shared);
+        self.forget_keys(forgotten);
+    }
+
+    pub(crate) fn runs_forgotten(&mut self, record: &RunsForgotten) {
+        let forgotten = self.history.forget(&record.runs);
+        self.forget_keys(forgotten);
+    }
+
+    fn forget_keys(&mut self, of: Vec<(RunId, Option<String>)>) {
+        for (forgotten, key) in of {
             if let Some(key) = key
                 && self.keys.get(&key) == Some(&forgotten)
             {
@@ -293,6 +312,14 @@ impl WorkflowManager {
 
     pub(crate) fn pressure_changed(&mut self, record: &PressureChanged) {
         self.pressure = (record.level > PressureLevel::None).then(|| record.clone());
+    }
+
+    /// The limit of a run is another one from now on: somebody gave it more, or shared out what there is.
+    pub(crate) fn pool_set(&mut self, record: &PoolSet) {
+        let run = run_of(&record.name).and_then(|run| self.runs.change(&run));
+        if let Some(budget) = run.and_then(|run| run.budget.as_mut()).filter(|budget| budget.limit.is_some()) {
+            budget.limit = record.pool.size.or(budget.limit);
+        }
     }
 
     fn lose(&mut self, leases: impl IntoIterator<Item = LeaseId>, why: &str) {

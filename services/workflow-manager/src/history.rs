@@ -3,20 +3,20 @@
 //! A finished run is kept as a document outside the log. What is kept here answers those who come late: agents whose
 //! report was stored but not answered, clients that repeat a start or a cancellation.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use baton_machine::Shelves;
 use baton_protocol::run::RunSummary;
 use baton_protocol::trace::TraceContext;
-use baton_protocol::{Millis, RunId};
+use baton_protocol::{Millis, RunId, StageName};
 use serde::{Deserialize, Serialize};
 
 use crate::run::Run;
 use crate::view;
 
 /// How many runs are known: they can be listed, and are not started again.
-const MAX_KNOWN: usize = 10_000;
+pub(crate) const MAX_KNOWN: usize = 10_000;
 
 /// How many of them are kept with all their stages.
 const MAX_WHOLE: usize = 256;
@@ -36,6 +36,9 @@ pub(crate) struct History {
     /// Those that are kept whole, in the order of their ends.
     whole: VecDeque<Whole>,
     bytes: usize,
+    /// The largest id of those that were forgotten for their age or number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    forgotten: Option<RunId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,6 +54,9 @@ pub(crate) struct Past {
     pub(crate) key: Option<String>,
     pub(crate) fingerprint: u64,
     pub(crate) trace: Option<TraceContext>,
+    /// The run that it repeated, and from where.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) rerun: Option<(RunId, StageName)>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     run: Option<Arc<Run>>,
 }
@@ -64,6 +70,7 @@ impl History {
             key: run.key.clone(),
             fingerprint: run.fingerprint,
             trace: run.trace,
+            rerun: run.rerun.as_ref().map(|rerun| (rerun.of, rerun.from.clone())),
             run: Some(run),
         };
         self.known.insert(id, Arc::new(past));
@@ -83,6 +90,35 @@ impl History {
             forgotten.extend(self.known.remove(&run).map(|past| (run, past.key.clone())));
         }
         forgotten
+    }
+
+    /// Drops runs, and gives their keys.
+    pub(crate) fn forget(&mut self, runs: &[RunId]) -> Vec<(RunId, Option<String>)> {
+        let gone: Vec<_> =
+            runs.iter().filter_map(|run| self.known.remove(run).map(|past| (*run, past.key.clone()))).collect();
+        let ids: BTreeSet<RunId> = gone.iter().map(|(run, _)| *run).collect();
+        // They are the oldest, as a rule.
+        self.order.retain(|run| !ids.contains(run));
+        self.whole.retain(|whole| !ids.contains(&whole.run));
+        self.bytes = self.whole.iter().map(|whole| whole.bytes).sum();
+        self.forgotten = self.forgotten.max(gone.iter().map(|(run, _)| *run).max());
+        gone
+    }
+
+    /// Whether a run of that id may have been there and been forgotten: ids grow with the time.
+    pub(crate) fn may_be_forgotten(&self, run: RunId) -> bool {
+        self.forgotten.is_some_and(|forgotten| run <= forgotten)
+    }
+
+    /// How many are known.
+    pub(crate) fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    /// The runs in the order of their ends, with the times of these.
+    pub(crate) fn oldest(&self) -> impl Iterator<Item = (RunId, Millis)> {
+        let ended = |run: &RunId| self.known.get(run).and_then(|past| past.summary.ended_at).unwrap_or(0);
+        self.order.iter().map(move |run| (*run, ended(run)))
     }
 
     pub(crate) fn past(&self, run: RunId) -> Option<&Past> {

@@ -12,6 +12,7 @@
 //! | `run.rs` | one run: its stages, its attempts, what is to be done next |
 //! | `flow.rs`, `expression.rs` | what a definition says of a stage beyond its dependencies; CEL within bounds |
 //! | `history.rs` | runs that have ended |
+//! | `pause.rs`, `rerun.rs`, `retention.rs` | runs are paused, repeated from a stage on, forgotten |
 //! | `start.rs`, `report.rs`, `advance.rs` | decisions: a run is asked for, an agent reports, everything else |
 //! | `view.rs` | runs as they are shown |
 //! | `telemetry.rs` | spans and measurements |
@@ -33,8 +34,11 @@ mod expression;
 mod flow;
 mod fold;
 mod history;
+mod pause;
 pub mod predefined;
 mod report;
+mod rerun;
+mod retention;
 mod run;
 mod start;
 mod telemetry;
@@ -60,11 +64,17 @@ type Turn<'a> = baton_machine::Turn<'a, WorkflowManager>;
 pub struct Config {
     /// How many runs may be live at a time. One more is refused, until one of them ends.
     pub max_live_runs: usize,
+    /// How many runs that have ended are listed; of more, the oldest are forgotten. At most 10,000.
+    pub keep_ended: usize,
+    /// How long a run is listed after its end; 0 for as long as there is room.
+    pub keep_ended_ms: Millis,
+    /// How long a run is known after its end even if it is one too many: whoever asks twice must find it.
+    pub known_ms: Millis,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { max_live_runs: 10_000 }
+        Self { max_live_runs: 10_000, keep_ended: history::MAX_KNOWN, keep_ended_ms: 0, known_ms: 120_000 }
     }
 }
 
@@ -92,6 +102,9 @@ impl Machine for WorkflowManager {
             WorkflowRecord::StageSkipped(record) => self.stage_skipped(record),
             WorkflowRecord::StageExpanded(record) => self.stage_expanded(stamp, record),
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record),
+            WorkflowRecord::RunPaused(record) => self.run_paused(stamp, record),
+            WorkflowRecord::RunResumed(record) => self.run_resumed(stamp, record),
+            WorkflowRecord::RunsForgotten(record) => self.runs_forgotten(record),
         }
     }
 
@@ -104,13 +117,13 @@ impl Machine for WorkflowManager {
             Foreign::Resource(ResourceRecord::HandedOver(record)) => self.handed_over(stamp, record),
             Foreign::Resource(ResourceRecord::BudgetRefused(record)) => self.budget_refused(record),
             Foreign::Resource(ResourceRecord::PressureChanged(record)) => self.pressure_changed(record),
+            Foreign::Resource(ResourceRecord::PoolSet(record)) => self.pool_set(record),
             Foreign::Resource(
                 ResourceRecord::HandoffOffered(_)
                 | ResourceRecord::HandoffEnded(_)
                 | ResourceRecord::BreakerOpened(_)
                 | ResourceRecord::BreakerHalfOpened(_)
                 | ResourceRecord::BreakerClosed(_)
-                | ResourceRecord::PoolSet(_)
                 | ResourceRecord::PoolRemoved(_)
                 | ResourceRecord::Acquired(_)
                 | ResourceRecord::Renewed(_)
@@ -140,6 +153,10 @@ impl Machine for WorkflowManager {
             WorkflowRequest::GetRun(request) => view::get(turn, request.run),
             WorkflowRequest::ListRuns(request) => answer(&view::list(turn.state(), &request)),
             WorkflowRequest::CancelRun(request) => reply(start::cancel(turn, request)),
+            WorkflowRequest::CancelRuns(request) => reply(start::cancel_many(turn, request)),
+            WorkflowRequest::PauseRun(request) => reply(pause::pause(turn, request)),
+            WorkflowRequest::ResumeRun(request) => reply(pause::resume(turn, &request)),
+            WorkflowRequest::RerunRun(request) => reply(rerun::rerun(turn, &request, context)),
             WorkflowRequest::Report(agent, request) => reply(report::report(turn, &agent, request)),
             WorkflowRequest::Reports(agent, request) => answer(&report::reports(turn, &agent, request)),
         }
@@ -156,10 +173,11 @@ impl Machine for WorkflowManager {
 
     fn tick(turn: &mut Turn<'_>) {
         advance::tick(turn);
+        retention::forget(turn);
     }
 
-    fn deadline(&self, _: &Soft, _: &Config) -> Option<Millis> {
-        self.timers.next()
+    fn deadline(&self, _: &Soft, config: &Config) -> Option<Millis> {
+        self.timers.next().into_iter().chain(retention::due(self, config)).min()
     }
 }
 

@@ -8,13 +8,14 @@ use std::ops::Range;
 use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::definition::{OnFailure, StageDefinition};
 use baton_protocol::handoff::HandedOver;
-use baton_protocol::record::{Outcome, RunFinished, RunStarted, SkipReason, StageEnded, Stamp};
-use baton_protocol::request::Usage;
-use baton_protocol::run::{RunStatus, StageStatus};
+use baton_protocol::record::{KeptStage, Outcome, Rerun, RunFinished, RunStarted, SkipReason, StageEnded, Stamp};
+use baton_protocol::request::{Strategy, Usage};
+use baton_protocol::run::{Metadata, RerunView, RunStatus, StageStatus};
 use baton_protocol::trace::{self, TraceContext};
 use baton_protocol::{AgentId, Budget, Json, LeaseId, Millis, Money, RunId, TaskId, WorkflowName};
 use serde::{Deserialize, Serialize};
 
+use crate::pause::Paused;
 use crate::text;
 use crate::workflows::Version;
 
@@ -29,6 +30,9 @@ pub(crate) struct Run {
     pub(crate) version: u32,
     pub(crate) input: Json,
     pub(crate) priority: i32,
+    /// How its tasks are placed, if its starter said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) strategy: Option<Strategy>,
     pub(crate) key: Option<String>,
     /// The trace that its starter brought.
     pub(crate) trace: Option<TraceContext>,
@@ -71,6 +75,14 @@ pub(crate) struct Run {
     pub(crate) usage: Usage,
     /// How long its attempts took together.
     pub(crate) busy_ms: Millis,
+    /// What its starter noted about it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) metadata: Metadata,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) paused: Option<Box<Paused>>,
+    /// The run that it repeats a part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) rerun: Option<Box<RerunView>>,
 }
 
 /// A stage with a task for each item.
@@ -200,6 +212,7 @@ impl Run {
             version: record.version,
             input: record.input.clone(),
             priority: record.priority,
+            strategy: record.strategy,
             key: record.key.clone(),
             trace: record.trace,
             fingerprint: fingerprint(&record.workflow, &record.input),
@@ -223,11 +236,34 @@ impl Run {
             cost: Money::ZERO,
             usage: Usage::default(),
             busy_ms: 0,
+            metadata: record.metadata.clone(),
+            paused: None,
+            rerun: None,
         };
         for place in 0..run.stages.len() {
             run.release(place, version);
         }
+        if let Some(rerun) = &record.rerun {
+            run.keep(rerun, version);
+        }
         run
+    }
+
+    /// Stages that another run has done are over.
+    fn keep(&mut self, rerun: &Rerun, version: &Version) {
+        let mut kept = 0;
+        for KeptStage { stage, result } in &rerun.kept {
+            let Some(place) = version.plan.place(stage) else { continue };
+            if self.stages[place].status != StageStatus::Pending {
+                continue;
+            }
+            self.stages[place].status = StageStatus::Succeeded;
+            self.stages[place].result.clone_from(result);
+            self.begun(place, version);
+            self.over(place, version);
+            kept += 1;
+        }
+        self.rerun = Some(Box::new(RerunView { of: rerun.of, from: rerun.from.clone(), kept }));
     }
 
     /// What is to be done now. Depends on nothing but what was folded and the time, so that a successor goes on where
@@ -257,6 +293,7 @@ impl Run {
             return Move::Finish(RunStatus::Succeeded, None);
         }
         match self.startable(version) {
+            Some(_) if self.paused.is_some() && !is_planted(Bug::PauseIgnored) => Move::Wait,
             Some(place) => Move::Begin(place),
             None if self.open.is_empty() => {
                 Move::Finish(RunStatus::Failed, Some(format!("the run can never go on: {}", self.blocked(version))))
@@ -589,6 +626,7 @@ impl Run {
         self.status = record.status;
         self.reason.clone_from(&record.reason);
         self.ended_at = Some(at);
+        self.paused = None;
         for stage in &mut self.stages {
             stage.due = None;
             if !stage.status.is_end() {
@@ -623,6 +661,11 @@ impl Run {
             let startable = if alone { &mut self.startable_alone } else { &mut self.startable };
             startable.insert(place);
         }
+    }
+
+    /// The stages that have begun and are not over.
+    pub(crate) fn begun_places(&self) -> Vec<usize> {
+        self.open.0.clone()
     }
 
     /// The stages that have an attempt under way.

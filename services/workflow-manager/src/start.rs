@@ -4,13 +4,22 @@ use baton_machine::RequestContext;
 use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::pressure::PressureChanged;
 use baton_protocol::record::{RunStarted, WorkflowRecord};
-use baton_protocol::request::{CancelRun, MAX_JSON_BYTES, MAX_KEY_BYTES, RunAccepted, StartRun};
-use baton_protocol::run::RunStatus;
+use baton_protocol::request::{
+    CancelRun, CancelRuns, MAX_JSON_BYTES, MAX_KEY_BYTES, RunAccepted, RunFilter, RunsCancelled, StartRun,
+};
+use baton_protocol::run::{Metadata, RunStatus};
 use baton_protocol::trace::TraceContext;
-use baton_protocol::{Code, Json, Millis, Rejection, RunId, WorkflowName};
+use baton_protocol::{Code, Json, Millis, Rejection, RunId, StageName, WorkflowName};
 
 use crate::run::{self, fingerprint};
-use crate::{Turn, WorkflowManager, advance, telemetry, text};
+use crate::{Turn, WorkflowManager, advance, telemetry, text, view};
+
+/// How many runs are cancelled at a time, and how many attempts may be under way in them.
+const MAX_CANCELLED: u32 = 100;
+const MAX_ATTEMPTS_CANCELLED: usize = 2000;
+
+/// How many keys the metadata of a run may have, how long they may be, and how long their values.
+const MAX_METADATA: (usize, usize, usize) = (16, 63, 255);
 
 /// When to ask again after a refusal for too many live runs: at the least, at the most, and where no run has ended yet.
 const RETRY_MS: (Millis, Millis, Millis) = (100, 5000, 1000);
@@ -24,18 +33,12 @@ pub(crate) fn start(
     context: &RequestContext,
 ) -> Result<RunAccepted, Rejection> {
     let input = input(&request.input)?;
-    if let Some(key) = &request.key {
-        check_key(key)?;
-    }
-    if let Some(run) = request.run
-        && run.as_uuid().get_version_num() != 7
-    {
-        let message = format!("run id {run} is not a UUIDv7: runs are sorted by the time in their ids");
-        return Err(Rejection::invalid(message));
-    }
-    if let Some(started) = started_before(turn.state(), &request) {
+    check_ids(request.key.as_ref(), request.run)?;
+    check_metadata(&request.metadata)?;
+    if let Some(started) = bearing(turn.state(), request.key.as_ref(), request.run) {
         return started.repeat(&request, &input);
     }
+    check_new(turn.state(), request.run)?;
     let (version, found) = turn.state().workflows.find(&request.workflow, request.version)?;
     found.plan.flows.check_input(&input).map_err(|why| {
         Rejection::invalid(format!("the input does not fit the input_schema of workflow {}: {why}", request.workflow))
@@ -51,8 +54,10 @@ pub(crate) fn start(
     };
     let trace = request.trace.or(context.trace);
     let due = request.due_ms.map(|due_ms| turn.now().saturating_add(due_ms));
-    let StartRun { workflow, priority, key, strategy, .. } = request;
-    let record = RunStarted { run, workflow, version, input, priority, key, trace, strategy, due, budget };
+    let StartRun { workflow, priority, key, strategy, metadata, .. } = request;
+    let rerun = None;
+    let record =
+        RunStarted { run, workflow, version, input, priority, key, trace, strategy, due, budget, metadata, rerun };
     turn.emit(WorkflowRecord::RunStarted(record));
     telemetry::run_started(turn, run);
     advance::advance(turn, run);
@@ -61,8 +66,19 @@ pub(crate) fn start(
     known.map(|known| known.accepted(false)).ok_or_else(|| Rejection::new(Code::Internal, "the run was not started"))
 }
 
+/// Refuses an id that a run may have had which was forgotten: the request may be an old one that comes once more.
+pub(crate) fn check_new(state: &WorkflowManager, run: Option<RunId>) -> Result<(), Rejection> {
+    match run {
+        Some(run) if state.history.may_be_forgotten(run) => {
+            let message = format!("run id {run} is older than runs that were forgotten already; use a new one");
+            Err(Rejection::invalid(message))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Refuses a new run that has to wait. A refusal leaves nothing behind.
-fn admit(turn: &mut Turn<'_>, priority: i32) -> Result<(), Rejection> {
+pub(crate) fn admit(turn: &mut Turn<'_>, priority: i32) -> Result<(), Rejection> {
     let refused = match matters_too_little(turn, priority) {
         Err(rejection) => Err(("pressure", rejection)),
         Ok(()) => is_one_too_many(turn).map_err(|rejection| ("limit", rejection)),
@@ -129,25 +145,62 @@ pub(crate) fn cancel(turn: &mut Turn<'_>, request: CancelRun) -> Result<RunAccep
     }
 }
 
+/// Cancels runs that a filter means, the oldest first: so many at a time as a turn should take.
+pub(crate) fn cancel_many(turn: &mut Turn<'_>, request: CancelRuns) -> Result<RunsCancelled, Rejection> {
+    let CancelRuns { filter, all, reason, limit } = request;
+    if filter.is_empty() && !all {
+        let message = "the filter says nothing, and so means every run: say `all` if that is meant".to_owned();
+        return Err(Rejection::invalid(message));
+    }
+    let limit = limit.unwrap_or(MAX_CANCELLED).clamp(1, MAX_CANCELLED) as usize;
+    let reason =
+        reason.map_or_else(|| "it was cancelled".to_owned(), |reason| text::cut(reason, text::MAX_REASON_BYTES));
+    let (runs, more) = meant(turn.state(), &filter, limit);
+    for run in &runs {
+        advance::finish(turn, *run, RunStatus::Cancelled, Some(reason.clone()));
+    }
+    Ok(RunsCancelled { runs, more })
+}
+
+/// Live runs that a filter means, the oldest first, and whether there are more than are given.
+fn meant(state: &WorkflowManager, filter: &RunFilter, limit: usize) -> (Vec<RunId>, bool) {
+    let mut meant = state.runs.iter().filter(|(_, run)| filter.is_meant(&view::summary(run)));
+    let (mut runs, mut attempts) = (Vec::new(), 0);
+    for (id, run) in meant.by_ref().take(limit) {
+        runs.push(*id);
+        // Each of these is a record.
+        attempts += run.attempted().len();
+        if attempts > MAX_ATTEMPTS_CANCELLED {
+            break;
+        }
+    }
+    (runs, meant.next().is_some())
+}
+
 /// What is known of a run, live or ended.
-struct Known {
-    run: RunId,
+pub(crate) struct Known {
+    pub(crate) run: RunId,
     workflow: WorkflowName,
     version: u32,
-    status: RunStatus,
+    pub(crate) status: RunStatus,
+    pub(crate) paused: bool,
+    /// The run that it repeats, and from where.
+    pub(crate) rerun: Option<(RunId, StageName)>,
     key: Option<String>,
     fingerprint: u64,
     trace: Option<TraceContext>,
 }
 
 impl Known {
-    fn of(state: &WorkflowManager, run: RunId) -> Option<Self> {
+    pub(crate) fn of(state: &WorkflowManager, run: RunId) -> Option<Self> {
         if let Some(live) = state.runs.get(&run) {
             return Some(Self {
                 run,
                 workflow: live.workflow.clone(),
                 version: live.version,
                 status: live.status,
+                paused: live.paused.is_some(),
+                rerun: live.rerun.as_ref().map(|rerun| (rerun.of, rerun.from.clone())),
                 key: live.key.clone(),
                 fingerprint: live.fingerprint,
                 trace: live.trace,
@@ -159,6 +212,8 @@ impl Known {
             workflow: past.summary.workflow.clone(),
             version: past.summary.version,
             status: past.summary.status,
+            paused: false,
+            rerun: past.rerun.clone(),
             key: past.key.clone(),
             fingerprint: past.fingerprint,
             trace: past.trace,
@@ -169,9 +224,10 @@ impl Known {
     /// latest when it first came.
     fn repeat(&self, request: &StartRun, input: &Json) -> Result<RunAccepted, Rejection> {
         let same = self.fingerprint == fingerprint(&request.workflow, input)
+            && self.rerun.is_none()
             && request.version.is_none_or(|version| version == self.version)
             // A client makes a new run id with each call; the key that it gave says that the calls are one.
-            && request.key.as_ref().map_or(request.run == Some(self.run), |key| self.key.as_ref() == Some(key));
+            && bears(self, request.key.as_ref(), request.run);
         if same {
             return Ok(self.accepted(true));
         }
@@ -183,26 +239,32 @@ impl Known {
         Err(Rejection::new(Code::KeyConflict, message))
     }
 
-    fn accepted(&self, existing: bool) -> RunAccepted {
+    pub(crate) fn accepted(&self, existing: bool) -> RunAccepted {
         RunAccepted {
             run: self.run,
             workflow: self.workflow.clone(),
             version: self.version,
             status: self.status,
             existing,
+            paused: self.paused,
             trace_id: format!("{:032x}", run::span(self.run, self.trace).trace),
         }
     }
 }
 
-/// The run that bears the request's key or id.
-fn started_before(state: &WorkflowManager, request: &StartRun) -> Option<Known> {
-    let by_key = request.key.as_ref().and_then(|key| state.keys.get(key)).copied();
-    by_key.into_iter().chain(request.run).find_map(|run| Known::of(state, run))
+/// The run that bears a key or an id.
+pub(crate) fn bearing(state: &WorkflowManager, key: Option<&String>, run: Option<RunId>) -> Option<Known> {
+    let by_key = key.and_then(|key| state.keys.get(key)).copied();
+    by_key.into_iter().chain(run).find_map(|run| Known::of(state, run))
+}
+
+/// Whether a run is the one that is meant by a key, or else by an id.
+pub(crate) fn bears(known: &Known, key: Option<&String>, run: Option<RunId>) -> bool {
+    key.map_or(run == Some(known.run), |key| known.key.as_ref() == Some(key))
 }
 
 /// A run id that was not used. The time and the number of the record make it one, unless a client chose just that id.
-fn unused(turn: &Turn<'_>) -> RunId {
+pub(crate) fn unused(turn: &Turn<'_>) -> RunId {
     let number = u128::from(turn.next_number());
     let mut ids = (0u128..).map(|round| RunId::derive(turn.now(), round << 64 | number));
     ids.find(|id| Known::of(turn.state(), *id).is_none()).expect("some id is free")
@@ -226,6 +288,41 @@ fn input(input: &Json) -> Result<Json, Rejection> {
     } else {
         Err(Rejection::invalid("the input must be a JSON object"))
     }
+}
+
+/// Checks a key and an id that a client has chosen.
+pub(crate) fn check_ids(key: Option<&String>, run: Option<RunId>) -> Result<(), Rejection> {
+    if let Some(key) = key {
+        check_key(key)?;
+    }
+    match run {
+        Some(run) if run.as_uuid().get_version_num() != 7 => {
+            let message = format!("run id {run} is not a UUIDv7: runs are sorted by the time in their ids");
+            Err(Rejection::invalid(message))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_metadata(metadata: &Metadata) -> Result<(), Rejection> {
+    let (most, key_bytes, value_bytes) = MAX_METADATA;
+    if metadata.len() > most {
+        let count = metadata.len();
+        return Err(Rejection::invalid(format!("the metadata has {count} keys; at most {most} are allowed")));
+    }
+    for (key, value) in metadata {
+        let why = if key.is_empty() || key.len() > key_bytes {
+            format!("the key {key:.80?} has {} bytes; it must have 1 to {key_bytes}", key.len())
+        } else if value.len() > value_bytes {
+            format!("the value of {key:?} has {} bytes; at most {value_bytes} are allowed", value.len())
+        } else if key.chars().chain(value.chars()).any(char::is_control) {
+            format!("{key:?} or its value has control characters")
+        } else {
+            continue;
+        };
+        return Err(Rejection::invalid(format!("the metadata is not valid: {why}")));
+    }
+    Ok(())
 }
 
 fn check_key(key: &str) -> Result<(), Rejection> {

@@ -5,14 +5,15 @@ mod each;
 mod flow;
 mod harness;
 mod large;
+mod operations;
 mod property;
 
 use baton_machine::{Effect, Machine as _};
 use baton_protocol::definition::{DefinitionError, RetryPolicy};
 use baton_protocol::pressure::{PressureCause, PressureChanged, PressureLevel};
 use baton_protocol::record::{
-    Assigned, Cause, Commit, FORMAT, LeftReason, ResourceRecord, RunFinished, RunStarted, Stamp, Turn, WorkflowRecord,
-    WorkflowRegistered,
+    Assigned, Cause, Commit, FORMAT, LeftReason, PoolSet, ResourceRecord, RunFinished, RunStarted, Stamp, Turn,
+    WorkflowRecord, WorkflowRegistered,
 };
 use baton_protocol::request::{
     GetRun, GetWorkflow, ListRuns, ListWorkflows, MAX_DEFINITION_BYTES, MAX_JSON_BYTES, RegisterWorkflow, Report,
@@ -21,7 +22,7 @@ use baton_protocol::request::{
 };
 use baton_protocol::run::{RunStatus, StageStatus};
 use baton_protocol::trace::{TraceContext, run_span, task_span};
-use baton_protocol::{Budget, Code, Definition, Json, LeaseId, Rejection, RunId, Service, WorkflowName};
+use baton_protocol::{Budget, Code, Definition, Json, LeaseId, Pool, Rejection, RunId, Service, WorkflowName};
 use expect_test::{Expect, expect};
 use harness::{START, World, failed, id, json, start, succeeded, task};
 
@@ -484,18 +485,19 @@ fn own_commit(world: &mut World, records: Vec<WorkflowRecord>) {
 
 fn run_started(run: RunId, workflow: &str) -> WorkflowRecord {
     let (workflow, input) = (name(workflow), json("{}"));
-    let (key, trace, strategy, due, budget) = (None, None, None, None, None);
     WorkflowRecord::RunStarted(RunStarted {
         run,
         workflow,
         version: 1,
         input,
         priority: 0,
-        key,
-        trace,
-        strategy,
-        due,
-        budget,
+        key: None,
+        trace: None,
+        strategy: None,
+        due: None,
+        budget: None,
+        metadata: Default::default(),
+        rerun: None,
     })
 }
 
@@ -914,6 +916,36 @@ fn w10_a_run_is_cancelled() {
     world.work(ended, "c", "ann", 10);
     assert_eq!(world.cancel(ended, None).unwrap_err().code, Code::RunEnded);
     assert_eq!(world.cancel(RunId::derive(START, 99), None).unwrap_err().code, Code::UnknownRun);
+}
+
+#[test]
+fn r8_a_stage_that_times_out_while_it_waits_for_money_says_so() {
+    let mut world = World::new();
+    let mut definition = with_attempts(workflow(&[("a", &[]), ("b", &[])]), 1);
+    definition.budget = Some(serde_json::from_str(r#"{"limit": "1", "currency": "EUR", "at_limit": "ask"}"#).unwrap());
+    for (stage, expected) in definition.stages.iter_mut().zip(["0.75", "0.5"]) {
+        stage.budget = Some(expected.parse().unwrap());
+        stage.start_timeout_ms = 5000;
+    }
+    world.register(&definition);
+    world.agent("ann", "s1", "x");
+    let reason = |world: &mut World, more: Option<&str>| {
+        let run = world.start("w");
+        world.assign(&task(run, "a", 1), "ann");
+        if let Some(size) = more {
+            let budget = world.view(run).budget.unwrap();
+            let pool = Pool { size: Some(size.parse().unwrap()), ..budget.pool().unwrap() };
+            let record = PoolSet { name: budget.account(run).unwrap(), pool };
+            world.resource("budget.approve", vec![ResourceRecord::PoolSet(record)]);
+            assert_eq!(world.view(run).budget.unwrap().limit, Some(size.parse().unwrap()));
+        }
+        world.wait(5000);
+        world.view(run).reason.unwrap().replace(&run.to_string(), "ID")
+    };
+    let said = [reason(&mut world, None), reason(&mut world, Some("2"))].join("\n");
+    expect![[r#"
+        stage b failed after 1 attempt: it waited for money for 5 s: 0.5 is wanted of account run:ID, and 0.25 of 1 EUR are left, and nobody gave it more
+        stage b failed after 1 attempt: no agent took it within 5 s: 1 agent can do x, and it is paid from account run:ID"#]].assert_eq(&said);
 }
 
 #[test]
@@ -1577,6 +1609,9 @@ fn records_of_its_own_that_fit_nothing_do_nothing() {
             WorkflowRecord::StageSkipped(record) => record.run = RunId::derive(START, 99),
             WorkflowRecord::StageExpanded(record) => record.run = RunId::derive(START, 99),
             WorkflowRecord::RunFinished(record) => record.run = RunId::derive(START, 99),
+            WorkflowRecord::RunPaused(record) => record.run = RunId::derive(START, 99),
+            WorkflowRecord::RunResumed(record) => record.run = RunId::derive(START, 99),
+            WorkflowRecord::RunsForgotten(record) => record.runs = vec![RunId::derive(START, 99)],
         }
     }
     again(&world, &elsewhere);

@@ -3,8 +3,8 @@
 use std::iter::Peekable;
 
 use baton_machine::{Reply, Shelves};
-use baton_protocol::request::{ListRuns, MAX_MESSAGE_BYTES, RunList};
-use baton_protocol::run::{AttemptView, ItemView, RunSummary, RunView, StageStatus, StageView};
+use baton_protocol::request::{ListRuns, MAX_MESSAGE_BYTES, RunFilter, RunList};
+use baton_protocol::run::{AttemptView, ItemView, PausedView, RunSummary, RunView, StageStatus, StageView};
 use baton_protocol::subject::RUNS_BUCKET;
 use baton_protocol::{Code, Json, Rejection, RunId};
 
@@ -36,10 +36,15 @@ pub(crate) fn get(turn: &mut Turn<'_>, run: RunId) -> Reply {
 /// Lists runs, the newest first.
 pub(crate) fn list(state: &WorkflowManager, request: &ListRuns) -> RunList {
     let limit = request.limit.unwrap_or(LIMIT.0).clamp(1, LIMIT.1) as usize;
-    let wanted = |summary: &RunSummary| {
-        request.workflow.as_ref().is_none_or(|workflow| *workflow == summary.workflow)
-            && request.status.is_none_or(|status| status == summary.status)
+    let filter = RunFilter {
+        workflow: request.workflow.clone(),
+        since: request.since,
+        until: request.until,
+        metadata: request.metadata.clone(),
+        paused: request.paused,
     };
+    let wanted =
+        |summary: &RunSummary| request.status.is_none_or(|status| status == summary.status) && filter.is_meant(summary);
     let live = up_to(&state.runs, request.before).rev().map(|(_, run)| summary(run));
     let ended = state.history.newest_first(request.before).cloned();
     let mut found = Merged { live: live.peekable(), ended: ended.peekable() }.filter(wanted);
@@ -84,6 +89,8 @@ pub(crate) fn summary(run: &Run) -> RunSummary {
         stages: count(run.count()),
         stages_ended: count(run.over),
         cost: run.cost,
+        metadata: run.metadata.clone(),
+        paused: run.paused.is_some(),
     }
 }
 
@@ -196,6 +203,9 @@ fn view(run: &Run, version: &Version) -> RunView {
         usage: run.usage,
         budget: run.budget.as_deref().cloned(),
         first_seq: run.first_seq,
+        metadata: run.metadata.clone(),
+        paused: run.paused.as_ref().map(|paused| PausedView { since: paused.since, reason: paused.reason.clone() }),
+        rerun: run.rerun.as_deref().cloned(),
         stages: stages.collect(),
     }
 }

@@ -10,11 +10,12 @@ use baton_protocol::message::MessageType;
 use baton_protocol::pressure::PressureView;
 use baton_protocol::request::{
     AcknowledgeAlert, Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, AlertList, ApproveBudget,
-    AskHandoff, CancelRun, CapacityPlan, DenyBudget, Done, ExplainPlacement, FindAgents, GetLearning, GetPlacement,
-    GetPressure, GetRun, GetSpending, GetWorkflow, Granted, HandoffAsked, HeldView, ImportLearning, LearningPage,
-    LeaseList, ListAgents, ListAlerts, ListLeases, ListPools, ListRuns, ListWorkflows, PlacementExplained,
-    PlacementView, PlanCapacity, PoolList, RegisterWorkflow, Release, RemovePool, Renew, RunAccepted, RunList, SetPool,
-    SetStrategy, SharePool, Spending, StartRun, Strategy, WorkflowList, WorkflowView,
+    AskHandoff, CancelRun, CancelRuns, CapacityPlan, DenyBudget, Done, ExplainPlacement, FindAgents, GetLearning,
+    GetPlacement, GetPressure, GetRun, GetSpending, GetWorkflow, Granted, HandoffAsked, HeldView, ImportLearning,
+    LearningPage, LeaseList, ListAgents, ListAlerts, ListLeases, ListPools, ListRuns, ListWorkflows, PauseRun,
+    PlacementExplained, PlacementView, PlanCapacity, PoolList, RegisterWorkflow, Release, RemovePool, Renew, RerunRun,
+    ResumeRun, RunAccepted, RunList, RunsCancelled, SetPool, SetStrategy, SharePool, Spending, StartRun, Strategy,
+    WorkflowList, WorkflowView,
 };
 use baton_protocol::run::RunView;
 use baton_protocol::{Code, Pool, Rejection, ResourceName, RunId, Service, Take, subject};
@@ -288,6 +289,31 @@ impl Client {
     pub async fn cancel_run(&self, request: &CancelRun) -> Result<RunAccepted, ClientError> {
         let headers = Headers::of(MessageType::CoordinationRequest).of_run(request.run);
         self.request(Service::WorkflowManager, "run.cancel", request, headers).await
+    }
+
+    /// Cancels live runs, the oldest first, some at a time; asked again until there are no more.
+    pub async fn cancel_runs(&self, request: &CancelRuns) -> Result<RunsCancelled, ClientError> {
+        self.manager("runs.cancel", request).await
+    }
+
+    /// Pauses a run.
+    pub async fn pause_run(&self, request: &PauseRun) -> Result<RunAccepted, ClientError> {
+        let headers = Headers::of(MessageType::CoordinationRequest).of_run(request.run);
+        self.request(Service::WorkflowManager, "run.pause", request, headers).await
+    }
+
+    /// Lets a paused run go on.
+    pub async fn resume_run(&self, run: RunId) -> Result<RunAccepted, ClientError> {
+        let headers = Headers::of(MessageType::CoordinationRequest).of_run(run);
+        self.request(Service::WorkflowManager, "run.resume", &ResumeRun { run }, headers).await
+    }
+
+    /// Starts a run that repeats another one from a stage on. A request without an id for the new run gets one here, so
+    /// that repeating it starts nothing twice.
+    pub async fn rerun_run(&self, mut request: RerunRun) -> Result<RunAccepted, ClientError> {
+        let run = *request.new_run.get_or_insert_with(|| RunId::from_uuid(Uuid::now_v7()));
+        let headers = Headers::of(MessageType::CoordinationRequest).of_run(run);
+        self.request(Service::WorkflowManager, "run.rerun", &request, headers).await
     }
 
     /// Lists the agents.

@@ -4,6 +4,7 @@
 //! - [`Client`] asks every question of [`baton_protocol::request`], and asks again while a service has no leader.
 //! - [`Client::run_events`] follows a run, complete and in order; [`Client::log`] reads the log.
 //! - [`Client::live_agents`] and its like give what a service answers whenever it is something else.
+//! - [`Client::why`] says what a stage waits for.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -29,6 +30,7 @@ mod gather;
 mod headers;
 mod live;
 mod settings;
+mod why;
 
 pub use client::{ATTEMPT, Client, DEADLINE};
 pub use connect::{ConnectError, Connection, Link, connect};

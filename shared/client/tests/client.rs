@@ -90,6 +90,7 @@ async fn a_request_is_repeated_until_the_service_answers() {
         version: 1,
         status: RunStatus::Running,
         existing: false,
+        paused: false,
         trace_id: run.as_uuid().simple().to_string(),
     };
     answer(&nats, &second, &accepted).await;
@@ -279,6 +280,9 @@ impl Writer {
                 usage: baton_protocol::request::Usage::default(),
                 budget: None,
                 first_seq,
+                metadata: Default::default(),
+                paused: None,
+                rerun: None,
                 stages: vec![],
             };
             while let Some(request) = requests.next().await {
@@ -300,6 +304,8 @@ fn started(run: RunId) -> WorkflowRecord {
         strategy: None,
         due: None,
         budget: None,
+        metadata: Default::default(),
+        rerun: None,
     })
 }
 

@@ -62,6 +62,14 @@ pub enum Bug {
     ItemsNotLimited,
     /// A stage succeeds however many of its items have failed.
     ItemFailuresIgnored,
+    /// A run that is paused goes on beginning stages.
+    PauseIgnored,
+    /// What is left of a wait when its run is paused is forgotten.
+    WaitsLostInPause,
+    /// A run that repeats another one from a stage on keeps what depends on that stage.
+    RerunKeepsTooMuch,
+    /// A task of a run that is paused is leased.
+    LeasedInPause,
     /// A lease is granted whether the agent has a free slot or not.
     SlotsNotCounted,
     /// A lease is granted whether the agent has the resources or not.
@@ -154,7 +162,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 72] = [
+    pub const ALL: [Self; 76] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -183,6 +191,10 @@ impl Bug {
         Self::ItemsOutOfOrder,
         Self::ItemsNotLimited,
         Self::ItemFailuresIgnored,
+        Self::PauseIgnored,
+        Self::WaitsLostInPause,
+        Self::RerunKeepsTooMuch,
+        Self::LeasedInPause,
         Self::SlotsNotCounted,
         Self::ResourcesNotCounted,
         Self::LeasedTwice,

@@ -117,6 +117,12 @@ pub fn is_of_run(name: &ResourceName) -> bool {
     name.as_str().starts_with("run:")
 }
 
+/// Whose account that is, if it is a run's.
+#[must_use]
+pub fn run_of(account: &ResourceName) -> Option<RunId> {
+    account.as_str().strip_prefix("run:")?.parse().ok()
+}
+
 /// The account that an agent's tasks are paid from besides, where there is such an account.
 #[must_use]
 pub fn agent_account(agent: &AgentId) -> ResourceName {

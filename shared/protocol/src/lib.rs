@@ -70,6 +70,7 @@ pub mod subject;
 mod text;
 pub mod topic;
 pub mod trace;
+pub mod why;
 
 pub use amount::{Amount, Money, Resources};
 pub use budget::{AtLimit, Budget, Measure};

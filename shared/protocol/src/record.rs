@@ -4,6 +4,8 @@
 //! is the lease) and *ended* ([`WorkflowRecord::StageEnded`]); a run two more: *started* and *finished*. Facts are not
 //! written twice.
 
+mod operations;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,7 +28,10 @@ use crate::pool::{Holder, Pool, Takes};
 use crate::pressure::PressureChanged;
 use crate::request::{Lesson, Strategy, Usage};
 use crate::requirement::Requirements;
+use crate::run::Metadata;
 use crate::trace::TraceContext;
+
+pub use operations::*;
 
 /// The version of the commit format. A service stops at a commit of a newer one: it would fold it wrongly.
 pub const FORMAT: u32 = 1;
@@ -141,6 +146,12 @@ pub enum WorkflowRecord {
     StageExpanded(StageExpanded),
     /// A run is over.
     RunFinished(RunFinished),
+    /// A run begins nothing new until it is resumed.
+    RunPaused(RunPaused),
+    /// A run that was paused goes on.
+    RunResumed(RunResumed),
+    /// Runs that ended long ago are not listed any more.
+    RunsForgotten(RunsForgotten),
 }
 
 /// See [`WorkflowRecord::WorkflowRegistered`].
@@ -181,6 +192,12 @@ pub struct RunStarted {
     /// What it may cost. If that has a limit, the run's account is there from this record on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<Budget>,
+    /// What its starter noted about it, to find it again.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: Metadata,
+    /// The run that it repeats a part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rerun: Option<Box<Rerun>>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
@@ -645,6 +662,9 @@ impl Record for WorkflowRecord {
             Self::StageSkipped(_) => "stage_skipped",
             Self::StageExpanded(_) => "stage_expanded",
             Self::RunFinished(_) => "run_finished",
+            Self::RunPaused(_) => "run_paused",
+            Self::RunResumed(_) => "run_resumed",
+            Self::RunsForgotten(_) => "runs_forgotten",
         }
     }
 
@@ -657,6 +677,9 @@ impl Record for WorkflowRecord {
             Self::StageSkipped(r) => Topic::Run(&r.run),
             Self::StageExpanded(r) => Topic::Run(&r.run),
             Self::RunFinished(r) => Topic::Run(&r.run),
+            Self::RunPaused(r) => Topic::Run(&r.run),
+            Self::RunResumed(r) => Topic::Run(&r.run),
+            Self::RunsForgotten(_) => Topic::Service(Service::WorkflowManager),
         }
     }
 
@@ -929,6 +952,8 @@ mod tests {
                 strategy: None,
                 due: None,
                 budget: None,
+                metadata: Default::default(),
+                rerun: None,
             }),
             WorkflowRecord::StageReady(StageReady {
                 task,

@@ -14,6 +14,9 @@ use crate::name::{AgentId, Capability, StageName, WorkflowName};
 use crate::record::{Outcome, SkipReason};
 use crate::request::Usage;
 
+/// What the starter of a run notes about it, to find it again: who asked, for which customer.
+pub type Metadata = BTreeMap<String, String>;
+
 /// Where a run stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -151,8 +154,38 @@ pub struct RunView {
     pub budget: Option<Budget>,
     /// A sequence in the log at or before its first record.
     pub first_seq: u64,
+    /// What its starter noted about it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: Metadata,
+    /// Since when it is paused, and why, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<PausedView>,
+    /// The run that it repeats a part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rerun: Option<RerunView>,
     /// The stages, in the order of the definition.
     pub stages: Vec<StageView>,
+}
+
+/// That a run is paused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PausedView {
+    /// Since when, in milliseconds since 1970.
+    pub since: Millis,
+    /// Why, if somebody said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// That a run repeats a part of another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RerunView {
+    /// The other run.
+    pub of: RunId,
+    /// The stage from which on everything is done anew.
+    pub from: StageName,
+    /// How many stages were kept as they are there. They have no attempts here.
+    pub kept: u32,
 }
 
 /// One stage of a [`RunView`].
@@ -255,6 +288,12 @@ pub struct RunSummary {
     pub stages_ended: u32,
     /// What it cost.
     pub cost: Money,
+    /// What its starter noted about it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: Metadata,
+    /// Whether it is paused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
 }
 
 /// Counts of runs by status.

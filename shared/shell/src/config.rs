@@ -44,11 +44,17 @@ pub struct Settings {
 pub struct WorkflowSettings {
     /// How many runs may be live at a time. Whoever wants to start one more is refused, and told when to ask again.
     pub max_live_runs: usize,
+    /// How many runs that have ended are listed and found by what is known of them; of more, the oldest are forgotten.
+    pub keep_ended: usize,
+    /// How long a run is kept after its end, listed and as a document, in milliseconds; 0 for as long as there is room.
+    pub keep_ended_ms: Millis,
+    /// How many runs that have ended are kept as documents; 0 for no limit.
+    pub keep_documents: u64,
 }
 
 impl Default for WorkflowSettings {
     fn default() -> Self {
-        Self { max_live_runs: 10_000 }
+        Self { max_live_runs: 10_000, keep_ended: 10_000, keep_ended_ms: 0, keep_documents: 0 }
     }
 }
 
@@ -354,6 +360,15 @@ impl Settings {
         if self.workflows.max_live_runs == 0 {
             return wrong("workflows.max_live_runs is 0, so that no run could start; it must be at least 1".to_owned());
         }
+        if !(1..=10_000).contains(&self.workflows.keep_ended) {
+            return wrong(format!("workflows.keep_ended is {}; it must be from 1 to 10000", self.workflows.keep_ended));
+        }
+        if (1..120_000).contains(&self.workflows.keep_ended_ms) {
+            return wrong(format!(
+                "workflows.keep_ended_ms is {}; it must be at least 120000, or 0 for no limit",
+                self.workflows.keep_ended_ms
+            ));
+        }
         if self.agents.heartbeat_ms == 0 || self.agents.lease_ms < 2 * self.agents.heartbeat_ms {
             return wrong(format!(
                 "agents.lease_ms is {}, agents.heartbeat_ms is {}: a lease must last at least two heartbeats",
@@ -523,6 +538,8 @@ mod tests {
             ("[breakers]\nmax_open_ms = 1\n", "breakers.max_open_ms is 1"),
             ("[pressure.critical]\nbelow = -1\n", "pressure.critical.below is -1"),
             ("[pressure.elevated]\nqueues = 1\n", "queues"),
+            ("[workflows]\nkeep_ended = 10001\n", "workflows.keep_ended is 10001"),
+            ("[workflows]\nkeep_ended_ms = 5000\n", "workflows.keep_ended_ms is 5000"),
             ("[log\n", "baton.toml"),
         ] {
             let error = load(text, &[]).unwrap_err().to_string();

@@ -10,10 +10,10 @@ use async_nats::jetstream::stream::{DiscardPolicy, Stream};
 use async_nats::jetstream::{Context, kv, stream};
 use baton_client::{ConnectError, Connection};
 use baton_machine::{Machine, Outgoing, Processor, ReadError, Reply, Snapshot};
-use baton_protocol::Millis;
 use baton_protocol::record::Record;
 use baton_protocol::request::Role;
 use baton_protocol::subject::{self, Shard};
+use baton_protocol::{Millis, Service};
 use futures::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -151,7 +151,8 @@ impl<M: Machine> Session<M> {
             let js = log::context(&client);
             let mut stream = log::ensure(&js, shard, &settings.log).await?;
             ensure_aside(&js, settings).await?;
-            let runs = runs_bucket(&js, settings.log.replicas).await?;
+            let leads_runs = M::Record::SERVICE == Service::WorkflowManager;
+            let runs = runs_bucket(&js, settings, leads_runs).await?;
             let log_id = stream.cached_info().created.to_string();
             if known_log.get_or_insert_with(|| log_id.clone()) != &log_id {
                 // Going on in an empty log would forget every run as if it had never been.
@@ -591,8 +592,23 @@ async fn fly(flight: &mut Option<Flight>) -> Result<u64, CommitFailure> {
 /// durability would allow no more than some hundred runs a second. The next leader keeps the last ends anew (at most 256):
 /// that is more than a killed broker loses. What is lost with the power may be missed, up to what the broker syncs in the
 /// background. In a cluster there are other copies.
-async fn runs_bucket(js: &Context, replicas: usize) -> Result<kv::Store, LogError> {
+///
+/// How long and how many are kept is the bucket's own business: old ones go without anybody asking. Whoever leads the runs
+/// sees to it that the limits are those of the settings.
+async fn runs_bucket(js: &Context, settings: &Settings, leads_runs: bool) -> Result<kv::Store, LogError> {
+    let (replicas, workflows) = (settings.log.replicas, &settings.workflows);
+    let max_age = Duration::from_millis(workflows.keep_ended_ms);
+    let most = match workflows.keep_documents {
+        0 => -1,
+        most => i64::try_from(most).unwrap_or(i64::MAX),
+    };
     if let Ok(store) = js.get_key_value(subject::RUNS_BUCKET).await {
+        let known = &store.stream.cached_info().config;
+        if leads_runs && (known.max_age, known.max_messages) != (max_age, most) {
+            let config = stream::Config { max_age, max_messages: most, discard: DiscardPolicy::Old, ..known.clone() };
+            js.update_stream(config).await.map_err(|error| other("changing how long finished runs are kept", error))?;
+            tracing::info!(?max_age, most, "finished runs are kept as long, and as many of them");
+        }
         return Ok(store);
     }
     let (name, subjects) = subject::runs_stream();
@@ -601,7 +617,9 @@ async fn runs_bucket(js: &Context, replicas: usize) -> Result<kv::Store, LogErro
         description: Some("Baton: finished runs, a document each".to_owned()),
         subjects: vec![subjects],
         max_messages_per_subject: 1,
-        discard: DiscardPolicy::New,
+        max_age,
+        max_messages: most,
+        discard: DiscardPolicy::Old,
         allow_rollup: true,
         deny_delete: true,
         allow_direct: true,

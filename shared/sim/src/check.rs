@@ -10,6 +10,7 @@ mod breakers;
 pub(crate) mod flow;
 mod handoffs;
 mod ledger;
+mod operations;
 mod pools;
 mod pressure;
 
@@ -94,6 +95,12 @@ pub(crate) struct Facts {
     alerts: Alerts,
     handoffs: Handoffs,
     pressure: Pressure,
+    /// Workflows all of whose runs somebody asked to be cancelled.
+    cancels_of: BTreeSet<WorkflowName>,
+    /// Runs that somebody asked to be paused.
+    pauses: BTreeSet<RunId>,
+    /// How many runs that have ended are known at the least; for how long any is; for how long one too many is.
+    keeps: (usize, Millis, Millis),
     /// When the calm began, in virtual microseconds.
     calm: Option<u64>,
     /// Rare things that the log shows, to be counted.
@@ -135,13 +142,22 @@ pub(crate) struct Run {
     fans: BTreeMap<usize, std::ops::Range<usize>>,
     /// A stage was cancelled: nothing but the end may follow.
     ending: bool,
+    /// When it was paused, and when it went on.
+    pauses: Vec<operations::Pause>,
+    /// Which run it repeats.
+    repeats: Option<RunId>,
+    /// It is not listed any more.
+    forgotten: bool,
     pub(crate) finished: Option<(u64, RunStatus)>,
+    ended_at: Millis,
 }
 
 #[derive(Debug, Default)]
 struct Stage {
     attempts: Vec<Attempt>,
     retry_at: Option<Millis>,
+    /// When its last attempt ended.
+    ended_at: Millis,
     over: Option<Outcome>,
     skipped: bool,
     result: Option<Json>,
@@ -292,7 +308,7 @@ impl Facts {
     /// No task waits while an agent that can do it idles.
     pub(crate) fn nobody_idles(&self, now: u64) -> Checked {
         let Some(calm) = self.calm else { return Ok(()) };
-        for (id, run) in self.runs.iter().filter(|(_, run)| run.finished.is_none()) {
+        for (id, run) in self.runs.iter().filter(|(_, run)| run.finished.is_none() && !run.is_paused()) {
             for (_, stage, definition) in run.parts() {
                 let Some(task) = stage.attempts.last().filter(|task| task.ended.is_none() && task.lease.is_none())
                 else {
@@ -307,7 +323,7 @@ impl Facts {
                 }
                 for agent in self.agents.values().filter(|agent| agent.gone.is_none()) {
                     let pools = if of_pools.is_empty() { 0 } else { self.pools.changed_on };
-                    let since = task.ready_on.max(agent.changed_on).max(pools).max(calm);
+                    let since = task.ready_on.max(agent.changed_on).max(run.resumed_on()).max(pools).max(calm);
                     if now.saturating_sub(since) > PATIENCE
                         && can(&agent.record, &task.agent_type)
                         && meets(&agent.record, &task.agent_type, &task.requires)
@@ -353,9 +369,10 @@ impl Facts {
         self.runs.iter().flat_map(of_run).collect()
     }
 
-    /// How many tasks were never leased and have not ended.
+    /// How many tasks were never leased and have not ended, and may be leased.
     fn waiting(&self) -> usize {
-        let parts = self.runs.values().filter(|run| run.finished.is_none()).flat_map(Run::parts);
+        let going_on = self.runs.values().filter(|run| run.finished.is_none() && !run.is_paused());
+        let parts = going_on.flat_map(Run::parts);
         let waits = |attempt: &Attempt| attempt.ended.is_none() && attempt.lease.is_none();
         parts.filter(|(_, stage, _)| stage.attempts.last().is_some_and(waits)).count()
     }
@@ -378,13 +395,18 @@ impl Facts {
             hold!(!late(run.started_on, definition.timeout_ms), "nothing waits for ever", "run {id} goes on");
             for (_, stage, definition) in run.parts() {
                 let Some(task) = stage.attempts.last().filter(|_| !stage.is_over()) else { continue };
+                if run.is_paused() && (task.ended.is_some() || task.lease.is_none()) {
+                    continue;
+                }
                 let name = &definition.name;
                 let in_all = stage.attempts.first().zip(definition.total_timeout_ms);
-                let too_long = in_all.is_some_and(|(first, total)| late(first.ready_on, total));
+                // What was late while the run was paused ends when it goes on.
+                let too_long =
+                    in_all.is_some_and(|(first, total)| late(first.ready_on, total) && late(run.resumed_on(), 0));
                 hold!(!too_long, "nothing waits for ever", "stage {name} of run {id} takes too long in all");
                 let (since, ms) = match (task.ended_on, task.first()) {
-                    (Some(ended), _) => (ended, definition.retry.max_ms),
-                    (None, None) => (task.ready_on, definition.start_timeout_ms),
+                    (Some(ended), _) => (ended.max(run.resumed_on()), definition.retry.max_ms),
+                    (None, None) => (task.ready_on.max(run.resumed_on()), definition.start_timeout_ms),
                     (None, Some(lease)) => (self.leases[&lease].granted_on, definition.timeout_ms),
                 };
                 hold!(

@@ -144,6 +144,16 @@ counted! {
         RunTimedOut = "an attempt takes too long",
         /// A stage was tried again after a wait.
         Retried = "a stage is tried again",
+        /// A run was paused.
+        Paused = "a run is paused",
+        /// A run that was paused goes on.
+        Resumed = "a run goes on after a pause",
+        /// A run repeats a part of another one.
+        Rerun = "a run repeats another one",
+        /// Runs were cancelled together.
+        CancelledTogether = "runs are cancelled together",
+        /// Runs that ended were forgotten.
+        Forgotten = "old runs are forgotten",
         /// A run went on without an optional stage.
         OptionalFailed = "an optional stage fails",
         /// A stage was skipped because its condition gave false.
@@ -262,9 +272,12 @@ counted! {
 }
 
 /// The kinds of records, in the order of their counters.
-pub(crate) const RECORDS: [&str; 30] = [
+pub(crate) const RECORDS: [&str; 33] = [
     "workflow_registered",
     "run_started",
+    "run_paused",
+    "run_resumed",
+    "runs_forgotten",
     "stage_ready",
     "stage_ended",
     "stage_skipped",

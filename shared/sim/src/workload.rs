@@ -26,6 +26,14 @@ pub(crate) enum Wish {
     Start { workflow: usize, own_id: bool, key: Option<u32>, placed: Placed },
     /// To cancel a run that it knows of.
     Cancel(u32),
+    /// To cancel every run of a workflow.
+    CancelAll(usize),
+    /// To pause a run that it knows of.
+    Pause(u32),
+    /// To let a run go on that it knows of.
+    Resume(u32),
+    /// To repeat a run that it knows of, from one of its stages on.
+    Rerun(u32, u32),
     /// To see a run that it knows of.
     Get(u32),
     /// To see a run that does not exist.
@@ -173,7 +181,12 @@ impl Workload {
             wishes.push((at, start));
         }
         for _ in 0..draws.below(12) {
-            let wish = match draws.below(22) {
+            let wish = match draws.below(26) {
+                22 => Wish::Pause(draws.below(4)),
+                23 => Wish::Resume(draws.below(4)),
+                24 => Wish::Rerun(draws.below(4), draws.below(5)),
+                25 if draws.chance(300) => Wish::CancelAll(draws.below(3) as usize),
+                25 => Wish::Pause(draws.below(4)),
                 0 | 8 => Wish::Get(draws.below(4)),
                 1 | 9 => Wish::List,
                 10 | 11 => Wish::Assign(draws.below(64), draws.below(4)),

@@ -286,6 +286,9 @@ pub(crate) struct World {
     story: Option<Vec<(Micros, String)>>,
 }
 
+/// How long a run is known after its end, in milliseconds.
+const KNOWN_MS: Millis = 3000;
+
 impl World {
     pub(crate) fn new(mut draws: Draws, with_story: bool) -> Self {
         let calm_at = 1_000_000 * draws.between(6, 14);
@@ -300,9 +303,11 @@ impl World {
         };
         // In some histories there is room for few runs, and the others are refused until one of them ends.
         let max_live_runs = *draws.pick(&[100, 100, 100, 2]);
+        let keep_ended = *draws.pick(&[100, 100, 100, 1]);
+        let keep_ended_ms = *draws.pick(&[0, 0, 0, 5_000]);
         let workload = Workload::draw(&mut draws, calm_at * 9 / 10);
         let configs = Configs {
-            workflow: baton_workflow_manager::Config { max_live_runs },
+            workflow: baton_workflow_manager::Config { max_live_runs, keep_ended, keep_ended_ms, known_ms: KNOWN_MS },
             resource: baton_resource_manager::Config {
                 lease_ms: 2000,
                 heartbeat_ms: 600,
@@ -328,7 +333,11 @@ impl World {
             prove_by_commit: draws.chance(250),
         };
         let resource = configs.resource.clone();
-        let mut facts = Facts::new(max_live_runs, resource.breakers, resource.alerts, resource.pressure);
+        let mut facts = Facts::new(max_live_runs, resource.breakers, resource.alerts, resource.pressure).keeping(
+            keep_ended,
+            keep_ended_ms,
+            KNOWN_MS,
+        );
         facts.memory_taken(MEMORY);
         let shadows = SERVICES.map(|service| engine(service, &configs, None).expect("a fresh one")).into();
         let mut world = Self {
@@ -702,6 +711,7 @@ impl World {
         self.facts.acquisitions_end(self.now)?;
         self.facts.unpaid_end(self.now)?;
         self.agents_know()?;
+        self.resume_all();
         let in_peace = |service: &Service| self.nodes.iter().any(|n| n.service == *service && n.leads_in_peace());
         let led = SERVICES.iter().all(in_peace);
         let wanted = self.pending.values().any(|pending| pending.until_answered);
@@ -729,6 +739,10 @@ impl World {
         self.facts.at_rest()?;
         for (id, run) in &self.facts.runs {
             let kept = self.documents.get(id).copied();
+            // Of a run that is forgotten before its end is known to everybody, nobody keeps the document again.
+            if kept.is_none() && run.is_forgotten() {
+                continue;
+            }
             if kept != run.finished.map(|(_, status)| status) {
                 let text = format!("run {id} is {:?}, and its document says {kept:?}", run.finished);
                 return Err(broken("every finished run is kept as a document", text));

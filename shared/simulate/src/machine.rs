@@ -179,6 +179,8 @@ impl Policy for Machine {
             strategy: None,
             due: None,
             budget: None,
+            metadata: Default::default(),
+            rerun: None,
         }));
     }
 

@@ -539,6 +539,8 @@ impl Baton {
                 strategy: None,
                 due: None,
                 budget: None,
+                metadata: Default::default(),
+                rerun: None,
             }));
             records.extend(chunk.iter().enumerate().map(|(stage, request)| {
                 WorkflowRecord::StageReady(StageReady {

@@ -282,7 +282,9 @@ impl Checker {
 
     fn workflow(&mut self, stamp: Stamp, record: &WorkflowRecord) {
         let run = match record {
-            WorkflowRecord::WorkflowRegistered(_) => return,
+            WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunsForgotten(_) => return,
+            WorkflowRecord::RunPaused(record) => record.run,
+            WorkflowRecord::RunResumed(record) => record.run,
             WorkflowRecord::RunStarted(record) => record.run,
             WorkflowRecord::StageReady(record) => record.task.run,
             WorkflowRecord::StageEnded(record) => record.task.run,
@@ -296,7 +298,10 @@ impl Checker {
         match record {
             WorkflowRecord::WorkflowRegistered(_)
             | WorkflowRecord::StageSkipped(_)
-            | WorkflowRecord::StageExpanded(_) => {}
+            | WorkflowRecord::StageExpanded(_)
+            | WorkflowRecord::RunsForgotten(_)
+            | WorkflowRecord::RunPaused(_)
+            | WorkflowRecord::RunResumed(_) => {}
             WorkflowRecord::RunStarted(record) => {
                 facts.starts += 1;
                 facts.at = stamp.at;

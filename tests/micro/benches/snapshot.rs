@@ -62,7 +62,7 @@ fn all(criterion: &mut Criterion) {
     let scale = Scale { work: Work::Chain, agents: 1000, slots: 512, runs: RUNS, batch: 32, cpu: 0 };
     let mut world = World::filled(scale);
     under_snapshot(&mut world);
-    let config = baton_workflow_manager::Config { max_live_runs: usize::MAX };
+    let config = baton_workflow_manager::Config { max_live_runs: usize::MAX, ..Default::default() };
     machine(criterion, &world.workflow, &config);
     machine(criterion, &world.resource, &Default::default());
     machine(criterion, &world.optimizer, &Default::default());

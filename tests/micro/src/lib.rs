@@ -190,7 +190,7 @@ impl World {
     /// If the machines refuse what they are asked.
     #[must_use]
     pub fn new(scale: Scale, keep: bool) -> Self {
-        let config = baton_workflow_manager::Config { max_live_runs: usize::MAX };
+        let config = baton_workflow_manager::Config { max_live_runs: usize::MAX, ..Default::default() };
         let json = |text: &str| Json::from_text(text.to_owned()).expect("this is JSON");
         let mut world = Self {
             workflow: Processor::new(config),

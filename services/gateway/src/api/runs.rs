@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use baton_client::{ClientError, Headers, now};
 use baton_protocol::id::mix;
 use baton_protocol::message::MessageType;
-use baton_protocol::request::{AskHandoff, CancelRun, HandoffAsked, ListRuns, RunAccepted, RunList, StartRun};
+use baton_protocol::request::{AskHandoff, CancelRun, HandoffAsked, RunAccepted, StartRun};
 use baton_protocol::run::RunView;
 use baton_protocol::trace::{Span, SpanKind, TraceContext, run_span};
 use baton_protocol::{AgentId, Millis, Part, RunId, Service, header};
@@ -20,22 +20,24 @@ use crate::extract::{self, Id, Query, media_type, read};
 use crate::problem::Problem;
 use crate::{Door, Inner};
 
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-
-pub(crate) async fn list(State(door): State<Door>, Query(asked): Query<ListRuns>) -> Result<Json<RunList>, Problem> {
-    Ok(Json(door.client.list_runs(&asked).await?))
-}
+pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 pub(crate) async fn get(State(door): State<Door>, Id(run): Id<RunId>) -> Result<Json<RunView>, Problem> {
     Ok(Json(door.client.get_run(run).await?))
 }
 
-/// What a run is cancelled with.
+/// What a run is cancelled or paused with.
 #[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Cancel {
     /// Why, for those who read the run's history.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+}
+
+impl Cancel {
+    pub(crate) fn into_reason(self) -> Option<String> {
+        self.reason
+    }
 }
 
 impl<S: Send + Sync> FromRequest<S> for Cancel {
@@ -121,7 +123,7 @@ pub(crate) async fn start(
 }
 
 /// The idempotency key, which may be said in two places.
-fn key(header: Option<String>, body: Option<String>) -> Result<Option<String>, Problem> {
+pub(crate) fn key(header: Option<String>, body: Option<String>) -> Result<Option<String>, Problem> {
     // The header is a structured field by its specification: a string in quotes. Many leave them out.
     let bare = |text: String| match text.strip_prefix('"').and_then(|text| text.strip_suffix('"')) {
         Some(inside) => inside.replace("\\\"", "\"").replace("\\\\", "\\"),

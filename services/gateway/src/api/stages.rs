@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use baton_protocol::run::{RunView, StageStatus, StageView};
+use baton_protocol::why::Why;
 use baton_protocol::{Capability, RunId, StageName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,15 @@ pub(crate) struct StageList {
     more: bool,
     /// How many stages of the run stand how, by the agents that they are for.
     counts: BTreeMap<Capability, BTreeMap<StageStatus, u64>>,
+}
+
+pub(crate) async fn why(
+    State(door): State<Door>,
+    Path((run, stage)): Path<(String, String)>,
+) -> Result<Json<Why>, Problem> {
+    let run: RunId = run.parse().map_err(|error| Problem::invalid(format!("{error}")))?;
+    let stage: StageName = stage.parse().map_err(|error| Problem::invalid(format!("{error}")))?;
+    Ok(Json(door.client.why(run, &stage).await?))
 }
 
 pub(crate) async fn list(

@@ -15,8 +15,8 @@ use baton_protocol::pressure::{PressureCause, PressureLevel, PressureView};
 use baton_protocol::record::{Cause, FORMAT, RunFinished, RunStarted, StageReady, Turn};
 use baton_protocol::request::{
     AgentList, AgentsFound, AlertList, Done, ExplainPlacement, Figures, LearningPage, LeaseList, PlacementExplained,
-    PlacementView, PoolList, Role, RunAccepted, RunList, Spending, Spent, StartRun, Strategy, Usage, WorkflowList,
-    WorkflowSummary, WorkflowView,
+    PlacementView, PoolList, Role, RunAccepted, RunList, RunsCancelled, Spending, Spent, StartRun, Strategy, Usage,
+    WorkflowList, WorkflowSummary, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
 use baton_protocol::subject::{self, Shard};
@@ -389,6 +389,16 @@ impl Script {
             }
             "run.cancel" if body["reason"] == "too late" => no(Code::RunEnded, "the run has already ended"),
             "run.cancel" => is(&accepted(serde_json::from_value(body["run"].clone()).unwrap(), RunStatus::Cancelled)),
+            "runs.cancel" => is(&RunsCancelled { runs: vec![], more: false }),
+            "run.pause" | "run.resume" => {
+                let run = serde_json::from_value(body["run"].clone()).unwrap();
+                is(&RunAccepted { paused: endpoint == "run.pause", ..accepted(run, RunStatus::Running) })
+            }
+            "run.rerun" if body["from"] == "absent" => no(Code::InvalidRequest, "the run has no stage absent"),
+            "run.rerun" => {
+                let existing = body["key"] == "again";
+                is(&RunAccepted { existing, ..accepted(RunId::derive(1000, 99), RunStatus::Running) })
+            }
             "agent.list" => is(&AgentList { agents: vec![] }),
             "alert.list" => is(&AlertList { alerts: vec![] }),
             "alert.acknowledge" => is(&Done {}),
@@ -491,7 +501,7 @@ fn workflow_view(version: u32) -> WorkflowView {
 
 fn accepted(run: RunId, status: RunStatus) -> RunAccepted {
     let trace_id = run.as_uuid().simple().to_string();
-    RunAccepted { run, workflow: article(), version: 3, status, existing: false, trace_id }
+    RunAccepted { run, workflow: article(), version: 3, status, existing: false, paused: false, trace_id }
 }
 
 fn view(run: RunId, status: RunStatus, first_seq: u64) -> RunView {
@@ -511,6 +521,9 @@ fn view(run: RunId, status: RunStatus, first_seq: u64) -> RunView {
         usage: Usage::default(),
         budget: None,
         first_seq,
+        metadata: BTreeMap::new(),
+        paused: None,
+        rerun: None,
         stages: vec![],
     }
 }
@@ -528,6 +541,8 @@ pub(crate) fn started(run: RunId) -> WorkflowRecord {
         strategy: None,
         due: None,
         budget: None,
+        metadata: Default::default(),
+        rerun: None,
     })
 }
 

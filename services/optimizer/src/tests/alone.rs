@@ -21,7 +21,8 @@ use baton_protocol::{Capability, Code, Json, LeaseId, Millis, Pool, PoolKind, Re
 use expect_test::{Expect, expect};
 
 use super::{
-    Log, START, agent, assigned, declined, ended, finished, left, ready, registered, run, started, task, workflow,
+    Log, START, agent, assigned, declined, ended, finished, left, paused, ready, registered, resumed, run, started,
+    task, workflow,
 };
 use crate::{Config, Optimizer};
 
@@ -960,6 +961,33 @@ fn a_refusal_holds_for_one_task_and_one_agent() {
         +0 ask lease.assign seen 11: R4/1 -> ann
         gauge baton_run_queue 2
     "#]]);
+}
+
+#[test]
+fn w19_tasks_of_a_paused_run_are_out_of_the_queue_and_come_back_in_their_place() {
+    let mut world = World::new();
+    for n in 1..=4 {
+        world.ready(n, "research", 0, 0);
+        world.wait(10);
+    }
+    world.workflow(vec![paused(1), paused(3)]);
+    assert_eq!(world.order(), "2 4");
+    world.resource(vec![registered("ann", "s", "research", 1, 0, 0)]);
+    assert_eq!(world.grant(), [(task(2, 1), "ann".to_owned())]);
+    // One that ends in the pause does not come back, nor one that was leased all the same.
+    world.workflow(vec![ended(task(3, 1), None, Outcome::TimedOut, 0), resumed(3)]);
+    assert_eq!(world.order(), "4");
+    world.workflow(vec![resumed(1)]);
+    assert_eq!(world.order(), "1 4");
+    world.end(2, "ann", Outcome::Succeeded, 10);
+    assert_eq!(world.grant(), [(task(1, 1), "ann".to_owned())]);
+    world.workflow(vec![paused(4)]);
+    world.end(1, "ann", Outcome::Succeeded, 10);
+    assert!(world.grant().is_empty());
+    world.resource(vec![assigned(task(4, 1), "ann", 0)]);
+    world.workflow(vec![resumed(4)]);
+    assert_eq!((world.order().as_str(), world.grant().len()), ("", 0));
+    world.end(4, "ann", Outcome::Succeeded, 10);
 }
 
 #[test]

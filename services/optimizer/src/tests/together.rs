@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use baton_machine::{Effect, Processor, Reply, RequestContext};
 use baton_protocol::amount::covers;
-use baton_protocol::record::{AgentRegistered, AnyCommit, Outcome, ResourceRecord, StageReady, WorkflowRecord};
+use baton_protocol::record::{
+    AgentRegistered, AnyCommit, Outcome, ResourceRecord, RunPaused, RunResumed, StageReady, WorkflowRecord,
+};
 use baton_protocol::request::{OptimizerRequest, Requests, ResourceRequest, SetStrategy, Strategy};
-use baton_protocol::{AgentId, Json, LeaseId, Millis, Resources, TaskId};
+use baton_protocol::{AgentId, Json, LeaseId, Millis, Resources, RunId, TaskId};
 use baton_resource_manager::ResourceManager;
 use proptest::prelude::*;
 use proptest::strategy::Strategy as Generator;
@@ -41,6 +43,7 @@ struct Facts {
     leased: BTreeSet<TaskId>,
     /// Tasks whose lease ended without a report.
     lost: Vec<(TaskId, LeaseId, AgentId)>,
+    paused: BTreeSet<RunId>,
     /// In the order of their leases.
     order: Vec<TaskId>,
 }
@@ -71,8 +74,16 @@ impl Facts {
             WorkflowRecord::WorkflowRegistered(_)
             | WorkflowRecord::RunStarted(_)
             | WorkflowRecord::StageSkipped(_)
-            | WorkflowRecord::StageExpanded(_) => {}
+            | WorkflowRecord::StageExpanded(_)
+            | WorkflowRecord::RunsForgotten(_) => {}
+            WorkflowRecord::RunPaused(record) => {
+                self.paused.insert(record.run);
+            }
+            WorkflowRecord::RunResumed(record) => {
+                self.paused.remove(&record.run);
+            }
             WorkflowRecord::RunFinished(record) => {
+                self.paused.remove(&record.run);
                 self.open.retain(|task, _| task.run != record.run);
                 self.leases.retain(|task, _| task.run != record.run);
             }
@@ -237,6 +248,10 @@ impl World {
     /// What the workflow-manager does about leases that ended without a report: it ends the attempt, and begins another.
     fn retry_lost(&mut self, open: &BTreeMap<TaskId, (StageReady, Millis)>) {
         for (task, lease, agent) in std::mem::take(&mut self.facts.lost) {
+            if self.facts.paused.contains(&task.run) {
+                self.facts.lost.push((task, lease, agent));
+                continue;
+            }
             let Some((ready, _)) = open.get(&task) else { continue };
             let mut next = ready.clone();
             next.task.attempt += 1;
@@ -274,10 +289,23 @@ impl World {
         self.facts.agents.values().map(|agent| (agent.agent.to_string(), agent.session.clone())).collect()
     }
 
+    /// Whatever is paused goes on.
+    fn resume_all(&mut self) {
+        let paused = self.facts.paused.iter();
+        let resumed: Vec<_> = paused.map(|run| WorkflowRecord::RunResumed(RunResumed { run: *run })).collect();
+        if !resumed.is_empty() {
+            self.workflow(resumed);
+            self.quiesce();
+        }
+    }
+
     /// No task waits where a capable agent has room.
     fn check_placed(&self) {
         for (task, (ready, _)) in self.facts.open.iter().filter(|(task, _)| !self.facts.leases.contains_key(task)) {
-            assert!(!self.facts.leased.contains(task), "{task} was given up");
+            assert!(!self.facts.leased.contains(task) || self.facts.paused.contains(&task.run), "{task} was given up");
+            if self.facts.paused.contains(&task.run) {
+                continue;
+            }
             for agent in self.facts.agents.keys() {
                 assert!(!self.facts.fits(agent, Some(ready)), "{task} waits, and {agent} has room");
             }
@@ -305,6 +333,8 @@ enum Act {
     EndLeased { nth: u8 },
     EndWaiting { nth: u8 },
     Retry,
+    Pause { nth: u8 },
+    Resume { nth: u8 },
     Strategy(Strategy),
     Optimizer,
     Manager { lost: bool },
@@ -326,6 +356,8 @@ fn act() -> impl Generator<Value = Act> {
         5 => any::<u8>().prop_map(|nth| Act::EndLeased { nth }),
         1 => any::<u8>().prop_map(|nth| Act::EndWaiting { nth }),
         2 => Just(Act::Retry),
+        2 => any::<u8>().prop_map(|nth| Act::Pause { nth }),
+        2 => any::<u8>().prop_map(|nth| Act::Resume { nth }),
         1 => prop::sample::select(&Strategy::ALL).prop_map(Act::Strategy),
         8 => Just(Act::Optimizer),
         8 => rarely().prop_map(|lost| Act::Manager { lost }),
@@ -373,6 +405,19 @@ impl World {
                 let open = self.facts.open.clone();
                 self.retry_lost(&open);
             }
+            Act::Pause { nth } => {
+                let going_on = self.facts.open.keys().filter(|task| !self.facts.paused.contains(&task.run));
+                let runs: Vec<_> = going_on.map(|task| task.run).collect();
+                if let Some(run) = runs.get(nth as usize % runs.len().max(1)) {
+                    self.workflow(vec![WorkflowRecord::RunPaused(RunPaused { run: *run, reason: None })]);
+                }
+            }
+            Act::Resume { nth } => {
+                let count = self.facts.paused.len().max(1);
+                if let Some(run) = self.facts.paused.iter().nth(nth as usize % count).copied() {
+                    self.workflow(vec![WorkflowRecord::RunResumed(RunResumed { run })]);
+                }
+            }
             Act::Strategy(strategy) => {
                 let request = OptimizerRequest::SetStrategy(SetStrategy { strategy });
                 self.optimizer.request(1, "strategy.set", request, RequestContext::default(), self.now);
@@ -415,6 +460,7 @@ proptest! {
         }
         world.quiesce();
         world.check_placed();
+        world.resume_all();
         while world.end_one(0) {
             world.quiesce();
             world.check_placed();
@@ -431,6 +477,7 @@ proptest! {
             world.act(act, &mut runs);
         }
         world.quiesce();
+        world.resume_all();
         while world.end_one(0) {
             world.quiesce();
         }

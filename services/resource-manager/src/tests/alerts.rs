@@ -126,6 +126,15 @@ fn r11_a_long_queue_raises_an_alert_that_grows_and_ends() {
     world.assign(&[(task(700, "research", 1), "ann")]);
     let kinds = world.kinds();
     assert!(kinds.len() == 1 && kinds[0].starts_with("cleared"), "{kinds:?}");
+    // One of a run that is paused waits for somebody, and not for an agent.
+    let waiting = |world: &World| world.machine.machine().tasks.waiting();
+    let others = |record: fn(u64) -> WorkflowRecord| (700..1000).map(record).collect();
+    assert_eq!(waiting(&world), 399);
+    world.workflow(others(paused));
+    assert_eq!(waiting(&world), 100);
+    world.workflow(vec![ended(task(701, "research", 1), None, Outcome::TimedOut), finished(702)]);
+    world.workflow(others(resumed));
+    assert_eq!(waiting(&world), 397);
 }
 
 #[test]

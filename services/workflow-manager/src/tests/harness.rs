@@ -142,7 +142,10 @@ impl World {
         let snapshot: WorkflowManager = serde_json::from_str(&serde_json::to_string(live).unwrap()).unwrap();
         same(&snapshot, live, "a snapshot reads back as another state");
         assert!(live.lost.is_empty(), "reacted to all that was lost");
-        assert_eq!(live.runs.is_empty(), self.processor.deadline().is_none(), "a run waits for ever");
+        // Without a live run there may be old ones to be forgotten, where settings say so.
+        if !live.runs.is_empty() || self.config == Config::default() {
+            assert_eq!(live.runs.is_empty(), self.processor.deadline().is_none(), "a run waits for ever");
+        }
     }
 
     fn append(&mut self, service: Service, payload: Vec<u8>) -> u64 {
@@ -216,6 +219,10 @@ impl World {
             WorkflowRequest::GetRun(_) => "run.get",
             WorkflowRequest::ListRuns(_) => "run.list",
             WorkflowRequest::CancelRun(_) => "run.cancel",
+            WorkflowRequest::CancelRuns(_) => "runs.cancel",
+            WorkflowRequest::PauseRun(_) => "run.pause",
+            WorkflowRequest::ResumeRun(_) => "run.resume",
+            WorkflowRequest::RerunRun(_) => "run.rerun",
             WorkflowRequest::Report(..) => "agent.report",
             WorkflowRequest::Reports(..) => "agent.reports",
         };
@@ -344,8 +351,12 @@ impl World {
                 format!("workflow_registered {} v{}", r.definition.name, r.version)
             }
             WorkflowRecord::RunStarted(r) => {
+                let rerun = r.rerun.as_ref().map(|rerun| {
+                    let kept: Vec<_> = rerun.kept.iter().map(|kept| kept.stage.as_str()).collect();
+                    format!(" again from {}, keeps {}", rerun.from, kept.join(", "))
+                });
                 self.runs.push(r.run);
-                format!("run_started {} v{}", r.workflow, r.version)
+                format!("run_started {} v{}{}", r.workflow, r.version, rerun.unwrap_or_default())
             }
             WorkflowRecord::StageReady(r) => {
                 let inputs: Vec<_> = r.inputs.iter().map(|input| input.as_str()).collect();
@@ -376,6 +387,12 @@ impl World {
                 r.reason
             )
             .replace("/1:", ":"),
+            WorkflowRecord::RunPaused(r) => format!("run_paused {:?}", r.reason.as_deref().unwrap_or_default()),
+            WorkflowRecord::RunResumed(_) => "run_resumed".to_owned(),
+            WorkflowRecord::RunsForgotten(r) => {
+                let label = |run: &RunId| format!(" r{}", 1 + self.runs.iter().position(|id| id == run).unwrap_or(0));
+                format!("runs_forgotten{}", r.runs.iter().map(label).collect::<String>())
+            }
             WorkflowRecord::RunFinished(r) => {
                 let reason = r.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
                 format!("run_finished {}{reason}", r.status)
@@ -403,8 +420,8 @@ impl World {
                 let task = r.task.as_ref().map(|task| self.name(task)).unwrap_or_default();
                 format!("budget_refused {task} of {}: {}", r.account, r.reason)
             }
-            ResourceRecord::PoolSet(_)
-            | ResourceRecord::PoolRemoved(_)
+            ResourceRecord::PoolSet(r) => format!("pool_set {}", r.name),
+            ResourceRecord::PoolRemoved(_)
             | ResourceRecord::Acquired(_)
             | ResourceRecord::Renewed(_)
             | ResourceRecord::Released(_)

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use baton_protocol::definition::{Definition, ForEach, Join, OnFailure, RetryPolicy};
 use baton_protocol::record::{AnyCommit, LeftReason, Outcome, ResourceRecord, SkipReason, Stamp, WorkflowRecord};
-use baton_protocol::request::{CancelRun, WorkflowRequest};
+use baton_protocol::request::{CancelRun, CancelRuns, PauseRun, RerunRun, ResumeRun, RunFilter, WorkflowRequest};
 use baton_protocol::run::RunStatus;
 use baton_protocol::{AgentId, Code, Json, LeaseId, Millis, Money, Part, RunId, StageDefinition, StageName, TaskId};
 use proptest::prelude::*;
@@ -29,8 +29,32 @@ struct Model {
     cancelled: BTreeSet<RunId>,
 }
 
+/// When a run was paused, and when it went on.
+#[derive(Default)]
+struct Pauses(Vec<(Millis, Option<Millis>)>);
+
+impl Pauses {
+    fn is_paused(&self) -> bool {
+        self.0.last().is_some_and(|(_, to)| to.is_none())
+    }
+
+    /// How much of a time was pause.
+    fn stood(&self, from: Millis, to: Millis) -> Millis {
+        let part = |(since, until): &(Millis, Option<Millis>)| {
+            until.map_or(to, |until| until.min(to)).saturating_sub((*since).max(from))
+        };
+        self.0.iter().map(part).sum()
+    }
+
+    /// When it last went on.
+    fn resumed(&self) -> Millis {
+        self.0.last().and_then(|(_, to)| *to).unwrap_or(0)
+    }
+}
+
 struct Run {
     started_at: Millis,
+    pauses: Pauses,
     /// Stages, and their items once they are known.
     stages: BTreeMap<Part, Stage>,
     ending: bool,
@@ -45,6 +69,8 @@ struct Stage {
     /// The attempt under way, and who has it.
     open: Option<Option<(LeaseId, Millis)>>,
     retry_at: Option<Millis>,
+    /// When its last attempt ended.
+    ended_at: Millis,
     over: Option<Outcome>,
     skipped: bool,
     result: Option<Json>,
@@ -152,6 +178,24 @@ impl Run {
 }
 
 impl Run {
+    /// What a run that repeats this one from a stage on keeps of it.
+    fn kept(&self, whole: &Definition, from: &StageName) -> Vec<(StageName, Option<Json>)> {
+        assert!(self.finished.is_some(), "only what has ended is repeated");
+        let stage = |place: usize| self.stage(&whole.stages[place].name);
+        let succeeded = |place: usize| stage(place).over == Some(Outcome::Succeeded);
+        let waits = whole.waits();
+        let mut anew: BTreeSet<usize> =
+            (0..waits.len()).filter(|place| !succeeded(*place) && !stage(*place).skipped).collect();
+        anew.extend(whole.stages.iter().position(|stage| stage.name == *from));
+        for _ in 0..waits.len() {
+            let more: Vec<_> =
+                (0..waits.len()).filter(|place| waits[*place].iter().any(|w| anew.contains(w))).collect();
+            anew.extend(more);
+        }
+        let kept = (0..waits.len()).filter(|place| succeeded(*place) && !anew.contains(place));
+        kept.map(|place| (whole.stages[place].name.clone(), stage(place).result.clone())).collect()
+    }
+
     /// A stage with items is over: all of them are, or too many have failed.
     fn joined(&mut self, stage: &StageDefinition, outcome: Outcome) {
         let too_many_failed = self.too_many_failed(stage);
@@ -211,10 +255,23 @@ impl Model {
                 }
             }
             WorkflowRecord::RunStarted(record) => {
-                let names = definition.unwrap().stages.into_iter().map(|stage| (stage.name.into(), Stage::default()));
+                let whole = definition.unwrap();
+                let names = whole.stages.iter().map(|stage| (stage.name.clone().into(), Stage::default()));
+                let mut stages: BTreeMap<Part, Stage> = names.collect();
+                if let Some(rerun) = &record.rerun {
+                    let expected = self.runs[&rerun.of].kept(&whole, &rerun.from);
+                    let kept: Vec<_> =
+                        rerun.kept.iter().map(|kept| (kept.stage.clone(), kept.result.clone())).collect();
+                    assert_eq!(kept, expected);
+                    for (name, result) in kept {
+                        let stage = Stage { over: Some(Outcome::Succeeded), result, ..Stage::default() };
+                        stages.insert(name.into(), stage);
+                    }
+                }
                 let run = Run {
                     started_at: stamp.at,
-                    stages: names.collect(),
+                    pauses: Pauses::default(),
+                    stages,
                     ending: false,
                     finished: None,
                     cost: Money::ZERO,
@@ -226,6 +283,7 @@ impl Model {
                 let whole = self.definition.clone().unwrap();
                 let run = self.runs.get_mut(&record.task.run).unwrap();
                 assert!(run.finished.is_none() && !run.ending, "nothing begins in a run that ends");
+                assert!(!run.pauses.is_paused(), "nothing begins in a run that is paused");
                 for dependency in &definition.depends_on {
                     let may_go_on = match run.stage(dependency).over {
                         Some(Outcome::Succeeded) => true,
@@ -247,7 +305,8 @@ impl Model {
                 assert!(stage.open.is_none() && !stage.is_over(), "an attempt begins when the last one is over");
                 assert_eq!(record.task.attempt, stage.attempts + 1);
                 assert!(record.task.attempt <= definition.retry.max_attempts);
-                assert!(stage.retry_at.take().is_none_or(|at| at <= stamp.at), "an attempt waits its time");
+                let stood = run.pauses.stood(stage.ended_at, stamp.at);
+                assert!(stage.retry_at.take().is_none_or(|at| at + stood <= stamp.at), "an attempt waits its time");
                 stage.attempts += 1;
                 stage.ready_at = stamp.at;
                 stage.since.get_or_insert(stamp.at);
@@ -280,18 +339,24 @@ impl Model {
                     }
                     Outcome::Lost => assert!(lost),
                     Outcome::TimedOut => {
-                        let (since, timeout) = match lease {
-                            Some((_, at)) => (at, definition.timeout_ms),
-                            None => (stage.ready_at, definition.start_timeout_ms),
+                        let due = match lease {
+                            Some((_, at)) => end.min(at + definition.timeout_ms),
+                            // The wait for an agent stands still in a pause; the time for all attempts does not, and
+                            // is looked at when the run goes on.
+                            None => {
+                                let stood = run.pauses.stood(stage.ready_at, stamp.at);
+                                let due = stage.ready_at + stood + definition.start_timeout_ms;
+                                end.min(due).max(run.pauses.resumed()).max(stage.ready_at)
+                            }
                         };
-                        assert_eq!(stamp.at, end.min(since + timeout), "it had time until then");
+                        assert_eq!(stamp.at, due, "it had time until then");
                     }
                     Outcome::Cancelled if record.task.item.is_some() && too_many_failed => {}
                     Outcome::Cancelled => run.ending = true,
                 }
                 assert!(!run.ending || record.outcome == Outcome::Cancelled);
                 stage.result.clone_from(&record.result);
-                stage.retry_at = record.retry_at;
+                (stage.retry_at, stage.ended_at) = (record.retry_at, stamp.at);
                 run.cost = run.cost + record.cost;
                 let code = record.code.clone().unwrap_or(record.outcome.to_string());
                 let hopeless = definition.retry.non_retryable.contains(&code);
@@ -314,7 +379,7 @@ impl Model {
                 let whole = definition.unwrap();
                 let stage = whole.stage(record.stage.as_str()).unwrap();
                 let run = self.runs.get_mut(&record.run).unwrap();
-                assert!(run.finished.is_none() && !run.ending);
+                assert!(run.finished.is_none() && !run.ending && !run.pauses.is_paused());
                 let waits = &whole.waits()[whole.stages.iter().position(|other| other.name == stage.name).unwrap()];
                 assert!(waits.iter().all(|other| run.stage(&whole.stages[*other].name).is_over()));
                 assert_eq!(run.should_skip(&whole, stage), Some(record.reason), "{}", stage.name);
@@ -326,7 +391,7 @@ impl Model {
                 let whole = definition.unwrap();
                 let stage = whole.stage(record.stage.as_str()).unwrap();
                 let run = self.runs.get_mut(&record.run).unwrap();
-                assert!(run.finished.is_none() && !run.ending);
+                assert!(run.finished.is_none() && !run.ending && !run.pauses.is_paused());
                 assert_eq!(run.should_skip(&whole, stage), None, "{}", stage.name);
                 run.runs_beside(&whole, stage);
                 assert_eq!(record.items.as_str(), stage.for_each.as_ref().unwrap().items.as_str());
@@ -337,6 +402,17 @@ impl Model {
                 let part = |item| Part { stage: record.stage.clone(), item: Some(item) };
                 run.stages.extend(items.into_iter().map(|item| (part(item), Stage::default())));
             }
+            WorkflowRecord::RunPaused(record) => {
+                let run = self.runs.get_mut(&record.run).unwrap();
+                assert!(run.finished.is_none() && !run.pauses.is_paused());
+                run.pauses.0.push((stamp.at, None));
+            }
+            WorkflowRecord::RunResumed(record) => {
+                let run = self.runs.get_mut(&record.run).unwrap();
+                assert!(run.finished.is_none() && run.pauses.is_paused());
+                run.pauses.0.last_mut().unwrap().1 = Some(stamp.at);
+            }
+            WorkflowRecord::RunsForgotten(_) => panic!("there are not so many"),
             WorkflowRecord::RunFinished(record) => {
                 let definition = definition.unwrap();
                 let run = self.runs.get_mut(&record.run).unwrap();
@@ -444,25 +520,31 @@ impl Model {
             let any = definition.stages.iter().any(|definition| begun(&definition));
             for (part, state) in &run.stages {
                 let stage = definition.stage(part.stage.as_str()).unwrap();
-                assert!(state.is_over() || state.retry_at.is_none_or(|at| at > now), "a wait is over");
+                let (paused, pauses) = (run.pauses.is_paused(), &run.pauses);
+                let waits = |at: Millis| paused || at + pauses.stood(state.ended_at, now) > now;
+                assert!(state.is_over() || state.retry_at.is_none_or(waits), "a wait is over");
                 match state.open {
                     Some(Some((lease, at))) => {
                         assert!(!self.lost.contains(&lease), "a lost attempt is over");
                         assert!(at + stage.timeout_ms > now);
                     }
-                    Some(None) => assert!(state.ready_at + stage.start_timeout_ms > now),
+                    Some(None) => {
+                        let stood = pauses.stood(state.ready_at, now);
+                        assert!(paused || state.ready_at + stood + stage.start_timeout_ms > now);
+                    }
                     None => {}
                 }
             }
             for (stage, waits) in definition.stages.iter().zip(&waits) {
                 let state = run.stage(&stage.name);
-                assert_eq!(run.next_item(stage), None, "an item of {} could begin", stage.name);
+                let paused = run.pauses.is_paused();
+                assert!(paused || run.next_item(stage).is_none(), "an item of {} could begin", stage.name);
                 let items_over = stage.for_each.is_some() && run.items(&stage.name).all(Stage::is_over);
                 assert!(!(items_over && state.begun()), "{} could end", stage.name);
                 let over = |other: &usize| run.stage(&definition.stages[*other].name).is_over();
                 let may_begin = state.attempts == 0 && !state.is_over() && waits.iter().all(over);
                 let room = if stage.parallel { !alone } else { !any };
-                assert!(!(may_begin && room), "{} could begin", stage.name);
+                assert!(paused || !(may_begin && room), "{} could begin", stage.name);
             }
         }
     }
@@ -504,6 +586,18 @@ enum Act {
     Cancel {
         run: usize,
     },
+    /// Cancels the two oldest that live.
+    CancelSome,
+    Pause {
+        run: usize,
+    },
+    Resume {
+        run: usize,
+    },
+    Rerun {
+        run: usize,
+        stage: usize,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -535,7 +629,11 @@ fn step() -> impl Strategy<Value = Step> {
         1 => agent.prop_map(|agent| Act::Leave { agent }),
         1 => pick.clone().prop_map(|task| Act::Decline { task }),
         2 => prop_oneof![Just(1), Just(700), Just(5000), Just(30_000)].prop_map(Act::Wait),
-        1 => pick.prop_map(|run| Act::Cancel { run }),
+        1 => pick.clone().prop_map(|run| Act::Cancel { run }),
+        1 => Just(Act::CancelSome),
+        2 => pick.clone().prop_map(|run| Act::Pause { run }),
+        2 => pick.clone().prop_map(|run| Act::Resume { run }),
+        2 => (pick.clone(), pick).prop_map(|(run, stage)| Act::Rerun { run, stage }),
     ];
     (act, prop_oneof![9 => Just(None), 1 => (0..4usize).prop_map(Some)])
 }
@@ -708,6 +806,42 @@ fn act(world: &mut World, model: &mut Model, act: Act) {
                 world.try_ask(WorkflowRequest::CancelRun(CancelRun { run, reason: None }), None);
             }
         }
+        Act::CancelSome => {
+            model.cancelled.extend(model.live().into_iter().take(2));
+            let filter = RunFilter { workflow: Some("w".parse().unwrap()), ..RunFilter::default() };
+            let request = CancelRuns { filter, all: false, reason: None, limit: Some(2) };
+            world.try_ask(WorkflowRequest::CancelRuns(request), None);
+        }
+        Act::Pause { run } => {
+            if let Some(run) = picked(&model.live(), run) {
+                world.try_ask(WorkflowRequest::PauseRun(PauseRun { run, reason: None }), None);
+            }
+        }
+        Act::Resume { run } => {
+            let paused: Vec<_> = model.live().into_iter().filter(|run| model.runs[run].pauses.is_paused()).collect();
+            if let Some(run) = picked(&paused, run) {
+                resume(world, run);
+            }
+        }
+        Act::Rerun { run, stage } => {
+            let runs: Vec<_> = model.runs.keys().copied().collect();
+            let stages: Vec<_> = model.definition.iter().flat_map(|whole| &whole.stages).collect();
+            if let (Some(run), Some(stage)) = (picked(&runs, run), picked(&stages, stage)) {
+                let from = stage.name.clone();
+                let request = RerunRun { run, from, limit: None, key: None, new_run: None };
+                let reply = world.try_ask(WorkflowRequest::RerunRun(request), None);
+                let ended = model.runs[&run].finished.is_some();
+                assert!(reply.is_none_or(|reply| reply.is_ok() == ended), "what has ended is repeated");
+            }
+        }
+    }
+}
+
+/// Lets a run go on, and does what is due then.
+fn resume(world: &mut World, run: RunId) {
+    world.try_ask(WorkflowRequest::ResumeRun(ResumeRun { run }), None);
+    if world.stores > 0 {
+        world.wait(0);
     }
 }
 
@@ -748,6 +882,9 @@ proptest! {
             }
         }
         // From here on all goes well.
+        let paused: Vec<_> = model.live().into_iter().filter(|run| model.runs[run].pauses.is_paused()).collect();
+        paused.into_iter().for_each(|run| resume(&mut world, run));
+        model.read(&world);
         for _ in 0..200 {
             let ready = model.ready();
             for task in &ready {

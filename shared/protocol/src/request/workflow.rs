@@ -1,5 +1,9 @@
 //! What may be asked of the workflow-manager.
 
+mod operations;
+
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -11,9 +15,11 @@ use crate::id::{LeaseId, Millis, RunId, Service, TaskId};
 use crate::json::Json;
 use crate::name::{AgentId, StageName, WorkflowName};
 use crate::rejection::Rejection;
-use crate::run::{RunCounts, RunStatus, RunSummary, RunView};
+use crate::run::{Metadata, RunCounts, RunStatus, RunSummary, RunView};
 use crate::subject::AgentVerb;
 use crate::trace::TraceContext;
+
+pub use operations::*;
 
 /// What may be asked of the workflow-manager.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +40,14 @@ pub enum WorkflowRequest {
     ListRuns(ListRuns),
     /// See [`CancelRun`].
     CancelRun(CancelRun),
+    /// See [`CancelRuns`].
+    CancelRuns(CancelRuns),
+    /// See [`PauseRun`].
+    PauseRun(PauseRun),
+    /// See [`ResumeRun`].
+    ResumeRun(ResumeRun),
+    /// See [`RerunRun`].
+    RerunRun(RerunRun),
     /// See [`Report`].
     Report(AgentId, Report),
     /// See [`Reports`].
@@ -62,6 +76,16 @@ impl Requests for WorkflowRequest {
         endpoint("run.get", None, "Gives a run with its stages and attempts.", schema::<GetRun>, schema::<RunView>),
         endpoint("run.list", None, "Lists runs, the newest first.", schema::<ListRuns>, schema::<RunList>),
         endpoint("run.cancel", None, "Cancels a run.", schema::<CancelRun>, schema::<RunAccepted>),
+        endpoint("runs.cancel", None, "Cancels runs, some at a time.", schema::<CancelRuns>, schema::<RunsCancelled>),
+        endpoint("run.pause", None, "Pauses a run.", schema::<PauseRun>, schema::<RunAccepted>),
+        endpoint("run.resume", None, "Lets a paused run go on.", schema::<ResumeRun>, schema::<RunAccepted>),
+        endpoint(
+            "run.rerun",
+            None,
+            "Starts a run that repeats another one from a stage on.",
+            schema::<RerunRun>,
+            schema::<RunAccepted>,
+        ),
         endpoint(
             "agent.report",
             Some(AgentVerb::Report),
@@ -88,6 +112,10 @@ impl Requests for WorkflowRequest {
             "run.get" => Self::GetRun(body(endpoint, payload)?),
             "run.list" => Self::ListRuns(body(endpoint, payload)?),
             "run.cancel" => Self::CancelRun(body(endpoint, payload)?),
+            "runs.cancel" => Self::CancelRuns(body(endpoint, payload)?),
+            "run.pause" => Self::PauseRun(body(endpoint, payload)?),
+            "run.resume" => Self::ResumeRun(body(endpoint, payload)?),
+            "run.rerun" => Self::RerunRun(body(endpoint, payload)?),
             "agent.report" => Self::Report(speaker(subject)?, body(endpoint, payload)?),
             "agent.reports" => Self::Reports(speaker(subject)?, body(endpoint, payload)?),
             _ => return Err(unknown_endpoint(endpoint)),
@@ -222,6 +250,9 @@ pub struct StartRun {
     /// What it may cost; as the definition says, unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<Budget>,
+    /// Noted about it, to find it again: at most 16 keys of 1 to 63 bytes with values of at most 255.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: Metadata,
 }
 
 impl StartRun {
@@ -239,6 +270,7 @@ impl StartRun {
             strategy: None,
             due_ms: None,
             budget: None,
+            metadata: Metadata::new(),
         }
     }
 }
@@ -257,6 +289,9 @@ pub struct RunAccepted {
     /// Whether it was there before this request.
     #[serde(default)]
     pub existing: bool,
+    /// Whether it is paused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
     /// Its trace: 32 hex digits.
     pub trace_id: String,
 }
@@ -283,6 +318,18 @@ pub struct ListRuns {
     /// Only runs older than this one: the last of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<RunId>,
+    /// Only runs that started at that time or later, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Millis>,
+    /// Only runs that started before that time, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Millis>,
+    /// Only runs with all of this in their metadata.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: Metadata,
+    /// Only paused runs, or only others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<bool>,
 }
 
 /// Some runs.

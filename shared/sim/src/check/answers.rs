@@ -19,7 +19,7 @@ use super::{Checked, Facts, broken, hold};
 use crate::request::AnyRequest;
 
 pub(super) const COMMITTED: &str = "nothing is answered, pushed or published before its commit";
-const APPLIED: &str = "what was acknowledged was applied";
+pub(super) const APPLIED: &str = "what was acknowledged was applied";
 const HEAD: &str = "a refusal was decided at the head of the log by a leader that led";
 const FENCED: &str = "a lease that was handed over is given to nobody";
 const FRESH: &str = "an answer is not older than its question";
@@ -99,6 +99,10 @@ impl Facts {
                 hold!(cancelled, APPLIED, "run {} was said to be cancelled, and is {finished:?}", request.run);
                 Ok(())
             }
+            WorkflowRequest::CancelRuns(_) => self.cancelled_together(&read(answer)?),
+            WorkflowRequest::PauseRun(request) => self.was_paused(request.run),
+            WorkflowRequest::ResumeRun(request) => self.was_resumed(request.run, &read(answer)?),
+            WorkflowRequest::RerunRun(request) => self.repeated(request, &read(answer)?),
             WorkflowRequest::Report(agent, report) => self.report_stored(agent, report),
             WorkflowRequest::Reports(agent, Reports { reports }) => {
                 let answers = read::<ReportsAnswered>(answer)?.answers;
@@ -263,10 +267,12 @@ impl Facts {
                     hold!(leased, COMMITTED, "{} was granted and is not in the log", placement.task);
                 }
                 Some(refusal) if refusal.rejection.code == Code::NotReady => {
-                    // The asker had read that it waits, and that can not be untrue while nothing has happened to it.
-                    let waits = attempt.is_some_and(|a| a.ended.is_none() && a.lease.is_none());
-                    // But for one that is to fail for want of money, or that others go before.
+                    // The asker had read that it waits, and that can not be untrue while nothing has happened to it or to
+                    // its run.
                     let run = self.runs.get(&placement.task.run);
+                    let paused = run.is_some_and(|run| !run.pauses.is_empty());
+                    let waits = attempt.is_some_and(|a| a.ended.is_none() && a.lease.is_none()) && !paused;
+                    // But for one that is to fail for want of money, or that others go before.
                     let pressed = run.is_some_and(|run| self.was_pressed(sent, run.priority));
                     let waits = waits && !self.pools.unpaid.contains_key(&placement.task) && !pressed;
                     hold!(!waits, HEAD, "{} waits, and was refused: {}", placement.task, refusal.rejection);
@@ -321,16 +327,13 @@ impl Facts {
                 });
                 lie(!replaced)
             }
-            (Code::RunEnded, AnyRequest::Workflow(WorkflowRequest::CancelRun(request))) => {
-                lie(self.runs.get(&request.run).is_none_or(|run| run.finished.is_none()))
+            (Code::RunEnded, AnyRequest::Workflow(request)) => {
+                let run = about(request);
+                lie(run.is_none_or(|run| self.runs.get(&run).is_none_or(|run| run.finished.is_none())))
             }
             (Code::UnknownRun, AnyRequest::Workflow(request)) => {
-                let run = match request {
-                    WorkflowRequest::CancelRun(request) => request.run,
-                    WorkflowRequest::GetRun(request) => request.run,
-                    _ => return lie(true),
-                };
-                lie(self.runs.get(&run).is_some_and(|run| run.started <= sent))
+                let Some(run) = about(request) else { return lie(true) };
+                lie(self.runs.get(&run).is_some_and(|run| run.started <= sent && !run.forgotten))
             }
             // It may not have read of the run yet, or have forgotten how it was placed.
             (Code::UnknownRun, AnyRequest::Optimizer(_)) => Ok(()),
@@ -343,6 +346,15 @@ impl Facts {
                 let by_key = |run: &super::Run| request.key.is_some() && run.key == request.key;
                 let used = self.runs.iter().any(|(id, run)| by_key(run) || request.run == Some(*id));
                 lie(!used)
+            }
+            (Code::KeyConflict, AnyRequest::Workflow(WorkflowRequest::RerunRun(request))) => {
+                lie(!request.new_run.is_some_and(|run| self.runs.contains_key(&run)))
+            }
+            (Code::Overloaded, AnyRequest::Workflow(WorkflowRequest::RerunRun(request))) => {
+                let live = self.runs.values().filter(|run| run.finished.is_none_or(|(at, _)| at > sent)).count();
+                let priority = self.runs.get(&request.run).map(|run| run.priority);
+                let pressed = priority.is_some_and(|priority| self.was_pressed_at_the_door(sent, priority));
+                lie((live < self.max_live_runs && !pressed) || rejection.retry_after_ms.is_none())
             }
             (Code::Overloaded, AnyRequest::Workflow(WorkflowRequest::StartRun(request))) => {
                 // One that was accepted before is answered as ever, and whoever is refused is told when to ask again.
@@ -481,6 +493,18 @@ impl Facts {
         let end = self.runs.get(&view.run).and_then(|run| run.finished).map(|(_, status)| status);
         hold!(end == Some(view.status), COMMITTED, "run {} is kept {} and is {end:?}", view.run, view.status);
         self.runs.get(&view.run).map_or(Ok(()), |run| run.shown_right(view))
+    }
+}
+
+/// Which run a request is about.
+fn about(request: &WorkflowRequest) -> Option<RunId> {
+    match request {
+        WorkflowRequest::CancelRun(request) => Some(request.run),
+        WorkflowRequest::GetRun(request) => Some(request.run),
+        WorkflowRequest::PauseRun(request) => Some(request.run),
+        WorkflowRequest::ResumeRun(request) => Some(request.run),
+        WorkflowRequest::RerunRun(request) => Some(request.run),
+        _ => None,
     }
 }
 

@@ -131,6 +131,9 @@ impl Facts {
             WorkflowRecord::StageSkipped(record) => self.stage_skipped(record),
             WorkflowRecord::StageExpanded(record) => self.stage_expanded(stamp.at, record),
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record),
+            WorkflowRecord::RunPaused(record) => self.run_paused(stamp, record),
+            WorkflowRecord::RunResumed(record) => self.run_resumed(stamp, record),
+            WorkflowRecord::RunsForgotten(record) => self.runs_forgotten(stamp, record),
         }
     }
 
@@ -182,11 +185,11 @@ impl Facts {
             return Err(super::broken(ORDER, format!("run {} is of a workflow that is not there", record.run)));
         };
         if let Some(key) = &record.key {
-            let other = self.runs.iter().find(|(_, run)| run.key.as_ref() == Some(key));
+            let other = self.runs.iter().find(|(_, run)| run.key.as_ref() == Some(key) && !run.forgotten);
             hold!(other.is_none(), "one key starts one run", "{key:?} started {:?} and {}", other, record.run);
         }
         self.may_start_now(stamp, record.run, record.priority)?;
-        let run = Run {
+        let mut run = Run {
             started: self.seq,
             started_at: stamp.at,
             started_on: self.now,
@@ -203,8 +206,15 @@ impl Facts {
             owners: Vec::new(),
             fans: std::collections::BTreeMap::new(),
             ending: false,
+            pauses: Vec::new(),
+            repeats: record.rerun.as_ref().map(|rerun| rerun.of),
+            forgotten: false,
             finished: None,
+            ended_at: 0,
         };
+        if let Some(rerun) = &record.rerun {
+            self.rerun(record, rerun, &mut run)?;
+        }
         hold!(self.runs.insert(record.run, run).is_none(), ONE_END, "run {} started twice", record.run);
         if let Some(budget) = &record.budget {
             self.pools_run_started(stamp, record.run, budget);
@@ -220,6 +230,7 @@ impl Facts {
             return Err(super::broken(ORDER, format!("{task} is ready in a run that never started")));
         };
         hold!(run.finished.is_none() && !run.ending, ONE_END, "{task} is ready in a run that is over");
+        hold!(!run.is_paused(), super::operations::PAUSED, "{task} is ready, and its run is paused");
         let Some(place) = run.place_of(task) else {
             return Err(super::broken(ORDER, format!("{task} is no stage of its workflow")));
         };
@@ -274,7 +285,9 @@ impl Facts {
         hold!(!open && !stage.is_over(), ONCE, "{task} is ready, and the attempt before is not over");
         let next = stage.attempts.len() + 1;
         hold!(task.attempt as usize == next, ONCE, "{task} is attempt {next}");
-        let retry_at = stage.retry_at.take();
+        // The wait stood still while the run was paused.
+        let stood_still = run.pauses.iter().map(|pause| pause.overlap(stage.ended_at, stamp.at)).sum::<u64>();
+        let retry_at = stage.retry_at.take().map(|at| at + stood_still);
         hold!(
             retry_at.is_none_or(|at| at <= stamp.at),
             WAITS,
@@ -330,8 +343,9 @@ impl Facts {
         let lease = attempt.lease_at(&self.leases, stamp.seen);
         hold!(record.lease == lease, UNDER_LEASE, "{task} ended under lease {:?}, not {lease:?}", record.lease);
         let known_lost = lease.is_some_and(|lease| self.leases[&lease].lost.is_some_and(|lost| lost <= stamp.seen));
+        let stood_still = run.pauses.iter().map(|pause| pause.overlap(attempt.ready_at, stamp.at)).sum::<u64>();
         let first = attempt.first().filter(|_| lease.is_some());
-        let since = first.map_or((attempt.ready_at, definition.start_timeout_ms), |lease| {
+        let since = first.map_or((attempt.ready_at + stood_still, definition.start_timeout_ms), |lease| {
             (self.leases[&lease].granted_at, definition.timeout_ms)
         });
         if attempt.lease != lease && lease.is_some() {
@@ -434,7 +448,7 @@ impl Facts {
         let (last, may_fail) = (task.attempt >= definition.retry.max_attempts, definition.may_fail());
         let stage = &mut run.stages[place];
         stage.result.clone_from(&record.result);
-        stage.retry_at = record.retry_at;
+        (stage.retry_at, stage.ended_at) = (record.retry_at, stamp.at);
         match (record.outcome, record.retry_at) {
             (Outcome::Succeeded | Outcome::Cancelled, Some(_)) => {
                 return Err(super::broken(WAITS, format!("{task} is tried again after {}", record.outcome)));
@@ -466,7 +480,7 @@ impl Facts {
             return Err(super::broken(ONE_END, format!("run {} ended and never started", record.run)));
         };
         hold!(run.finished.is_none(), ONE_END, "run {} ended twice", record.run);
-        run.finished = Some((seq, record.status));
+        (run.finished, run.ended_at) = (Some((seq, record.status)), stamp.at);
         let open = run.stages.iter().any(|stage| stage.attempts.last().is_some_and(|attempt| attempt.ended.is_none()));
         hold!(!open, ONE_END, "run {} ended with an attempt open", record.run);
         let stages = run.stages[..run.definition.stages.len()].iter();
@@ -478,7 +492,14 @@ impl Facts {
             RunStatus::Running => (Branch::RunFailed, false),
             RunStatus::Succeeded => (Branch::Succeeded, over && !failed),
             RunStatus::Failed => (Branch::RunFailed, failed),
-            RunStatus::Cancelled => (Branch::Cancelled, self.cancels.contains(&record.run)),
+            RunStatus::Cancelled => {
+                let (alone, together) = (self.cancels.contains(&record.run), self.cancels_of.contains(&run.workflow));
+                if together && !alone {
+                    self.seen.push(Branch::CancelledTogether);
+                }
+                let asked = alone || together;
+                (Branch::Cancelled, asked)
+            }
             RunStatus::TimedOut => {
                 (Branch::RunTooLong, stamp.at >= run.started_at.saturating_add(run.definition.timeout_ms))
             }
@@ -549,6 +570,7 @@ impl Facts {
         let apart = of_pool.len() == pools.len()
             && resources.iter().all(|(name, amount)| amount.is_zero() || !self.pools.has(name));
         hold!(apart, CAPACITY, "{task} holds {resources:?} of {id}'s own and {pools:?} of pools");
+        self.not_paused(task, stamp)?;
         let run = self.runs.get_mut(&task.run);
         let cost = run.as_ref().and_then(|run| run.definition.stage(task.stage.as_str())).map_or_else(least, expected);
         let place = run.as_ref().and_then(|run| run.place_of(task));

@@ -80,7 +80,8 @@ impl Facts {
             attempt.ready <= seen && attempt.lease.is_none() && attempt.ended.is_none_or(|at| at > seen)
         };
         let of_run = move |run: &Run| run.parts().flat_map(|(_, stage, _)| &stage.attempts).filter(waits).count();
-        self.runs.values().flat_map(move |run| std::iter::repeat_n(run.priority, of_run(run)))
+        let going_on = self.runs.values().filter(move |run| !run.was_paused(seen));
+        going_on.flat_map(move |run| std::iter::repeat_n(run.priority, of_run(run)))
     }
 
     fn slots(&self) -> u64 {

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 use baton_machine::Reply;
 use baton_protocol::request::{
-    AcknowledgeAlert, ApproveBudget, AskHandoff, AssignTasks, CancelRun, DenyBudget, ExplainPlacement, FindAgents,
-    GetLearning, GetPlacement, GetPressure, GetRun, GetSpending, ImportLearning, Lesson, ListAgents, ListAlerts,
-    ListPools, ListRuns, OptimizerRequest, Placement, RegisterWorkflow, RemovePool, ResourceRequest, RunAccepted,
-    SetPool, SetStrategy, ShareBy, SharePool, StartRun, Subject, WorkflowRequest, Workload,
+    AcknowledgeAlert, ApproveBudget, AskHandoff, AssignTasks, CancelRun, CancelRuns, DenyBudget, ExplainPlacement,
+    FindAgents, GetLearning, GetPlacement, GetPressure, GetRun, GetSpending, ImportLearning, Lesson, ListAgents,
+    ListAlerts, ListPools, ListRuns, OptimizerRequest, PauseRun, Placement, RegisterWorkflow, RemovePool, RerunRun,
+    ResourceRequest, ResumeRun, RunAccepted, RunFilter, SetPool, SetStrategy, ShareBy, SharePool, StartRun, Subject,
+    WorkflowRequest, Workload,
 };
 use baton_protocol::{
     Amount, AtLimit, Budget, Json, Pool, PoolKind, Requirements, Resources, RunId, Service, WorkflowName,
@@ -68,6 +69,31 @@ impl World {
                 let Some(run) = known(self, number) else { return };
                 self.facts.cancel_asked(run);
                 WorkflowRequest::CancelRun(CancelRun { run, reason: None })
+            }
+            Wish::CancelAll(workflow) => {
+                let Some(definition) = self.workload.definitions.get(workflow) else { return };
+                let filter = RunFilter { workflow: Some(definition.name.clone()), ..RunFilter::default() };
+                self.facts.cancel_all_asked(definition.name.clone());
+                WorkflowRequest::CancelRuns(CancelRuns { filter, all: false, reason: None, limit: Some(2) })
+            }
+            Wish::Pause(number) => {
+                let Some(run) = known(self, number) else { return };
+                self.facts.pause_asked(run);
+                WorkflowRequest::PauseRun(PauseRun { run, reason: None })
+            }
+            Wish::Resume(number) => {
+                let Some(run) = known(self, number) else { return };
+                WorkflowRequest::ResumeRun(ResumeRun { run })
+            }
+            Wish::Rerun(number, stage) => {
+                let Some(run) = known(self, number) else { return };
+                let Some(from) = self.facts.stage_of(run, stage as usize) else { return };
+                self.clients.starts += 1;
+                let number = u128::from(self.clients.starts);
+                let new_run = Some(RunId::derive(EPOCH + self.now / 1000, (7 << 70) | number));
+                let rerun = RerunRun { run, from, limit: None, key: None, new_run };
+                let request = AnyRequest::Workflow(WorkflowRequest::RerunRun(rerun));
+                return self.ask(Asker::Client(Wanted::Start), request, true);
             }
             Wish::Get(number) => {
                 let Some(run) = known(self, number) else { return };
@@ -244,6 +270,14 @@ impl World {
             ..StartRun::new(name, input)
         };
         self.ask(Asker::Client(Wanted::Start), AnyRequest::Workflow(WorkflowRequest::StartRun(start)), true);
+    }
+
+    /// In the calm, whatever is paused is to go on.
+    pub(super) fn resume_all(&mut self) {
+        for run in self.facts.paused() {
+            let request = AnyRequest::Workflow(WorkflowRequest::ResumeRun(ResumeRun { run }));
+            self.ask(Asker::Client(Wanted::Other), request, false);
+        }
     }
 
     /// When the calm begins, every workflow is started once more.

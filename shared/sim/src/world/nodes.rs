@@ -517,7 +517,12 @@ impl World {
                 let Some((id, asked)) = self.nodes[node].asked.remove(&token) else { return Ok(()) };
                 let run: Option<RunId> = key.parse().ok();
                 match run.and_then(|run| Some((run, *self.documents.get(&run)?))) {
-                    Some((run, status)) => self.facts.shown(run, status, asked.sent),
+                    Some((run, status)) => {
+                        self.facts.shown(run, status, asked.sent)?;
+                        // Only its status was kept here.
+                        self.pass_on(id, Ok(Json::null()));
+                        Ok(())
+                    }
                     None => self.reply(id, &asked, Err(or)),
                 }
             }
@@ -602,11 +607,15 @@ impl World {
         {
             self.coverage.branch(Branch::HeldBack);
         }
-        let reply = Rc::new(reply);
-        if let Some(passage) = self.passage() {
-            self.after(passage, Event::Answer(id, u32::MAX, Some(reply)));
-        }
+        self.pass_on(id, reply);
         Ok(())
+    }
+
+    /// An answer goes to who asked, if it is not lost.
+    fn pass_on(&mut self, id: u64, reply: Reply) {
+        if let Some(passage) = self.passage() {
+            self.after(passage, Event::Answer(id, u32::MAX, Some(Rc::new(reply))));
+        }
     }
 
     // What comes in.

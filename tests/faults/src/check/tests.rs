@@ -79,6 +79,8 @@ impl Writing {
             strategy: None,
             due: None,
             budget: None,
+            metadata: Default::default(),
+            rerun: None,
         })])
     }
 

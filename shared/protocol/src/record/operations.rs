@@ -1,0 +1,54 @@
+//! What people do with runs: pause them, repeat them, have them forgotten.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::id::RunId;
+use crate::json::Json;
+use crate::name::StageName;
+
+/// See [`WorkflowRecord::RunPaused`](super::WorkflowRecord::RunPaused).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RunPaused {
+    /// The run.
+    pub run: RunId,
+    /// Why, if somebody said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// See [`WorkflowRecord::RunResumed`](super::WorkflowRecord::RunResumed).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RunResumed {
+    /// The run.
+    pub run: RunId,
+}
+
+/// See [`WorkflowRecord::RunsForgotten`](super::WorkflowRecord::RunsForgotten).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RunsForgotten {
+    /// Those that are forgotten, in the order of their ends.
+    pub runs: Vec<RunId>,
+}
+
+/// What a run repeats of another one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Rerun {
+    /// The other run.
+    pub of: RunId,
+    /// The stage from which on everything is done anew.
+    pub from: StageName,
+    /// The stages that are not, with what came of them in the other run.
+    #[serde(default)]
+    pub kept: Vec<KeptStage>,
+}
+
+/// A stage that another run has done.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct KeptStage {
+    /// Its name.
+    pub stage: StageName,
+    /// What came of it, if anything did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Json>,
+}
