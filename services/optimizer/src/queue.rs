@@ -89,7 +89,9 @@ impl Queue {
 
     /// Puts a task back as it was.
     pub(crate) fn put_back(&mut self, task: TaskId, queued: Queued) {
-        self.tasks.insert(task, queued);
+        self.priorities.add(queued.priority);
+        let before = self.tasks.insert(task, queued);
+        before.into_iter().for_each(|before| self.priorities.take(before.priority));
     }
 
     pub(crate) fn remove(&mut self, task: &TaskId) -> Option<Queued> {

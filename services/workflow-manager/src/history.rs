@@ -94,14 +94,22 @@ impl History {
 
     /// Drops runs, and gives their keys.
     pub(crate) fn forget(&mut self, runs: &[RunId]) -> Vec<(RunId, Option<String>)> {
-        let gone: Vec<_> =
-            runs.iter().filter_map(|run| self.known.remove(run).map(|past| (*run, past.key.clone()))).collect();
+        let (mut gone, mut newest) = (Vec::new(), self.forgotten);
+        for run in runs {
+            let Some(past) = self.known.remove(run) else { continue };
+            gone.push((*run, past.key.clone()));
+            // An id by a clock that was ahead of the services' would make new runs of everybody else look old.
+            let made_at = (run.as_u128() >> 80) as Millis;
+            if made_at <= past.summary.ended_at.unwrap_or(0) {
+                newest = newest.max(Some(*run));
+            }
+        }
+        self.forgotten = newest;
         let ids: BTreeSet<RunId> = gone.iter().map(|(run, _)| *run).collect();
         // They are the oldest, as a rule.
         self.order.retain(|run| !ids.contains(run));
         self.whole.retain(|whole| !ids.contains(&whole.run));
         self.bytes = self.whole.iter().map(|whole| whole.bytes).sum();
-        self.forgotten = self.forgotten.max(gone.iter().map(|(run, _)| *run).max());
         gone
     }
 

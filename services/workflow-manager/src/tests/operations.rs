@@ -291,10 +291,12 @@ fn w19_runs_that_ended_long_ago_are_forgotten_and_live_ones_are_kept() {
     keyed.key = Some("k".to_owned());
     let first = world.ask::<RunAccepted>(WorkflowRequest::StartRun(keyed.clone())).unwrap().run;
     world.work(first, "a", "ann", 1000);
-    for _ in 0..2 {
-        let run = world.start("w");
-        world.work(run, "a", "ann", 1000);
-    }
+    let run = world.start("w");
+    world.work(run, "a", "ann", 1000);
+    // One whose starter's clock is ahead: its id says nothing of how old others are.
+    let ahead = StartRun { run: Some(RunId::derive(START + 10_000_000, 1)), ..start("w") };
+    let ahead = world.ask::<RunAccepted>(WorkflowRequest::StartRun(ahead)).unwrap().run;
+    world.work(ahead, "a", "ann", 1000);
     world.transcript();
     // One too many is known a while longer, so that whoever asks again finds it.
     assert!(world.ask::<RunAccepted>(WorkflowRequest::StartRun(keyed.clone())).unwrap().existing);
@@ -329,4 +331,6 @@ fn w19_runs_that_ended_long_ago_are_forgotten_and_live_ones_are_kept() {
     );
     assert_eq!(world.view(live).status, RunStatus::Running);
     assert_eq!(list(&mut world), 2);
+    let new = StartRun { run: Some(RunId::derive(START + 1_300_000, 1)), ..start("w") };
+    assert!(!world.ask::<RunAccepted>(WorkflowRequest::StartRun(new)).unwrap().existing);
 }

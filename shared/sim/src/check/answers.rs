@@ -357,8 +357,9 @@ impl Facts {
                 lie((live < self.max_live_runs && !pressed) || rejection.retry_after_ms.is_none())
             }
             (Code::Overloaded, AnyRequest::Workflow(WorkflowRequest::StartRun(request))) => {
-                // One that was accepted before is answered as ever, and whoever is refused is told when to ask again.
-                let known = self.runs.iter().filter(|(_, run)| run.started <= sent);
+                // One that was accepted before is answered as ever until it is forgotten, and whoever is refused is told when to
+                // ask again.
+                let known = self.runs.iter().filter(|(_, run)| run.started <= sent && !run.forgotten);
                 let known = known
                     .filter(|(id, run)| request.run == Some(**id) || (request.key.is_some() && run.key == request.key));
                 lie(known.count() > 0 || rejection.retry_after_ms.is_none())?;
