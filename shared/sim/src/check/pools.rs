@@ -38,10 +38,12 @@ pub(crate) struct Pools {
     ids: BTreeMap<(Holder, String), LeaseId>,
     over: BTreeSet<LeaseId>,
     /// What the resource-manager may not have read yet, and where in the log that is.
-    unread: VecDeque<(u64, Unread)>,
+    unread: VecDeque<(Place, Unread)>,
+    /// How many of these there were.
+    places: u64,
     /// Where in the log tasks ended, by the lease that they had, and how: also of those that held nothing of pools, which may be in
     /// other hands by then.
-    ends: BTreeMap<LeaseId, (u64, End)>,
+    ends: BTreeMap<LeaseId, (Place, End)>,
     /// What all tasks cost, and how many said so.
     paid: (u128, u64),
     /// Tasks that are to fail for want of money, and on what virtual microsecond that was said.
@@ -56,6 +58,9 @@ pub(crate) struct Pools {
     /// Virtual time of it, in microseconds.
     pub(super) changed_on: u64,
 }
+
+/// A message of the log, and the order within it.
+type Place = (u64, u64);
 
 /// What the workflow-manager said.
 #[derive(Debug, Clone)]
@@ -426,9 +431,15 @@ impl Pools {
 }
 
 impl Facts {
+    /// A place in the log that comes after all that were asked for before.
+    fn pools_place(&mut self) -> Place {
+        self.pools.places += 1;
+        (self.seq, self.pools.places)
+    }
+
     /// The resource-manager has read so far when it wrote what follows.
     pub(super) fn pools_read(&mut self, seen: u64) {
-        while let Some((_, unread)) = self.pools.unread.pop_front_if(|(seq, _)| *seq <= seen) {
+        while let Some((_, unread)) = self.pools.unread.pop_front_if(|((seq, _), _)| *seq <= seen) {
             // A list that was made before may reach who asked after.
             if !matches!(unread, Unread::Settled(_)) {
                 self.pools.changed = self.seq;
@@ -467,7 +478,8 @@ impl Facts {
     /// A run with a budget began here in the log.
     pub(super) fn pools_run_started(&mut self, stamp: Stamp, run: RunId, budget: &Budget) {
         if budget.limit.is_some() {
-            self.pools.unread.push_back((self.seq, Unread::Started(run, budget.clone(), stamp.at)));
+            let place = self.pools_place();
+            self.pools.unread.push_back((place, Unread::Started(run, budget.clone(), stamp.at)));
             self.pools_changed();
         }
     }
@@ -475,9 +487,10 @@ impl Facts {
     /// A run is over here in the log.
     pub(super) fn pools_run_finished(&mut self, run: RunId) {
         let account = run_account(run);
-        let started = |(_, unread): &(u64, Unread)| matches!(unread, Unread::Started(id, ..) if *id == run);
+        let started = |(_, unread): &(Place, Unread)| matches!(unread, Unread::Started(id, ..) if *id == run);
         if self.pools.has(&account) || self.pools.unread.iter().any(started) {
-            self.pools.unread.push_back((self.seq, Unread::Finished(run)));
+            let place = self.pools_place();
+            self.pools.unread.push_back((place, Unread::Finished(run)));
         }
     }
 
@@ -485,19 +498,21 @@ impl Facts {
     pub(super) fn pools_task_ended(&mut self, lease: LeaseId, outcome: Outcome, cost: Money) {
         let reported = matches!(outcome, Outcome::Succeeded | Outcome::Failed);
         let end = End { succeeded: outcome == Outcome::Succeeded, cost: reported.then_some(cost) };
-        self.pools.ends.insert(lease, (self.seq, end));
+        let place = self.pools_place();
+        self.pools.ends.insert(lease, (place, end));
         let concerns = |held: &Held| held.under == Some(lease);
         if self.pools.held.contains_key(&lease) || self.pools.held.values().any(concerns) {
-            self.pools.unread.push_back((self.seq, Unread::Ended(lease, end)));
+            self.pools.unread.push_back((place, Unread::Ended(lease, end)));
             self.pools_changed();
         }
     }
 
     /// A task was leased that had ended there in the log.
     pub(super) fn pools_ended_before(&mut self, ended: u64, lease: LeaseId) {
-        // In the order of the log: what is read is taken from the front.
-        let at = self.pools.unread.partition_point(|(seq, _)| *seq <= ended);
-        self.pools.unread.insert(at, (ended, Unread::Ended(lease, End::LOST)));
+        // In the order of the log: what is read is taken from the front. What ended without a lease held nothing.
+        let place = self.pools.ends.get(&lease).map_or((ended, u64::MAX), |(place, _)| *place);
+        let at = self.pools.unread.partition_point(|(other, _)| *other <= place);
+        self.pools.unread.insert(at, (place, Unread::Ended(lease, End::LOST)));
     }
 
     /// A task goes to another agent: what it holds of pools goes with it, and what the giver acquired under its lease ends.
@@ -534,7 +549,7 @@ impl Facts {
                 pools.held.insert(lease, held);
                 // It may have ended in the log, and the resource-manager will read that later.
                 if let Some((ended, end)) = pools.ends.get(&before).copied() {
-                    let at = pools.unread.partition_point(|(seq, _)| *seq <= ended);
+                    let at = pools.unread.partition_point(|(other, _)| *other <= ended);
                     pools.unread.insert(at, (ended, Unread::Ended(lease, end)));
                 }
             }
@@ -805,7 +820,8 @@ impl Facts {
     /// A task ended, and its agent may have said what it cost.
     pub(super) fn pools_paid(&mut self, record: &StageEnded) {
         if self.pools.pools.values().any(|stock| stock.pool.at_limit == AtLimit::Ask) {
-            self.pools.unread.push_back((self.seq, Unread::Settled(record.task.clone())));
+            let place = self.pools_place();
+            self.pools.unread.push_back((place, Unread::Settled(record.task.clone())));
         }
         if record.agent.is_some() && !(record.cost.is_zero() && record.usage.is_zero()) {
             self.pools.paid.0 += Amount::new(record.cost.get()).map_or(0, Amount::nanos);
@@ -825,7 +841,7 @@ impl Facts {
                 Unread::Started(..) | Unread::Ended(..) | Unread::Settled(_) => None,
             })
             .collect();
-        let counts = |(_, unread): &(u64, Unread)| matches!(unread, Unread::Started(..) | Unread::Ended(..));
+        let counts = |(_, unread): &(Place, Unread)| matches!(unread, Unread::Started(..) | Unread::Ended(..));
         if self.pools.changed > sent || self.pools.unread.iter().any(counts) {
             return Ok(());
         }
