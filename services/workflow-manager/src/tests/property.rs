@@ -340,7 +340,8 @@ impl Model {
                     Outcome::Lost => assert!(lost),
                     Outcome::TimedOut => {
                         let due = match lease {
-                            Some((_, at)) => end.min(at + definition.timeout_ms),
+                            // Where it was leased as its run was paused, the time for all attempts may have been up.
+                            Some((_, at)) => end.min(at + definition.timeout_ms).max(at),
                             // The wait for an agent stands still in a pause; the time for all attempts does not, and
                             // is looked at when the run goes on.
                             None => {
