@@ -495,11 +495,16 @@ impl Pools {
 
     /// An account gets no more.
     pub(crate) fn refused(&mut self, record: &BudgetRefused) {
-        let asked = self.get(&record.account).and_then(|stock| stock.asked.as_ref());
-        if asked.is_some_and(|asked| asked.task == record.task)
-            && let Some(stock) = self.pools.change(&record.account)
-        {
-            stock.asked = None;
+        // A task that goes without is asked for nowhere else either.
+        let concerns = |(name, stock): &(&ResourceName, &Arc<Stock>)| {
+            let asked = stock.asked.as_ref().is_some_and(|asked| asked.task == record.task);
+            asked && (record.task.is_some() || **name == record.account)
+        };
+        let names: Vec<_> = self.pools.iter().filter(concerns).map(|(name, _)| name.clone()).collect();
+        for name in names {
+            if let Some(stock) = self.pools.change(&name) {
+                stock.asked = None;
+            }
         }
     }
 

@@ -163,6 +163,26 @@ fn r8_at_its_limit_an_account_lets_wait_or_fails_or_asks() {
 }
 
 #[test]
+fn r8_a_task_that_goes_without_is_asked_for_nowhere_any_more() {
+    let mut world = World::new();
+    world.register("ann", "s", 1);
+    world.account("team", "1", None, "ask");
+    world.account("part", "4", Some("team"), "fail");
+    world.workflow(vec![started(1), ready(task(1, "research", 1), r#"{"part": "2"}"#)]);
+    world.transcript.clear();
+    world.assign(&[(task(1, "research", 1), "ann")]);
+    assert_eq!(world.only(&["approval_asked"]).len(), 1);
+    // Meanwhile the part has too little itself, and says no at once.
+    world.account("part", "1", Some("team"), "fail");
+    world.assign(&[(task(1, "research", 1), "ann")]);
+    let lines = world.only(&["budget_refused"]);
+    assert!(lines.len() == 1 && lines[0].contains(r#""account":"part""#), "{lines:?}");
+    world.ask("budget.deny", "", &json!({ "name": "team" }));
+    let lines = world.only(&["budget_refused", "refused "]);
+    assert!(lines.len() == 1 && lines[0].contains("nobody asks for more of it"), "{lines:?}");
+}
+
+#[test]
 fn r8_a_budget_that_can_not_be_fails_its_tasks() {
     let mut world = World::new();
     world.register("ann", "s", 9);
