@@ -155,6 +155,12 @@ enum Command {
     Reject(c::word::Decide),
     /// Give a run a signal that a stage waits for
     Signal(c::word::Signal),
+    /// List schedules of workflows; make, change and remove them
+    Schedules(c::schedules::Schedules),
+    /// List triggers of runs by events; make, change and remove them
+    Triggers(c::triggers::Triggers),
+    /// Raise an event, for triggers
+    Event(c::triggers::Event),
     /// List the agents
     Agents(c::agents::Agents),
     /// List pools of resources; make, change and remove them
@@ -297,6 +303,9 @@ async fn dispatch(command: Command, context: Context) -> anyhow::Result<Exit> {
         Command::Handoff(command) => command.run(&context).await,
         Command::Pause(command) => command.run(&context).await,
         Command::Resume(command) => command.run(&context).await,
+        Command::Schedules(command) => command.run(&context).await,
+        Command::Triggers(command) => command.run(&context).await,
+        Command::Event(command) => command.run(&context).await,
         Command::Rerun(command) => command.run(&context).await,
         Command::Approve(command) => command.run(&context, true).await,
         Command::Reject(command) => command.run(&context, false).await,

@@ -144,6 +144,19 @@ fn workflow(record: &WorkflowRecord) -> (String, Tone) {
         }
         WorkflowRecord::RunResumed(_) => (String::new(), Tone::Plain),
         WorkflowRecord::RunsForgotten(r) => (count(r.runs.len(), "run"), Tone::Plain),
+        WorkflowRecord::ScheduleSet(r) => {
+            let state = if r.schedule.paused { ", paused" } else { "" };
+            (format!("{} of {}{state}", r.name, r.schedule.workflow), Tone::Plain)
+        }
+        WorkflowRecord::TriggerSet(r) => {
+            let state = if r.trigger.paused { ", paused" } else { "" };
+            (format!("{} of {}{state}", r.name, r.trigger.start.workflow), Tone::Plain)
+        }
+        WorkflowRecord::TriggerRemoved(r) => (format!("{} of {}", r.name, r.workflow), Tone::Plain),
+        WorkflowRecord::EventRaised(r) => (format!("{} {}", r.event, short(&r.id, INPUT)), Tone::Plain),
+        WorkflowRecord::TriggerFired(r) => (format!("{}: {}", r.name, r.outcome), Tone::Plain),
+        WorkflowRecord::ScheduleRemoved(r) => (format!("{} of {}", r.name, r.workflow), Tone::Plain),
+        WorkflowRecord::ScheduleFired(r) => (format!("{}: {}", r.name, r.outcome), Tone::Plain),
         WorkflowRecord::RunFinished(r) => {
             let reason = r.reason.as_ref().map(|reason| format!(": {}", short(reason, ERROR))).unwrap_or_default();
             (format!("{}{reason}", r.status), Tone::of(r.status.as_str()))

@@ -223,6 +223,13 @@ impl Bars {
                 bar.set_position(0);
                 bar.set_message(self.style.dim("waits for somebody's word"));
             }),
+            WorkflowRecord::ScheduleSet(_)
+            | WorkflowRecord::ScheduleRemoved(_)
+            | WorkflowRecord::ScheduleFired(_)
+            | WorkflowRecord::TriggerSet(_)
+            | WorkflowRecord::TriggerRemoved(_)
+            | WorkflowRecord::EventRaised(_)
+            | WorkflowRecord::TriggerFired(_) => {}
         }
     }
 

@@ -24,6 +24,8 @@ mod overload;
 mod pressure;
 mod resources;
 mod rules;
+mod schedules;
 mod traces;
+mod triggers;
 mod words;
 mod workflows;

@@ -40,6 +40,8 @@ async fn w18_people_decide_and_signal_and_what_nobody_decides_goes_another_way()
     // Whoever comes after it knows that it is waited for.
     fleet.kill("workflow-manager").await;
     fleet.start_service("workflow-manager", Service::WorkflowManager);
+    // The gateway asks for less long than it may take to start.
+    assert!(fleet.client.get_run(run).await.unwrap().stages[0].waits.is_some());
     let said = json!({ "stage": "sign", "by": "ann", "reason": "reads well" });
     let answer = http.post(format!("{url}/v1/runs/{run}/approve")).json(&said).send().await.unwrap();
     assert_eq!(answer.status(), 200);

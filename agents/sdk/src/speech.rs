@@ -123,7 +123,7 @@ impl Voice {
 /// Who listens to that.
 fn listener(verb: AgentVerb) -> Service {
     match verb {
-        AgentVerb::Report | AgentVerb::Reports => Service::WorkflowManager,
+        AgentVerb::Report | AgentVerb::Reports | AgentVerb::Raise => Service::WorkflowManager,
         AgentVerb::Register
         | AgentVerb::Heartbeat
         | AgentVerb::Decline
@@ -152,6 +152,7 @@ pub(crate) fn headers(verb: AgentVerb, agent: &AgentId) -> Headers {
         AgentVerb::Progress => MessageType::StatusUpdate,
         AgentVerb::Acquire | AgentVerb::Renew | AgentVerb::Release => MessageType::ResourceRequest,
         AgentVerb::Handoff => MessageType::HandoffInitiate,
+        AgentVerb::Raise => MessageType::CoordinationRequest,
         AgentVerb::Acknowledge => MessageType::HandoffAcknowledge,
     };
     Headers { source: Some(agent.to_string()), ..Headers::of(message_type) }

@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use baton_client::{Client, Headers};
 use baton_protocol::message::MessageType;
-use baton_protocol::request::{Assignment, HandoffAnswer, HandoffOpen, OfferHandoff, Progress};
+use baton_protocol::request::{
+    Assignment, EventStored, HandoffAnswer, HandoffOpen, OfferHandoff, Progress, RaiseEvent,
+};
 use baton_protocol::subject::{self, AgentVerb};
 use baton_protocol::trace::{Span, SpanKind, TraceContext};
-use baton_protocol::{AgentId, Code, Json, Millis, Rejection, Resources, TaskId};
+use baton_protocol::{AgentId, Code, EventName, Json, Millis, Rejection, Resources, TaskId};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -168,6 +171,21 @@ impl Task {
     /// An offer of this task was answered.
     pub(crate) fn handed(&self, answer: HandoffAnswer) {
         self.inner.handed.send_replace(Some(answer));
+    }
+
+    /// Raises an event, for triggers: what each made of it is answered. Raised once more with the same id it is the same event, so an id
+    /// that follows from the task makes a second attempt raise nothing twice.
+    pub async fn raise<T: Serialize>(
+        &self,
+        event: EventName,
+        id: impl Into<String>,
+        data: &T,
+    ) -> Result<EventStored, Rejection> {
+        let data = Json::of(data).map_err(|error| Rejection::invalid(error.to_string()))?;
+        let request = RaiseEvent { event, id: id.into(), source: None, data };
+        let voice = &self.inner.voice;
+        let headers = headers(AgentVerb::Raise, &voice.agent).of_run(self.run).in_trace(self.inner.context);
+        voice.until_answered(AgentVerb::Raise, &request, headers).await
     }
 
     /// Tells observers how far this is, from 0 to 1. It is kept nowhere, and may get lost.

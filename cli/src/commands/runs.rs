@@ -77,7 +77,7 @@ fn row(run: &RunSummary, now: u64) -> Vec<Cell> {
     ]
 }
 
-fn status(text: &str) -> Result<RunStatus, String> {
+pub(crate) fn status(text: &str) -> Result<RunStatus, String> {
     let known =
         [RunStatus::Running, RunStatus::Succeeded, RunStatus::Failed, RunStatus::Cancelled, RunStatus::TimedOut];
     known

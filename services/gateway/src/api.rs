@@ -8,6 +8,8 @@ pub(crate) mod placement;
 pub(crate) mod pools;
 pub(crate) mod pressure;
 pub(crate) mod runs;
+pub(crate) mod schedules;
 pub(crate) mod services;
 pub(crate) mod stages;
+pub(crate) mod triggers;
 pub(crate) mod workflows;

@@ -12,18 +12,25 @@ use baton_protocol::definition::Definition;
 use baton_protocol::pressure::PressureView;
 use baton_protocol::request::{
     Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, AlertList, CancelRuns, CapacityPlan, Done,
-    GetLearning, Granted, HandoffAsked, ImportLearning, LearningPage, LeaseList, PlacementExplained, PlacementView,
-    PlanCapacity, PoolList, RegisterWorkflow, RunAccepted, RunList, RunsCancelled, SetStrategy, ShareBy, SignalStored,
-    Spending, SpentBy, StageDecided, StartRun, WorkflowList, WorkflowView,
+    EventStored, GetLearning, Granted, HandoffAsked, ImportLearning, LearningPage, LeaseList, PlacementExplained,
+    PlacementView, PlanCapacity, PoolList, RegisterWorkflow, RunAccepted, RunList, RunsCancelled, ScheduleList,
+    ScheduleView, SetStrategy, ShareBy, SignalStored, Spending, SpentBy, StageDecided, StartRun, TriggerList,
+    TriggerView, WorkflowList, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView, StageStatus};
 use baton_protocol::why::Why;
-use baton_protocol::{Capability, LeaseId, Millis, Pool, Position, ResourceName, RunId, StageName, WorkflowName};
+use baton_protocol::{
+    Capability, EventName, LeaseId, Millis, Pool, Position, ResourceName, RunId, Schedule, ScheduleName, StageName,
+    Trigger, TriggerName, WorkflowName,
+};
 use baton_telemetry::Metrics;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::api::{agents, alerts, operations, pages, placement, pools, pressure, runs, services, stages, workflows};
+use crate::api::{
+    agents, alerts, operations, pages, placement, pools, pressure, runs, schedules, services, stages, triggers,
+    workflows,
+};
 use crate::problem::{Kind, Problem, everywhere, panicked};
 use crate::security::{self, Policy};
 use crate::{Door, events, health, live, metrics, openapi};
@@ -158,6 +165,10 @@ fn requirements(_: &mut SchemaGenerator) -> Schema {
     // In a query it is a text; what it holds is described where the schema of requests is.
     schemars::json_schema!({ "type": "string", "contentMediaType": "application/json" })
 }
+
+const SCHEDULE: Parameter = path("name", "The schedule.", of::<ScheduleName>);
+
+const TRIGGER: Parameter = path("name", "The trigger.", of::<TriggerName>);
 
 const POOL: Parameter = path("name", "The pool; a slash in its name is written %2F.", of::<ResourceName>);
 
@@ -476,6 +487,128 @@ pub(crate) const ROUTES: &[Route] = &[
         body: None,
         answers: &[answer(200, "The agents, best first.", of::<AgentsFound>)],
         handler: |method| on(method, agents::find),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/schedules",
+        id: "listSchedules",
+        tag: "schedules",
+        about: "Lists the schedules, without the inputs that they give to runs.",
+        parameters: &[
+            query("workflow", "Only those of this workflow.", of::<WorkflowName>),
+            query("limit", "At most so many; 100 if none is given, 1000 at the most.", of::<u32>),
+            query("after", "Only those whose names come after this one.", of::<ScheduleName>),
+        ],
+        body: None,
+        answers: &[answer(200, "The schedules, by name.", of::<ScheduleList>)],
+        handler: |method| on(method, schedules::list),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/schedules/{name}",
+        id: "getSchedule",
+        tag: "schedules",
+        about: "Gives a schedule, when it starts runs next, and what came of the last time.",
+        parameters: &[SCHEDULE],
+        body: None,
+        answers: &[answer(200, "The schedule.", of::<ScheduleView>)],
+        handler: |method| on(method, schedules::get),
+    },
+    Route {
+        method: Method::Put,
+        path: "/v1/schedules/{name}",
+        id: "setSchedule",
+        tag: "schedules",
+        about: "Makes a schedule, by which a workflow is started again and again, or changes one.",
+        parameters: &[SCHEDULE],
+        body: json(&[("application/json", of::<Schedule>)]),
+        answers: &[answer(200, "The schedule as it is now.", of::<ScheduleView>)],
+        handler: |method| on(method, schedules::set),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/schedules/{name}/pause",
+        id: "pauseSchedule",
+        tag: "schedules",
+        about: "Pauses a schedule: it starts nothing until it is resumed. Runs that it has started go on.",
+        parameters: &[SCHEDULE],
+        body: None,
+        answers: &[answer(200, "The schedule is paused.", of::<ScheduleView>)],
+        handler: |method| on(method, schedules::pause),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/schedules/{name}/resume",
+        id: "resumeSchedule",
+        tag: "schedules",
+        about: "Lets a schedule go on. Times that came while it was paused are left out.",
+        parameters: &[SCHEDULE],
+        body: None,
+        answers: &[answer(200, "The schedule goes on.", of::<ScheduleView>)],
+        handler: |method| on(method, schedules::resume),
+    },
+    Route {
+        method: Method::Delete,
+        path: "/v1/schedules/{name}",
+        id: "removeSchedule",
+        tag: "schedules",
+        about: "Removes a schedule. Runs that it has started go on.",
+        parameters: &[SCHEDULE],
+        body: None,
+        answers: &[answer(200, "The schedule as it was.", of::<ScheduleView>)],
+        handler: |method| on(method, schedules::remove),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/triggers",
+        id: "listTriggers",
+        tag: "triggers",
+        about: "Lists the triggers, and what came of the last event of each.",
+        parameters: &[
+            query("name", "Only this one.", of::<TriggerName>),
+            query("event", "Only those for this event.", of::<EventName>),
+            query("after", "Only those whose names come after this one.", of::<TriggerName>),
+        ],
+        body: None,
+        answers: &[answer(200, "The triggers, by name.", of::<TriggerList>)],
+        handler: |method| on(method, triggers::list),
+    },
+    Route {
+        method: Method::Put,
+        path: "/v1/triggers/{name}",
+        id: "setTrigger",
+        tag: "triggers",
+        about: "Makes a trigger, by which events start runs, or changes one. It is for events that come after.",
+        parameters: &[TRIGGER],
+        body: json(&[("application/json", of::<Trigger>)]),
+        answers: &[answer(200, "The trigger as it is now.", of::<TriggerView>)],
+        handler: |method| on(method, triggers::set),
+    },
+    Route {
+        method: Method::Delete,
+        path: "/v1/triggers/{name}",
+        id: "removeTrigger",
+        tag: "triggers",
+        about: "Removes a trigger. Runs that it has started go on.",
+        parameters: &[TRIGGER],
+        body: None,
+        answers: &[answer(200, "The trigger as it was.", of::<TriggerView>)],
+        handler: |method| on(method, triggers::remove),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/events/{event}",
+        id: "raiseEvent",
+        tag: "triggers",
+        about: "Raises an event. Says what each trigger that is for it made of it; those that have to wait, since too much is \
+                under way, start their runs later.",
+        parameters: &[
+            path("event", "The name under which it is raised.", of::<EventName>),
+            header("Idempotency-Key", "The event's id. The same as `id` in the body.", of::<String>),
+        ],
+        body: json(&[("application/json", of::<triggers::Happened>)]),
+        answers: &[answer(200, "The event was raised, now or before.", of::<EventStored>)],
+        handler: |method| on(method, triggers::raise),
     },
     Route {
         method: Method::Get,

@@ -399,7 +399,14 @@ fn settle_workflow(soft: &mut Soft, state: &Optimizer, record: &WorkflowRecord, 
         | WorkflowRecord::StageExpanded(_)
         | WorkflowRecord::StageWaits(_)
         | WorkflowRecord::Signalled(_)
-        | WorkflowRecord::RunsForgotten(_) => false,
+        | WorkflowRecord::RunsForgotten(_)
+        | WorkflowRecord::ScheduleSet(_)
+        | WorkflowRecord::ScheduleRemoved(_)
+        | WorkflowRecord::ScheduleFired(_)
+        | WorkflowRecord::TriggerSet(_)
+        | WorkflowRecord::TriggerRemoved(_)
+        | WorkflowRecord::EventRaised(_)
+        | WorkflowRecord::TriggerFired(_) => false,
         WorkflowRecord::RunPaused(record) => {
             if let Some(planner) = &mut soft.planner {
                 state.runs.open_tasks(record.run).iter().for_each(|task| planner.remove(task));

@@ -230,7 +230,14 @@ impl Optimizer {
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record.run),
             WorkflowRecord::RunPaused(record) => self.run_paused(record.run),
             WorkflowRecord::RunResumed(record) => self.run_resumed(record.run),
-            WorkflowRecord::RunsForgotten(_) => {}
+            WorkflowRecord::RunsForgotten(_)
+            | WorkflowRecord::ScheduleSet(_)
+            | WorkflowRecord::ScheduleRemoved(_)
+            | WorkflowRecord::ScheduleFired(_)
+            | WorkflowRecord::TriggerSet(_)
+            | WorkflowRecord::TriggerRemoved(_)
+            | WorkflowRecord::EventRaised(_)
+            | WorkflowRecord::TriggerFired(_) => {}
         }
     }
 

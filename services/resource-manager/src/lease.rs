@@ -733,7 +733,14 @@ pub(crate) fn recall(turn: &mut Turn<'_, ResourceManager>, commit: &Commit<Workf
             | WorkflowRecord::RunResumed(_)
             | WorkflowRecord::RunsForgotten(_)
             | WorkflowRecord::StageWaits(_)
-            | WorkflowRecord::Signalled(_) => {}
+            | WorkflowRecord::Signalled(_)
+            | WorkflowRecord::ScheduleSet(_)
+            | WorkflowRecord::ScheduleRemoved(_)
+            | WorkflowRecord::ScheduleFired(_)
+            | WorkflowRecord::TriggerSet(_)
+            | WorkflowRecord::TriggerRemoved(_)
+            | WorkflowRecord::EventRaised(_)
+            | WorkflowRecord::TriggerFired(_) => {}
         }
     }
     // The stages of a run end before it does, so that nothing is found here unless that ever changes.

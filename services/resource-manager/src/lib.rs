@@ -280,7 +280,16 @@ impl Machine for ResourceManager {
             WorkflowRecord::RunPaused(record) => self.tasks.run_paused(record.run),
             WorkflowRecord::RunResumed(record) => self.tasks.run_resumed(record.run),
             WorkflowRecord::StageWaits(record) => self.tasks.stage_waits(record),
-            WorkflowRecord::StageSkipped(_) | WorkflowRecord::Signalled(_) | WorkflowRecord::RunsForgotten(_) => {}
+            WorkflowRecord::StageSkipped(_)
+            | WorkflowRecord::Signalled(_)
+            | WorkflowRecord::RunsForgotten(_)
+            | WorkflowRecord::ScheduleSet(_)
+            | WorkflowRecord::ScheduleRemoved(_)
+            | WorkflowRecord::ScheduleFired(_)
+            | WorkflowRecord::TriggerSet(_)
+            | WorkflowRecord::TriggerRemoved(_)
+            | WorkflowRecord::EventRaised(_)
+            | WorkflowRecord::TriggerFired(_) => {}
             WorkflowRecord::RunFinished(record) => {
                 if let Some(workflow) = self.tasks.workflow_of(record.run) {
                     self.alerts.run_finished(record, workflow);

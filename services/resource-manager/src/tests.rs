@@ -925,7 +925,14 @@ impl Checker {
             | WorkflowRecord::StageExpanded(_)
             | WorkflowRecord::RunsForgotten(_)
             | WorkflowRecord::StageWaits(_)
-            | WorkflowRecord::Signalled(_) => {}
+            | WorkflowRecord::Signalled(_)
+            | WorkflowRecord::ScheduleSet(_)
+            | WorkflowRecord::ScheduleRemoved(_)
+            | WorkflowRecord::ScheduleFired(_)
+            | WorkflowRecord::TriggerSet(_)
+            | WorkflowRecord::TriggerRemoved(_)
+            | WorkflowRecord::EventRaised(_)
+            | WorkflowRecord::TriggerFired(_) => {}
         }
     }
 

@@ -83,6 +83,7 @@ pub(crate) struct Program {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Reads {
     pub(crate) input: bool,
+    pub(crate) event: bool,
     pub(crate) result: bool,
     pub(crate) item: bool,
     pub(crate) index: bool,
@@ -118,6 +119,8 @@ pub(crate) enum Place {
     Stage,
     /// One item of a stage: there are `item` and `index`.
     Item,
+    /// A trigger: there is `event`, and nothing else.
+    Event,
     /// What was reported for a stage, or for each item of it: there is `result`.
     Output { each: bool },
 }
@@ -127,6 +130,7 @@ impl Place {
     fn variables(self) -> &'static [&'static str] {
         match self {
             Self::Stage => &["input", "results", "status"],
+            Self::Event => &["event"],
             Self::Item => &["input", "results", "status", "item", "index"],
             Self::Output { each: false } => &["input", "results", "status", "result"],
             Self::Output { each: true } => &["input", "results", "status", "result", "item", "index"],
@@ -138,6 +142,7 @@ impl Place {
 #[derive(Debug, Default)]
 pub(crate) struct Values {
     pub(crate) input: Option<Value>,
+    pub(crate) event: Option<Value>,
     pub(crate) result: Option<Value>,
     pub(crate) item: Option<Value>,
     pub(crate) index: Option<Value>,
@@ -206,8 +211,8 @@ impl Program {
 
     fn run(&self, values: Values) -> Result<cel::Value, String> {
         let mut context = Context::with_env(Arc::clone(&ENV));
-        let Values { input, result, item, index, results, status } = values;
-        let own = [("input", input), ("result", result), ("item", item), ("index", index)];
+        let Values { input, event, result, item, index, results, status } = values;
+        let own = [("input", input), ("event", event), ("result", result), ("item", item), ("index", index)];
         for (name, value) in own.into_iter().chain([("results", results), ("status", status)]) {
             let Some(value) = value else { continue };
             let value = cel::to_value(Plain(&value)).map_err(|error| format!("{name} can not be read: {error}"))?;
@@ -352,6 +357,11 @@ impl Names<'_> {
         let variables = self.scope.place.variables();
         match name {
             name if TYPES.contains(&name) => {}
+            name if self.scope.place == Place::Event && !variables.contains(&name) => {
+                let hint = nearest(name, ["event"]).map_or("there is `event`", |_| "did you mean `event`?");
+                return Err(format!("there is nothing called `{name}`; {hint}"));
+            }
+            "event" if variables.contains(&name) => self.reads.event = true,
             "result" if !variables.contains(&name) => {
                 return Err("`result` is there in `output` only; `results.STAGE` is another stage's".to_owned());
             }

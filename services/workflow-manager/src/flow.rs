@@ -433,6 +433,7 @@ impl About<'_> {
         };
         let status = |place: usize| Ok(run.stages[place].status.as_str().into());
         Ok(Values {
+            event: None,
             input: if reads.input { Some(read(&run.input)?) } else { None },
             result: result.filter(|_| reads.result).cloned(),
             item: self.item.filter(|_| reads.item).map(|item| read(item.item)).transpose()?,

@@ -20,7 +20,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::history::History;
 use crate::run::Run;
+use crate::schedule::Schedules;
 use crate::text;
+use crate::trigger::Triggers;
 use crate::workflows::{Version, Workflows};
 
 /// The workflow-manager's state.
@@ -48,6 +50,10 @@ pub struct WorkflowManager {
     /// That more is to be done than can be; none: it is not so.
     #[serde(default)]
     pub(crate) pressure: Option<PressureChanged>,
+    #[serde(default)]
+    pub(crate) schedules: Schedules,
+    #[serde(default)]
+    pub(crate) triggers: Triggers,
 }
 
 /// An agent, as far as the resource-manager's records tell.
@@ -151,6 +157,7 @@ impl WorkflowManager {
         self.timers.0.insert((run.due, run.id, None));
         if let Some(key) = &run.key {
             self.keys.get_or_insert_with(key, || run.id);
+            self.schedules.begun(key, run.id);
         }
         self.runs.insert(run.id, Arc::new(run));
     }
@@ -252,6 +259,9 @@ impl WorkflowManager {
             self.lease_over(run.stages[place].attempts.last().and_then(|attempt| attempt.lease));
         }
         run.finished(stamp.at, record);
+        if let Some(version) = self.workflows.version(&run.workflow, run.version) {
+            self.triggers.run_ended(stamp, record, run, version);
+        }
         *self.counts.entry(record.status).or_default() += 1;
         let forgotten = self.history.push(shared);
         self.forget_keys(forgotten);

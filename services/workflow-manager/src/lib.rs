@@ -14,6 +14,8 @@
 //! | `history.rs` | runs that have ended |
 //! | `pause.rs`, `rerun.rs`, `retention.rs` | runs are paused, repeated from a stage on, forgotten |
 //! | `start.rs`, `report.rs`, `word.rs`, `advance.rs` | decisions: a run is asked for, an agent reports, people decide and signal, everything else |
+//! | `schedule.rs`, `trigger.rs` | runs that are started by themselves: at certain times, for events |
+//! | `start.rs`, `report.rs`, `advance.rs` | decisions: a run is asked for, an agent reports, everything else |
 //! | `view.rs` | runs as they are shown |
 //! | `telemetry.rs` | spans and measurements |
 //!
@@ -40,9 +42,11 @@ mod report;
 mod rerun;
 mod retention;
 mod run;
+mod schedule;
 mod start;
 mod telemetry;
 mod text;
+mod trigger;
 mod view;
 mod word;
 mod workflows;
@@ -84,6 +88,10 @@ impl Default for Config {
 pub struct Soft {
     /// When its term began.
     leads_since: Millis,
+    /// Until when no schedule is looked at: runs were refused, since too much is under way.
+    schedules_wait: Millis,
+    /// The same of triggers.
+    triggers_wait: Millis,
 }
 
 impl Machine for WorkflowManager {
@@ -108,6 +116,13 @@ impl Machine for WorkflowManager {
             WorkflowRecord::RunPaused(record) => self.run_paused(stamp, record),
             WorkflowRecord::RunResumed(record) => self.run_resumed(stamp, record),
             WorkflowRecord::RunsForgotten(record) => self.runs_forgotten(record),
+            WorkflowRecord::ScheduleSet(record) => self.schedules.set(stamp, record),
+            WorkflowRecord::ScheduleRemoved(record) => self.schedules.removed(record),
+            WorkflowRecord::ScheduleFired(record) => self.schedules.fired(stamp, record),
+            WorkflowRecord::TriggerSet(record) => self.triggers.set(stamp, record),
+            WorkflowRecord::TriggerRemoved(record) => self.triggers.removed(record),
+            WorkflowRecord::EventRaised(record) => self.triggers.raised(stamp, record),
+            WorkflowRecord::TriggerFired(record) => self.triggers.fired(stamp, record),
         }
     }
 
@@ -152,16 +167,31 @@ impl Machine for WorkflowManager {
             WorkflowRequest::ValidateWorkflow(request) => reply(workflows::validate(&request)),
             WorkflowRequest::ListWorkflows(request) => answer(&turn.state().workflows.list(&request)),
             WorkflowRequest::GetWorkflow(request) => reply(turn.state().workflows.get(&request)),
-            WorkflowRequest::StartRun(request) => reply(start::start(turn, request, context)),
+            WorkflowRequest::StartRun(request) => {
+                start::check_own(request.key.as_ref())?;
+                reply(start::start(turn, request, context))
+            }
             WorkflowRequest::GetRun(request) => view::get(turn, request.run),
             WorkflowRequest::ListRuns(request) => answer(&view::list(turn.state(), &request)),
             WorkflowRequest::CancelRun(request) => reply(start::cancel(turn, request)),
             WorkflowRequest::CancelRuns(request) => reply(start::cancel_many(turn, request)),
             WorkflowRequest::PauseRun(request) => reply(pause::pause(turn, request)),
             WorkflowRequest::ResumeRun(request) => reply(pause::resume(turn, &request)),
-            WorkflowRequest::RerunRun(request) => reply(rerun::rerun(turn, &request, context)),
             WorkflowRequest::DecideStage(request) => reply(word::decide(turn, request)),
             WorkflowRequest::SignalRun(request) => reply(word::signal(turn, request)),
+            WorkflowRequest::RerunRun(request) => {
+                start::check_own(request.key.as_ref())?;
+                reply(rerun::rerun(turn, &request, context))
+            }
+            WorkflowRequest::SetSchedule(request) => reply(schedule::set(turn, *request)),
+            WorkflowRequest::PauseSchedule(request) => reply(schedule::pause(turn, request)),
+            WorkflowRequest::RemoveSchedule(request) => reply(schedule::remove(turn, request)),
+            WorkflowRequest::GetSchedule(request) => reply(schedule::get(turn, &request)),
+            WorkflowRequest::ListSchedules(request) => answer(&schedule::list(turn.state(), &request)),
+            WorkflowRequest::SetTrigger(request) => reply(trigger::set(turn, *request)),
+            WorkflowRequest::RemoveTrigger(request) => reply(trigger::remove(turn, request)),
+            WorkflowRequest::ListTriggers(request) => answer(&trigger::list(turn.state(), &request)),
+            WorkflowRequest::RaiseEvent(agent, request) => reply(trigger::raise(turn, agent, request)),
             WorkflowRequest::Report(agent, request) => reply(report::report(turn, &agent, request)),
             WorkflowRequest::Reports(agent, request) => answer(&report::reports(turn, &agent, request)),
         }
@@ -178,11 +208,15 @@ impl Machine for WorkflowManager {
 
     fn tick(turn: &mut Turn<'_>) {
         advance::tick(turn);
+        schedule::fire(turn);
+        trigger::fire(turn);
         retention::forget(turn);
     }
 
-    fn deadline(&self, _: &Soft, config: &Config) -> Option<Millis> {
-        self.timers.next().into_iter().chain(retention::due(self, config)).min()
+    fn deadline(&self, soft: &Soft, config: &Config) -> Option<Millis> {
+        let scheduled = schedule::due(self, soft.schedules_wait);
+        let triggered = trigger::due(self, soft.triggers_wait);
+        self.timers.next().into_iter().chain(retention::due(self, config)).chain(scheduled).chain(triggered).min()
     }
 }
 

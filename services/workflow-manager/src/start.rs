@@ -9,10 +9,11 @@ use baton_protocol::request::{
 };
 use baton_protocol::run::{Metadata, RunStatus};
 use baton_protocol::trace::TraceContext;
-use baton_protocol::{Code, Json, Millis, Rejection, RunId, StageName, WorkflowName};
+use baton_protocol::{Budget, Code, Json, Millis, Rejection, RunId, StageName, WorkflowName};
 
 use crate::run::{self, fingerprint};
-use crate::{Turn, WorkflowManager, advance, telemetry, text, view};
+use crate::workflows::Version;
+use crate::{Turn, WorkflowManager, advance, schedule, telemetry, text, trigger, view};
 
 /// How many runs are cancelled at a time, and how many attempts may be under way in them.
 const MAX_CANCELLED: u32 = 100;
@@ -39,13 +40,7 @@ pub(crate) fn start(
         return started.repeat(&request, &input);
     }
     check_new(turn.state(), request.run)?;
-    let (version, found) = turn.state().workflows.find(&request.workflow, request.version)?;
-    found.plan.flows.check_input(&input).map_err(|why| {
-        Rejection::invalid(format!("the input does not fit the input_schema of workflow {}: {why}", request.workflow))
-    })?;
-    if let Some(budget) = &request.budget {
-        budget.check().map_err(|error| Rejection::invalid(format!("budget: {error}")))?;
-    }
+    let (version, found) = check_against(turn, &request.workflow, request.version, &input, request.budget.as_ref())?;
     let budget = request.budget.clone().or_else(|| found.definition.budget.clone());
     admit(turn, request.priority)?;
     let run = match request.run {
@@ -64,6 +59,34 @@ pub(crate) fn start(
     // A run without stages that can begin has ended by now.
     let known = Known::of(turn.state(), run);
     known.map(|known| known.accepted(false)).ok_or_else(|| Rejection::new(Code::Internal, "the run was not started"))
+}
+
+/// Refuses a key of somebody else's that schedules and triggers know their runs by.
+pub(crate) fn check_own(key: Option<&String>) -> Result<(), Rejection> {
+    match key.and_then(|key| [schedule::KEY, trigger::KEY].into_iter().find(|own| key.starts_with(own))) {
+        Some(own) => {
+            Err(Rejection::invalid(format!("keys that begin with {own:?} are those of runs that start by themselves")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The version of a workflow that a run would have. Refuses what it can not be started with.
+pub(crate) fn check_against<'a>(
+    turn: &'a Turn<'_>,
+    workflow: &WorkflowName,
+    version: Option<u32>,
+    input: &Json,
+    budget: Option<&Budget>,
+) -> Result<(u32, &'a Version), Rejection> {
+    let (version, found) = turn.state().workflows.find(workflow, version)?;
+    found.plan.flows.check_input(input).map_err(|why| {
+        Rejection::invalid(format!("the input does not fit the input_schema of workflow {workflow}: {why}"))
+    })?;
+    if let Some(budget) = budget {
+        budget.check().map_err(|error| Rejection::invalid(format!("budget: {error}")))?;
+    }
+    Ok((version, found))
 }
 
 /// Refuses an id that a run may have had which was forgotten: the request may be an old one that comes once more.
@@ -270,7 +293,7 @@ pub(crate) fn unused(turn: &Turn<'_>) -> RunId {
     ids.find(|id| Known::of(turn.state(), *id).is_none()).expect("some id is free")
 }
 
-fn input(input: &Json) -> Result<Json, Rejection> {
+pub(crate) fn input(input: &Json) -> Result<Json, Rejection> {
     if input.size() > MAX_JSON_BYTES {
         let message = format!(
             "the input has {} bytes; at most {MAX_JSON_BYTES} are allowed: keep large inputs elsewhere and pass \
@@ -304,7 +327,7 @@ pub(crate) fn check_ids(key: Option<&String>, run: Option<RunId>) -> Result<(), 
     }
 }
 
-fn check_metadata(metadata: &Metadata) -> Result<(), Rejection> {
+pub(crate) fn check_metadata(metadata: &Metadata) -> Result<(), Rejection> {
     let (most, key_bytes, value_bytes) = MAX_METADATA;
     if metadata.len() > most {
         let count = metadata.len();

@@ -7,6 +7,8 @@ mod harness;
 mod large;
 mod operations;
 mod property;
+mod schedules;
+mod triggers;
 mod word;
 
 use baton_machine::{Effect, Machine as _};
@@ -1615,6 +1617,12 @@ fn records_of_its_own_that_fit_nothing_do_nothing() {
             WorkflowRecord::RunPaused(record) => record.run = RunId::derive(START, 99),
             WorkflowRecord::RunResumed(record) => record.run = RunId::derive(START, 99),
             WorkflowRecord::RunsForgotten(record) => record.runs = vec![RunId::derive(START, 99)],
+            WorkflowRecord::ScheduleSet(_) => panic!("it made no schedule"),
+            WorkflowRecord::ScheduleRemoved(record) => record.name = "nobody".parse().unwrap(),
+            WorkflowRecord::TriggerSet(_) | WorkflowRecord::EventRaised(_) => panic!("it made no trigger"),
+            WorkflowRecord::TriggerRemoved(record) => record.name = "nobody".parse().unwrap(),
+            WorkflowRecord::TriggerFired(record) => record.name = "nobody".parse().unwrap(),
+            WorkflowRecord::ScheduleFired(record) => record.name = "nobody".parse().unwrap(),
         }
     }
     again(&world, &elsewhere);

@@ -10,15 +10,17 @@ use baton_protocol::message::MessageType;
 use baton_protocol::pressure::PressureView;
 use baton_protocol::request::{
     AcknowledgeAlert, Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, AlertList, ApproveBudget,
-    AskHandoff, CancelRun, CancelRuns, CapacityPlan, DecideStage, DenyBudget, Done, ExplainPlacement, FindAgents,
-    GetLearning, GetPlacement, GetPressure, GetRun, GetSpending, GetWorkflow, Granted, HandoffAsked, HeldView,
-    ImportLearning, LearningPage, LeaseList, ListAgents, ListAlerts, ListLeases, ListPools, ListRuns, ListWorkflows,
-    PauseRun, PlacementExplained, PlacementView, PlanCapacity, PoolList, RegisterWorkflow, Release, RemovePool, Renew,
-    RerunRun, ResumeRun, RunAccepted, RunList, RunsCancelled, SetPool, SetStrategy, SharePool, SignalRun, SignalStored,
-    Spending, StageDecided, StartRun, Strategy, WorkflowList, WorkflowView,
+    AskHandoff, CancelRun, CancelRuns, CapacityPlan, DecideStage, DenyBudget, Done, EventStored, ExplainPlacement,
+    FindAgents, GetLearning, GetPlacement, GetPressure, GetRun, GetSchedule, GetSpending, GetWorkflow, Granted,
+    HandoffAsked, HeldView, ImportLearning, LearningPage, LeaseList, ListAgents, ListAlerts, ListLeases, ListPools,
+    ListRuns, ListSchedules, ListTriggers, ListWorkflows, PauseRun, PauseSchedule, PlacementExplained, PlacementView,
+    PlanCapacity, PoolList, RaiseEvent, RegisterWorkflow, Release, RemovePool, RemoveSchedule, RemoveTrigger, Renew,
+    RerunRun, ResumeRun, RunAccepted, RunList, RunsCancelled, ScheduleList, ScheduleView, SetPool, SetSchedule,
+    SetStrategy, SetTrigger, SharePool, SignalRun, SignalStored, Spending, StageDecided, StartRun, Strategy,
+    TriggerList, TriggerView, WorkflowList, WorkflowView,
 };
 use baton_protocol::run::RunView;
-use baton_protocol::{Code, Pool, Rejection, ResourceName, RunId, Service, Take, subject};
+use baton_protocol::{Code, Pool, Rejection, ResourceName, RunId, ScheduleName, Service, Take, TriggerName, subject};
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -326,6 +328,51 @@ impl Client {
     pub async fn signal_run(&self, request: &SignalRun) -> Result<SignalStored, ClientError> {
         let headers = Headers::of(MessageType::CoordinationRequest).of_run(request.run);
         self.request(Service::WorkflowManager, "run.signal", request, headers).await
+    }
+
+    /// Makes a schedule, or changes one.
+    pub async fn set_schedule(&self, request: &SetSchedule) -> Result<ScheduleView, ClientError> {
+        self.manager("schedule.set", request).await
+    }
+
+    /// Pauses a schedule, or lets it go on.
+    pub async fn pause_schedule(&self, name: ScheduleName, paused: bool) -> Result<ScheduleView, ClientError> {
+        self.manager("schedule.pause", &PauseSchedule { name, paused }).await
+    }
+
+    /// Removes a schedule. Runs that it started go on.
+    pub async fn remove_schedule(&self, name: ScheduleName) -> Result<ScheduleView, ClientError> {
+        self.manager("schedule.remove", &RemoveSchedule { name }).await
+    }
+
+    /// Gives a schedule, and when it starts runs next.
+    pub async fn get_schedule(&self, name: ScheduleName) -> Result<ScheduleView, ClientError> {
+        self.manager("schedule.get", &GetSchedule { name }).await
+    }
+
+    /// Lists the schedules.
+    pub async fn list_schedules(&self, request: &ListSchedules) -> Result<ScheduleList, ClientError> {
+        self.manager("schedule.list", request).await
+    }
+
+    /// Makes a trigger, or changes one.
+    pub async fn set_trigger(&self, request: &SetTrigger) -> Result<TriggerView, ClientError> {
+        self.manager("trigger.set", request).await
+    }
+
+    /// Removes a trigger. Runs that it started go on.
+    pub async fn remove_trigger(&self, name: TriggerName) -> Result<TriggerView, ClientError> {
+        self.manager("trigger.remove", &RemoveTrigger { name }).await
+    }
+
+    /// Lists the triggers.
+    pub async fn list_triggers(&self, request: &ListTriggers) -> Result<TriggerList, ClientError> {
+        self.manager("trigger.list", request).await
+    }
+
+    /// Raises an event. Repeating it with the same id raises nothing twice.
+    pub async fn raise_event(&self, request: &RaiseEvent) -> Result<EventStored, ClientError> {
+        self.manager("event.raise", request).await
     }
 
     /// Lists the agents.

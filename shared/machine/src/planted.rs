@@ -74,6 +74,14 @@ pub enum Bug {
     SignalForgotten,
     /// What people reject counts as approved.
     RejectionApproves,
+    /// A schedule starts a run whether the one before is live or not.
+    OverlapIgnored,
+    /// A time of a schedule that came when nobody led is left out.
+    MissedTimeForgotten,
+    /// No trigger hears of the end of a run.
+    EndsTriggerNothing,
+    /// Where one trigger fails, those that come after it do not look at the event.
+    FailureSilencesOthers,
     /// A lease is granted whether the agent has a free slot or not.
     SlotsNotCounted,
     /// A lease is granted whether the agent has the resources or not.
@@ -166,7 +174,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 78] = [
+    pub const ALL: [Self; 82] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -201,6 +209,10 @@ impl Bug {
         Self::LeasedInPause,
         Self::SignalForgotten,
         Self::RejectionApproves,
+        Self::OverlapIgnored,
+        Self::MissedTimeForgotten,
+        Self::EndsTriggerNothing,
+        Self::FailureSilencesOthers,
         Self::SlotsNotCounted,
         Self::ResourcesNotCounted,
         Self::LeasedTwice,

@@ -65,11 +65,13 @@ pub mod rejection;
 pub mod request;
 pub mod requirement;
 pub mod run;
+pub mod schedule;
 pub mod schema;
 pub mod subject;
 mod text;
 pub mod topic;
 pub mod trace;
+pub mod trigger;
 pub mod why;
 
 pub use amount::{Amount, Money, Resources};
@@ -77,9 +79,14 @@ pub use budget::{AtLimit, Budget, Measure};
 pub use definition::{Definition, RetryPolicy, StageDefinition};
 pub use id::{LeaseId, Millis, Number, Part, Position, RunId, Service, TaskId};
 pub use json::Json;
-pub use name::{AgentId, Capability, NameError, ResourceName, SignalName, StageName, WorkflowName};
+pub use name::{
+    AgentId, Capability, EventName, NameError, ResourceName, ScheduleName, SignalName, StageName, TriggerName,
+    WorkflowName,
+};
 pub use pool::{Balance, Holder, Pool, PoolKind, Refill, Take, Takes};
 pub use record::{Commit, OptimizerRecord, ResourceRecord, WorkflowRecord};
 pub use rejection::{Code, Rejection};
 pub use requirement::{Metadata, Requirements};
+pub use schedule::Schedule;
 pub use topic::{TopicFilter, TopicName};
+pub use trigger::Trigger;

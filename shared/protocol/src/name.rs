@@ -161,6 +161,18 @@ name!(
     WorkflowName, "workflow name"
 );
 name!(
+    /// A schedule's name.
+    ScheduleName, "schedule name"
+);
+name!(
+    /// A trigger's name.
+    TriggerName, "trigger name"
+);
+name!(
+    /// The name under which events are raised: `data_available`.
+    EventName, "event name"
+);
+name!(
     /// What an agent can do, and what a stage asks for: the `agent_type` of a stage.
     Capability, "capability"
 );

@@ -29,7 +29,9 @@ use crate::pressure::PressureChanged;
 use crate::request::{Lesson, Strategy, Usage};
 use crate::requirement::Requirements;
 use crate::run::Metadata;
+use crate::schedule::{ScheduleFired, ScheduleRemoved, ScheduleSet};
 use crate::trace::TraceContext;
+use crate::trigger::{EventRaised, TriggerFired, TriggerRemoved, TriggerSet};
 
 pub use operations::*;
 
@@ -156,6 +158,20 @@ pub enum WorkflowRecord {
     RunResumed(RunResumed),
     /// Runs that ended long ago are not listed any more.
     RunsForgotten(RunsForgotten),
+    /// A schedule was made or changed.
+    ScheduleSet(Box<ScheduleSet>),
+    /// There is a schedule no more.
+    ScheduleRemoved(ScheduleRemoved),
+    /// A time of a schedule has come, and it is known what came of it.
+    ScheduleFired(ScheduleFired),
+    /// A trigger was made or changed.
+    TriggerSet(Box<TriggerSet>),
+    /// There is a trigger no more.
+    TriggerRemoved(TriggerRemoved),
+    /// Somebody raised an event.
+    EventRaised(EventRaised),
+    /// It is known what came of an event for one trigger.
+    TriggerFired(TriggerFired),
 }
 
 /// See [`WorkflowRecord::WorkflowRegistered`].
@@ -695,6 +711,13 @@ impl Record for WorkflowRecord {
             Self::RunPaused(_) => "run_paused",
             Self::RunResumed(_) => "run_resumed",
             Self::RunsForgotten(_) => "runs_forgotten",
+            Self::ScheduleSet(_) => "schedule_set",
+            Self::ScheduleRemoved(_) => "schedule_removed",
+            Self::ScheduleFired(_) => "schedule_fired",
+            Self::TriggerSet(_) => "trigger_set",
+            Self::TriggerRemoved(_) => "trigger_removed",
+            Self::EventRaised(_) => "event_raised",
+            Self::TriggerFired(_) => "trigger_fired",
         }
     }
 
@@ -712,6 +735,13 @@ impl Record for WorkflowRecord {
             Self::RunPaused(r) => Topic::Run(&r.run),
             Self::RunResumed(r) => Topic::Run(&r.run),
             Self::RunsForgotten(_) => Topic::Service(Service::WorkflowManager),
+            Self::ScheduleSet(r) => Topic::Workflow(&r.schedule.workflow),
+            Self::ScheduleRemoved(r) => Topic::Workflow(&r.workflow),
+            Self::ScheduleFired(r) => Topic::Workflow(&r.workflow),
+            Self::TriggerSet(r) => Topic::Workflow(&r.trigger.start.workflow),
+            Self::TriggerRemoved(r) => Topic::Workflow(&r.workflow),
+            Self::EventRaised(_) => Topic::Service(Service::WorkflowManager),
+            Self::TriggerFired(r) => Topic::Workflow(&r.workflow),
         }
     }
 

@@ -37,6 +37,10 @@ pub enum Code {
     UnknownAlert,
     /// No such handoff, or it is over: what was offered is not to be had any more.
     UnknownHandoff,
+    /// No such schedule.
+    UnknownSchedule,
+    /// No such trigger.
+    UnknownTrigger,
     /// The agent has registered again with another session: this process should stop.
     AgentReplaced,
     /// The lease has ended or was never given: the report changes nothing, the work should be dropped.
@@ -74,7 +78,7 @@ pub enum Code {
 
 impl Code {
     /// Every code, for the documentation.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::InvalidRequest,
         Self::InvalidWorkflow,
         Self::UnknownWorkflow,
@@ -82,6 +86,8 @@ impl Code {
         Self::UnknownAgent,
         Self::UnknownAlert,
         Self::UnknownHandoff,
+        Self::UnknownSchedule,
+        Self::UnknownTrigger,
         Self::AgentReplaced,
         Self::StaleLease,
         Self::KeyConflict,
@@ -109,6 +115,8 @@ impl Code {
             Self::UnknownAgent => "unknown_agent",
             Self::UnknownAlert => "unknown_alert",
             Self::UnknownHandoff => "unknown_handoff",
+            Self::UnknownSchedule => "unknown_schedule",
+            Self::UnknownTrigger => "unknown_trigger",
             Self::AgentReplaced => "agent_replaced",
             Self::StaleLease => "stale_lease",
             Self::KeyConflict => "key_conflict",
@@ -138,6 +146,8 @@ impl Code {
             Self::UnknownAgent => "The agent is not registered",
             Self::UnknownAlert => "No such alert",
             Self::UnknownHandoff => "No such handoff",
+            Self::UnknownSchedule => "No such schedule",
+            Self::UnknownTrigger => "No such trigger",
             Self::AgentReplaced => "The agent has registered again elsewhere",
             Self::StaleLease => "The lease has ended",
             Self::KeyConflict => "The idempotency key was used for another request",
@@ -167,6 +177,8 @@ impl Code {
             | Self::UnknownAgent
             | Self::UnknownAlert
             | Self::UnknownHandoff
+            | Self::UnknownSchedule
+            | Self::UnknownTrigger
             | Self::UnknownResource => 404,
             Self::AgentReplaced
             | Self::StaleLease

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `baton.log.SHARD.SERVICE` | the leading instance of the service | commits ([`crate::record`]), kept in the stream [`log_stream`] |
 //! | `baton.req.SERVICE.ENDPOINT` | anyone | requests ([`crate::request`]), answered |
-//! | `baton.agent.AGENT.VERB` | the agent | `register`, `heartbeat`, `report`, `reports`, `decline`, `leave`, `acquire`, `renew`, `release` (requests) and `progress` (a publication) |
+//! | `baton.agent.AGENT.VERB` | the agent | `register`, `heartbeat`, `report`, `reports`, `decline`, `leave`, `acquire`, `renew`, `release`, `raise` (requests) and `progress` (a publication) |
 //! | `baton.agent.AGENT.say.TO` | the agent | a message for one other agent, heard if that one listens |
 //! | `baton.agent.AGENT.mail.TO` | the agent | the same, guaranteed: kept in the stream [`MESSAGES_STREAM`] |
 //! | `baton.agent.AGENT.all` | the agent | a message for all agents |
@@ -15,7 +15,7 @@
 //! | `baton.to.AGENT.post.WHAT.TOKEN` | the broker, asked by the post office | `fetch`: stored messages again; `check`: the last one of each sender |
 //! | `baton.event.run.RUN.KIND` | the service that owns the record | what happened to a run, also `progress` |
 //! | `baton.event.agent.AGENT.KIND` | the resource-manager | what happened to an agent |
-//! | `baton.event.workflow.WORKFLOW.KIND` | the workflow-manager | `workflow_registered` |
+//! | `baton.event.workflow.WORKFLOW.KIND` | the workflow-manager | `workflow_registered`, and what happened to its schedules and triggers |
 //! | `baton.event.pool.POOL.KIND` | the resource-manager | what happened to a pool; of a lease on several, the first by name. A dot in a pool's name begins another token |
 //! | `baton.event.alert.SEVERITY.ALERT.KIND` | the resource-manager | an alert was raised, cleared, acknowledged ([`crate::alert`]) |
 //! | `baton.event.service.SERVICE.KIND` | that service | the rest |
@@ -137,6 +137,8 @@ pub enum AgentVerb {
     Acknowledge,
     /// "I am this far": a publication, to the resource-manager.
     Progress,
+    /// "This happened": a request to the workflow-manager.
+    Raise,
 }
 
 impl AgentVerb {
@@ -156,6 +158,7 @@ impl AgentVerb {
             Self::Handoff => "handoff",
             Self::Acknowledge => "acknowledge",
             Self::Progress => "progress",
+            Self::Raise => "raise",
         }
     }
 }

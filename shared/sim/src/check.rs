@@ -13,6 +13,8 @@ mod ledger;
 mod operations;
 mod pools;
 mod pressure;
+mod schedules;
+mod triggers;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -101,6 +103,8 @@ pub(crate) struct Facts {
     cancels_of: BTreeSet<WorkflowName>,
     /// Runs that somebody asked to be paused.
     pauses: BTreeSet<RunId>,
+    schedules: schedules::Schedules,
+    triggers: triggers::Triggers,
     /// How many runs that have ended are known at the least; for how long any is; for how long one too many is.
     keeps: (usize, Millis, Millis),
     /// When the calm began, in virtual microseconds.
@@ -394,6 +398,8 @@ impl Facts {
         self.breakers_half_open_in_time(now, calm)?;
         self.offers_are_over_in_time(now, calm)?;
         let late = |since: u64, ms: Millis| now.saturating_sub(since.max(calm)) > ms * 1000 + LATE;
+        self.schedules_fire_in_time(calm, late)?;
+        self.triggers_look_in_time(|since| late(since, 0))?;
         for (id, run) in self.runs.iter().filter(|(_, run)| run.finished.is_none()) {
             let definition = &run.definition;
             hold!(!late(run.started_on, definition.timeout_ms), "nothing waits for ever", "run {id} goes on");
@@ -438,6 +444,7 @@ impl Facts {
 
     /// What must hold when everything has come to rest.
     pub(crate) fn at_rest(&self) -> Checked {
+        self.triggers_at_rest()?;
         for (id, run) in &self.runs {
             hold!(run.finished.is_some(), "every accepted run has exactly one end", "run {id} has none");
         }

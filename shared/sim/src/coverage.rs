@@ -150,6 +150,26 @@ counted! {
         Resumed = "a run goes on after a pause",
         /// A run repeats a part of another one.
         Rerun = "a run repeats another one",
+        /// A schedule started a run.
+        ScheduleStarted = "a schedule starts a run",
+        /// A schedule left a time out, since the run before was live.
+        ScheduleSkipped = "a schedule leaves a time out",
+        /// A run was cancelled, since its schedule started the next one.
+        ScheduleCancelled = "a schedule cancels the run before",
+        /// A time of a schedule was looked at long after it had come.
+        ScheduleMadeUp = "a schedule makes up for a time",
+        /// It was too late for a time of a schedule.
+        ScheduleLate = "a schedule is too late",
+        /// A schedule was paused.
+        SchedulePaused = "a schedule is paused",
+        /// A trigger started a run.
+        TriggerStarted = "a trigger starts a run",
+        /// A trigger's condition gave false.
+        TriggerUnmatched = "a trigger's condition gives false",
+        /// A trigger could not start its run.
+        TriggerFailed = "a trigger fails",
+        /// Too many triggers had led to an event.
+        TriggerChain = "a circle of triggers ends",
         /// Runs were cancelled together.
         CancelledTogether = "runs are cancelled together",
         /// Runs that ended were forgotten.
@@ -284,12 +304,19 @@ counted! {
 }
 
 /// The kinds of records, in the order of their counters.
-pub(crate) const RECORDS: [&str; 35] = [
+pub(crate) const RECORDS: [&str; 42] = [
     "workflow_registered",
     "run_started",
     "run_paused",
     "run_resumed",
     "runs_forgotten",
+    "schedule_set",
+    "schedule_removed",
+    "schedule_fired",
+    "trigger_set",
+    "trigger_removed",
+    "event_raised",
+    "trigger_fired",
     "stage_ready",
     "stage_ended",
     "stage_skipped",

@@ -8,9 +8,13 @@ use baton_protocol::definition::{
     StageDefinition, WaitFor,
 };
 use baton_protocol::request::{Acquire, RegisterAgent, SpentBy, Strategy};
+use baton_protocol::run::RunStatus;
+use baton_protocol::schedule::Overlap;
+use baton_protocol::trigger::{On, RunEnded, StartBy};
 use baton_protocol::{
-    AgentId, Amount, AtLimit, Balance, Budget, Capability, Measure, Metadata, Millis, Pool, PoolKind, Refill,
-    Requirements, ResourceName, Resources, SignalName, StageName, Take, Takes, WorkflowName,
+    AgentId, Amount, AtLimit, Balance, Budget, Capability, EventName, Json, Measure, Metadata, Millis, Pool, PoolKind,
+    Refill, Requirements, ResourceName, Resources, Schedule, ScheduleName, SignalName, StageName, Take, Takes, Trigger,
+    TriggerName, WorkflowName,
 };
 use baton_resource_manager::{PressureConfig, PressureLimits};
 use serde_json::json;
@@ -81,6 +85,22 @@ pub(crate) enum Wish {
     Spending(SpentBy),
     /// To lease some task to some agent, whether that is right or not.
     Assign(u32, u32),
+    /// To make a schedule, or to change it back.
+    SetSchedule(usize),
+    /// To pause a schedule, or to let it go on.
+    PauseSchedule(usize, bool),
+    /// To remove a schedule.
+    RemoveSchedule(usize),
+    /// To see a schedule, or all of them.
+    Schedules(Option<usize>),
+    /// To make a trigger.
+    SetTrigger(usize),
+    /// To remove a trigger.
+    RemoveTrigger(usize),
+    /// To see all triggers.
+    Triggers,
+    /// To raise an event with this number in its id, as an agent or not.
+    Raise(u32, Option<u32>),
     /// To have some task handed over, to some agent or to whoever has room for it.
     HandOver(u32, Option<u32>),
 }
@@ -104,6 +124,8 @@ pub(crate) struct Workload {
     /// By agent: from when to when it fails all tasks of what it mainly does, in virtual microseconds.
     pub(crate) sick: Vec<Option<(u64, u64)>>,
     pub(crate) pools: Vec<NamedPool>,
+    pub(crate) schedules: Vec<(ScheduleName, Schedule)>,
+    pub(crate) triggers: Vec<(TriggerName, Trigger)>,
     /// What clients want to acquire.
     pub(crate) wanted: Vec<Wanted>,
     /// When, in virtual microseconds, and what.
@@ -251,8 +273,102 @@ impl Workload {
                 wishes.push((draws.between(0, length), wish));
             }
         }
-        Self { definitions, agents, sick, pools, wanted: all_wanted, wishes, pressure, memory }
+        let schedules = if draws.chance(200) { schedules(draws, &definitions) } else { Vec::new() };
+        for n in 0..schedules.len() {
+            wishes.push((draws.between(5000, length / 3), Wish::SetSchedule(n)));
+            for _ in 0..draws.below(4) {
+                let wish = match draws.below(6) {
+                    0 => Wish::PauseSchedule(n, true),
+                    1 => Wish::PauseSchedule(n, false),
+                    2 => Wish::RemoveSchedule(n),
+                    3 => Wish::SetSchedule(n),
+                    4 => Wish::Schedules(Some(n)),
+                    _ => Wish::Schedules(None),
+                };
+                wishes.push((draws.between(0, length), wish));
+            }
+        }
+        let triggers = if draws.chance(200) { triggers(draws, &definitions) } else { Vec::new() };
+        for n in 0..triggers.len() {
+            wishes.push((draws.between(5000, length / 3), Wish::SetTrigger(n)));
+            for _ in 0..draws.below(4) {
+                let wish = match draws.below(8) {
+                    0 => Wish::RemoveTrigger(n),
+                    1 => Wish::SetTrigger(n),
+                    2 => Wish::Triggers,
+                    _ => Wish::Raise(draws.below(4), draws.chance(300).then(|| draws.below(4))),
+                };
+                wishes.push((draws.between(0, length), wish));
+            }
+        }
+        Self { definitions, agents, sick, pools, schedules, triggers, wanted: all_wanted, wishes, pressure, memory }
     }
+}
+
+/// The name under which events are raised here.
+pub(crate) const EVENT: &str = "data_available";
+
+/// Some, of which one may fail and others may not be meant.
+fn triggers(draws: &mut Draws, definitions: &[Definition]) -> Vec<(TriggerName, Trigger)> {
+    let one = |draws: &mut Draws, n: u32| {
+        let (from, to) = (draws.pick(definitions).name.clone(), draws.pick(definitions).name.clone());
+        let status = draws.chance(500).then_some(RunStatus::Succeeded);
+        // Two that are for ends may double what goes round in a circle.
+        let on = if n > 0 || draws.chance(400) {
+            On::Event(EventName::new(EVENT).expect("a valid name"))
+        } else {
+            On::RunEnded(RunEnded { workflow: from, status })
+        };
+        let ends = matches!(on, On::RunEnded(_));
+        let number = if ends { "size(event.id) > 0" } else { "event.data.n % 2 == 0" };
+        let when = match draws.below(4) {
+            0 => Some(number),
+            1 => Some("event.data.missing == 1"),
+            _ if ends => Some("event.at > 0"),
+            _ => None,
+        };
+        let input =
+            if ends { Mapping::Each([("n".to_owned(), "0".into())].into()) } else { Mapping::One("event.data".into()) };
+        let start = StartBy {
+            workflow: to,
+            version: None,
+            input: Some(input),
+            priority: *draws.pick(&[0, 0, 1, -1]),
+            strategy: None,
+            due_ms: None,
+            budget: None,
+            metadata: BTreeMap::new(),
+        };
+        let trigger = Trigger { on, when: when.map(Into::into), start, paused: draws.chance(50) };
+        (TriggerName::new(&format!("t{n}")).expect("a valid name"), trigger)
+    };
+    (0..1 + draws.below(3)).map(|n| one(draws, n)).collect()
+}
+
+/// One or two, with times every few seconds.
+fn schedules(draws: &mut Draws, definitions: &[Definition]) -> Vec<(ScheduleName, Schedule)> {
+    let one = |draws: &mut Draws, n: u32| {
+        let definition = draws.pick(definitions);
+        let by_cron = draws.chance(300);
+        let schedule = Schedule {
+            workflow: definition.name.clone(),
+            version: None,
+            cron: by_cron.then(|| (*draws.pick(&["*/3 * * * * *", "*/4 * * * * *"])).to_owned()),
+            time_zone: by_cron.then(|| (*draws.pick(&["Europe/Berlin", "America/New_York"])).to_owned()),
+            every_ms: (!by_cron).then(|| draws.between(2000, 5000)),
+            input: Json::of(&json!({ "n": 0 })).unwrap_or_default(),
+            priority: *draws.pick(&[0, 0, 1, -1]),
+            strategy: None,
+            due_ms: None,
+            budget: None,
+            metadata: BTreeMap::new(),
+            overlap: *draws.pick(&[Overlap::Skip, Overlap::Skip, Overlap::Allow, Overlap::Cancel]),
+            late_ms: draws.chance(300).then(|| draws.between(0, 1500)),
+            paused: false,
+        };
+        (ScheduleName::new(&format!("s{n}")).expect("a valid name"), schedule)
+    };
+    (0..1 + draws.below(2)).map(|n| one(draws, n)).collect()
 }
 
 /// There is pressure as soon as a few tasks wait.

@@ -54,6 +54,9 @@ const PATIENCE: Micros = 900_000_000;
 /// How long the calm takes at the least: what was held up must have come.
 const CALM: Micros = 6_000_000;
 
+/// How long into the calm schedules start runs.
+const SCHEDULES: Micros = 20_000_000;
+
 /// How much of the memory is taken, in per cent, unless anything else is said.
 const MEMORY: u32 = 10;
 
@@ -712,6 +715,9 @@ impl World {
         self.facts.unpaid_end(self.now)?;
         self.agents_know()?;
         self.resume_all();
+        if self.now >= self.calm_at + SCHEDULES {
+            self.end_schedules();
+        }
         let in_peace = |service: &Service| self.nodes.iter().any(|n| n.service == *service && n.leads_in_peace());
         let led = SERVICES.iter().all(in_peace);
         let wanted = self.pending.values().any(|pending| pending.until_answered);
@@ -719,6 +725,8 @@ impl World {
         if settled
             && led
             && self.facts.live() == 0
+            && self.facts.schedules().is_empty()
+            && !self.facts.triggers_wait()
             && self.facts.alive() + self.facts.pools.alive() == 0
             && !wanted
             && self.keeping == 0

@@ -79,6 +79,9 @@ pub const DEFINITIONS: &[Definition] = &[
         "Runs that were asked for and refused, by why: pressure or limit.",
         &["reason"],
     ),
+    counter("baton_events_raised_total", "Events that were raised.", &[]),
+    counter("baton_triggers_fired_total", "Triggers that came to something, by what.", &["outcome"]),
+    counter("baton_schedules_fired_total", "Times of schedules that came, by what came of them.", &["outcome"]),
     // The counters of the workflow document.
     counter("workflows_executed_total", "Runs that ended, by workflow and status.", &["workflow", "status"]),
     counter("stages_executed_total", "Attempts at stages that ended, by outcome.", &["outcome"]),

@@ -282,7 +282,15 @@ impl Checker {
 
     fn workflow(&mut self, stamp: Stamp, record: &WorkflowRecord) {
         let run = match record {
-            WorkflowRecord::WorkflowRegistered(_) | WorkflowRecord::RunsForgotten(_) => return,
+            WorkflowRecord::WorkflowRegistered(_)
+            | WorkflowRecord::RunsForgotten(_)
+            | WorkflowRecord::ScheduleSet(_)
+            | WorkflowRecord::ScheduleRemoved(_)
+            | WorkflowRecord::ScheduleFired(_)
+            | WorkflowRecord::TriggerSet(_)
+            | WorkflowRecord::TriggerRemoved(_)
+            | WorkflowRecord::EventRaised(_)
+            | WorkflowRecord::TriggerFired(_) => return,
             WorkflowRecord::RunPaused(record) => record.run,
             WorkflowRecord::RunResumed(record) => record.run,
             WorkflowRecord::RunStarted(record) => record.run,
@@ -302,6 +310,13 @@ impl Checker {
             | WorkflowRecord::StageSkipped(_)
             | WorkflowRecord::StageExpanded(_)
             | WorkflowRecord::RunsForgotten(_)
+            | WorkflowRecord::ScheduleSet(_)
+            | WorkflowRecord::ScheduleRemoved(_)
+            | WorkflowRecord::ScheduleFired(_)
+            | WorkflowRecord::TriggerSet(_)
+            | WorkflowRecord::TriggerRemoved(_)
+            | WorkflowRecord::EventRaised(_)
+            | WorkflowRecord::TriggerFired(_)
             | WorkflowRecord::RunPaused(_)
             | WorkflowRecord::RunResumed(_)
             | WorkflowRecord::StageWaits(_)

@@ -77,7 +77,14 @@ impl Facts {
             | WorkflowRecord::StageExpanded(_)
             | WorkflowRecord::StageWaits(_)
             | WorkflowRecord::Signalled(_)
-            | WorkflowRecord::RunsForgotten(_) => {}
+            | WorkflowRecord::RunsForgotten(_)
+            | WorkflowRecord::ScheduleSet(_)
+            | WorkflowRecord::ScheduleRemoved(_)
+            | WorkflowRecord::ScheduleFired(_)
+            | WorkflowRecord::TriggerSet(_)
+            | WorkflowRecord::TriggerRemoved(_)
+            | WorkflowRecord::EventRaised(_)
+            | WorkflowRecord::TriggerFired(_) => {}
             WorkflowRecord::RunPaused(record) => {
                 self.paused.insert(record.run);
             }

@@ -12,6 +12,7 @@ fn compile(text: &str) -> Result<Program, String> {
 
 fn values() -> Values {
     Values {
+        event: None,
         input: Some(json!({
             "n": 3, "f": 2.5, "big": 9_007_199_254_740_993_i64, "text": "tea", "list": [1, 2, 3],
             "map": {"z": 1, "a": 2, "m": 3}, "none": null,

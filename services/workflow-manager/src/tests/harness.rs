@@ -17,7 +17,9 @@ use baton_protocol::request::{
     WorkflowView,
 };
 use baton_protocol::run::RunView;
+use baton_protocol::schedule::Firing;
 use baton_protocol::trace::{Span, TraceContext};
+use baton_protocol::trigger::Reaction;
 use baton_protocol::{
     AgentId, Capability, Json, LeaseId, Millis, Number, Rejection, ResourceName, Resources, RunId, Service, TaskId,
     WorkflowName,
@@ -143,7 +145,9 @@ impl World {
         same(&snapshot, live, "a snapshot reads back as another state");
         assert!(live.lost.is_empty(), "reacted to all that was lost");
         // Without a live run there may be old ones to be forgotten, where settings say so.
-        if !live.runs.is_empty() || self.config == Config::default() {
+        if !live.runs.is_empty()
+            || (self.config == Config::default() && live.schedules.is_empty() && !live.triggers.is_open())
+        {
             assert_eq!(live.runs.is_empty(), self.processor.deadline().is_none(), "a run waits for ever");
         }
     }
@@ -225,6 +229,16 @@ impl World {
             WorkflowRequest::RerunRun(_) => "run.rerun",
             WorkflowRequest::DecideStage(_) => "stage.decide",
             WorkflowRequest::SignalRun(_) => "run.signal",
+            WorkflowRequest::SetSchedule(_) => "schedule.set",
+            WorkflowRequest::PauseSchedule(_) => "schedule.pause",
+            WorkflowRequest::RemoveSchedule(_) => "schedule.remove",
+            WorkflowRequest::GetSchedule(_) => "schedule.get",
+            WorkflowRequest::ListSchedules(_) => "schedule.list",
+            WorkflowRequest::SetTrigger(_) => "trigger.set",
+            WorkflowRequest::RemoveTrigger(_) => "trigger.remove",
+            WorkflowRequest::ListTriggers(_) => "trigger.list",
+            WorkflowRequest::RaiseEvent(None, _) => "event.raise",
+            WorkflowRequest::RaiseEvent(Some(_), _) => "agent.raise",
             WorkflowRequest::Report(..) => "agent.report",
             WorkflowRequest::Reports(..) => "agent.reports",
         };
@@ -399,6 +413,38 @@ impl World {
             WorkflowRecord::RunsForgotten(r) => {
                 let label = |run: &RunId| format!(" r{}", 1 + self.runs.iter().position(|id| id == run).unwrap_or(0));
                 format!("runs_forgotten{}", r.runs.iter().map(label).collect::<String>())
+            }
+            WorkflowRecord::ScheduleSet(r) => {
+                let next = r.next.map_or_else(|| "not at all".to_owned(), |next| format!("+{}ms", next - START));
+                format!("schedule_set {}, next {next}", r.name)
+            }
+            WorkflowRecord::TriggerSet(r) => format!("trigger_set {}", r.name),
+            WorkflowRecord::TriggerRemoved(r) => format!("trigger_removed {}", r.name),
+            WorkflowRecord::EventRaised(r) => format!("event_raised {} {} {}", r.event, r.id, r.data.as_str()),
+            WorkflowRecord::TriggerFired(r) => {
+                let outcome = match &r.outcome {
+                    Reaction::Started(run) => {
+                        format!("started r{}", 1 + self.runs.iter().position(|id| id == run).unwrap_or(0))
+                    }
+                    other => other.to_string(),
+                };
+                format!("trigger_fired {} by #{}: {outcome}", r.name, r.event)
+            }
+            WorkflowRecord::ScheduleRemoved(r) => format!("schedule_removed {}", r.name),
+            WorkflowRecord::ScheduleFired(r) => {
+                let outcome = match &r.outcome {
+                    Firing::Started(run) | Firing::Skipped(run) => {
+                        format!(
+                            "{} r{}",
+                            r.outcome.as_str(),
+                            1 + self.runs.iter().position(|id| id == run).unwrap_or(0)
+                        )
+                    }
+                    Firing::Late => "late".to_owned(),
+                    Firing::Refused(why) => format!("refused: {why}"),
+                };
+                let next = r.next.map_or_else(|| "never".to_owned(), |next| format!("+{}ms", next - START));
+                format!("schedule_fired {} of +{}ms: {outcome}, next {next}", r.name, r.due - START)
             }
             WorkflowRecord::RunFinished(r) => {
                 let reason = r.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();

@@ -415,6 +415,13 @@ impl Model {
                 run.pauses.0.last_mut().unwrap().1 = Some(stamp.at);
             }
             WorkflowRecord::RunsForgotten(_) => panic!("there are not so many"),
+            WorkflowRecord::ScheduleSet(_)
+            | WorkflowRecord::ScheduleRemoved(_)
+            | WorkflowRecord::ScheduleFired(_)
+            | WorkflowRecord::TriggerSet(_)
+            | WorkflowRecord::TriggerRemoved(_)
+            | WorkflowRecord::EventRaised(_)
+            | WorkflowRecord::TriggerFired(_) => panic!("nobody asked for one"),
             WorkflowRecord::RunFinished(record) => {
                 let definition = definition.unwrap();
                 let run = self.runs.get_mut(&record.run).unwrap();

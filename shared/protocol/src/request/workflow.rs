@@ -1,6 +1,8 @@
 //! What may be asked of the workflow-manager.
 
 mod operations;
+mod schedule;
+mod trigger;
 
 use std::collections::BTreeMap;
 
@@ -20,6 +22,8 @@ use crate::subject::AgentVerb;
 use crate::trace::TraceContext;
 
 pub use operations::*;
+pub use schedule::*;
+pub use trigger::*;
 
 /// What may be asked of the workflow-manager.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,6 +56,24 @@ pub enum WorkflowRequest {
     DecideStage(DecideStage),
     /// See [`SignalRun`].
     SignalRun(SignalRun),
+    /// See [`SetSchedule`].
+    SetSchedule(Box<SetSchedule>),
+    /// See [`PauseSchedule`].
+    PauseSchedule(PauseSchedule),
+    /// See [`RemoveSchedule`].
+    RemoveSchedule(RemoveSchedule),
+    /// See [`GetSchedule`].
+    GetSchedule(GetSchedule),
+    /// See [`ListSchedules`].
+    ListSchedules(ListSchedules),
+    /// See [`SetTrigger`].
+    SetTrigger(Box<SetTrigger>),
+    /// See [`RemoveTrigger`].
+    RemoveTrigger(RemoveTrigger),
+    /// See [`ListTriggers`].
+    ListTriggers(ListTriggers),
+    /// See [`RaiseEvent`]; by an agent, if one is given.
+    RaiseEvent(Option<AgentId>, RaiseEvent),
     /// See [`Report`].
     Report(AgentId, Report),
     /// See [`Reports`].
@@ -99,6 +121,46 @@ impl Requests for WorkflowRequest {
         ),
         endpoint("run.signal", None, "Gives a run a signal.", schema::<SignalRun>, schema::<SignalStored>),
         endpoint(
+            "schedule.set",
+            None,
+            "Makes a schedule, by which a workflow is started again and again, or changes one.",
+            schema::<SetSchedule>,
+            schema::<ScheduleView>,
+        ),
+        endpoint(
+            "schedule.pause",
+            None,
+            "Pauses a schedule, or lets it go on.",
+            schema::<PauseSchedule>,
+            schema::<ScheduleView>,
+        ),
+        endpoint("schedule.remove", None, "Removes a schedule.", schema::<RemoveSchedule>, schema::<ScheduleView>),
+        endpoint(
+            "schedule.get",
+            None,
+            "Gives a schedule, and when it starts runs next.",
+            schema::<GetSchedule>,
+            schema::<ScheduleView>,
+        ),
+        endpoint("schedule.list", None, "Lists the schedules.", schema::<ListSchedules>, schema::<ScheduleList>),
+        endpoint(
+            "trigger.set",
+            None,
+            "Makes a trigger, by which events start runs, or changes one.",
+            schema::<SetTrigger>,
+            schema::<TriggerView>,
+        ),
+        endpoint("trigger.remove", None, "Removes a trigger.", schema::<RemoveTrigger>, schema::<TriggerView>),
+        endpoint("trigger.list", None, "Lists the triggers.", schema::<ListTriggers>, schema::<TriggerList>),
+        endpoint("event.raise", None, "Raises an event.", schema::<RaiseEvent>, schema::<EventStored>),
+        endpoint(
+            "agent.raise",
+            Some(AgentVerb::Raise),
+            "Raises an event, as an agent.",
+            schema::<RaiseEvent>,
+            schema::<EventStored>,
+        ),
+        endpoint(
             "agent.report",
             Some(AgentVerb::Report),
             "Ends a task: what came of it.",
@@ -130,6 +192,16 @@ impl Requests for WorkflowRequest {
             "run.rerun" => Self::RerunRun(body(endpoint, payload)?),
             "stage.decide" => Self::DecideStage(body(endpoint, payload)?),
             "run.signal" => Self::SignalRun(body(endpoint, payload)?),
+            "schedule.set" => Self::SetSchedule(Box::new(body(endpoint, payload)?)),
+            "schedule.pause" => Self::PauseSchedule(body(endpoint, payload)?),
+            "schedule.remove" => Self::RemoveSchedule(body(endpoint, payload)?),
+            "schedule.get" => Self::GetSchedule(body(endpoint, payload)?),
+            "schedule.list" => Self::ListSchedules(body(endpoint, payload)?),
+            "trigger.set" => Self::SetTrigger(Box::new(body(endpoint, payload)?)),
+            "trigger.remove" => Self::RemoveTrigger(body(endpoint, payload)?),
+            "trigger.list" => Self::ListTriggers(body(endpoint, payload)?),
+            "event.raise" => Self::RaiseEvent(None, body(endpoint, payload)?),
+            "agent.raise" => Self::RaiseEvent(Some(speaker(subject)?), body(endpoint, payload)?),
             "agent.report" => Self::Report(speaker(subject)?, body(endpoint, payload)?),
             "agent.reports" => Self::Reports(speaker(subject)?, body(endpoint, payload)?),
             _ => return Err(unknown_endpoint(endpoint)),

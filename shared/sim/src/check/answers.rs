@@ -10,7 +10,7 @@ use baton_protocol::record::Event;
 use baton_protocol::request::{
     Acquire, AcquireAnswer, AgentsFound, AlertList, AssignAnswer, AssignTasks, Assignment, Assignments, CancelTask,
     HandoffOpen, HeartbeatAnswer, OptimizerRequest, PlacementExplained, Report, ReportAnswer, Reports, ReportsAnswered,
-    ResourceRequest, RunAccepted, RunList, ShareBy, StartRun, WorkflowRequest, WorkflowView,
+    ResourceRequest, RunAccepted, RunList, ScheduleList, ShareBy, StartRun, WorkflowRequest, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
 use baton_protocol::{AgentId, Code, Holder, Json, LeaseId, Rejection, RunId, Service};
@@ -131,6 +131,18 @@ impl Facts {
             }
             WorkflowRequest::DecideStage(_) => self.decision_stored(&read(answer)?),
             WorkflowRequest::SignalRun(request) => self.signal_stored(request, &read(answer)?),
+            WorkflowRequest::SetSchedule(_) | WorkflowRequest::PauseSchedule(_) | WorkflowRequest::GetSchedule(_) => {
+                self.schedule_shown(&read(answer)?)
+            }
+            WorkflowRequest::ListSchedules(_) => {
+                let list: ScheduleList = read(answer)?;
+                list.schedules.iter().try_for_each(|view| self.schedule_shown(view))
+            }
+            WorkflowRequest::RaiseEvent(_, request) => self.event_stored(&request.id, &read(answer)?),
+            WorkflowRequest::RemoveSchedule(_)
+            | WorkflowRequest::SetTrigger(_)
+            | WorkflowRequest::RemoveTrigger(_)
+            | WorkflowRequest::ListTriggers(_) => Ok(()),
             WorkflowRequest::ValidateWorkflow(_)
             | WorkflowRequest::ListWorkflows(_)
             | WorkflowRequest::GetWorkflow(_) => Ok(()),
@@ -353,6 +365,19 @@ impl Facts {
                 let known = self.definitions.get(&request.workflow).and_then(|versions| versions.get(version));
                 lie(known.is_some_and(|(seq, _)| *seq <= sent))
             }
+            (Code::UnknownWorkflow, AnyRequest::Workflow(WorkflowRequest::SetSchedule(request))) => {
+                let known = self.definitions.get(&request.schedule.workflow).and_then(|versions| versions.first());
+                lie(known.is_some_and(|(seq, _)| *seq <= sent))
+            }
+            (Code::UnknownWorkflow, AnyRequest::Workflow(WorkflowRequest::SetTrigger(_))) => Ok(()),
+            // Another one may have removed it since.
+            (Code::UnknownTrigger, AnyRequest::Workflow(WorkflowRequest::RemoveTrigger(_))) => Ok(()),
+            (Code::UnknownSchedule, AnyRequest::Workflow(request)) => lie(match request {
+                WorkflowRequest::PauseSchedule(request) => self.schedule_is_there(&request.name, sent),
+                WorkflowRequest::RemoveSchedule(request) => self.schedule_is_there(&request.name, sent),
+                WorkflowRequest::GetSchedule(request) => self.schedule_is_there(&request.name, sent),
+                _ => true,
+            }),
             (Code::KeyConflict, AnyRequest::Workflow(WorkflowRequest::StartRun(request))) => {
                 let by_key = |run: &super::Run| request.key.is_some() && run.key == request.key;
                 let used = self.runs.iter().any(|(id, run)| by_key(run) || request.run == Some(*id));

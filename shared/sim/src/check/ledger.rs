@@ -136,6 +136,13 @@ impl Facts {
             WorkflowRecord::RunPaused(record) => self.run_paused(stamp, record),
             WorkflowRecord::RunResumed(record) => self.run_resumed(stamp, record),
             WorkflowRecord::RunsForgotten(record) => self.runs_forgotten(stamp, record),
+            WorkflowRecord::ScheduleSet(record) => self.schedule_set(stamp, record),
+            WorkflowRecord::ScheduleRemoved(record) => self.schedule_removed(record),
+            WorkflowRecord::ScheduleFired(record) => self.schedule_fired(stamp, record),
+            WorkflowRecord::TriggerSet(record) => self.trigger_set(record),
+            WorkflowRecord::TriggerRemoved(record) => self.trigger_removed(record),
+            WorkflowRecord::EventRaised(record) => self.event_raised(stamp, record),
+            WorkflowRecord::TriggerFired(record) => self.trigger_fired(record),
         }
     }
 
@@ -218,6 +225,8 @@ impl Facts {
         if let Some(rerun) = &record.rerun {
             self.rerun(record, rerun, &mut run)?;
         }
+        self.schedule_started(record)?;
+        self.trigger_started(record)?;
         hold!(self.runs.insert(record.run, run).is_none(), ONE_END, "run {} started twice", record.run);
         if let Some(budget) = &record.budget {
             self.pools_run_started(stamp, record.run, budget);
@@ -483,6 +492,7 @@ impl Facts {
 
     fn run_finished(&mut self, stamp: Stamp, record: &RunFinished) -> Checked {
         let seq = self.seq;
+        let gives_way = self.gives_way(record.run);
         let Some(run) = self.runs.get_mut(&record.run) else {
             return Err(super::broken(ONE_END, format!("run {} ended and never started", record.run)));
         };
@@ -504,7 +514,10 @@ impl Facts {
                 if together && !alone {
                     self.seen.push(Branch::CancelledTogether);
                 }
-                let asked = alone || together;
+                if gives_way && !alone && !together {
+                    self.seen.push(Branch::ScheduleCancelled);
+                }
+                let asked = alone || together || gives_way;
                 (Branch::Cancelled, asked)
             }
             RunStatus::TimedOut => {
@@ -513,6 +526,7 @@ impl Facts {
         };
         hold!(right, ONE_END, "run {} ended {}, and should not", record.run, record.status);
         let workflow = run.workflow.clone();
+        self.trigger_run_ended(stamp, &workflow, record);
         self.alerts_run_finished(workflow, record.status);
         self.seen.push(branch);
         self.pools_run_finished(record.run);

@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use baton_machine::Reply;
 use baton_protocol::request::{
     AcknowledgeAlert, ApproveBudget, AskHandoff, AssignTasks, CancelRun, CancelRuns, DecideStage, DenyBudget,
-    ExplainPlacement, FindAgents, GetLearning, GetPlacement, GetPressure, GetRun, GetSpending, ImportLearning, Lesson,
-    ListAgents, ListAlerts, ListPools, ListRuns, OptimizerRequest, PauseRun, Placement, RegisterWorkflow, RemovePool,
-    RerunRun, ResourceRequest, ResumeRun, RunAccepted, RunFilter, SetPool, SetStrategy, ShareBy, SharePool, SignalRun,
-    StartRun, Subject, WorkflowRequest, Workload,
+    ExplainPlacement, FindAgents, GetLearning, GetPlacement, GetPressure, GetRun, GetSchedule, GetSpending,
+    ImportLearning, Lesson, ListAgents, ListAlerts, ListPools, ListRuns, ListSchedules, ListTriggers, OptimizerRequest,
+    PauseRun, PauseSchedule, Placement, RaiseEvent, RegisterWorkflow, RemovePool, RemoveSchedule, RemoveTrigger,
+    RerunRun, ResourceRequest, ResumeRun, RunAccepted, RunFilter, SetPool, SetSchedule, SetStrategy, SetTrigger,
+    ShareBy, SharePool, SignalRun, StartRun, Subject, WorkflowRequest, Workload,
 };
 use baton_protocol::{
     Amount, AtLimit, Budget, Json, Pool, PoolKind, Requirements, Resources, RunId, Service, SignalName, WorkflowName,
@@ -19,7 +20,7 @@ use serde_json::json;
 use super::{Asker, EPOCH, World};
 use crate::coverage::Branch;
 use crate::request::AnyRequest;
-use crate::workload::{Placed, SIGNALS, Wish};
+use crate::workload::{EVENT, Placed, SIGNALS, Wish};
 
 /// What a client waits to be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +117,37 @@ impl World {
                 let request = SignalRun { run, signal, payload, by: None };
                 self.facts.signal_asked(&request);
                 WorkflowRequest::SignalRun(request)
+            }
+            Wish::SetSchedule(number) => {
+                let (name, schedule) = self.workload.schedules[number].clone();
+                WorkflowRequest::SetSchedule(Box::new(SetSchedule { name, schedule }))
+            }
+            Wish::PauseSchedule(number, paused) => {
+                let name = self.workload.schedules[number].0.clone();
+                WorkflowRequest::PauseSchedule(PauseSchedule { name, paused })
+            }
+            Wish::RemoveSchedule(number) => {
+                WorkflowRequest::RemoveSchedule(RemoveSchedule { name: self.workload.schedules[number].0.clone() })
+            }
+            Wish::Schedules(Some(number)) => {
+                WorkflowRequest::GetSchedule(GetSchedule { name: self.workload.schedules[number].0.clone() })
+            }
+            Wish::Schedules(None) => WorkflowRequest::ListSchedules(ListSchedules::default()),
+            Wish::SetTrigger(number) => {
+                let (name, trigger) = self.workload.triggers[number].clone();
+                WorkflowRequest::SetTrigger(Box::new(SetTrigger { name, trigger }))
+            }
+            Wish::RemoveTrigger(number) => {
+                WorkflowRequest::RemoveTrigger(RemoveTrigger { name: self.workload.triggers[number].0.clone() })
+            }
+            Wish::Triggers => WorkflowRequest::ListTriggers(ListTriggers::default()),
+            Wish::Raise(number, agent) => {
+                let agents = &self.workload.agents;
+                let agent = agent.map(|agent| agents[agent as usize % agents.len()].0.clone());
+                let Ok(event) = EVENT.parse() else { return };
+                let data = Json::from_text(format!("{{\"n\":{number}}}")).unwrap_or_default();
+                let raise = RaiseEvent { event, id: format!("event-{number}"), source: None, data };
+                WorkflowRequest::RaiseEvent(agent, raise)
             }
             Wish::Get(number) => {
                 let Some(run) = known(self, number) else { return };
@@ -298,6 +330,18 @@ impl World {
     pub(super) fn resume_all(&mut self) {
         for run in self.facts.paused() {
             let request = AnyRequest::Workflow(WorkflowRequest::ResumeRun(ResumeRun { run }));
+            self.ask(Asker::Client(Wanted::Other), request, false);
+        }
+    }
+
+    /// In the calm, schedules and triggers start runs for a while, and then no more.
+    pub(super) fn end_schedules(&mut self) {
+        for name in self.facts.triggers() {
+            let request = AnyRequest::Workflow(WorkflowRequest::RemoveTrigger(RemoveTrigger { name }));
+            self.ask(Asker::Client(Wanted::Other), request, false);
+        }
+        for name in self.facts.schedules() {
+            let request = AnyRequest::Workflow(WorkflowRequest::RemoveSchedule(RemoveSchedule { name }));
             self.ask(Asker::Client(Wanted::Other), request, false);
         }
     }

@@ -1,0 +1,179 @@
+//! Triggers: events that start runs.
+//!
+//! An event is raised by anybody, under a name (`data_available`), or is the end of a run. Each trigger that is for it looks at it by
+//! itself: what goes wrong with one concerns no other.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::budget::Budget;
+use crate::definition::{Expression, Mapping};
+use crate::id::{Millis, Number, RunId};
+use crate::json::Json;
+use crate::name::{EventName, TriggerName, WorkflowName};
+use crate::request::Strategy;
+use crate::run::{Metadata, RunStatus};
+
+/// The key in the metadata of a run that names the trigger which started it.
+pub const TRIGGER_KEY: &str = "trigger";
+/// The key in the metadata of a run that says for which event.
+pub const EVENT_KEY: &str = "event";
+/// The key in the metadata of a run that says how many triggers led to it, one by the run of the other.
+pub const CHAIN_KEY: &str = "chain";
+/// How many triggers may lead to a run, one by the run of the other: a circle ends there, before two that meet in it have doubled too
+/// often.
+pub const MAX_CHAIN: u32 = 8;
+
+/// What is done when something happens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Trigger {
+    /// Which events it is for.
+    pub on: On,
+    /// Only those for which this gives true. It sees `event`, with `name`, `id`, `data`, `source` and `at`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when: Option<Expression>,
+    /// The run that is started.
+    pub start: StartBy,
+    /// Events that come while it is are passed over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
+}
+
+/// Which events a trigger is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum On {
+    /// Those that are raised under this name.
+    Event(EventName),
+    /// The ends of a workflow's runs. Their `data` has `run`, `workflow`, `version`, `status`, `reason`, `metadata`, `input` and
+    /// `results`, which is `null` where they are more than 256 KiB together.
+    RunEnded(RunEnded),
+}
+
+/// Which ends of runs a trigger is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RunEnded {
+    /// Of this workflow.
+    pub workflow: WorkflowName,
+    /// That ended so; all, unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<RunStatus>,
+}
+
+/// How a trigger starts a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StartBy {
+    /// The workflow.
+    pub workflow: WorkflowName,
+    /// The version; the latest one if none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
+    /// The input, from `event`: one expression, or an object of several. The event's data as it is, unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<Mapping>,
+    /// Larger goes first.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: i32,
+    /// How its tasks are placed; as those of all runs are, unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<Strategy>,
+    /// In how many milliseconds it should have ended. Placement strives for it; nothing ends because of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due_ms: Option<Millis>,
+    /// What it may cost; as the definition says, unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
+    /// What is noted about it, to find it again. The keys `trigger`, `event` and `chain` are added.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: Metadata,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
+fn is_zero(value: &i32) -> bool {
+    *value == 0
+}
+
+/// See [`WorkflowRecord::TriggerSet`](crate::WorkflowRecord::TriggerSet).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TriggerSet {
+    /// Its name.
+    pub name: TriggerName,
+    /// What it says.
+    pub trigger: Trigger,
+}
+
+/// See [`WorkflowRecord::TriggerRemoved`](crate::WorkflowRecord::TriggerRemoved).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TriggerRemoved {
+    /// Its name.
+    pub name: TriggerName,
+    /// The workflow that it started.
+    pub workflow: WorkflowName,
+}
+
+/// See [`WorkflowRecord::EventRaised`](crate::WorkflowRecord::EventRaised).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct EventRaised {
+    /// Under which name.
+    pub event: EventName,
+    /// Its id: the same event raised once more has the same.
+    pub id: String,
+    /// Who raised it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// What there is to say about it.
+    #[serde(default, skip_serializing_if = "Json::is_null")]
+    pub data: Json,
+}
+
+/// See [`WorkflowRecord::TriggerFired`](crate::WorkflowRecord::TriggerFired).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TriggerFired {
+    /// Its name.
+    pub name: TriggerName,
+    /// The workflow that it starts.
+    pub workflow: WorkflowName,
+    /// The record of the event: that it was raised, or that a run ended.
+    pub event: Number,
+    /// What came of it.
+    pub outcome: Reaction,
+}
+
+/// What came of an event for one trigger.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Reaction {
+    /// A run was started.
+    Started(RunId),
+    /// Its condition gave false.
+    Unmatched,
+    /// Its condition or its input can not be evaluated, or the run can not be started; and why.
+    Failed(String),
+}
+
+impl Reaction {
+    /// As it is counted.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Started(_) => "started",
+            Self::Unmatched => "unmatched",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
+impl std::fmt::Display for Reaction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Started(run) => write!(f, "run {run} was started"),
+            Self::Unmatched => f.write_str("its condition gave false"),
+            Self::Failed(why) => write!(f, "failed: {why}"),
+        }
+    }
+}
