@@ -396,6 +396,7 @@ pub(crate) fn look(turn: &mut Turn<'_, ResourceManager>) {
         let grace = (2 * config.heartbeat_ms).min(config.lease_ms);
         let least = (now + grace).saturating_sub(config.lease_ms);
         turn.soft.heard.forgive(gone_by, least);
+        turn.soft.silences.forgive(gone_by, now + grace);
         turn.soft.nothing_expires_before = turn.soft.nothing_expires_before.max(now.saturating_add(grace));
     }
 }

@@ -86,6 +86,10 @@ pub enum Bug {
     HeartbeatDoesNotHeal,
     /// A silent agent is never given up.
     SilenceTolerated,
+    /// A task of which nothing is heard stays with its agent.
+    TaskSilenceTolerated,
+    /// A task is taken from an agent that tells of it.
+    ProgressNotHeard,
     /// A question of the optimizer that is not answered stays open for ever.
     QuestionNeverExpires,
     /// A placement that was refused is never tried again.
@@ -162,7 +166,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 76] = [
+    pub const ALL: [Self; 78] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -203,6 +207,8 @@ impl Bug {
         Self::ReplacedComesBack,
         Self::HeartbeatDoesNotHeal,
         Self::SilenceTolerated,
+        Self::TaskSilenceTolerated,
+        Self::ProgressNotHeard,
         Self::QuestionNeverExpires,
         Self::RefusalNeverForgotten,
         Self::RequirementsIgnored,

@@ -149,6 +149,8 @@ pub(crate) enum Doing {
     Done(LeaseId),
     /// It reports all that it has done lately.
     Report,
+    /// It tells how far it is with what it holds.
+    Tell(LeaseId),
     /// It offers what it holds to another agent.
     Offer(LeaseId),
     /// It answers an offer.

@@ -371,6 +371,9 @@ pub struct Assignment {
     pub ready_at: Millis,
     /// How long it may take, in milliseconds from now.
     pub timeout_ms: Millis,
+    /// How long the agent may tell no progress of it; then it is taken from it. None: as long as it likes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heartbeat_timeout_ms: Option<Millis>,
     /// The trace to go on with; also in the header `traceparent`.
     pub trace: TraceContext,
     /// Where to go on, if another agent has handed it over.

@@ -133,7 +133,7 @@ impl Facts {
         }
     }
 
-    /// A lease went over to another agent. What was reported under it says nothing of the breaker where the writer had not read that.
+    /// A lease went over to another agent, or was ended. What was reported under it says nothing of the breaker where the writer had not read that.
     pub(super) fn probe_moved(&mut self, lease: LeaseId, seen: u64) {
         for breaker in self.breakers.breakers.values_mut() {
             if let State::HalfOpen { leases, .. } = &mut breaker.state

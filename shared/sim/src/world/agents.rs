@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use baton_machine::Reply;
 use baton_protocol::request::{
     AcknowledgeHandoff, Assignment, Decline, HandoffAcknowledged, HandoffOffer, Heartbeat, HeartbeatAnswer, Leave,
-    OfferHandoff, RegisterAgent, Registered, Report, ReportStatus, Reports, ResourceRequest, Usage, WorkflowRequest,
+    OfferHandoff, Progress, RegisterAgent, Registered, Report, ReportStatus, Reports, ResourceRequest, Usage,
+    WorkflowRequest,
 };
 use baton_protocol::{AgentId, Code, Json, LeaseId, Money, Number, TaskId};
 
@@ -99,6 +100,7 @@ impl World {
             Doing::Beat => self.beat(process),
             Doing::Done(lease) => self.done(process, lease),
             Doing::Report => self.report_all(process),
+            Doing::Tell(lease) => self.tell_progress(process, lease),
             Doing::Offer(lease) => self.offer(process, lease),
             Doing::Acknowledge(handoff, accepted) => {
                 let (reason, response) = (if accepted { "" } else { "not now" }.to_owned(), Json::null());
@@ -183,11 +185,30 @@ impl World {
         self.processes[process].held.insert(lease, (assignment.clone(), true));
         let id = self.id(process);
         self.want_for_task(&id, lease);
+        if let Some(timeout) = assignment.heartbeat_timeout_ms {
+            if !self.calm && self.draws.chance(self.weather.agents / 2) {
+                self.coverage.fault(Fault::Hung);
+                return;
+            }
+            if self.draws.chance(500) {
+                self.after(1000 * timeout / 3, Event::Process(process, Doing::Tell(lease)));
+            }
+        }
         self.after(work, Event::Process(process, Doing::Done(lease)));
         if !self.calm && self.draws.chance(200 + self.weather.agents) {
             let wait = self.draws.between(0, work);
             self.after(wait, Event::Process(process, Doing::Offer(lease)));
         }
+    }
+
+    /// Tells how far it is, again and again until it is done.
+    fn tell_progress(&mut self, process: usize, lease: LeaseId) {
+        let Some((assignment, true)) = self.processes[process].held.get(&lease) else { return };
+        let timeout = assignment.heartbeat_timeout_ms.unwrap_or(1000);
+        let progress = Progress { lease, fraction: 0.5, message: String::new() };
+        let request = ResourceRequest::Progress(self.id(process), progress);
+        self.ask(Asker::Process(process, Purpose::Other), AnyRequest::Resource(request), false);
+        self.after(1000 * timeout / 3, Event::Process(process, Doing::Tell(lease)));
     }
 
     /// Offers what it works on to some agent.
