@@ -208,7 +208,7 @@ impl Machine for ResourceManager {
             ResourceRecord::HandoffEnded(record) => {
                 self.handoffs.over(record.handoff);
             }
-            ResourceRecord::BreakerOpened(record) => self.breakers.opened(record),
+            ResourceRecord::BreakerOpened(record) => self.breakers.opened(stamp.at, record),
             ResourceRecord::BreakerHalfOpened(record) => self.breakers.half_opened(record),
             ResourceRecord::BreakerClosed(record) => self.breakers.closed(record),
             ResourceRecord::PoolSet(record) => self.pools.set(stamp, record),

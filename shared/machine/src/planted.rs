@@ -104,6 +104,8 @@ pub enum Bug {
     BreakerStaysOpen,
     /// A probe that failed does not open the breaker again.
     FailedProbeForgotten,
+    /// An agent that is asked to begin anew is not told.
+    RestartNotTold,
     /// What is taken of a pool is granted whether it is there or not.
     PoolsNotCounted,
     /// A lock is had alone while others share it.
@@ -166,7 +168,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 78] = [
+    pub const ALL: [Self; 79] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -216,6 +218,7 @@ impl Bug {
         Self::ProbesNotCounted,
         Self::BreakerStaysOpen,
         Self::FailedProbeForgotten,
+        Self::RestartNotTold,
         Self::PoolsNotCounted,
         Self::LockNotExclusive,
         Self::RefilledTooFast,

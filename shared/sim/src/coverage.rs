@@ -140,6 +140,8 @@ counted! {
         AgentLost = "an agent is lost",
         /// An attempt was lost.
         AttemptLost = "an attempt is lost",
+        /// An agent that was asked to begin anew does.
+        Restarted = "an agent begins anew as it is asked",
         /// A task was taken from an agent that said nothing of it.
         Silent = "nothing is heard of a task",
         /// An agent told of a task of which it must tell.

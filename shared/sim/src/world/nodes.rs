@@ -546,6 +546,7 @@ impl World {
                     }
                     "handoff" => Told::Offer(publication.body.read().map_err(unreadable)?),
                     "handed" => Told::Handed(publication.body.read().map_err(unreadable)?),
+                    "restart" => Told::Restart(publication.body.read().map_err(unreadable)?),
                     _ => {
                         self.coverage.branch(Branch::Recalled);
                         Told::Cancel(publication.body.read().map_err(unreadable)?)
