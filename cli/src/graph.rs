@@ -43,7 +43,7 @@ impl Graph {
             definition.stages.iter().enumerate().map(|(place, stage)| (&stage.name, place)).collect();
         let nodes = definition.stages.iter().map(|stage| Node {
             label: stage.name.to_string(),
-            agents: stage.agent_type.to_string(),
+            agents: stage.workflow.as_ref().map_or_else(|| stage.agent_type.to_string(), ToString::to_string),
             stages: 1,
             optional: stage.optional,
             parents: stage.depends_on.iter().filter_map(|dependency| places.get(dependency)).copied().collect(),

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 
 use baton_protocol::pressure::PressureLevel;
 use baton_protocol::record::{
-    Event, LeftReason, OptimizerRecord, Outcome, ReleaseReason, ResourceRecord, StageEnded, WorkflowRecord,
+    Event, LeftReason, OptimizerRecord, Outcome, Parent, ReleaseReason, ResourceRecord, StageEnded, WorkflowRecord,
 };
 use baton_protocol::{Json, Millis, Number, ResourceName, Service};
 
@@ -106,6 +106,9 @@ fn workflow(record: &WorkflowRecord) -> (String, Tone) {
         ),
         WorkflowRecord::RunStarted(r) => {
             let mut says = format!("{} v{} {}", r.workflow, r.version, json(&r.input, INPUT));
+            if let Some(Parent { task, .. }) = r.parent.as_deref() {
+                says = format!("{} does {}/{}: {says}", r.run, task.part(), task.attempt);
+            }
             if r.priority != 0 {
                 says.push_str(&format!(", priority {}", r.priority));
             }
@@ -298,6 +301,7 @@ mod tests {
             budget: None,
             metadata: Default::default(),
             rerun: None,
+            parent: None,
         })
     }
 

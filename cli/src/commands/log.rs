@@ -116,7 +116,7 @@ async fn so_far(client: &Client, run: RunId) -> anyhow::Result<Events> {
     let from = client.get_run(run).await?.first_seq;
     let to = client.log_ends().await?.last;
     let events = client.log(from, Some(to)).map_err(anyhow::Error::from).map_ok(move |(seq, commit)| {
-        let of_run = |event: &Event| event.run == Some(run);
+        let of_run = |event: &Event| event.is_of(run);
         let events = commit.events(seq).map_err(anyhow::Error::from);
         stream::iter(match events {
             Ok(events) => events.into_iter().filter(of_run).map(Ok).collect(),

@@ -114,6 +114,10 @@ fn say(missing: &Missing, now: u64) -> String {
             let after = at.map(|at| format!(", in {}", span(at.saturating_sub(now)))).unwrap_or_default();
             format!("the time of attempt {attempt}{after}{}", error.unwrap_or_default())
         }
+        Missing::Run { run, since, until } => {
+            let left = span(until.saturating_sub(now));
+            format!("run {run}, which does it since {}; it is cancelled in {left}", ago(*since, now))
+        }
         Missing::Report { agent, since, until } => {
             let left = span(until.saturating_sub(now));
             format!("the report of agent {agent}, which has it since {}; it is given up in {left}", ago(*since, now))

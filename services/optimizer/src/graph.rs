@@ -48,6 +48,9 @@ pub(crate) struct Graph {
 pub(crate) struct Node {
     pub(crate) name: StageName,
     pub(crate) agent_type: Capability,
+    /// No agent has it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) asks: bool,
     /// What kind of work it is: see [`Estimate::kind`].
     pub(crate) kind: Arc<str>,
     /// The logarithm of how much it has to read.
@@ -155,9 +158,11 @@ impl Node {
         Self {
             name: stage.name.clone(),
             agent_type: stage.agent_type.clone(),
+            asks: !stage.has_agent(),
             kind: format!("{}/{kind}", stage.agent_type).into(),
             size: ln(size.unwrap_or_default() as f64 + SMALL),
-            duration_ms,
+            // What a run takes that does it is known of that run's own stages; it is no work here.
+            duration_ms: if stage.has_agent() { duration_ms } else { Some(1) },
             tokens,
             children,
         }

@@ -109,6 +109,7 @@ fn started(n: u64) -> WorkflowRecord {
         budget: None,
         metadata: Default::default(),
         rerun: None,
+        parent: None,
     })
 }
 
@@ -151,7 +152,7 @@ fn finished(n: u64) -> WorkflowRecord {
 }
 
 fn paused(n: u64) -> WorkflowRecord {
-    WorkflowRecord::RunPaused(RunPaused { run: run(n), reason: None })
+    WorkflowRecord::RunPaused(RunPaused { run: run(n), reason: None, with_parent: false })
 }
 
 fn resumed(n: u64) -> WorkflowRecord {

@@ -143,6 +143,23 @@ impl Run {
     }
 }
 
+impl Run {
+    /// Notes what came of a stage, or of an item of one.
+    fn gave(&mut self, part: Part, result: Option<Json>) {
+        let result = result.unwrap_or_default();
+        match part.item {
+            None => drop(self.results.insert(part.stage, result)),
+            Some(item) => {
+                if let Some(items) = self.items.get_mut(&part.stage)
+                    && let Some(place) = items.results.get_mut(item as usize)
+                {
+                    *place = result;
+                }
+            }
+        }
+    }
+}
+
 /// A stage that another run has done, with what its dependents are given.
 fn kept(KeptStage { stage, result }: &KeptStage) -> (StageName, Json) {
     (stage.clone(), result.clone().unwrap_or_default())
@@ -208,23 +225,19 @@ impl Tasks {
             }
             return None;
         }
-        run.open.get(&part).filter(|open| open.attempt == record.task.attempt)?;
+        if run.open.get(&part).is_none_or(|open| open.attempt != record.task.attempt) {
+            // Another run did it: nobody was given it, and what came of it is a result all the same.
+            if record.outcome == Outcome::Succeeded && record.lease.is_none() {
+                run.gave(part, record.result.clone());
+            }
+            return None;
+        }
         let open = run.open.remove(&part)?;
         if !paused && open.lease.is_none() {
             self.waiting.take(open.priority);
         }
         if record.outcome == Outcome::Succeeded {
-            let result = record.result.clone().unwrap_or_default();
-            match part.item {
-                None => drop(run.results.insert(part.stage, result)),
-                Some(item) => {
-                    if let Some(items) = run.items.get_mut(&part.stage)
-                        && let Some(place) = items.results.get_mut(item as usize)
-                    {
-                        *place = result;
-                    }
-                }
-            }
+            run.gave(part, record.result.clone());
         }
         open.lease
     }

@@ -29,10 +29,14 @@ pub struct WorkflowManager {
     pub(crate) workflows: Workflows,
     /// Runs that have not ended.
     pub(crate) runs: Shelves<RunId, Arc<Run>>,
+    /// How many of them are a part of others.
+    #[serde(default)]
+    pub(crate) live_children: usize,
     pub(crate) history: History,
     /// Idempotency keys of live runs and of those in the history.
     pub(crate) keys: Shelves<String, RunId>,
-    /// Runs by status, since the log began; those that run are counted where they are.
+    /// Runs by status, since the log began; those that run are counted where they are, and those that are a part of others not
+    /// at all.
     counts: RunCounts,
     pub(crate) timers: Timers,
     agents: Shelves<AgentId, Arc<Agent>>,
@@ -136,8 +140,9 @@ impl WorkflowManager {
     /// Runs by status, since the log began.
     pub(crate) fn counts(&self) -> RunCounts {
         let mut counts = self.counts.clone();
-        if !self.runs.is_empty() {
-            counts.insert(RunStatus::Running, self.runs.len() as u64);
+        let live = self.runs.len() - self.live_children;
+        if live > 0 {
+            counts.insert(RunStatus::Running, live as u64);
         }
         counts
     }
@@ -147,12 +152,31 @@ impl WorkflowManager {
             return;
         }
         let Some(version) = self.workflows.version(&record.workflow, record.version) else { return };
-        let run = Run::new(stamp, record, version);
+        let mut run = Run::new(stamp, record, version);
+        if let Some(parent) = &record.parent {
+            self.live_children += 1;
+            if !self.child_started(stamp, run.id, &parent.task) {
+                run.orphaned = Some(format!("task {}, which it was to do, is over", parent.task).into());
+            }
+        }
         self.timers.0.insert((run.due, run.id, None));
         if let Some(key) = &run.key {
             self.keys.get_or_insert_with(key, || run.id);
         }
         self.runs.insert(run.id, Arc::new(run));
+    }
+
+    /// A run makes an attempt at a stage of another one. Whether that was so.
+    fn child_started(&mut self, stamp: Stamp, child: RunId, task: &TaskId) -> bool {
+        let Some(run) = self.runs.change(&task.run) else { return false };
+        let Some(version) = self.workflows.version(&run.workflow, run.version) else { return false };
+        let Some(place) = run.place(version, task) else { return false };
+        let started = run.child_started(stamp.at, place, task.attempt, child, version);
+        if started {
+            let due = run.until(place, version, stamp.at, run.definition(version, place).timeout_ms);
+            self.timers.set(run, place, Some(due));
+        }
+        started
     }
 
     pub(crate) fn stage_ready(&mut self, stamp: Stamp, record: &StageReady) {
@@ -200,8 +224,15 @@ impl WorkflowManager {
             for item in given_up {
                 self.timers.set(run, item, None);
             }
-            let lease = run.stages[place].attempts.last().and_then(|attempt| attempt.lease);
+            let attempt = run.stages[place].attempts.last();
+            let (lease, child) = attempt.map_or((None, None), |attempt| (attempt.lease, attempt.child));
             self.lease_over(lease);
+            if let Some(child) = child.and_then(|child| self.runs.change(&child))
+                && !is_planted(Bug::ChildOutlivesStage)
+            {
+                let why = format!("stage {} of run {}, which it did, ended: {}", task.part(), task.run, record.outcome);
+                child.orphaned = Some(why.into());
+            }
         }
     }
 
@@ -236,7 +267,18 @@ impl WorkflowManager {
             self.lease_over(run.stages[place].attempts.last().and_then(|attempt| attempt.lease));
         }
         run.finished(stamp.at, record);
-        *self.counts.entry(record.status).or_default() += 1;
+        match &run.parent {
+            None => *self.counts.entry(record.status).or_default() += 1,
+            Some(parent) => {
+                self.live_children = self.live_children.saturating_sub(1);
+                if let Some(parent_run) = self.runs.change(&parent.task.run)
+                    && let Some(version) = self.workflows.version(&parent_run.workflow, parent_run.version)
+                    && let Some(place) = parent_run.place(version, &parent.task)
+                {
+                    parent_run.child_finished(place, run);
+                }
+            }
+        }
         let forgotten = self.history.push(shared);
         self.forget_keys(forgotten);
     }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::definition::{OnFailure, StageDefinition};
 use baton_protocol::handoff::HandedOver;
-use baton_protocol::record::{KeptStage, Outcome, Rerun, RunFinished, RunStarted, SkipReason, StageEnded, Stamp};
+use baton_protocol::record::{KeptStage, Outcome, Parent, Rerun, RunFinished, RunStarted, SkipReason, StageEnded, Stamp};
 use baton_protocol::request::{Strategy, Usage};
 use baton_protocol::run::{Metadata, RerunView, RunStatus, StageStatus};
 use baton_protocol::trace::{self, TraceContext};
@@ -83,6 +83,18 @@ pub(crate) struct Run {
     /// The run that it repeats a part of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rerun: Option<Box<RerunView>>,
+    /// The attempt at a stage of another run that it makes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) parent: Option<Box<Parent>>,
+    /// Why it is to end: the attempt that it makes is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) orphaned: Option<Box<str>>,
+    /// Live runs that make attempts at its stages.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) children: Vec<RunId>,
+    /// The stages under way whose runs have ended.
+    #[serde(default, skip_serializing_if = "Places::is_empty")]
+    returned: Places,
 }
 
 /// A stage with a task for each item.
@@ -169,6 +181,9 @@ pub(crate) struct Attempt {
     pub(crate) assigned_at: Option<Millis>,
     pub(crate) agent: Option<AgentId>,
     pub(crate) lease: Option<LeaseId>,
+    /// The run that makes it, if no agent does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) child: Option<RunId>,
     pub(crate) ended_at: Option<Millis>,
     pub(crate) outcome: Option<Outcome>,
     pub(crate) error: Option<String>,
@@ -192,6 +207,8 @@ pub(crate) enum Move {
     Drop(usize),
     /// All items of this stage are over, or not wanted any more.
     Join(usize),
+    /// The run has ended that makes an attempt at this stage.
+    Return(usize),
     /// Nothing, until something happens.
     Wait,
 }
@@ -239,6 +256,10 @@ impl Run {
             metadata: record.metadata.clone(),
             paused: None,
             rerun: None,
+            parent: record.parent.clone(),
+            orphaned: None,
+            children: Vec::new(),
+            returned: Places::default(),
         };
         for place in 0..run.stages.len() {
             run.release(place, version);
@@ -270,6 +291,9 @@ impl Run {
     /// its predecessor was cut off.
     pub(crate) fn next(&self, version: &Version, now: Millis) -> Move {
         let name = |place: usize| &version.definition.stages[place].name;
+        if let Some(why) = &self.orphaned {
+            return Move::Finish(RunStatus::Cancelled, Some(why.to_string()));
+        }
         if let Some(place) = self.failed.filter(|place| self.fans.contains_key(place)) {
             let reason = format!("stage {} failed: {}", name(place), self.last_error(place));
             return Move::Finish(RunStatus::Failed, Some(reason));
@@ -283,6 +307,9 @@ impl Run {
             // Whoever cancelled it could not finish. The stage bears the run's reason.
             let status = if self.due <= now { RunStatus::TimedOut } else { RunStatus::Cancelled };
             return Move::Finish(status, Some(self.last_error(place).to_owned()));
+        }
+        if let Some(place) = self.returned.first() {
+            return Move::Return(place);
         }
         if let Some(place) = self.joining.first() {
             let items = self.fans[&place].places();
@@ -351,6 +378,51 @@ impl Run {
         true
     }
 
+    /// A run makes the next attempt at a stage. Whether that was so.
+    pub(crate) fn child_started(&mut self, at: Millis, place: usize, attempt: u32, child: RunId, version: &Version) -> bool {
+        if !self.stage_ready(at, place, attempt, version) {
+            return false;
+        }
+        let stage = &mut self.stages[place];
+        stage.status = StageStatus::Running;
+        if let Some(attempt) = stage.attempts.last_mut() {
+            attempt.child = Some(child);
+        }
+        self.children.push(child);
+        true
+    }
+
+    /// A run has ended that makes an attempt at a stage. What it cost and used is what the attempt did.
+    pub(crate) fn child_finished(&mut self, place: usize, child: &Self) {
+        self.children.retain(|known| *known != child.id);
+        self.cost = self.cost + child.cost;
+        self.usage += child.usage;
+        self.busy_ms = self.busy_ms.saturating_add(child.busy_ms);
+        let mut attempts = self.stages[place].attempts.iter_mut().rev();
+        let Some(attempt) = attempts.find(|attempt| attempt.child == Some(child.id)) else { return };
+        (attempt.cost, attempt.usage) = (child.cost, child.usage);
+        if attempt.ended_at.is_none() && !is_planted(Bug::ReturnForgotten) {
+            self.returned.insert(place);
+        }
+    }
+
+    /// Whether a run has ended that makes an attempt at one of its stages, and the attempt has not.
+    pub(crate) fn waits_for_return(&self) -> bool {
+        !self.returned.is_empty()
+    }
+
+    /// How many runs it is within.
+    pub(crate) fn depth(&self) -> u32 {
+        self.parent.as_ref().map_or(0, |parent| parent.depth)
+    }
+
+    /// Whether it failed because of a stage whose last attempt failed with that code, or an item of one.
+    pub(crate) fn failed_with(&self, code: &str) -> bool {
+        let of = |place: usize| self.stages[place].attempts.last().and_then(|attempt| attempt.code.as_deref()) == Some(code);
+        let items = |place: usize| self.fans.get(&place).map(Fan::places).into_iter().flatten();
+        self.failed.is_some_and(|place| of(place) || items(place).any(of))
+    }
+
     /// Whether that attempt at a stage waits for an agent.
     pub(crate) fn waits_for_agent(&self, place: usize, attempt: u32) -> bool {
         let stage = &self.stages[place];
@@ -412,8 +484,9 @@ impl Run {
         attempt.error.clone_from(&record.error);
         attempt.code.clone_from(&record.code);
         attempt.duration_ms = record.duration_ms;
-        attempt.cost = record.cost;
-        attempt.usage = record.usage;
+        if attempt.child.is_none() {
+            (attempt.cost, attempt.usage) = (record.cost, record.usage);
+        }
         attempt.model = record.model.as_deref().map(Into::into);
         stage.result.clone_from(&record.result);
         stage.status = match record.outcome {
@@ -425,6 +498,7 @@ impl Run {
         self.cost = self.cost + record.cost;
         self.usage += record.usage;
         self.busy_ms = self.busy_ms.saturating_add(record.duration_ms);
+        self.returned.remove(place);
         self.begun(place, version);
         if place >= self.count() {
             return Some(self.item_ended(place, version));
@@ -633,7 +707,7 @@ impl Run {
                 stage.status = StageStatus::Cancelled;
             }
         }
-        (self.startable, self.startable_alone, self.open, self.joining) = Default::default();
+        (self.startable, self.startable_alone, self.open, self.joining, self.returned) = Default::default();
     }
 
     fn begun(&mut self, place: usize, version: &Version) {

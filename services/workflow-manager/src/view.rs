@@ -43,8 +43,14 @@ pub(crate) fn list(state: &WorkflowManager, request: &ListRuns) -> RunList {
         metadata: request.metadata.clone(),
         paused: request.paused,
     };
-    let wanted =
-        |summary: &RunSummary| request.status.is_none_or(|status| status == summary.status) && filter.is_meant(summary);
+    let within = |summary: &RunSummary| match (&summary.parent, request.parent) {
+        (parent, Some(of)) => parent.as_ref().is_some_and(|parent| parent.task.run == of),
+        (Some(_), None) => request.children,
+        (None, None) => true,
+    };
+    let wanted = |summary: &RunSummary| {
+        request.status.is_none_or(|status| status == summary.status) && within(summary) && filter.is_meant(summary)
+    };
     let live = up_to(&state.runs, request.before).rev().map(|(_, run)| summary(run));
     let ended = state.history.newest_first(request.before).cloned();
     let mut found = Merged { live: live.peekable(), ended: ended.peekable() }.filter(wanted);
@@ -91,6 +97,7 @@ pub(crate) fn summary(run: &Run) -> RunSummary {
         cost: run.cost,
         metadata: run.metadata.clone(),
         paused: run.paused.is_some(),
+        parent: run.parent.as_deref().cloned(),
     }
 }
 
@@ -179,6 +186,7 @@ fn view(run: &Run, version: &Version) -> RunView {
     let stages = stages.map(|(place, (stage, definition))| StageView {
         name: definition.name.clone(),
         agent_type: definition.agent_type.clone(),
+        workflow: definition.workflow.clone(),
         depends_on: definition.depends_on.clone(),
         optional: definition.optional,
         status: stage.status,
@@ -206,6 +214,7 @@ fn view(run: &Run, version: &Version) -> RunView {
         metadata: run.metadata.clone(),
         paused: run.paused.as_ref().map(|paused| PausedView { since: paused.since, reason: paused.reason.clone() }),
         rerun: run.rerun.as_deref().cloned(),
+        parent: run.parent.as_deref().cloned(),
         stages: stages.collect(),
     }
 }
@@ -216,6 +225,7 @@ fn attempt((number, attempt): (u32, &Attempt)) -> AttemptView {
         ready_at: attempt.ready_at,
         assigned_at: attempt.assigned_at,
         agent: attempt.agent.clone(),
+        child: attempt.child,
         lease: attempt.lease,
         ended_at: attempt.ended_at,
         outcome: attempt.outcome,

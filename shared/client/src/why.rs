@@ -204,11 +204,18 @@ impl<'a> Known<'a> {
                 vec![Missing::Attempt { attempt: attempt + 1, at, error: last.error.clone() }]
             }
             StageStatus::Running => {
-                let (Some(agent), Some(since)) = (last.agent.clone(), last.assigned_at) else { return Vec::new() };
                 let total = attempts.first().zip(definition.total_timeout_ms);
                 let total = total.map_or(Millis::MAX, |(first, total)| first.ready_at.saturating_add(total));
-                let until = since.saturating_add(definition.timeout_ms).min(total);
-                vec![Missing::Report { agent, since, until }]
+                let until = |since: Millis| since.saturating_add(definition.timeout_ms).min(total);
+                match (&last.agent, last.assigned_at, last.child) {
+                    (_, _, Some(run)) => {
+                        vec![Missing::Run { run, since: last.ready_at, until: until(last.ready_at) }]
+                    }
+                    (Some(agent), Some(since), None) => {
+                        vec![Missing::Report { agent: agent.clone(), since, until: until(since) }]
+                    }
+                    _ => Vec::new(),
+                }
             }
             StageStatus::Pending
             | StageStatus::Succeeded

@@ -158,11 +158,17 @@ pub enum Bug {
     PressureIgnoredByLeases,
     /// Tasks of a low priority wait as long as there is pressure, whatever else waits and for however long.
     HeldBackForEver,
+    /// A run that does a stage goes on when the stage is over.
+    ChildOutlivesStage,
+    /// The end of a run that does a stage is not noted there.
+    ReturnForgotten,
+    /// A run that does a stage goes on while the run is paused that it is a part of.
+    ChildNotPaused,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 76] = [
+    pub const ALL: [Self; 79] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -239,6 +245,9 @@ impl Bug {
         Self::PressureIgnoredAtTheDoor,
         Self::PressureIgnoredByLeases,
         Self::HeldBackForEver,
+        Self::ChildOutlivesStage,
+        Self::ReturnForgotten,
+        Self::ChildNotPaused,
     ];
 }
 

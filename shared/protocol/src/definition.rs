@@ -7,6 +7,7 @@ mod flow;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::LazyLock;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -59,8 +60,16 @@ pub struct Definition {
 pub struct StageDefinition {
     /// The stage's name, unique within the workflow.
     pub name: StageName,
-    /// Which agents can do it: those of this type, or with a capability of this name.
+    /// Which agents can do it: those of this type, or with a capability of this name. Nobody can where a run of another workflow
+    /// does it (`workflow`).
+    #[serde(default = "nobody", skip_serializing_if = "is_nobody")]
     pub agent_type: Capability,
+    /// A run of this workflow does it, and no agent has it. What comes of that run is the stage's result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow: Option<WorkflowName>,
+    /// Which version of that workflow; the latest one when it begins, unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow_version: Option<u32>,
     /// What such an agent's metadata of that capability must be.
     #[serde(default, skip_serializing_if = "Requirements::is_empty")]
     pub requires: Requirements,
@@ -125,6 +134,16 @@ pub struct StageDefinition {
     pub total_timeout_ms: Option<Millis>,
 }
 
+/// What stands for an agent type where no agent has a stage.
+const NOBODY: &str = "no-agent";
+
+fn nobody() -> Capability {
+    static NOBODY_AT_ALL: LazyLock<Capability> = LazyLock::new(|| Capability::new(NOBODY).expect("it is a name"));
+    NOBODY_AT_ALL.clone()
+}
+fn is_nobody(agent_type: &Capability) -> bool {
+    agent_type.as_str() == NOBODY
+}
 fn yes() -> bool {
     true
 }
@@ -459,6 +478,13 @@ impl Definition {
             if stage.for_each.as_ref().is_some_and(|each| each.max_parallel == Some(0)) {
                 return wrong("for_each.max_parallel", "it is 0; it must be at least 1".to_owned());
             }
+            if let Some((key, what)) = stage.done_wrongly() {
+                return wrong(key, what);
+            }
+            if stage.workflow.as_ref() == Some(&self.name) {
+                let what = format!("{} is this workflow itself: a run of it would begin without end", self.name);
+                return wrong("workflow", what);
+            }
             let OnFailure::Fallback(fallback) = &stage.on_failure else { continue };
             let key = "on_failure.fallback";
             let Some(other) = index.get(fallback).map(|place| &self.stages[*place]) else {
@@ -536,6 +562,17 @@ impl Definition {
             of.dedup();
         }
         waits
+    }
+
+    /// The places of the stages whose results are what comes of a run as a whole: those on which no other depends, fallbacks left
+    /// out. There is always one.
+    #[must_use]
+    pub fn last_stages(&self) -> Vec<usize> {
+        let fallbacks: BTreeSet<_> = self.stages.iter().filter_map(|stage| stage.on_failure.fallback()).collect();
+        let own = || self.stages.iter().filter(|stage| !fallbacks.contains(&stage.name));
+        let depended_on: BTreeSet<_> = own().flat_map(|stage| &stage.depends_on).collect();
+        let is_last = |stage: &StageDefinition| !fallbacks.contains(&stage.name) && !depended_on.contains(&stage.name);
+        (0..self.stages.len()).filter(|place| is_last(&self.stages[*place])).collect()
     }
 
     /// The stage of that name.
@@ -637,6 +674,41 @@ impl StageDefinition {
         Ok(())
     }
 
+    /// Whether agents do it, and not a run of another workflow.
+    #[must_use]
+    pub fn has_agent(&self) -> bool {
+        self.workflow.is_none()
+    }
+
+    /// What is wrong with how it says who does it, and at which key.
+    fn done_wrongly(&self) -> Option<(&'static str, String)> {
+        if self.workflow.is_none() {
+            if is_nobody(&self.agent_type) {
+                let missing = "it is missing: which agents can do the stage? (Or else workflow: a run of it does.)";
+                return Some(("agent_type", missing.to_owned()));
+            }
+            let what = "only a stage with a workflow has one".to_owned();
+            return self.workflow_version.map(|_| ("workflow_version", what));
+        }
+        if self.workflow_version == Some(0) {
+            return Some(("workflow_version", "it is 0; versions are counted from 1".to_owned()));
+        }
+        let keys = [
+            ("agent_type", is_nobody(&self.agent_type)),
+            ("requires", self.requires.is_empty()),
+            ("params", self.params.is_empty()),
+            ("resources", self.resources.is_empty()),
+            ("estimate", self.estimate.is_none()),
+            ("start_timeout_ms", is_default_stage_timeout_ms(&self.start_timeout_ms)),
+        ];
+        if let Some((key, _)) = keys.into_iter().find(|(_, absent)| !absent) {
+            let what = "a run of its workflow does the stage, and no agent has it: this means nothing here";
+            return Some((key, what.to_owned()));
+        }
+        let what = "it is missing: with for_each it says what the run for each item is given, as item: item";
+        (self.for_each.is_some() && self.input.is_none()).then(|| ("input", what.to_owned()))
+    }
+
     /// Whether the run goes on without a result of this stage when it has failed.
     #[must_use]
     pub fn may_fail(&self) -> bool {
@@ -701,6 +773,8 @@ impl Builder {
             Ok(StageDefinition {
                 name: StageName::new(name)?,
                 agent_type: Capability::new(agent_type)?,
+                workflow: None,
+                workflow_version: None,
                 requires: Requirements::none(),
                 depends_on: depends_on.iter().map(|d| StageName::new(d)).collect::<Result<_, _>>()?,
                 join: Join::default(),
@@ -725,6 +799,19 @@ impl Builder {
         };
         self.stages.push(stage());
         self
+    }
+
+    /// Adds a stage that a run of another workflow does.
+    #[must_use]
+    pub fn add_workflow(mut self, name: &str, workflow: &str, depends_on: &[&str]) -> Self {
+        self = self.add_stage(name, NOBODY, depends_on);
+        match WorkflowName::new(workflow) {
+            Ok(workflow) => self.with(|stage| stage.workflow = Some(workflow)),
+            Err(error) => {
+                self.stages.push(Err(error));
+                self
+            }
+        }
     }
 
     /// Changes the stage added last.

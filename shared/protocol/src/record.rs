@@ -198,6 +198,10 @@ pub struct RunStarted {
     /// The run that it repeats a part of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rerun: Option<Box<Rerun>>,
+    /// The attempt at a stage of another run that it makes. That attempt begins with this record, and ends when this run has
+    /// ended; nothing else is written of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Box<Parent>>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
@@ -629,6 +633,11 @@ pub trait Record:
     /// What it is about, for the subject of its event.
     fn topic(&self) -> Topic<'_>;
 
+    /// The run that it is told of beside the one that it is about: that one does a stage of it from here on.
+    fn part_of(&self) -> Option<RunId> {
+        None
+    }
+
     /// The commit, if it is one of these records' writer.
     fn commit(commit: &AnyCommit) -> Option<&Commit<Self>>;
 }
@@ -680,6 +689,13 @@ impl Record for WorkflowRecord {
             Self::RunPaused(r) => Topic::Run(&r.run),
             Self::RunResumed(r) => Topic::Run(&r.run),
             Self::RunsForgotten(_) => Topic::Service(Service::WorkflowManager),
+        }
+    }
+
+    fn part_of(&self) -> Option<RunId> {
+        match self {
+            Self::RunStarted(r) => r.parent.as_ref().map(|parent| parent.task.run),
+            _ => None,
         }
     }
 
@@ -886,6 +902,14 @@ pub fn decode<R: Record>(payload: &[u8]) -> Result<Commit<R>, CommitError> {
     Ok(commit)
 }
 
+impl Event {
+    /// Whether it belongs to what happens to a run.
+    #[must_use]
+    pub fn is_of(&self, run: RunId) -> bool {
+        self.run == Some(run) || self.part_of == Some(run)
+    }
+}
+
 impl<R: Record> Commit<R> {
     /// The records as observers see them, if the commit is message `seq` of the log.
     pub fn events(&self, seq: u64) -> Result<Vec<Event>, serde_json::Error> {
@@ -904,6 +928,7 @@ impl<R: Record> Commit<R> {
                         Topic::Run(run) => Some(*run),
                         _ => None,
                     },
+                    part_of: record.part_of(),
                     record: Json::of(record)?,
                 })
             })
@@ -929,6 +954,9 @@ pub struct Event {
     /// The run it is about, if it is about one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<RunId>,
+    /// The run that it is told of, too: that one has begun which does a stage of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part_of: Option<RunId>,
     /// The record: an object with one key, its kind.
     pub record: Json,
 }
@@ -954,6 +982,7 @@ mod tests {
                 budget: None,
                 metadata: Default::default(),
                 rerun: None,
+                parent: None,
             }),
             WorkflowRecord::StageReady(StageReady {
                 task,

@@ -147,6 +147,15 @@ pub enum Missing {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<String>,
     },
+    /// That the run ends which does it.
+    Run {
+        /// That run.
+        run: RunId,
+        /// Since when it does, in milliseconds since 1970.
+        since: Millis,
+        /// When it is cancelled at the latest.
+        until: Millis,
+    },
     /// That its agent reports.
     Report {
         /// The agent.

@@ -181,6 +181,7 @@ impl Policy for Machine {
             budget: None,
             metadata: Default::default(),
             rerun: None,
+            parent: None,
         }));
     }
 

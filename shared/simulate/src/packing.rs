@@ -541,6 +541,7 @@ impl Baton {
                 budget: None,
                 metadata: Default::default(),
                 rerun: None,
+                parent: None,
             }));
             records.extend(chunk.iter().enumerate().map(|(stage, request)| {
                 WorkflowRecord::StageReady(StageReady {

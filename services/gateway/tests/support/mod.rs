@@ -524,6 +524,7 @@ fn view(run: RunId, status: RunStatus, first_seq: u64) -> RunView {
         metadata: BTreeMap::new(),
         paused: None,
         rerun: None,
+        parent: None,
         stages: vec![],
     }
 }
@@ -543,6 +544,7 @@ pub(crate) fn started(run: RunId) -> WorkflowRecord {
         budget: None,
         metadata: Default::default(),
         rerun: None,
+        parent: None,
     })
 }
 

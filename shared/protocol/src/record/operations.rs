@@ -1,9 +1,9 @@
-//! What people do with runs: pause them, repeat them, have them forgotten.
+//! What people do with runs: pause them, repeat them, have them forgotten. And what a run is that another one has started.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::id::RunId;
+use crate::id::{RunId, TaskId};
 use crate::json::Json;
 use crate::name::StageName;
 
@@ -15,6 +15,9 @@ pub struct RunPaused {
     /// Why, if somebody said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// It is paused because the run is that it is a part of, and goes on with that one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub with_parent: bool,
 }
 
 /// See [`WorkflowRecord::RunResumed`](super::WorkflowRecord::RunResumed).
@@ -27,8 +30,17 @@ pub struct RunResumed {
 /// See [`WorkflowRecord::RunsForgotten`](super::WorkflowRecord::RunsForgotten).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RunsForgotten {
-    /// Those that are forgotten, in the order of their ends.
+    /// Those that are forgotten, in the order of their ends; with each, those that are a part of it.
     pub runs: Vec<RunId>,
+}
+
+/// What a run is a part of: the attempt at a stage of another run that it makes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Parent {
+    /// That attempt, and with it the run.
+    pub task: TaskId,
+    /// How many runs it is a part of, one within the other: 1 where the other run is a part of none.
+    pub depth: u32,
 }
 
 /// What a run repeats of another one.

@@ -330,6 +330,12 @@ pub struct ListRuns {
     /// Only paused runs, or only others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused: Option<bool>,
+    /// Also runs that are a part of another one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub children: bool,
+    /// Only those that are a part of this run: that make an attempt at one of its stages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<RunId>,
 }
 
 /// Some runs.
@@ -337,7 +343,7 @@ pub struct ListRuns {
 pub struct RunList {
     /// The newest first.
     pub runs: Vec<RunSummary>,
-    /// How many there are in all, by status, since the log began.
+    /// How many there are in all, by status, since the log began. Those that are a part of another one are not counted.
     pub counts: RunCounts,
     /// Whether there are older ones.
     pub more: bool,

@@ -233,15 +233,20 @@ impl Run {
             let (outcome, code, may_retry) = (Outcome::Failed, report.code.clone(), report.retryable);
             return Made { outcome, result: None, code, may_retry };
         }
+        self.made_of(place, report.result.as_ref())
+    }
+
+    /// What a result makes of the attempt that it ends.
+    pub(super) fn made_of(&self, place: usize, given: Option<&Json>) -> Made {
         let stage = self.definition(place);
-        let value: Value = report.result.as_ref().and_then(|result| result.read().ok()).unwrap_or_default();
+        let value: Value = given.and_then(|result| result.read().ok()).unwrap_or_default();
         let refused =
             |code: &str| Made { outcome: Outcome::Failed, result: None, code: Some(code.to_owned()), may_retry: true };
         if stage.output_schema.is_some() && !value.is_object() {
             return refused("invalid_result");
         }
         let result = match (&stage.output, value["lease"].as_i64()) {
-            (None, _) => report.result.clone(),
+            (None, _) => given.cloned(),
             (Some(_), Some(lease)) => Json::of(&json!({ "lease": lease, "n": self.n() + 1 })).ok(),
             (Some(_), None) => return refused("output_failed"),
         };
@@ -264,7 +269,7 @@ impl Run {
         let base = self.base(place);
         let (Some(index), Some(fan)) = (self.item(place), self.fans.get(&base)) else { return Ok(()) };
         let name = &self.definition(place).name;
-        let begun = |item: &usize| !self.stages[*item].attempts.is_empty();
+        let begun = |item: &usize| !self.stages[*item].attempts.is_empty() || self.stages[*item].is_over();
         let before = fan.clone().take(index as usize).all(|item| begun(&item));
         hold!(before, FLOW, "item {index} of {name} begins before one that comes before it");
         hold!(!self.too_many_failed(base), FLOW, "item {index} of {name} begins, and too many have failed");
@@ -376,6 +381,7 @@ impl Facts {
             agent_type: definition.agent_type,
             requires: definition.requires,
             resources: definition.resources,
+            child: None,
             lease: None,
             before: Vec::new(),
             ended: None,
@@ -430,14 +436,25 @@ impl Facts {
 
     /// A stage could not begin.
     pub(super) fn never_began(&mut self, id: RunId, place: usize, code: Option<&str>) -> Checked {
-        let Some(run) = self.runs.get_mut(&id) else { return Ok(()) };
-        let name = run.definition.stages[place].name.clone();
+        let Some(run) = self.runs.get(&id) else { return Ok(()) };
+        let no_run = self.no_run_can_begin(run, place);
+        let name = run.definition(place).name.clone();
         hold!(run.may_begin(place), FLOW, "stage {name} of run {id} ended before what it waits for was over");
-        let verdict = run.verdict(place);
-        let right = matches!(verdict, Verdict::Fails(why) if Some(why) == code);
+        let verdict = if run.item(place).is_some() { Verdict::Runs } else { run.verdict(place) };
+        let right = match verdict {
+            Verdict::Fails(why) => Some(why) == code,
+            Verdict::Runs => no_run.is_some() && no_run == code,
+            Verdict::Skipped(_) => false,
+        };
+        let Some(run) = self.runs.get_mut(&id) else { return Ok(()) };
         hold!(right, FLOW, "stage {name} of run {id} could not begin: {code:?}, {verdict:?}");
         run.stages[place].over = Some(Outcome::Failed);
-        self.seen.push(Branch::ConditionFailed);
+        run.stages[place].code = code.map(ToOwned::to_owned);
+        self.seen.push(match no_run {
+            Some("too_deep") => Branch::TooDeep,
+            Some(_) => Branch::NoSuchWorkflow,
+            None => Branch::ConditionFailed,
+        });
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use baton_protocol::record::{
     ResourceRecord, RunFinished, RunStarted, StageEnded, StageReady, Stamp, WorkflowRecord, WorkflowRegistered,
 };
 use baton_protocol::run::RunStatus;
-use baton_protocol::{LeaseId, Service};
+use baton_protocol::{LeaseId, Service, TaskId};
 
 use baton_resource_manager::ResourceManager;
 use baton_workflow_manager::WorkflowManager;
@@ -181,14 +181,20 @@ impl Facts {
     fn run_started(&mut self, stamp: Stamp, record: &RunStarted) -> Checked {
         let versions = self.definitions.get(&record.workflow);
         let version = versions.and_then(|versions| versions.get((record.version as usize).checked_sub(1)?));
-        let Some((_, definition)) = version else {
+        if version.is_none() {
             return Err(super::broken(ORDER, format!("run {} is of a workflow that is not there", record.run)));
-        };
+        }
         if let Some(key) = &record.key {
             let other = self.runs.iter().find(|(_, run)| run.key.as_ref() == Some(key) && !run.forgotten);
             hold!(other.is_none(), "one key starts one run", "{key:?} started {:?} and {}", other, record.run);
         }
-        self.may_start_now(stamp, record.run, record.priority)?;
+        match &record.parent {
+            None => self.may_start_now(stamp, record.run, record.priority)?,
+            Some(parent) => self.child_started(stamp, record, parent)?,
+        }
+        let Some((_, definition)) = self.definitions[&record.workflow].get(record.version as usize - 1) else {
+            return Ok(());
+        };
         let mut run = Run {
             started: self.seq,
             started_at: stamp.at,
@@ -211,6 +217,9 @@ impl Facts {
             forgotten: false,
             finished: None,
             ended_at: 0,
+            ended_on: 0,
+            parent: record.parent.as_deref().cloned(),
+            orphaned_on: None,
         };
         if let Some(rerun) = &record.rerun {
             self.rerun(record, rerun, &mut run)?;
@@ -219,13 +228,61 @@ impl Facts {
         if let Some(budget) = &record.budget {
             self.pools_run_started(stamp, record.run, budget);
         }
-        let (live, most) = (self.live(), self.max_live_runs);
+        let (live, most) = (self.live_alone(), self.max_live_runs);
         hold!(live <= most, "no more runs are live than may be", "{live} are, and {most} may be");
         Ok(())
     }
 
     fn stage_ready(&mut self, stamp: Stamp, record: &StageReady) -> Checked {
         let (task, seq, now) = (&record.task, self.seq, self.now);
+        let place = self.attempt_begins(stamp, task)?;
+        let Some(run) = self.runs.get_mut(&task.run) else { return Ok(()) };
+        let definition = run.definition(place);
+        hold!(definition.has_agent(), FLOW, "{task} is ready, and a run should do it");
+        let given = record.input.as_ref().map(|input| input.read::<serde_json::Value>().unwrap_or_default());
+        let right = definition.input.as_ref().map(|_| run.input_of(place));
+        hold!(given == right, GIVEN, "{task} is given {given:?}, not {right:?}");
+        let mut inputs = Vec::new();
+        for dependency in &definition.depends_on {
+            let other = run.definition.stages.iter().position(|stage| stage.name == *dependency).unwrap_or(place);
+            if run.result(other).is_some() {
+                inputs.push(dependency.clone());
+            }
+        }
+        hold!(record.inputs == inputs, ORDER, "{task} is given {:?}, not {inputs:?}", record.inputs);
+        let priority = run.priority;
+        hold!(
+            record.priority == priority,
+            ORDER,
+            "{task} is of priority {}, and its run of {priority}",
+            record.priority
+        );
+        let same = record.agent_type == definition.agent_type && record.requires == definition.requires;
+        hold!(same, ORDER, "{task} asks for {} and {}, which its stage does not", record.agent_type, record.requires);
+        let mut needs = definition.resources.clone();
+        if let Some(account) = run.budget.as_ref().and_then(|budget| budget.account(task.run)) {
+            needs.entry(account).or_insert_with(|| expected(definition));
+        }
+        hold!(record.resources == needs, ORDER, "{task} needs {needs:?}, and asks for {:?}", record.resources);
+        run.stages[place].attempts.push(Attempt {
+            ready: seq,
+            ready_at: stamp.at,
+            ready_on: now,
+            agent_type: record.agent_type.clone(),
+            requires: record.requires.clone(),
+            resources: record.resources.clone(),
+            child: None,
+            lease: None,
+            before: Vec::new(),
+            ended: None,
+            ended_on: None,
+        });
+        Ok(())
+    }
+
+    /// An attempt at a stage begins here in the log, by whoever makes it. Its place.
+    pub(super) fn attempt_begins(&mut self, stamp: Stamp, task: &TaskId) -> Result<usize, super::Violation> {
+        self.no_pause_around(task)?;
         let Some(run) = self.runs.get_mut(&task.run) else {
             return Err(super::broken(ORDER, format!("{task} is ready in a run that never started")));
         };
@@ -247,10 +304,6 @@ impl Facts {
                 self.seen.push(Branch::FallbackRan);
             }
         }
-        let given = record.input.as_ref().map(|input| input.read::<serde_json::Value>().unwrap_or_default());
-        let right = definition.input.as_ref().map(|_| run.input_of(place));
-        hold!(given == right, GIVEN, "{task} is given {given:?}, not {right:?}");
-        let mut inputs = Vec::new();
         for dependency in &definition.depends_on {
             let other = run.definition.stages.iter().position(|stage| stage.name == *dependency).unwrap_or(place);
             let may_go_on = match run.stages[other].over {
@@ -259,27 +312,9 @@ impl Facts {
                 None => run.stages[other].skipped,
             };
             hold!(may_go_on, ORDER, "{task} is ready and {dependency} is not done");
-            if run.result(other).is_some() {
-                inputs.push(dependency.clone());
-            }
         }
-        hold!(record.inputs == inputs, ORDER, "{task} is given {:?}, not {inputs:?}", record.inputs);
         run.runs_alone(place)?;
         run.items_in_order(place)?;
-        let priority = run.priority;
-        hold!(
-            record.priority == priority,
-            ORDER,
-            "{task} is of priority {}, and its run of {priority}",
-            record.priority
-        );
-        let same = record.agent_type == definition.agent_type && record.requires == definition.requires;
-        hold!(same, ORDER, "{task} asks for {} and {}, which its stage does not", record.agent_type, record.requires);
-        let mut needs = definition.resources.clone();
-        if let Some(account) = run.budget.as_ref().and_then(|budget| budget.account(task.run)) {
-            needs.entry(account).or_insert_with(|| expected(definition));
-        }
-        hold!(record.resources == needs, ORDER, "{task} needs {needs:?}, and asks for {:?}", record.resources);
         let stage = &mut run.stages[place];
         let open = stage.attempts.last().is_some_and(|attempt| attempt.ended.is_none());
         hold!(!open && !stage.is_over(), ONCE, "{task} is ready, and the attempt before is not over");
@@ -297,19 +332,7 @@ impl Facts {
         if retry_at.is_some() {
             self.seen.push(Branch::Retried);
         }
-        stage.attempts.push(Attempt {
-            ready: seq,
-            ready_at: stamp.at,
-            ready_on: now,
-            agent_type: record.agent_type.clone(),
-            requires: record.requires.clone(),
-            resources: record.resources.clone(),
-            lease: None,
-            before: Vec::new(),
-            ended: None,
-            ended_on: None,
-        });
-        Ok(())
+        Ok(place)
     }
 
     fn stage_ended(&mut self, stamp: Stamp, record: &StageEnded) -> Checked {
@@ -323,7 +346,8 @@ impl Facts {
         if run.fans.contains_key(&place) {
             return self.joined(record);
         }
-        if run.stages[place].attempts.is_empty() && !run.ending && task.item.is_none() {
+        let by_run = !run.definition(place).has_agent();
+        if run.stages[place].attempts.is_empty() && !run.ending && (task.item.is_none() || by_run) {
             let right = record.outcome == Outcome::Failed && record.lease.is_none() && record.retry_at.is_none();
             hold!(right, ONCE, "{task} ended, and was not open");
             return self.never_began(task.run, place, record.code.as_deref());
@@ -338,16 +362,18 @@ impl Facts {
             return Err(super::broken(ONCE, format!("{task} ended, and was not open")));
         };
         (attempt.ended, attempt.ended_on) = (Some(seq), Some(self.now));
-        let held = attempt.lease;
+        let (held, child) = (attempt.lease, attempt.child);
         // The writer may not have read yet that an agent has it, or another one.
         let lease = attempt.lease_at(&self.leases, stamp.seen);
         hold!(record.lease == lease, UNDER_LEASE, "{task} ended under lease {:?}, not {lease:?}", record.lease);
         let known_lost = lease.is_some_and(|lease| self.leases[&lease].lost.is_some_and(|lost| lost <= stamp.seen));
         let stood_still = run.pauses.iter().map(|pause| pause.overlap(attempt.ready_at, stamp.at)).sum::<u64>();
         let first = attempt.first().filter(|_| lease.is_some());
-        let since = first.map_or((attempt.ready_at + stood_still, definition.start_timeout_ms), |lease| {
-            (self.leases[&lease].granted_at, definition.timeout_ms)
-        });
+        let since = match (first, child) {
+            (Some(lease), _) => (self.leases[&lease].granted_at, definition.timeout_ms),
+            (None, Some(_)) => (attempt.ready_at, definition.timeout_ms),
+            (None, None) => (attempt.ready_at + stood_still, definition.start_timeout_ms),
+        };
         if attempt.lease != lease && lease.is_some() {
             self.seen.push(Branch::ReportedByGiver);
         }
@@ -368,10 +394,16 @@ impl Facts {
         }
         let (held_as, capability) = (attempt.lease, attempt.agent_type.clone());
         let (mut may_retry, mut may_not) = (true, false);
-        let run = self.runs.get_mut(&task.run).expect("it was there above");
+        let run = &self.runs[&task.run];
         let definition = run.definition(place).clone();
         let definition = &definition;
         match record.outcome {
+            Outcome::Succeeded | Outcome::Failed if child.is_some() => {
+                let run = &self.runs[&task.run];
+                (may_retry, may_not) = self.gave(run, place, child, record)?;
+                let succeeded = record.outcome == Outcome::Succeeded;
+                self.seen.push(if succeeded { Branch::ChildSucceeded } else { Branch::ChildFailed });
+            }
             Outcome::Failed if lease.is_none() => {
                 let unpaid = self.pools.unpaid.get(task).is_some_and(|(at, _)| *at <= stamp.seen);
                 hold!(unpaid, UNDER_LEASE, "{task} failed under no lease, and was not refused");
@@ -420,16 +452,27 @@ impl Facts {
                     (may_retry, may_not) = (false, true);
                     self.seen.push(Branch::TotalTimedOut);
                 }
-                self.seen.push(if lease.is_some() { Branch::RunTimedOut } else { Branch::StartTimedOut });
+                self.seen.push(match (lease, child) {
+                    (_, Some(_)) => Branch::ChildTimedOut,
+                    (Some(_), None) => Branch::RunTimedOut,
+                    (None, None) => Branch::StartTimedOut,
+                });
                 let leased_in_calm =
                     first.is_some_and(|lease| calm.is_some_and(|calm| self.leases[&lease].granted_on > calm + SETTLES));
                 // Of the time in all, it may have waited the most.
                 hold!(!leased_in_calm || in_all, CALM, "{task} was leased in the calm and timed out");
             }
             // One of a stage too many of whose items have failed, or of a run that ends.
-            Outcome::Cancelled if run.is_dropped(place) => self.seen.push(Branch::ItemDropped),
-            Outcome::Cancelled => run.ending = true,
+            Outcome::Cancelled => {
+                let run = self.runs.get_mut(&task.run).expect("it was there above");
+                if run.is_dropped(place) {
+                    self.seen.push(Branch::ItemDropped);
+                } else {
+                    run.ending = true;
+                }
+            }
         }
+        let run = self.runs.get_mut(&task.run).expect("it was there above");
         let ending = run.ending && record.outcome != Outcome::Cancelled;
         hold!(!ending, ONE_END, "{task} ended {} in a run that is ending", record.outcome);
         let with_result = record.result.is_some();
@@ -466,6 +509,9 @@ impl Facts {
                 }
             }
         }
+        if let Some(child) = child {
+            return self.child_is_over(child, record);
+        }
         self.breakers_ended(record, &capability, held_as);
         self.pools_paid(record);
         if let Some(lease) = held {
@@ -480,7 +526,8 @@ impl Facts {
             return Err(super::broken(ONE_END, format!("run {} ended and never started", record.run)));
         };
         hold!(run.finished.is_none(), ONE_END, "run {} ended twice", record.run);
-        (run.finished, run.ended_at) = (Some((seq, record.status)), stamp.at);
+        (run.finished, run.ended_at, run.ended_on) = (Some((seq, record.status)), stamp.at, self.now);
+        let orphaned = run.orphaned_on.is_some();
         let open = run.stages.iter().any(|stage| stage.attempts.last().is_some_and(|attempt| attempt.ended.is_none()));
         hold!(!open, ONE_END, "run {} ended with an attempt open", record.run);
         let stages = run.stages[..run.definition.stages.len()].iter();
@@ -494,10 +541,10 @@ impl Facts {
             RunStatus::Failed => (Branch::RunFailed, failed),
             RunStatus::Cancelled => {
                 let (alone, together) = (self.cancels.contains(&record.run), self.cancels_of.contains(&run.workflow));
-                if together && !alone {
+                if together && !alone && !orphaned {
                     self.seen.push(Branch::CancelledTogether);
                 }
-                let asked = alone || together;
+                let asked = alone || together || orphaned;
                 (Branch::Cancelled, asked)
             }
             RunStatus::TimedOut => {
@@ -505,7 +552,10 @@ impl Facts {
             }
         };
         hold!(right, ONE_END, "run {} ended {}, and should not", record.run, record.status);
+        let as_part = !orphaned || record.status == RunStatus::Cancelled;
+        hold!(as_part, super::children::PART, "run {} ended {}, and what it did was over", record.run, record.status);
         let workflow = run.workflow.clone();
+        self.no_part_is_left(record.run)?;
         self.alerts_run_finished(workflow, record.status);
         self.seen.push(branch);
         self.pools_run_finished(record.run);

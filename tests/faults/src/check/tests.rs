@@ -81,6 +81,7 @@ impl Writing {
             budget: None,
             metadata: Default::default(),
             rerun: None,
+            parent: None,
         })])
     }
 
