@@ -164,7 +164,11 @@ fn ended(record: &StageEnded) -> (String, Tone) {
     if let Some(error) = &record.error {
         says.push_str(&format!(": {}", short(error, ERROR)));
     }
-    if record.outcome != Outcome::Succeeded && record.retry_at.is_some() {
+    if let Some(delegated) = &record.delegated {
+        let then = if delegated.aggregate { ", to be put together" } else { "" };
+        says.push_str(&format!(": {}{then}", count(delegated.definition.stages.len(), "stage")));
+    }
+    if record.outcome.is_failure() && record.retry_at.is_some() {
         says.push_str("; another attempt follows");
     }
     (says, Tone::of(record.outcome.as_str()))
@@ -342,6 +346,7 @@ mod tests {
             cost: if ok { "0.02".parse().unwrap() } else { baton_protocol::Money::default() },
             usage: if ok { Usage { tokens_in: 10, tokens_out: 3 } } else { Usage::default() },
             model: None,
+            delegated: None,
         })
     }
 

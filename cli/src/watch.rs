@@ -196,7 +196,9 @@ impl Bars {
                 let outcome = self.style.tone(Tone::of(record.outcome.as_str()), record.outcome.as_str());
                 let error = record.error.as_ref().map(|error| format!(": {}", short(error, 60))).unwrap_or_default();
                 let message = format!("{outcome} {} {agent}{error}", span(record.duration_ms));
-                if record.retry_at.is_some() {
+                if record.outcome == Outcome::Delegated {
+                    bar.set_message(message);
+                } else if record.retry_at.is_some() {
                     bar.set_message(format!("{message}; again soon"));
                 } else {
                     bar.set_position(if record.outcome == Outcome::Succeeded { WHOLE } else { bar.position() });
@@ -207,7 +209,8 @@ impl Bars {
                 bar.abandon_with_message(self.style.dim(&format!("skipped: {}", record.reason.text())));
             }),
             WorkflowRecord::RunStarted(record) => {
-                if let Some(Parent { task, .. }) = record.parent.as_deref().filter(|parent| parent.task.run == self.run) {
+                if let Some(Parent { task, .. }) = record.parent.as_deref().filter(|parent| parent.task.run == self.run)
+                {
                     if task.item.is_none() {
                         self.on(&task.stage, |bar| {
                             bar.enable_steady_tick(Duration::from_millis(100));

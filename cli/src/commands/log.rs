@@ -78,8 +78,7 @@ impl Log {
 async fn check_stage(client: &Client, run: RunId, stage: &StageName) -> anyhow::Result<()> {
     let view = client.get_run(run).await?;
     // Of a run with very many stages the document may lack some.
-    let version = GetWorkflow { name: view.workflow.clone(), version: Some(view.version) };
-    let definition = client.get_workflow(&version).await?.definition;
+    let definition = client.definition_of(&view).await?;
     if definition.stage(stage.as_str()).is_some() {
         return Ok(());
     }

@@ -65,7 +65,8 @@ impl Runs {
         for run in &list.runs {
             let mut cells = row(run, now());
             if within {
-                let does = run.parent.as_ref().map(|Parent { task, .. }| format!("{} of run {}", task.part(), task.run));
+                let does =
+                    run.parent.as_ref().map(|Parent { task, .. }| format!("{} of run {}", task.part(), task.run));
                 cells.push(does.unwrap_or_default().into());
             }
             table.row(cells);

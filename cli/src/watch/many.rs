@@ -170,7 +170,8 @@ impl Lines {
         match Known::of(event, self.run) {
             Some(known) => {
                 self.tally.take(&known);
-                if matches!(known, Known::Ended { outcome, .. } if outcome != Outcome::Succeeded) {
+                let well = [Outcome::Succeeded, Outcome::Delegated];
+                if matches!(known, Known::Ended { outcome, .. } if !well.contains(&outcome)) {
                     lines.push(line);
                 }
             }

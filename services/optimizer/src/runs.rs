@@ -173,7 +173,7 @@ impl Runs {
             (Outcome::Failed | Outcome::Lost | Outcome::TimedOut, Some(agent)) => {
                 run.failed.insert(part, agent.clone());
             }
-            (Outcome::Succeeded | Outcome::Cancelled, _) => {
+            (Outcome::Succeeded | Outcome::Cancelled | Outcome::Delegated, _) => {
                 run.failed.remove(&part);
             }
             (Outcome::Failed | Outcome::Lost | Outcome::TimedOut, None) => {}

@@ -144,6 +144,7 @@ fn ended(task: TaskId, lease: Option<(u64, &str)>, outcome: Outcome, duration_ms
         cost: Money::ZERO,
         usage: Usage::default(),
         model: None,
+        delegated: None,
     })
 }
 

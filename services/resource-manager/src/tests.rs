@@ -320,6 +320,7 @@ fn ended(task: TaskId, lease: Option<(u64, &str)>, outcome: Outcome) -> Workflow
         cost: Money::ZERO,
         usage: Usage::default(),
         model: None,
+        delegated: None,
     })
 }
 

@@ -8,7 +8,7 @@ use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::budget::least;
 use baton_protocol::definition::StageDefinition;
 use baton_protocol::record::{
-    Outcome, RunFinished, StageEnded, StageExpanded, StageReady, StageSkipped, WorkflowRecord,
+    Delegated, Outcome, RunFinished, StageEnded, StageExpanded, StageReady, StageSkipped, WorkflowRecord,
 };
 use baton_protocol::request::{MAX_MESSAGE_BYTES, Usage};
 use baton_protocol::run::{RunStatus, StageStatus};
@@ -38,6 +38,7 @@ pub(crate) struct Ending {
     pub(crate) cost: Money,
     pub(crate) usage: Usage,
     pub(crate) model: Option<String>,
+    pub(crate) delegated: Option<Box<Delegated>>,
 }
 
 /// Whether another attempt follows, if there is one left.
@@ -61,6 +62,7 @@ impl Ending {
             cost: Money::ZERO,
             usage: Usage::default(),
             model: None,
+            delegated: None,
         }
     }
 
@@ -315,7 +317,8 @@ fn ready(turn: &mut Turn<'_>, id: RunId, place: usize) {
     let (inputs, results) = inputs(run, version, place);
     let base = run.base(place);
     let item = run.item(place).and_then(|item| run.fan(base)?.items.get(item as usize)).map_or(0, Json::size);
-    let bytes = input.as_ref().unwrap_or(&run.input).size() + item + results + version.plan.sizes[base];
+    let gathered = run.stages[place].gathered;
+    let bytes = input.as_ref().unwrap_or(&run.input).size() + item + results + gathered + version.plan.sizes[base];
     if bytes > MAX_TASK_BYTES {
         let error = format!(
             "its agent would be given {bytes} bytes (the run's input, the results of {}, parameters and metadata); at \
@@ -380,7 +383,11 @@ pub(crate) fn end(turn: &mut Turn<'_>, id: RunId, place: usize, ending: Ending) 
     let ruled_out = !is_planted(Bug::CodeIgnored) && definition.retry.non_retryable.iter().any(|known| known == code);
     // An attempt that could not even begin in time is none.
     let in_time = |wait: &Millis| run.total_due(place, version).is_none_or(|due| now.saturating_add(*wait) < due);
-    let wait = wait.filter(|_| number < definition.retry.max_attempts && !ruled_out).filter(in_time);
+    let wait = match ending.outcome {
+        // It is the same try that goes on.
+        Outcome::Delegated => Some(0),
+        _ => wait.filter(|_| run.failures(place) + 1 < definition.retry.max_attempts && !ruled_out).filter(in_time),
+    };
     let assigned_at = under_way.and_then(|attempt| attempt.assigned_at);
     let record = StageEnded {
         task: run.task(version, place, number),
@@ -396,6 +403,7 @@ pub(crate) fn end(turn: &mut Turn<'_>, id: RunId, place: usize, ending: Ending) 
         cost: ending.cost,
         usage: ending.usage,
         model: ending.model,
+        delegated: ending.delegated,
     };
     let child = under_way.and_then(|attempt| attempt.child);
     turn.emit(WorkflowRecord::StageEnded(record));

@@ -118,13 +118,13 @@ impl WorkflowManager {
     /// A live run, and the version of its workflow.
     pub(crate) fn live(&self, run: RunId) -> Option<(&Run, &Version)> {
         let run = self.runs.get(&run)?.as_ref();
-        Some((run, self.workflows.version(&run.workflow, run.version)?))
+        Some((run, self.workflows.version_of(run)?))
     }
 
     /// A run, live or ended, if it is still here with all its stages.
     pub(crate) fn run(&self, run: RunId) -> Option<(&Run, &Version)> {
         let run = self.runs.get(&run).map(Arc::as_ref).or_else(|| self.history.run(run))?;
-        Some((run, self.workflows.version(&run.workflow, run.version)?))
+        Some((run, self.workflows.version_of(run)?))
     }
 
     /// Which stage runs under a lease.
@@ -151,8 +151,12 @@ impl WorkflowManager {
         if self.runs.contains_key(&record.run) || self.history.past(record.run).is_some() {
             return;
         }
-        let Some(version) = self.workflows.version(&record.workflow, record.version) else { return };
-        let mut run = Run::new(stamp, record, version);
+        let delegated =
+            record.parent.as_ref().filter(|_| record.version == 0).and_then(|parent| self.delegated(&parent.task));
+        let known = || self.workflows.version(&record.workflow, record.version).cloned();
+        let Some(version) = delegated.clone().or_else(known) else { return };
+        let mut run = Run::new(stamp, record, &version);
+        run.own = delegated;
         if let Some(parent) = &record.parent {
             self.live_children += 1;
             if !self.child_started(stamp, run.id, &parent.task) {
@@ -166,10 +170,17 @@ impl WorkflowManager {
         self.runs.insert(run.id, Arc::new(run));
     }
 
+    /// What an agent delegated in the attempt before this one.
+    fn delegated(&self, task: &TaskId) -> Option<Arc<Version>> {
+        let (run, version) = self.live(task.run)?;
+        let delegated = run.delegated(run.place(version, task)?)?;
+        Some(Arc::new(Version::new(&delegated.definition, run.started_at)))
+    }
+
     /// A run makes an attempt at a stage of another one. Whether that was so.
     fn child_started(&mut self, stamp: Stamp, child: RunId, task: &TaskId) -> bool {
         let Some(run) = self.runs.change(&task.run) else { return false };
-        let Some(version) = self.workflows.version(&run.workflow, run.version) else { return false };
+        let Some(version) = &self.workflows.of(run) else { return false };
         let Some(place) = run.place(version, task) else { return false };
         let started = run.child_started(stamp.at, place, task.attempt, child, version);
         if started {
@@ -182,7 +193,7 @@ impl WorkflowManager {
     pub(crate) fn stage_ready(&mut self, stamp: Stamp, record: &StageReady) {
         let task = &record.task;
         let Some(run) = self.runs.change(&task.run) else { return };
-        let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
+        let Some(version) = &self.workflows.of(run) else { return };
         let Some(place) = run.place(version, task) else { return };
         if run.stage_ready(stamp.at, place, task.attempt, version) {
             let due = run.until(place, version, stamp.at, run.definition(version, place).start_timeout_ms);
@@ -194,7 +205,7 @@ impl WorkflowManager {
         let Assigned { task, agent, resources: _, pools: _ } = record;
         let lease = LeaseId(stamp.number);
         let Some(run) = self.runs.change(&task.run) else { return };
-        let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
+        let Some(version) = &self.workflows.of(run) else { return };
         let Some(place) = run.place(version, task) else { return };
         if run.assigned(stamp.at, place, task, agent, lease) {
             self.unpaid.remove(task);
@@ -208,7 +219,7 @@ impl WorkflowManager {
     pub(crate) fn stage_ended(&mut self, stamp: Stamp, record: &StageEnded) {
         let task = &record.task;
         let Some(run) = self.runs.change(&task.run) else { return };
-        let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
+        let Some(version) = &self.workflows.of(run) else { return };
         let Some(place) = run.place(version, task) else { return };
         if let Some(given_up) = run.stage_ended(stamp.at, place, record, version) {
             self.unpaid.remove(task);
@@ -238,14 +249,14 @@ impl WorkflowManager {
 
     pub(crate) fn stage_skipped(&mut self, record: &StageSkipped) {
         let Some(run) = self.runs.change(&record.run) else { return };
-        let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
+        let Some(version) = &self.workflows.of(run) else { return };
         let Some(place) = version.plan.place(&record.stage) else { return };
         run.stage_skipped(place, record.reason, version);
     }
 
     pub(crate) fn stage_expanded(&mut self, stamp: Stamp, record: &StageExpanded) {
         let Some(run) = self.runs.change(&record.run) else { return };
-        let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
+        let Some(version) = &self.workflows.of(run) else { return };
         let Some(place) = version.plan.place(&record.stage) else { return };
         let Ok(items) = record.items.read() else { return };
         run.stage_expanded(stamp.at, place, items, version);
@@ -272,7 +283,7 @@ impl WorkflowManager {
             Some(parent) => {
                 self.live_children = self.live_children.saturating_sub(1);
                 if let Some(parent_run) = self.runs.change(&parent.task.run)
-                    && let Some(version) = self.workflows.version(&parent_run.workflow, parent_run.version)
+                    && let Some(version) = &self.workflows.of(parent_run)
                     && let Some(place) = parent_run.place(version, &parent.task)
                 {
                     parent_run.child_finished(place, run);

@@ -51,7 +51,8 @@ pub(crate) fn resume(turn: &mut Turn<'_>, request: &ResumeRun) -> Result<RunAcce
         return Ok(known.accepted(true));
     }
     let parent = turn.state().runs.get(&request.run).and_then(|run| run.parent.as_ref()).map(|parent| parent.task.run);
-    if let Some(parent) = parent.filter(|parent| turn.state().runs.get(parent).is_some_and(|run| run.paused.is_some())) {
+    if let Some(parent) = parent.filter(|parent| turn.state().runs.get(parent).is_some_and(|run| run.paused.is_some()))
+    {
         let message = format!("run {} is a part of run {parent}, which is paused: resume that one", request.run);
         return Err(Rejection::invalid(message));
     }
@@ -107,7 +108,7 @@ impl WorkflowManager {
         if is_planted(Bug::WaitsLostInPause) {
             return;
         }
-        let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
+        let Some(version) = &self.workflows.of(run) else { return };
         for (place, left) in paused.left {
             let stage = &run.stages[place];
             if matches!(stage.status, StageStatus::Ready | StageStatus::Waiting) && stage.due.is_none() {

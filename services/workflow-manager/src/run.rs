@@ -4,11 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::definition::{OnFailure, StageDefinition};
 use baton_protocol::handoff::HandedOver;
-use baton_protocol::record::{KeptStage, Outcome, Parent, Rerun, RunFinished, RunStarted, SkipReason, StageEnded, Stamp};
+use baton_protocol::record::{
+    Delegated, KeptStage, Outcome, Parent, Rerun, RunFinished, RunStarted, SkipReason, StageEnded, Stamp,
+};
 use baton_protocol::request::{Strategy, Usage};
 use baton_protocol::run::{Metadata, RerunView, RunStatus, StageStatus};
 use baton_protocol::trace::{self, TraceContext};
@@ -28,6 +31,9 @@ pub(crate) struct Run {
     pub(crate) id: RunId,
     pub(crate) workflow: WorkflowName,
     pub(crate) version: u32,
+    /// What it does, if no workflow says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) own: Option<Arc<Version>>,
     pub(crate) input: Json,
     pub(crate) priority: i32,
     /// How its tasks are placed, if its starter said so.
@@ -130,7 +136,15 @@ pub(crate) struct Stage {
     /// Never `null`: that reads back as none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) result: Option<Json>,
+    /// How many bytes came of what was delegated: whoever puts it together is given them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) gathered: usize,
     pub(crate) attempts: Box<[Attempt]>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
+fn is_zero(value: &usize) -> bool {
+    *value == 0
 }
 
 /// Places of stages, in order. Few, or taken from the front.
@@ -194,6 +208,9 @@ pub(crate) struct Attempt {
     pub(crate) usage: Usage,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) model: Option<Box<str>>,
+    /// What its agent handed on to others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) delegated: Option<Box<Delegated>>,
 }
 
 /// What is to be done with a run.
@@ -221,12 +238,14 @@ impl Run {
             skipped: None,
             due: None,
             result: None,
+            gathered: 0,
             attempts: Box::default(),
         });
         let mut run = Self {
             id: record.run,
             workflow: record.workflow.clone(),
             version: record.version,
+            own: None,
             input: record.input.clone(),
             priority: record.priority,
             strategy: record.strategy,
@@ -379,7 +398,14 @@ impl Run {
     }
 
     /// A run makes the next attempt at a stage. Whether that was so.
-    pub(crate) fn child_started(&mut self, at: Millis, place: usize, attempt: u32, child: RunId, version: &Version) -> bool {
+    pub(crate) fn child_started(
+        &mut self,
+        at: Millis,
+        place: usize,
+        attempt: u32,
+        child: RunId,
+        version: &Version,
+    ) -> bool {
         if !self.stage_ready(at, place, attempt, version) {
             return false;
         }
@@ -406,6 +432,29 @@ impl Run {
         }
     }
 
+    /// What is to be done by a run as the next attempt at a stage, as the agent wants it that made the last one.
+    pub(crate) fn delegated(&self, place: usize) -> Option<&Delegated> {
+        self.stages[place].attempts.last()?.delegated.as_deref()
+    }
+
+    /// Whether an agent is to put together what comes of the run that makes the last attempt at a stage.
+    pub(crate) fn aggregates(&self, place: usize) -> bool {
+        let before = self.stages[place].attempts.iter().rev().nth(1);
+        before.and_then(|attempt| attempt.delegated.as_ref()).is_some_and(|delegated| delegated.aggregate)
+    }
+
+    /// How often agents delegated a stage in the attempts before that one.
+    pub(crate) fn delegations(&self, place: usize, before: u32) -> usize {
+        let attempts = self.stages[place].attempts.iter().take((before as usize).saturating_sub(1));
+        attempts.filter(|attempt| attempt.delegated.is_some()).count()
+    }
+
+    /// How many attempts at a stage came to nothing.
+    pub(crate) fn failures(&self, place: usize) -> u32 {
+        let failed = |attempt: &&Attempt| attempt.outcome.is_some_and(Outcome::is_failure);
+        u32::try_from(self.stages[place].attempts.iter().filter(failed).count()).unwrap_or(u32::MAX)
+    }
+
     /// Whether a run has ended that makes an attempt at one of its stages, and the attempt has not.
     pub(crate) fn waits_for_return(&self) -> bool {
         !self.returned.is_empty()
@@ -418,7 +467,8 @@ impl Run {
 
     /// Whether it failed because of a stage whose last attempt failed with that code, or an item of one.
     pub(crate) fn failed_with(&self, code: &str) -> bool {
-        let of = |place: usize| self.stages[place].attempts.last().and_then(|attempt| attempt.code.as_deref()) == Some(code);
+        let of =
+            |place: usize| self.stages[place].attempts.last().and_then(|attempt| attempt.code.as_deref()) == Some(code);
         let items = |place: usize| self.fans.get(&place).map(Fan::places).into_iter().flatten();
         self.failed.is_some_and(|place| of(place) || items(place).any(of))
     }
@@ -488,10 +538,17 @@ impl Run {
             (attempt.cost, attempt.usage) = (record.cost, record.usage);
         }
         attempt.model = record.model.as_deref().map(Into::into);
-        stage.result.clone_from(&record.result);
+        attempt.delegated.clone_from(&record.delegated);
+        match record.outcome {
+            Outcome::Delegated if record.delegated.is_none() => {
+                stage.gathered = record.result.as_ref().map_or(0, Json::size);
+            }
+            _ => stage.result.clone_from(&record.result),
+        }
         stage.status = match record.outcome {
             Outcome::Succeeded => StageStatus::Succeeded,
             Outcome::Cancelled => StageStatus::Cancelled,
+            Outcome::Delegated => StageStatus::Waiting,
             Outcome::Failed | Outcome::Lost | Outcome::TimedOut if record.retry_at.is_some() => StageStatus::Waiting,
             Outcome::Failed | Outcome::Lost | Outcome::TimedOut => StageStatus::Failed,
         };
@@ -562,6 +619,7 @@ impl Run {
                 skipped: None,
                 due: None,
                 result: None,
+                gathered: 0,
                 attempts: Box::default(),
             });
         }
@@ -756,7 +814,10 @@ impl Run {
     /// About how many bytes it takes.
     pub(crate) fn size(&self) -> usize {
         let stage = |stage: &Stage| {
-            let attempts = stage.attempts.iter().map(|attempt| 256 + attempt.error.as_ref().map_or(0, String::len));
+            let attempts = stage.attempts.iter().map(|attempt| {
+                let delegated = attempt.delegated.as_ref().map_or(0, |delegated| delegated.definition.stages.len());
+                256 + 1024 * delegated + attempt.error.as_ref().map_or(0, String::len)
+            });
             64 + stage.result.as_ref().map_or(0, Json::size) + attempts.sum::<usize>()
         };
         let items = self.fans.values().flat_map(|fan| &fan.items).map(|item| 16 + item.size());

@@ -1,6 +1,7 @@
 //! Runs as they are shown.
 
 use std::iter::Peekable;
+use std::sync::Arc;
 
 use baton_machine::{Reply, Shelves};
 use baton_protocol::request::{ListRuns, MAX_MESSAGE_BYTES, RunFilter, RunList};
@@ -108,7 +109,9 @@ pub(crate) fn document(run: &Run, version: &Version) -> Json {
     let reason = view.reason.clone();
     let mut whole = Json::of(&view).expect(WRITABLE);
     let mut left_out = Vec::new();
-    for leave_out in [leave_out_results, leave_out_dependencies, leave_out_items, leave_out_stages] {
+    for leave_out in
+        [leave_out_results, leave_out_dependencies, leave_out_definition, leave_out_items, leave_out_stages]
+    {
         if whole.size() <= MAX_DOCUMENT_BYTES {
             break;
         }
@@ -140,6 +143,11 @@ fn leave_out_results(view: &mut RunView, excess: usize) -> Option<String> {
 fn leave_out_dependencies(view: &mut RunView, _: usize) -> Option<String> {
     let had = view.stages.iter_mut().map(|stage| std::mem::take(&mut stage.depends_on).len()).sum::<usize>();
     (had > 0).then(|| "what stages depend on".to_owned())
+}
+
+/// What was delegated: the log has it.
+fn leave_out_definition(view: &mut RunView, _: usize) -> Option<String> {
+    view.definition.take().map(|_| "the definition".to_owned())
 }
 
 /// The attempts of items that succeeded, and then all items.
@@ -215,6 +223,7 @@ fn view(run: &Run, version: &Version) -> RunView {
         paused: run.paused.as_ref().map(|paused| PausedView { since: paused.since, reason: paused.reason.clone() }),
         rerun: run.rerun.as_deref().cloned(),
         parent: run.parent.as_deref().cloned(),
+        definition: run.own.as_ref().map(|own| Arc::clone(&own.definition)),
         stages: stages.collect(),
     }
 }

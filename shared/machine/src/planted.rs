@@ -164,11 +164,15 @@ pub enum Bug {
     ReturnForgotten,
     /// A run that does a stage goes on while the run is paused that it is a part of.
     ChildNotPaused,
+    /// A stage may be delegated any number of times.
+    DelegatedForEver,
+    /// What was delegated to be put together by an agent is the stage's result as it is.
+    NotPutTogether,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 79] = [
+    pub const ALL: [Self; 81] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -248,6 +252,8 @@ impl Bug {
         Self::ChildOutlivesStage,
         Self::ReturnForgotten,
         Self::ChildNotPaused,
+        Self::DelegatedForEver,
+        Self::NotPutTogether,
     ];
 }
 

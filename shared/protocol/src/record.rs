@@ -170,7 +170,8 @@ pub struct RunStarted {
     pub run: RunId,
     /// Its workflow.
     pub workflow: WorkflowName,
-    /// The version it keeps to its end.
+    /// The version it keeps to its end. 0 where an agent of the run that it is a part of has said what is to be done: then it is
+    /// in the record with which that agent's attempt ended.
     pub version: u32,
     /// What it was given.
     pub input: Json,
@@ -247,7 +248,8 @@ pub struct StageEnded {
     pub agent: Option<AgentId>,
     /// How it ended.
     pub outcome: Outcome,
-    /// What came of it.
+    /// What came of it. Where it was delegated, and is to be put together by an agent: what came of that, a
+    /// [`Gathered`](crate::request::Gathered).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<Json>,
     /// Why it failed.
@@ -274,6 +276,9 @@ pub struct StageEnded {
     /// The model that the agent says it used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// What its agent wants to be done by others: the run that begins next does it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delegated: Option<Box<Delegated>>,
 }
 
 /// See [`WorkflowRecord::StageSkipped`].
@@ -352,6 +357,9 @@ pub enum Outcome {
     TimedOut,
     /// Its run was cancelled, or failed elsewhere.
     Cancelled,
+    /// It goes on as the next attempt: its agent has handed the work on to a run, or that run has ended and an agent is to put
+    /// together what came of it.
+    Delegated,
 }
 
 impl Outcome {
@@ -364,7 +372,14 @@ impl Outcome {
             Self::Lost => "lost",
             Self::TimedOut => "timed_out",
             Self::Cancelled => "cancelled",
+            Self::Delegated => "delegated",
         }
+    }
+
+    /// Whether it is one of those after which another attempt may be made because this one came to nothing.
+    #[must_use]
+    pub fn is_failure(self) -> bool {
+        matches!(self, Self::Failed | Self::Lost | Self::TimedOut)
     }
 }
 

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::amount::Money;
 use crate::budget::Budget;
+use crate::definition::Definition;
 use crate::id::{LeaseId, Millis, RunId};
 use crate::json::Json;
 use crate::name::{AgentId, Capability, StageName, WorkflowName};
@@ -166,6 +168,9 @@ pub struct RunView {
     /// The attempt at a stage of another run that it makes, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<Parent>,
+    /// What it does, where no workflow says it: an agent has delegated it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definition: Option<Arc<Definition>>,
     /// The stages, in the order of the definition.
     pub stages: Vec<StageView>,
 }

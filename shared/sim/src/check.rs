@@ -20,7 +20,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use baton_protocol::amount::covers;
-use baton_protocol::record::{AgentRegistered, Outcome, Parent};
+use baton_protocol::record::{AgentRegistered, Delegated, Outcome, Parent};
 use baton_protocol::request::{Lesson, Report, Strategy};
 use baton_protocol::run::RunStatus;
 use baton_protocol::{
@@ -170,9 +170,16 @@ struct Stage {
     result: Option<Json>,
     /// Why its last attempt failed, if a run made it or could not.
     code: Option<String>,
+    /// What came of what was delegated, to be put together.
+    gathered: Option<Json>,
 }
 
 impl Stage {
+    /// What a run is to do as its next attempt, because an agent said so.
+    fn delegated(&self) -> Option<&Delegated> {
+        self.attempts.last().filter(|attempt| attempt.ended.is_some())?.delegated.as_ref()
+    }
+
     fn is_over(&self) -> bool {
         self.over.is_some() || self.skipped
     }
@@ -189,6 +196,11 @@ struct Attempt {
     resources: Resources,
     /// The run that makes it, if no agent does.
     child: Option<RunId>,
+    /// What its agent is given that was delegated before.
+    gathered: Option<Json>,
+    /// What its agent delegated.
+    delegated: Option<Delegated>,
+    outcome: Option<Outcome>,
     lease: Option<LeaseId>,
     /// The leases that it had before it was handed over, in order.
     before: Vec<LeaseId>,
@@ -418,9 +430,15 @@ impl Facts {
                 let too_long =
                     in_all.is_some_and(|(first, total)| late(first.ready_on, total) && late(run.resumed_on(), 0));
                 hold!(!too_long, "nothing waits for ever", "stage {name} of run {id} takes too long in all");
-                if let Some(ended_on) = task.child.filter(|_| task.ended.is_none()).and_then(|child| self.ended_on(child)) {
+                if let Some(ended_on) =
+                    task.child.filter(|_| task.ended.is_none()).and_then(|child| self.ended_on(child))
+                {
                     let (what, name) = ("nothing waits for ever", &definition.name);
-                    hold!(!late(ended_on, 0), what, "stage {name} of run {id} goes on, and the run that does it has ended");
+                    hold!(
+                        !late(ended_on, 0),
+                        what,
+                        "stage {name} of run {id} goes on, and the run that does it has ended"
+                    );
                 }
                 let (since, ms) = match (task.ended_on, task.first()) {
                     (None, _) if task.child.is_some() => (task.ready_on, definition.timeout_ms),

@@ -170,6 +170,14 @@ counted! {
         NoSuchWorkflow = "a stage's workflow is not there",
         /// A run was paused with the one that it is a part of.
         PausedWithParent = "a run is paused with the one around it",
+        /// An agent handed its task on to others.
+        Delegated = "an agent delegates",
+        /// What came of what was delegated is put together by an agent.
+        Gathered = "what was delegated is put together",
+        /// What was delegated is no sound list of stages.
+        DelegationRefused = "what is delegated is not sound",
+        /// A stage was delegated as often as it may be.
+        DelegatedTooOften = "a stage is delegated too often",
         /// Runs that ended were forgotten.
         Forgotten = "old runs are forgotten",
         /// A run went on without an optional stage.

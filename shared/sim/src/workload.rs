@@ -101,6 +101,8 @@ pub(crate) struct Workload {
     /// By agent: from when to when it fails all tasks of what it mainly does, in virtual microseconds.
     pub(crate) sick: Vec<Option<(u64, u64)>>,
     pub(crate) pools: Vec<NamedPool>,
+    /// How many of a thousand tasks agents delegate, and of those that put together what was delegated before.
+    pub(crate) delegates: (u32, u32),
     /// What clients want to acquire.
     pub(crate) wanted: Vec<Wanted>,
     /// When, in virtual microseconds, and what.
@@ -162,6 +164,7 @@ impl Workload {
         if draws.chance(350) {
             nest(draws, &mut definitions, kinds, &pools);
         }
+        let delegates = if draws.chance(300) { *draws.pick(&[(150, 100), (100, 300), (50, 950)]) } else { (0, 0) };
         let mut wishes: Vec<_> = (0..definitions.len()).map(|n| (1000 * n as u64, Wish::Register(n))).collect();
         let pressed = draws.chance(500);
         let pressure = if pressed { pressure(draws) } else { no_pressure() };
@@ -239,7 +242,7 @@ impl Workload {
                 wishes.push((draws.between(0, length), wish));
             }
         }
-        Self { definitions, agents, sick, pools, wanted: all_wanted, wishes, pressure, memory }
+        Self { definitions, agents, sick, pools, delegates, wanted: all_wanted, wishes, pressure, memory }
     }
 }
 

@@ -221,6 +221,7 @@ impl Policy for Machine {
             cost: Money::ZERO,
             usage: Usage::default(),
             model: None,
+            delegated: None,
         }));
     }
 

@@ -574,6 +574,7 @@ impl Baton {
             cost: Money::ZERO,
             usage: Usage::default(),
             model: None,
+            delegated: None,
         })];
         let place = end.request / RUN;
         self.left[place] -= 1;

@@ -362,7 +362,12 @@ impl World {
                 let parent = r.parent.as_ref().map(|parent| {
                     self.children.insert(r.run);
                     let paid = r.budget.as_ref().map(|budget| format!(" for {budget:?}")).unwrap_or_default();
-                    format!(" as {} given {} does {}{paid}", self.label(r.run), r.input.as_str(), self.name(&parent.task))
+                    format!(
+                        " as {} given {} does {}{paid}",
+                        self.label(r.run),
+                        r.input.as_str(),
+                        self.name(&parent.task)
+                    )
                 });
                 let (rerun, parent) = (rerun.unwrap_or_default(), parent.unwrap_or_default());
                 format!("run_started {} v{}{rerun}{parent}", r.workflow, r.version)
@@ -383,6 +388,15 @@ impl World {
                 }
                 if let Some(error) = &r.error {
                     write!(text, ": {error}").unwrap();
+                }
+                if let Some(delegated) = &r.delegated {
+                    let names: Vec<_> = delegated.definition.stages.iter().map(|stage| stage.name.as_str()).collect();
+                    write!(text, " {}", names.join(", ")).unwrap();
+                }
+                if let (baton_protocol::record::Outcome::Delegated, Some(gathered)) = (r.outcome, &r.result) {
+                    let run = self.runs.iter().position(|run| gathered.as_str().contains(&run.to_string()));
+                    let text_of = gathered.as_str().replace(&self.runs[run.unwrap_or(0)].to_string(), "RUN");
+                    write!(text, " {text_of}").unwrap();
                 }
                 if let Some(at) = r.retry_at {
                     write!(text, "; again at +{}ms", at - START).unwrap();
@@ -494,6 +508,7 @@ pub(crate) fn succeeded(lease: LeaseId, task: &TaskId, result: &str) -> Report {
         cost: "0.01".parse().unwrap(),
         usage: Usage { tokens_in: 10, tokens_out: 2 },
         model: None,
+        delegate: None,
     }
 }
 

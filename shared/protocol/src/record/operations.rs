@@ -1,8 +1,11 @@
 //! What people do with runs: pause them, repeat them, have them forgotten. And what a run is that another one has started.
 
+use std::sync::Arc;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::definition::Definition;
 use crate::id::{RunId, TaskId};
 use crate::json::Json;
 use crate::name::StageName;
@@ -41,6 +44,19 @@ pub struct Parent {
     pub task: TaskId,
     /// How many runs it is a part of, one within the other: 1 where the other run is a part of none.
     pub depth: u32,
+}
+
+/// What an agent wants to be done by others, in place of a result of its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Delegated {
+    /// The stages, as a workflow that is there for this once.
+    pub definition: Arc<Definition>,
+    /// What a run of it is given instead of the input of the run around it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<Json>,
+    /// Whether an agent is to put together what comes of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub aggregate: bool,
 }
 
 /// What a run repeats of another one.

@@ -181,20 +181,21 @@ impl Facts {
     fn run_started(&mut self, stamp: Stamp, record: &RunStarted) -> Checked {
         let versions = self.definitions.get(&record.workflow);
         let version = versions.and_then(|versions| versions.get((record.version as usize).checked_sub(1)?));
-        if version.is_none() {
+        let definition = match &record.parent {
+            Some(parent) if record.version == 0 => self.delegated_to(&parent.task),
+            _ => version.map(|(_, definition)| definition.clone()),
+        };
+        let Some(definition) = definition else {
             return Err(super::broken(ORDER, format!("run {} is of a workflow that is not there", record.run)));
-        }
+        };
         if let Some(key) = &record.key {
             let other = self.runs.iter().find(|(_, run)| run.key.as_ref() == Some(key) && !run.forgotten);
             hold!(other.is_none(), "one key starts one run", "{key:?} started {:?} and {}", other, record.run);
         }
         match &record.parent {
             None => self.may_start_now(stamp, record.run, record.priority)?,
-            Some(parent) => self.child_started(stamp, record, parent)?,
+            Some(parent) => self.child_started(stamp, record, parent, &definition)?,
         }
-        let Some((_, definition)) = self.definitions[&record.workflow].get(record.version as usize - 1) else {
-            return Ok(());
-        };
         let mut run = Run {
             started: self.seq,
             started_at: stamp.at,
@@ -238,7 +239,8 @@ impl Facts {
         let place = self.attempt_begins(stamp, task)?;
         let Some(run) = self.runs.get_mut(&task.run) else { return Ok(()) };
         let definition = run.definition(place);
-        hold!(definition.has_agent(), FLOW, "{task} is ready, and a run should do it");
+        let by_run = !definition.has_agent() || run.stages[place].delegated().is_some();
+        hold!(!by_run, FLOW, "{task} is ready, and a run should do it");
         let given = record.input.as_ref().map(|input| input.read::<serde_json::Value>().unwrap_or_default());
         let right = definition.input.as_ref().map(|_| run.input_of(place));
         hold!(given == right, GIVEN, "{task} is given {given:?}, not {right:?}");
@@ -264,6 +266,7 @@ impl Facts {
             needs.entry(account).or_insert_with(|| expected(definition));
         }
         hold!(record.resources == needs, ORDER, "{task} needs {needs:?}, and asks for {:?}", record.resources);
+        let gathered = run.stages[place].gathered.clone();
         run.stages[place].attempts.push(Attempt {
             ready: seq,
             ready_at: stamp.at,
@@ -272,6 +275,9 @@ impl Facts {
             requires: record.requires.clone(),
             resources: record.resources.clone(),
             child: None,
+            gathered,
+            delegated: None,
+            outcome: None,
             lease: None,
             before: Vec::new(),
             ended: None,
@@ -347,7 +353,9 @@ impl Facts {
             return self.joined(record);
         }
         let by_run = !run.definition(place).has_agent();
-        if run.stages[place].attempts.is_empty() && !run.ending && (task.item.is_none() || by_run) {
+        let could_not = run.stages[place].attempts.is_empty() && (task.item.is_none() || by_run);
+        // Those that no run could begin which was to do what an agent delegated.
+        if (could_not || run.stages[place].delegated().is_some()) && !run.ending {
             let right = record.outcome == Outcome::Failed && record.lease.is_none() && record.retry_at.is_none();
             hold!(right, ONCE, "{task} ended, and was not open");
             return self.never_began(task.run, place, record.code.as_deref());
@@ -361,7 +369,8 @@ impl Facts {
         let Some(attempt) = current.filter(|_| task.attempt as usize == number) else {
             return Err(super::broken(ONCE, format!("{task} ended, and was not open")));
         };
-        (attempt.ended, attempt.ended_on) = (Some(seq), Some(self.now));
+        (attempt.ended, attempt.ended_on, attempt.outcome) = (Some(seq), Some(self.now), Some(record.outcome));
+        attempt.delegated = record.delegated.as_deref().cloned();
         let (held, child) = (attempt.lease, attempt.child);
         // The writer may not have read yet that an agent has it, or another one.
         let lease = attempt.lease_at(&self.leases, stamp.seen);
@@ -398,11 +407,14 @@ impl Facts {
         let definition = run.definition(place).clone();
         let definition = &definition;
         match record.outcome {
-            Outcome::Succeeded | Outcome::Failed if child.is_some() => {
+            Outcome::Succeeded | Outcome::Failed | Outcome::Delegated if child.is_some() => {
                 let run = &self.runs[&task.run];
                 (may_retry, may_not) = self.gave(run, place, child, record)?;
-                let succeeded = record.outcome == Outcome::Succeeded;
-                self.seen.push(if succeeded { Branch::ChildSucceeded } else { Branch::ChildFailed });
+                self.seen.push(match record.outcome {
+                    Outcome::Succeeded => Branch::ChildSucceeded,
+                    Outcome::Delegated => Branch::Gathered,
+                    _ => Branch::ChildFailed,
+                });
             }
             Outcome::Failed if lease.is_none() => {
                 let unpaid = self.pools.unpaid.get(task).is_some_and(|(at, _)| *at <= stamp.seen);
@@ -410,7 +422,7 @@ impl Facts {
                 hold!(record.hopeless, UNDER_LEASE, "{task} is not paid for, and not hopeless");
                 may_not = true;
             }
-            Outcome::Succeeded | Outcome::Failed => {
+            Outcome::Succeeded | Outcome::Failed | Outcome::Delegated => {
                 let Some(id) = lease else {
                     return Err(super::broken(UNDER_LEASE, format!("{task} was reported under no lease")));
                 };
@@ -424,19 +436,27 @@ impl Facts {
                 let sent = sent.filter(|(agent, report)| *agent == lease.agent && report.task == *task);
                 let made = sent.map(|(_, report)| run.made(place, report));
                 let made = made.filter(|made| {
-                    made.outcome == record.outcome && made.result == record.result && made.code == record.code
+                    let delegated =
+                        record.delegated.as_ref().map(|delegated| (&delegated.definition.stages, delegated.aggregate));
+                    let wanted = made.delegated.as_ref().map(|(stages, aggregate)| (stages, *aggregate));
+                    let same = made.outcome == record.outcome && made.result == record.result;
+                    same && made.code == record.code && delegated == wanted
                 });
                 let sent: Vec<_> = made.map(|made| made.may_retry).collect();
                 hold!(!sent.is_empty(), UNDER_LEASE, "nobody reported what {task} ended with");
                 may_retry = record.outcome == Outcome::Failed && sent.contains(&true);
-                may_not = record.outcome == Outcome::Succeeded || sent.contains(&false);
+                may_not = record.outcome != Outcome::Failed || sent.contains(&false);
                 let said = match record.outcome {
                     Outcome::Failed => sent.contains(&!record.hopeless),
                     _ => !record.hopeless,
                 };
                 hold!(said, UNDER_LEASE, "nobody said of {task} that it is hopeless: {}", record.hopeless);
-                if record.code.as_deref().is_some_and(|code| code != FLAKY) {
-                    self.seen.push(Branch::ResultRefused);
+                match (record.outcome, record.code.as_deref()) {
+                    (Outcome::Delegated, _) => self.seen.push(Branch::Delegated),
+                    (_, Some("invalid_delegation")) => self.seen.push(Branch::DelegationRefused),
+                    (_, Some("too_many_delegations")) => self.seen.push(Branch::DelegatedTooOften),
+                    (_, Some(code)) if code != FLAKY => self.seen.push(Branch::ResultRefused),
+                    _ => {}
                 }
             }
             Outcome::Lost => {
@@ -476,7 +496,9 @@ impl Facts {
         let ending = run.ending && record.outcome != Outcome::Cancelled;
         hold!(!ending, ONE_END, "{task} ended {} in a run that is ending", record.outcome);
         let with_result = record.result.is_some();
-        hold!(!with_result || record.outcome == Outcome::Succeeded, ONCE, "{task} has a result and {}", record.outcome);
+        let gathered = record.outcome == Outcome::Delegated && child.is_some();
+        let may_have = record.outcome == Outcome::Succeeded || gathered;
+        hold!(!with_result || may_have, ONCE, "{task} has a result and {}", record.outcome);
         let code = record.code.as_deref().unwrap_or(record.outcome.as_str());
         let hopeless = definition.retry.non_retryable.iter().any(|known| known == code);
         if hopeless {
@@ -488,11 +510,16 @@ impl Facts {
         };
         let in_time = total_due.is_none_or(|due| stamp.at + wait < due);
         (may_retry, may_not) = (may_retry && !hopeless && in_time, may_not || hopeless || !in_time);
-        let (last, may_fail) = (task.attempt >= definition.retry.max_attempts, definition.may_fail());
         let stage = &mut run.stages[place];
-        stage.result.clone_from(&record.result);
+        let failed = stage.attempts.iter().filter(|attempt| attempt.outcome.is_some_and(Outcome::is_failure)).count();
+        let (last, may_fail) = (failed >= definition.retry.max_attempts as usize, definition.may_fail());
+        let result = if gathered { &mut stage.gathered } else { &mut stage.result };
+        result.clone_from(&record.result);
         (stage.retry_at, stage.ended_at) = (record.retry_at, stamp.at);
         match (record.outcome, record.retry_at) {
+            (Outcome::Delegated, at) => {
+                hold!(at == Some(stamp.at), WAITS, "{task} was delegated, and goes on at {at:?}");
+            }
             (Outcome::Succeeded | Outcome::Cancelled, Some(_)) => {
                 return Err(super::broken(WAITS, format!("{task} is tried again after {}", record.outcome)));
             }

@@ -125,6 +125,7 @@ impl Writing {
             cost: Money::ZERO,
             usage: Default::default(),
             model: None,
+            delegated: None,
         })])
     }
 
