@@ -410,6 +410,8 @@ fn definition(draws: &mut Draws, number: u32, kinds: usize, pools: &[NamedPool])
                 } else {
                     capability(draws.pick::<&str>(&CAPABILITIES[..kinds]))
                 },
+                workflow: None,
+                workflow_version: None,
                 requires: if draws.chance(150) { requires(draws) } else { Requirements::none() },
                 depends_on,
                 join: Join::default(),

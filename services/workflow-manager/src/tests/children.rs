@@ -44,7 +44,9 @@ fn w6_a_run_of_another_workflow_does_a_stage() {
     world.work(child, "x", "ann", 1000);
     world.work(child, "y", "ann", 1000);
     world.work(run, "publish", "ann", 1000);
-    check(&mut world, &expect![[r#"
+    check(
+        &mut world,
+        &expect![[r#"
         2.0        +0ms  workflow_registered inner v1  (request workflow.register)
         3.0        +0ms  workflow_registered w v1  (request workflow.register)
         4.0        +0ms  agent_registered ann session s1  (request agent.register)
@@ -66,7 +68,8 @@ fn w6_a_run_of_another_workflow_does_a_stage() {
         13.0    +3000ms  assigned publish/1 to ann as 5  (request lease.assign)
         14.0    +4000ms  stage_ended publish/1 succeeded after 1000ms  (request agent.report)
         14.1    +4000ms  run_finished succeeded  (request agent.report)
-    "#]]);
+    "#]],
+    );
     let view = world.view(run);
     assert_eq!(view.status, RunStatus::Succeeded);
     assert_eq!(view.stages[1].workflow, Some(name("inner")));
@@ -122,7 +125,9 @@ fn w6_a_run_that_fails_is_followed_by_another_one_and_one_that_is_cancelled_by_n
     world.wait(1000);
     let second = world.nth_run(3);
     world.cancel(second, Some("enough")).unwrap();
-    check(&mut world, &expect![[r#"
+    check(
+        &mut world,
+        &expect![[r#"
         8.0     +1000ms  assigned r2:x/1 to ann as 3  (request lease.assign)
         9.0     +1000ms  stage_ended r2:x/1 failed: no luck  (request agent.report)
         9.1     +1000ms  run_finished r2 failed: stage x failed after 1 attempt: no luck  (request agent.report)
@@ -133,7 +138,8 @@ fn w6_a_run_that_fails_is_followed_by_another_one_and_one_that_is_cancelled_by_n
         11.1    +2000ms  run_finished r3 cancelled: enough  (request run.cancel)
         11.2    +2000ms  stage_ended write/2 failed (run_cancelled): run 019aa2a3-4b50-7064-814c-29aa320ad04a was cancelled: enough  (request run.cancel)
         11.3    +2000ms  run_finished failed: stage write failed after 2 attempts: run 019aa2a3-4b50-7064-814c-29aa320ad04a was cancelled: enough  (request run.cancel)
-    "#]]);
+    "#]],
+    );
     assert_eq!(world.view(run).status, RunStatus::Failed);
     assert_eq!(world.view(run).stages[1].attempts[1].code.as_deref(), Some("run_cancelled"));
 }
@@ -149,12 +155,15 @@ fn w6_a_run_ends_with_the_stage_that_it_does() {
     let lease = world.assign(&x, "ann");
     world.transcript();
     world.wait(5000);
-    check(&mut world, &expect![[r#"
+    check(
+        &mut world,
+        &expect![[r#"
         9.0     +6000ms  stage_ended write/1 timed_out: run 019aa2a3-4768-7a3d-b046-0ef89664a85f took longer than 5 s  (timer)
         9.1     +6000ms  stage_ended r2:x/1 cancelled after 5000ms: stage write of run 019aa2a3-4380-7c26-acef-60358003b85f, which it did, ended: timed_out  (timer)
         9.2     +6000ms  run_finished r2 cancelled: stage write of run 019aa2a3-4380-7c26-acef-60358003b85f, which it did, ended: timed_out  (timer)
         9.3     +6000ms  stage_ready publish/1  (timer)
-    "#]]);
+    "#]],
+    );
     let late = world.report("ann", succeeded(lease, &x, "1")).unwrap_err();
     assert_eq!(late.code, Code::StaleLease);
     world.work(run, "publish", "ann", 0);
@@ -173,7 +182,9 @@ fn w6_a_run_ends_with_the_stage_that_it_does() {
     let run = world.start("w");
     world.transcript();
     world.cancel(run, Some("enough")).unwrap();
-    check(&mut world, &expect![[r#"
+    check(
+        &mut world,
+        &expect![[r#"
         6.0        +0ms  stage_ended write/1 cancelled: enough  (request run.cancel)
         6.1        +0ms  stage_ended r2:deep/1 cancelled: stage write of run 019aa2a3-4380-7c26-806e-d4a7c950a8c4, which it did, ended: cancelled  (request run.cancel)
         6.2        +0ms  stage_ended r3:z/1 cancelled: stage deep of run 019aa2a3-4380-7c26-b927-56014344809a, which it did, ended: cancelled  (request run.cancel)
@@ -181,7 +192,8 @@ fn w6_a_run_ends_with_the_stage_that_it_does() {
         6.4        +0ms  stage_ended r2:x/1 cancelled: stage write of run 019aa2a3-4380-7c26-806e-d4a7c950a8c4, which it did, ended: cancelled  (request run.cancel)
         6.5        +0ms  run_finished r2 cancelled: stage write of run 019aa2a3-4380-7c26-806e-d4a7c950a8c4, which it did, ended: cancelled  (request run.cancel)
         6.6        +0ms  run_finished cancelled: enough  (request run.cancel)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -199,14 +211,17 @@ fn w6_runs_within_a_paused_one_are_paused_and_go_on_with_it() {
     let refused = world.ask::<RunAccepted>(resume(child)).unwrap_err();
     assert!(refused.message.contains("resume that one"), "{refused}");
     world.ask::<RunAccepted>(resume(run)).unwrap();
-    check(&mut world, &expect![[r#"
+    check(
+        &mut world,
+        &expect![[r#"
         9.0     +1000ms  run_paused "lunch"  (request run.pause)
         9.1     +1000ms  run_paused r2 "lunch"  (request run.pause)
         10.0    +1000ms  stage_ended r2:x/1 succeeded  (request agent.report)
         11.0    +1000ms  run_resumed  (request run.resume)
         11.1    +1000ms  run_resumed r2  (request run.resume)
         11.2    +1000ms  stage_ready r2:y/1 with x  (request run.resume)
-    "#]]);
+    "#]],
+    );
     // One that was paused by itself stays so.
     world.ask::<RunAccepted>(pause(child)).unwrap();
     world.ask::<RunAccepted>(pause(run)).unwrap();
@@ -231,7 +246,9 @@ fn w6_a_run_for_each_item() {
         world.work(child, "x", "ann", 0);
         world.work(child, "y", "ann", 0);
     }
-    check(&mut world, &expect![[r#"
+    check(
+        &mut world,
+        &expect![[r#"
         8.0     +1000ms  assigned r2:x/1 to ann as 3  (request lease.assign)
         9.0     +1000ms  stage_ended r2:x/1 succeeded  (request agent.report)
         9.1     +1000ms  stage_ready r2:y/1 with x  (request agent.report)
@@ -250,7 +267,8 @@ fn w6_a_run_for_each_item() {
         15.2    +1000ms  stage_ended write.1/1 succeeded  (request agent.report)
         15.3    +1000ms  stage_ended write/1 succeeded  (request agent.report)
         15.4    +1000ms  stage_ready publish/1 with write  (request agent.report)
-    "#]]);
+    "#]],
+    );
     assert_eq!(world.view(run).stages[1].result, Some(json("[\"y done0\",\"y done1\"]")));
 }
 
@@ -347,9 +365,12 @@ fn w6_runs_within_others_are_listed_if_asked_for_and_go_with_them() {
     world.work(run, "publish", "ann", 0);
     world.transcript();
     world.wait(300_000);
-    check(&mut world, &expect![[r#"
+    check(
+        &mut world,
+        &expect![[r#"
         15.0  +503000ms  runs_forgotten r1  (timer)
-    "#]]);
+    "#]],
+    );
     assert!(list(&mut world, true, None).is_empty());
 }
 
@@ -452,7 +473,9 @@ fn w6_what_is_delegated_is_done_by_a_run_and_its_results_are_the_stages() {
     assert_eq!(world.report("ann", other).unwrap_err().code, Code::StaleLease);
     world.work(child, "p", "ann", 10);
     world.work(child, "q", "ann", 10);
-    check(&mut world, &expect![[r#"
+    check(
+        &mut world,
+        &expect![[r#"
         5.0        +0ms  assigned a/1 to ann as 2  (request lease.assign)
         6.0        +0ms  stage_ended a/1 delegated q, p; again at +0ms  (request agent.report)
         6.1        +0ms  run_started w v0 as r2  given {"topic":"tea"} does a/2  (request agent.report)
@@ -465,7 +488,8 @@ fn w6_what_is_delegated_is_done_by_a_run_and_its_results_are_the_stages() {
         10.1      +20ms  run_finished r2 succeeded  (request agent.report)
         10.2      +20ms  stage_ended a/2 succeeded  (request agent.report)
         10.3      +20ms  stage_ready b/1 with a  (request agent.report)
-    "#]]);
+    "#]],
+    );
     assert_eq!(world.view(run).stages[0].result, Some(json(r#"{"q":"q done","p":"p done"}"#)));
     let view = world.view(child);
     assert_eq!((view.workflow, view.version), (name("w"), 0));
@@ -490,7 +514,9 @@ fn w6_an_agent_puts_together_what_was_delegated_and_may_delegate_again() {
     let last = task(run, "a", 5);
     let lease = world.assign(&last, "ann");
     world.report("ann", succeeded(lease, &last, "\"both\"")).unwrap();
-    check(&mut world, &expect![[r#"
+    check(
+        &mut world,
+        &expect![[r#"
         5.0        +0ms  assigned a/1 to ann as 2  (request lease.assign)
         6.0        +0ms  stage_ended a/1 delegated p, q; again at +0ms  (request agent.report)
         6.1        +0ms  run_started w v0 as r2  given {"topic":"tea"} does a/2  (request agent.report)
@@ -515,7 +541,8 @@ fn w6_an_agent_puts_together_what_was_delegated_and_may_delegate_again() {
         15.0       +0ms  assigned a/5 to ann as 7  (request lease.assign)
         16.0       +0ms  stage_ended a/5 succeeded  (request agent.report)
         16.1       +0ms  stage_ready b/1 with a  (request agent.report)
-    "#]]);
+    "#]],
+    );
     assert_eq!(world.view(run).stages[0].result, Some(json("\"both\"")));
 }
 
@@ -628,14 +655,17 @@ fn w6_what_is_delegated_in_a_pause_begins_when_the_run_goes_on() {
     world.wait(60_000);
     world.ask::<RunAccepted>(WorkflowRequest::ResumeRun(ResumeRun { run })).unwrap();
     world.wait(0);
-    check(&mut world, &expect![[r#"
+    check(
+        &mut world,
+        &expect![[r#"
         5.0        +0ms  assigned a/1 to ann as 2  (request lease.assign)
         6.0        +0ms  run_paused ""  (request run.pause)
         7.0        +0ms  stage_ended a/1 delegated p, q; again at +0ms  (request agent.report)
         8.0    +60000ms  run_resumed  (request run.resume)
         9.0    +60000ms  run_started w v0 as r2  given {"topic":"tea"} does a/2  (timer)
         9.1    +60000ms  stage_ready r2:p/1  (timer)
-    "#]]);
+    "#]],
+    );
     assert_eq!(statuses(&mut world, run), [StageStatus::Running, StageStatus::Pending]);
 }
 

@@ -6,7 +6,7 @@ use baton_protocol::definition::OnFailure;
 use baton_protocol::record::{Outcome, Parent, RunStarted, StageEnded, Stamp};
 use baton_protocol::request::{Delegate, Gathered, GatheredStage, Report};
 use baton_protocol::run::RunStatus;
-use baton_protocol::{Amount, AtLimit, Budget, Definition, Json, RunId, StageDefinition, TaskId};
+use baton_protocol::{Amount, AtLimit, Budget, Definition, Json, RunId, StageDefinition, StageName, TaskId};
 
 use super::flow::{GIVEN, Made};
 use super::operations::PAUSED;
@@ -31,15 +31,12 @@ impl Run {
     /// What comes of it as a whole: of each stage on which no other depends, fallbacks left out, its result.
     fn output(&self) -> Option<Json> {
         let stages = &self.definition.stages;
-        let stands_in = |name| stages.iter().any(|stage| stage.on_failure == OnFailure::Fallback(name));
-        let depended_on = |name| {
-            let own = stages.iter().filter(|stage| !stands_in(stage.name.clone()));
-            own.flat_map(|stage| &stage.depends_on).any(|other| *other == name)
-        };
-        let last = stages
-            .iter()
-            .enumerate()
-            .filter(|(_, stage)| !stands_in(stage.name.clone()) && !depended_on(stage.name.clone()));
+        let stands_in =
+            |name: &StageName| stages.iter().any(|stage| stage.on_failure == OnFailure::Fallback(name.clone()));
+        let own = || stages.iter().filter(|stage| !stands_in(&stage.name));
+        let depended_on = |name: &StageName| own().any(|stage| stage.depends_on.contains(name));
+        let is_last = |stage: &StageDefinition| !stands_in(&stage.name) && !depended_on(&stage.name);
+        let last = stages.iter().enumerate().filter(|(_, stage)| is_last(stage));
         let members = last
             .map(|(place, stage)| format!("\"{}\":{}", stage.name, self.result(place).map_or("null", Json::as_str)));
         Json::from_text(format!("{{{}}}", members.collect::<Vec<_>>().join(","))).ok()
