@@ -229,6 +229,7 @@ fn assignment(lease: u64) -> Assignment {
         timeout_ms: 60_000,
         trace: TraceContext::of_run(run),
         handover: None,
+        delegated: None,
     }
 }
 

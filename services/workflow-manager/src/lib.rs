@@ -9,6 +9,7 @@
 //! | `lib.rs` | which word leads where |
 //! | [`definition`], [`predefined`], `workflows.rs` | definitions: from text, ready made, all their versions |
 //! | `fold.rs` | the state, and what every record makes of it |
+//! | `child.rs` | runs that do a stage of another run |
 //! | `run.rs` | one run: its stages, its attempts, what is to be done next |
 //! | `flow.rs`, `expression.rs` | what a definition says of a stage beyond its dependencies; CEL within bounds |
 //! | `history.rs` | runs that have ended |
@@ -25,10 +26,13 @@
 //! - Of a stage's attempts at most one is open, and only a report under its lease gives it a result. So a late report of
 //!   an old attempt changes nothing.
 //! - Nothing waits for ever: a stage that is ready, running or waiting has a timer, and so has a run.
+//! - A run that does a stage of another one is live only while that stage's attempt is under way: it ends in the turn in
+//!   which the attempt does, and the attempt in the turn in which it does.
 //! - What is decided follows from the fold and the time alone (`Run::next`). So a turn that a crash cut in half is
 //!   finished by the next leader.
 
 mod advance;
+mod child;
 pub mod definition;
 mod expression;
 mod flow;
@@ -84,6 +88,8 @@ impl Default for Config {
 pub struct Soft {
     /// When its term began.
     leads_since: Millis,
+    /// Runs that were just started for stages of others, and are to be advanced.
+    started: Vec<baton_protocol::RunId>,
 }
 
 impl Machine for WorkflowManager {

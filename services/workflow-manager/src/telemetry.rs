@@ -64,7 +64,7 @@ pub(crate) fn run_finished(turn: &mut Turn<'_>, id: RunId) {
 pub(crate) fn attempt_ended(turn: &mut Turn<'_>, id: RunId, place: usize) {
     let Some((run, version)) = turn.state().run(id) else { return };
     let Some(attempt) = run.stages[place].attempts.last() else { return };
-    let well = matches!(attempt.outcome, Some(Outcome::Succeeded | Outcome::Cancelled));
+    let well = matches!(attempt.outcome, Some(Outcome::Succeeded | Outcome::Cancelled | Outcome::Delegated));
     let span = if well && !turn.shows(run.span()) {
         None
     } else {
@@ -117,7 +117,7 @@ fn attempt_span(run: &Run, version: &Version, place: usize, index: usize) -> Opt
         end: attempt.ended_at?,
         attributes,
         error: match outcome {
-            Outcome::Succeeded | Outcome::Cancelled => None,
+            Outcome::Succeeded | Outcome::Cancelled | Outcome::Delegated => None,
             Outcome::Failed | Outcome::Lost | Outcome::TimedOut => attempt.error.clone(),
         },
     })

@@ -1,6 +1,7 @@
 //! Transcripts: what is asked of a workflow-manager, and what then is in the log. One line a record: position, time,
 //! record, cause. `UPDATE_EXPECT=1 cargo test -p baton-workflow-manager` writes the expectations anew.
 
+mod children;
 mod each;
 mod flow;
 mod harness;
@@ -499,6 +500,7 @@ fn run_started(run: RunId, workflow: &str) -> WorkflowRecord {
         budget: None,
         metadata: Default::default(),
         rerun: None,
+        parent: None,
     })
 }
 
@@ -1404,7 +1406,9 @@ fn crashes(prepare: impl Fn(&mut World), act: impl Fn(&mut World), finish: impl 
         world.lead();
         finish(&mut world);
         assert!(world.processor.machine().runs.is_empty(), "a run did not end after {stores} commits");
-        assert_eq!(world.documents.len(), 1, "a run was not kept after {stores} commits");
+        let all = ListRuns { children: true, ..ListRuns::default() };
+        let list: RunList = world.ask(WorkflowRequest::ListRuns(all)).unwrap();
+        assert_eq!(world.documents.len(), list.runs.len(), "a run was not kept after {stores} commits");
         results.push(ends(&mut world));
         if !died {
             return results;

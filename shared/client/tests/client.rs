@@ -283,6 +283,7 @@ impl Writer {
                 metadata: Default::default(),
                 paused: None,
                 rerun: None,
+                parent: None,
                 stages: vec![],
             };
             while let Some(request) = requests.next().await {
@@ -306,6 +307,7 @@ fn started(run: RunId) -> WorkflowRecord {
         budget: None,
         metadata: Default::default(),
         rerun: None,
+        parent: None,
     })
 }
 

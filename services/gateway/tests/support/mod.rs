@@ -533,6 +533,7 @@ fn view(run: RunId, status: RunStatus, first_seq: u64) -> RunView {
         metadata: BTreeMap::new(),
         paused: None,
         rerun: None,
+        parent: None,
         stages: vec![],
     }
 }
@@ -552,6 +553,7 @@ pub(crate) fn started(run: RunId) -> WorkflowRecord {
         budget: None,
         metadata: Default::default(),
         rerun: None,
+        parent: None,
     })
 }
 
