@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 
 use baton_protocol::pressure::PressureLevel;
 use baton_protocol::record::{
-    Event, LeftReason, OptimizerRecord, Outcome, Parent, ReleaseReason, ResourceRecord, StageEnded, WorkflowRecord,
+    Event, LeftReason, OptimizerRecord, Parent, ReleaseReason, ResourceRecord, StageEnded, WorkflowRecord,
 };
 use baton_protocol::{Json, Millis, Number, ResourceName, Service};
 
@@ -283,7 +283,8 @@ fn needs<'a, T: std::fmt::Display + 'a>(taken: impl IntoIterator<Item = (&'a Res
 #[cfg(test)]
 mod tests {
     use baton_protocol::record::{
-        AnyCommit, Assigned, Cause, Commit, FORMAT, LeaseEnded, Record, RunFinished, RunStarted, StageReady, Turn,
+        AnyCommit, Assigned, Cause, Commit, FORMAT, LeaseEnded, Outcome, Record, RunFinished, RunStarted, StageReady,
+        Turn,
     };
     use baton_protocol::request::Usage;
     use baton_protocol::run::RunStatus;

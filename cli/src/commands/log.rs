@@ -5,7 +5,6 @@ use std::future::ready;
 
 use baton_client::{Client, RunEvent};
 use baton_protocol::record::Event;
-use baton_protocol::request::GetWorkflow;
 use baton_protocol::{RunId, StageName, TaskId};
 use clap::Args;
 use futures::stream::{self, BoxStream};
