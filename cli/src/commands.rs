@@ -30,6 +30,7 @@ pub(crate) mod strategy;
 pub(crate) mod up;
 pub(crate) mod why;
 pub(crate) mod why_placed;
+pub(crate) mod word;
 pub(crate) mod workflow;
 
 use baton_client::{Client, ConnectError, ConnectSettings, Connection};

@@ -158,6 +158,7 @@ fn hint_of(error: &(dyn std::error::Error + 'static)) -> Option<String> {
         Code::UnknownRun => "`baton runs` shows the runs".to_owned(),
         Code::InvalidWorkflow => "`baton workflow validate FILE` checks a definition without a server".to_owned(),
         Code::RunEnded => "`baton show RUN` tells how it ended".to_owned(),
+        Code::NotWaiting => "`baton show RUN` tells what its stages wait for".to_owned(),
         Code::KeyConflict => "give another --key, or the input that the key was first used with".to_owned(),
         Code::Internal => "this is a defect in Baton; `baton doctor` may show more".to_owned(),
         _ => return wait,

@@ -6,8 +6,8 @@ pub(crate) mod svg;
 
 use std::collections::BTreeMap;
 
-use baton_protocol::Definition;
 use baton_protocol::run::{RunView, StageStatus};
+use baton_protocol::{Definition, StageDefinition};
 
 /// A graph of stages, or of groups of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,6 +36,15 @@ pub(crate) struct Node {
     pub(crate) depth: usize,
 }
 
+/// Which agents have a stage, or whose word it waits for.
+fn who(stage: &StageDefinition) -> String {
+    match (&stage.approval, &stage.wait_for) {
+        (Some(_), _) => "people".to_owned(),
+        (None, Some(wait_for)) => format!("signal {}", wait_for.signal),
+        (None, None) => stage.agent_type.to_string(),
+    }
+}
+
 impl Graph {
     /// A workflow's stages.
     pub(crate) fn of(title: String, definition: &Definition) -> Self {
@@ -43,7 +52,7 @@ impl Graph {
             definition.stages.iter().enumerate().map(|(place, stage)| (&stage.name, place)).collect();
         let nodes = definition.stages.iter().map(|stage| Node {
             label: stage.name.to_string(),
-            agents: stage.agent_type.to_string(),
+            agents: who(stage),
             stages: 1,
             optional: stage.optional,
             parents: stage.depends_on.iter().filter_map(|dependency| places.get(dependency)).copied().collect(),

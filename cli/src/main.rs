@@ -149,6 +149,12 @@ enum Command {
     Resume(c::operate::Resume),
     /// Start a run that repeats another one from a stage on
     Rerun(c::operate::Rerun),
+    /// Approve a stage that people decide on
+    Approve(c::word::Decide),
+    /// Reject a stage that people decide on
+    Reject(c::word::Decide),
+    /// Give a run a signal that a stage waits for
+    Signal(c::word::Signal),
     /// List the agents
     Agents(c::agents::Agents),
     /// List pools of resources; make, change and remove them
@@ -292,6 +298,9 @@ async fn dispatch(command: Command, context: Context) -> anyhow::Result<Exit> {
         Command::Pause(command) => command.run(&context).await,
         Command::Resume(command) => command.run(&context).await,
         Command::Rerun(command) => command.run(&context).await,
+        Command::Approve(command) => command.run(&context, true).await,
+        Command::Reject(command) => command.run(&context, false).await,
+        Command::Signal(command) => command.run(&context).await,
         Command::Agents(command) => command.run(&context).await,
         Command::Resources(command) => command.run(&context).await,
         Command::Budgets(command) => command.run(&context).await,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use baton_client::now;
 use baton_protocol::record::Outcome;
-use baton_protocol::run::{AttemptView, RunView, StageStatus, StageView};
+use baton_protocol::run::{AttemptView, RunView, StageStatus, StageView, Waits};
 use serde::Deserialize;
 
 use crate::groups;
@@ -118,6 +118,10 @@ pub(crate) fn stages<'a>(stages: impl IntoIterator<Item = &'a StageView>) -> Tab
                 cells.truncate(cells.len() - 1);
                 cells.push(items(stage).into());
             }
+            if let Some(waits) = &stage.waits {
+                cells.truncate(cells.len() - 1);
+                cells.push(word(stage, waits).into());
+            }
             table.row(cells);
         }
         let failed = stage.items.iter().enumerate().flat_map(|(index, item)| {
@@ -131,6 +135,17 @@ pub(crate) fn stages<'a>(stages: impl IntoIterator<Item = &'a StageView>) -> Tab
         }
     }
     table
+}
+
+/// For whose word a stage waits.
+fn word(stage: &StageView, waits: &Waits) -> String {
+    match waits {
+        Waits::Approval { ask: None, .. } => format!("baton approve RUN {0}, or baton reject RUN {0}", stage.name),
+        Waits::Approval { ask: Some(ask), .. } => {
+            format!("{} baton approve RUN {1}, or baton reject RUN {1}", short(ask, WAITS), stage.name)
+        }
+        Waits::Signal { signal, .. } => format!("waits for the signal {signal}"),
+    }
 }
 
 /// How the items of a stage stand.

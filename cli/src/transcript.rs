@@ -131,6 +131,13 @@ fn workflow(record: &WorkflowRecord) -> (String, Tone) {
             let items = r.items.read::<Vec<Json>>().map_or(0, |items| items.len());
             (format!("{}: {}", r.stage, count(items, "item")), Tone::Plain)
         }
+        WorkflowRecord::StageWaits(r) => {
+            (format!("{}: nobody has it, it waits for somebody's word", r.stage), Tone::Plain)
+        }
+        WorkflowRecord::Signalled(r) => {
+            let by = r.by.as_ref().map(|by| format!(" by {by}")).unwrap_or_default();
+            (format!("{}{by}: {}", r.signal, short(r.payload.as_str(), ERROR)), Tone::Plain)
+        }
         WorkflowRecord::StageSkipped(r) => (format!("{}: {}", r.stage, r.reason.text()), Tone::Plain),
         WorkflowRecord::RunPaused(r) => {
             (r.reason.as_ref().map(|reason| short(reason, ERROR)).unwrap_or_default(), Tone::Plain)
@@ -160,6 +167,10 @@ fn ended(record: &StageEnded) -> (String, Tone) {
     }
     if let Some(error) = &record.error {
         says.push_str(&format!(": {}", short(error, ERROR)));
+    }
+    // What came of somebody's word; the result of an agent's work may be long.
+    if let (None, Some(result)) = (record.lease, &record.result) {
+        says.push_str(&format!(": {}", json(result, ERROR)));
     }
     if record.outcome != Outcome::Succeeded && record.retry_at.is_some() {
         says.push_str("; another attempt follows");

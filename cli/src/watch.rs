@@ -217,7 +217,12 @@ impl Bars {
             | WorkflowRecord::RunFinished(_)
             | WorkflowRecord::RunPaused(_)
             | WorkflowRecord::RunResumed(_)
+            | WorkflowRecord::Signalled(_)
             | WorkflowRecord::RunsForgotten(_) => {}
+            WorkflowRecord::StageWaits(record) => self.on(&record.stage, |bar| {
+                bar.set_position(0);
+                bar.set_message(self.style.dim("waits for somebody's word"));
+            }),
         }
     }
 

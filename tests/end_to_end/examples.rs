@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use baton_protocol::request::SignalRun;
 use baton_protocol::run::{RunStatus, RunView, StageStatus};
 use baton_protocol::{Code, Json};
 use baton_sdk::{Output, Task, TaskError};
+use baton_testkit::wait_for;
 use serde_json::{Value, json};
 
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, PATIENCE};
 use crate::workflows::agent;
 
 const CAPABILITIES: [&str; 10] = [
@@ -54,6 +56,7 @@ async fn does(task: Task) -> Result<Output, TaskError> {
             Ok(json!({ "text": format!("{}: {}", input["number"], task.item::<Value>()?["title"]) }))
         }
         ("map", "book") => Ok(input),
+        ("approval", "deliver") => Ok(input),
         ("timeouts", "somebody_sleeps") => {
             task.cancelled().cancelled().await;
             Err(TaskError::failed("too late"))
@@ -152,6 +155,26 @@ async fn every_example_runs_as_it_says() {
     let items = &view.stages[1].items;
     assert_eq!((items[3].status, items[3].attempts.len()), (Failed, 2));
     seen.push("map");
+
+    // W18: approved on the command line, after a signal was given over NATS.
+    let waiting = fleet.start_run("approval", &json!({ "topic": "tea" })).await;
+    let signal = "paid".parse().unwrap();
+    let payload = Json::of(&json!({ "sum": 12 })).unwrap();
+    fleet.client.signal_run(&SignalRun { run: waiting, signal, payload, by: None }).await.unwrap();
+    wait_for("the offer waits", PATIENCE, || async {
+        fleet.client.get_run(waiting).await.unwrap().stages[1].waits.is_some()
+    })
+    .await;
+    let id = waiting.to_string();
+    let shown = fleet.baton(&["show", &id]).await;
+    assert!(shown.contains("Send this offer? baton approve RUN sign-off"), "{shown}");
+    fleet.baton(&["approve", &id, "sign-off", "--by", "eve", "--reason", "reads well"]).await;
+    let view = fleet.wait_for_end(waiting).await;
+    assert_eq!(view.status, RunStatus::Succeeded, "{view:?}");
+    let stage = Stage(&view);
+    assert_eq!(stage.result("deliver"), json!({ "sum": 12, "by": "eve" }));
+    assert_eq!(stage.status("remind"), Skipped);
+    seen.push("approval");
 
     // W8
     let view = run("retries", json!({})).await;

@@ -25,4 +25,5 @@ mod pressure;
 mod resources;
 mod rules;
 mod traces;
+mod words;
 mod workflows;

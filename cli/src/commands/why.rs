@@ -114,6 +114,13 @@ fn say(missing: &Missing, now: u64) -> String {
             let after = at.map(|at| format!(", in {}", span(at.saturating_sub(now)))).unwrap_or_default();
             format!("the time of attempt {attempt}{after}{}", error.unwrap_or_default())
         }
+        Missing::Approval { ask, until } => {
+            let ask = ask.as_ref().map(|ask| format!(": {}", short(ask, 100))).unwrap_or_default();
+            format!("the approval of somebody, for {} yet{ask}", span(until.saturating_sub(now)))
+        }
+        Missing::Signal { signal, until } => {
+            format!("the signal {signal}, for {} yet", span(until.saturating_sub(now)))
+        }
         Missing::Report { agent, since, until } => {
             let left = span(until.saturating_sub(now));
             format!("the report of agent {agent}, which has it since {}; it is given up in {left}", ago(*since, now))
@@ -159,6 +166,12 @@ mod tests {
                     { "what": "items", "under_way": 2, "most": 2, "waiting": 7 },
                     { "what": "attempt", "attempt": 2, "at": 1_763_665_205_000_u64, "error": "no" },
                 ] },
+                { "stage": "paid", "status": "running", "missing": [
+                    { "what": "signal", "signal": "paid", "until": 1_763_665_260_000_u64 }
+                ] },
+                { "stage": "sign", "status": "running", "missing": [
+                    { "what": "approval", "ask": "Send it?", "until": 1_763_665_260_000_u64 }
+                ] },
             ]
         }))
         .unwrap();
@@ -172,6 +185,8 @@ mod tests {
               - stage c, which is ready and waits for an agent that can do nobody: none is there
               - stage d, which is ready and waits for money of account run:1: it needs 0.5 EUR, 0.25 of 3 EUR are left; somebody is asked for more since 100 s ago; pool gpu: it needs 2, of 4 there is 1 free; 3 wait for it; pool report.md: it needs 1, somebody has it
               - stage each, which is running and waits for one of 2 items to be over: 2 may be under way at a time, and 7 wait for that; the time of attempt 2, in 5000 ms: the last one failed, no
+              - stage paid, which is running and waits for the signal paid, for 60.0 s yet
+              - stage sign, which is running and waits for the approval of somebody, for 60.0 s yet: Send it?
         "#]].assert_eq(&text(&why, 1_763_665_200_000));
     }
 }

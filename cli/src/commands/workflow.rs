@@ -237,6 +237,12 @@ fn show(out: Output, view: &WorkflowView) -> anyhow::Result<()> {
         if let Some(when) = &stage.when {
             besides.push(short(&format!("when {}", when.as_str()), 60));
         }
+        if stage.approval.is_some() {
+            besides.push("people decide".to_owned());
+        }
+        if let Some(wait_for) = &stage.wait_for {
+            besides.push(format!("signal {}", wait_for.signal));
+        }
         if let Some(each) = &stage.for_each {
             besides.push(short(&format!("for each of {}", each.items.as_str()), 60));
         }

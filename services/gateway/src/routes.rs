@@ -13,8 +13,8 @@ use baton_protocol::pressure::PressureView;
 use baton_protocol::request::{
     Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, AlertList, CancelRuns, CapacityPlan, Done,
     GetLearning, Granted, HandoffAsked, ImportLearning, LearningPage, LeaseList, PlacementExplained, PlacementView,
-    PlanCapacity, PoolList, RegisterWorkflow, RunAccepted, RunList, RunsCancelled, SetStrategy, ShareBy, Spending,
-    SpentBy, StartRun, WorkflowList, WorkflowView,
+    PlanCapacity, PoolList, RegisterWorkflow, RunAccepted, RunList, RunsCancelled, SetStrategy, ShareBy, SignalStored,
+    Spending, SpentBy, StageDecided, StartRun, WorkflowList, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView, StageStatus};
 use baton_protocol::why::Why;
@@ -388,6 +388,40 @@ pub(crate) const ROUTES: &[Route] = &[
         body: json(&[("application/json", of::<runs::HandOver>)]),
         answers: &[answer(202, "It is offered.", of::<HandoffAsked>)],
         handler: |method| on(method, runs::hand_over),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/runs/{run}/approve",
+        id: "approveStage",
+        tag: "runs",
+        about: "Approves a stage that people decide on. The same decision again is answered the same; another one is refused.",
+        parameters: &[RUN],
+        body: json(&[("application/json", of::<runs::Decision>)]),
+        answers: &[answer(200, "The stage is approved.", of::<StageDecided>)],
+        handler: |method| on(method, runs::approve),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/runs/{run}/reject",
+        id: "rejectStage",
+        tag: "runs",
+        about: "Rejects a stage that people decide on.",
+        parameters: &[RUN],
+        body: json(&[("application/json", of::<runs::Decision>)]),
+        answers: &[answer(200, "The stage is rejected.", of::<StageDecided>)],
+        handler: |method| on(method, runs::reject),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/runs/{run}/signal",
+        id: "signalRun",
+        tag: "runs",
+        about: "Gives a run a signal: every stage that waits for it, or will, goes on. Of one name a run is given one; the \
+                same again is answered the same.",
+        parameters: &[RUN],
+        body: json(&[("application/json", of::<runs::Signal>)]),
+        answers: &[answer(200, "The signal is stored.", of::<SignalStored>)],
+        handler: |method| on(method, runs::signal),
     },
     Route {
         method: Method::Get,

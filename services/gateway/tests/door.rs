@@ -145,6 +145,26 @@ async fn w19_runs_are_found_paused_repeated_and_cancelled_together() {
 }
 
 #[tokio::test]
+async fn w18_people_decide_on_stages_and_give_signals() {
+    let house = House::open().await;
+    let run = RunId::derive(1_763_665_200_000, 1);
+    for (verb, approved) in [("approve", true), ("reject", false)] {
+        let said = json!({ "stage": "sign", "by": "eve", "reason": "I read it" });
+        let decided = house.post(&format!("/v1/runs/{run}/{verb}"), &said).await;
+        assert_eq!((decided.status, &decided.json["approved"]), (200, &json!(approved)));
+        let asked = json!({ "run": run, "stage": "sign", "approved": approved, "by": "eve", "reason": "I read it" });
+        assert_eq!(house.last_asked().body, asked);
+        let early = house.post(&format!("/v1/runs/{run}/{verb}"), &json!({ "stage": "pending" })).await;
+        assert_eq!(early.code(), (409, "not_waiting"));
+    }
+    let given = house.post(&format!("/v1/runs/{run}/signal"), &json!({ "signal": "paid", "payload": [1] })).await;
+    assert_eq!((given.status, &given.json["signal"]), (200, &json!("paid")));
+    assert_eq!(house.last_asked().body, json!({ "run": run, "signal": "paid", "payload": [1] }));
+    let wrong = house.post(&format!("/v1/runs/{run}/signal"), &json!({ "signal": "Paid!" })).await;
+    assert_eq!(wrong.code(), (400, "invalid_request"));
+}
+
+#[tokio::test]
 async fn g1_a_key_gives_the_same_run_from_the_header_and_from_the_body() {
     let house = House::open().await;
     let start = async |key: Option<&str>, body: Value| {

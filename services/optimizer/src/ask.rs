@@ -397,6 +397,8 @@ fn settle_workflow(soft: &mut Soft, state: &Optimizer, record: &WorkflowRecord, 
         WorkflowRecord::WorkflowRegistered(_)
         | WorkflowRecord::RunStarted(_)
         | WorkflowRecord::StageExpanded(_)
+        | WorkflowRecord::StageWaits(_)
+        | WorkflowRecord::Signalled(_)
         | WorkflowRecord::RunsForgotten(_) => false,
         WorkflowRecord::RunPaused(record) => {
             if let Some(planner) = &mut soft.planner {

@@ -72,8 +72,10 @@ pub(crate) fn plan(state: &Optimizer, request: &PlanCapacity) -> Result<Capacity
     for (at, node) in graph.stages.iter().enumerate() {
         let place = Place { workflow: &request.workflow, node, run: unknown_run() };
         let takes = durations.work(place).expected() * request.complexity;
-        let of = work.entry(&node.agent_type).or_default();
-        (of.0, of.1) = (of.0 + 1, of.1 + takes);
+        if !node.asks {
+            let of = work.entry(&node.agent_type).or_default();
+            (of.0, of.1) = (of.0 + 1, of.1 + takes);
+        }
         tokens += durations.tokens(&request.workflow, node).map_or(0.0, |tokens| tokens.mean);
         learned += usize::from(durations.is_known(place));
         path[at] += takes;

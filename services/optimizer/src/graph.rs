@@ -48,6 +48,9 @@ pub(crate) struct Graph {
 pub(crate) struct Node {
     pub(crate) name: StageName,
     pub(crate) agent_type: Capability,
+    /// No agent has it: people decide, or a signal is waited for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) asks: bool,
     /// What kind of work it is: see [`Estimate::kind`].
     pub(crate) kind: Arc<str>,
     /// The logarithm of how much it has to read.
@@ -155,9 +158,11 @@ impl Node {
         Self {
             name: stage.name.clone(),
             agent_type: stage.agent_type.clone(),
+            asks: stage.asks(),
             kind: format!("{}/{kind}", stage.agent_type).into(),
             size: ln(size.unwrap_or_default() as f64 + SMALL),
-            duration_ms,
+            // How long people take is no work, and nothing is learned of it.
+            duration_ms: if stage.asks() { Some(1) } else { duration_ms },
             tokens,
             children,
         }

@@ -223,7 +223,7 @@ impl Optimizer {
                     self.graphs.run_started(&record.workflow, record.version);
                 }
             }
-            WorkflowRecord::StageExpanded(_) => {}
+            WorkflowRecord::StageExpanded(_) | WorkflowRecord::StageWaits(_) | WorkflowRecord::Signalled(_) => {}
             WorkflowRecord::StageReady(record) => self.stage_ready(stamp, record),
             WorkflowRecord::StageEnded(record) => self.stage_ended(stamp, record),
             WorkflowRecord::StageSkipped(record) => self.stage_over(record.run, &record.stage),

@@ -731,7 +731,9 @@ pub(crate) fn recall(turn: &mut Turn<'_, ResourceManager>, commit: &Commit<Workf
             | WorkflowRecord::StageSkipped(_)
             | WorkflowRecord::RunPaused(_)
             | WorkflowRecord::RunResumed(_)
-            | WorkflowRecord::RunsForgotten(_) => {}
+            | WorkflowRecord::RunsForgotten(_)
+            | WorkflowRecord::StageWaits(_)
+            | WorkflowRecord::Signalled(_) => {}
         }
     }
     // The stages of a run end before it does, so that nothing is found here unless that ever changes.

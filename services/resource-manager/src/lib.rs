@@ -277,10 +277,10 @@ impl Machine for ResourceManager {
                 }
             }
             WorkflowRecord::StageExpanded(record) => self.tasks.stage_expanded(record),
-            WorkflowRecord::StageSkipped(_) => {}
             WorkflowRecord::RunPaused(record) => self.tasks.run_paused(record.run),
             WorkflowRecord::RunResumed(record) => self.tasks.run_resumed(record.run),
-            WorkflowRecord::RunsForgotten(_) => {}
+            WorkflowRecord::StageWaits(record) => self.tasks.stage_waits(record),
+            WorkflowRecord::StageSkipped(_) | WorkflowRecord::Signalled(_) | WorkflowRecord::RunsForgotten(_) => {}
             WorkflowRecord::RunFinished(record) => {
                 if let Some(workflow) = self.tasks.workflow_of(record.run) {
                     self.alerts.run_finished(record, workflow);

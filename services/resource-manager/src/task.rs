@@ -7,7 +7,7 @@ use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Priorities, Shelves};
 use baton_protocol::definition::{Definition, OnFailure, StageDefinition};
 use baton_protocol::record::{
-    KeptStage, Outcome, RunStarted, StageEnded, StageExpanded, StageReady, Stamp, WorkflowRegistered,
+    KeptStage, Outcome, RunStarted, StageEnded, StageExpanded, StageReady, StageWaits, Stamp, WorkflowRegistered,
 };
 use baton_protocol::request::Assignment;
 use baton_protocol::trace::{TraceContext, task_span};
@@ -81,6 +81,9 @@ struct Run {
     /// The items that stages have a task each for.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     items: BTreeMap<StageName, Items>,
+    /// The stages that wait for somebody's word. Nobody has them, and what comes of them is a result all the same.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    waits: BTreeSet<StageName>,
     /// The attempt that is under way, by part: there is at most one.
     open: BTreeMap<Part, Arc<Open>>,
 }
@@ -163,6 +166,7 @@ impl Tasks {
                 trace: record.trace,
                 results: record.rerun.iter().flat_map(|rerun| &rerun.kept).map(kept).collect(),
                 items: BTreeMap::new(),
+                waits: BTreeSet::new(),
                 open: BTreeMap::new(),
             })
         });
@@ -208,6 +212,12 @@ impl Tasks {
             }
             return None;
         }
+        if run.waits.remove(&part.stage) {
+            if record.outcome == Outcome::Succeeded {
+                run.results.insert(part.stage, record.result.clone().unwrap_or_default());
+            }
+            return None;
+        }
         run.open.get(&part).filter(|open| open.attempt == record.task.attempt)?;
         let open = run.open.remove(&part)?;
         if !paused && open.lease.is_none() {
@@ -227,6 +237,12 @@ impl Tasks {
             }
         }
         open.lease
+    }
+
+    pub(crate) fn stage_waits(&mut self, record: &StageWaits) {
+        if let Some(run) = self.runs.change(&record.run) {
+            run.waits.insert(record.stage.clone());
+        }
     }
 
     pub(crate) fn stage_expanded(&mut self, record: &StageExpanded) {

@@ -923,7 +923,9 @@ impl Checker {
             | WorkflowRecord::RunStarted(_)
             | WorkflowRecord::StageSkipped(_)
             | WorkflowRecord::StageExpanded(_)
-            | WorkflowRecord::RunsForgotten(_) => {}
+            | WorkflowRecord::RunsForgotten(_)
+            | WorkflowRecord::StageWaits(_)
+            | WorkflowRecord::Signalled(_) => {}
         }
     }
 

@@ -8,7 +8,7 @@ use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::budget::least;
 use baton_protocol::definition::StageDefinition;
 use baton_protocol::record::{
-    Outcome, RunFinished, StageEnded, StageExpanded, StageReady, StageSkipped, WorkflowRecord,
+    Outcome, RunFinished, StageEnded, StageExpanded, StageReady, StageSkipped, StageWaits, WorkflowRecord,
 };
 use baton_protocol::request::{MAX_MESSAGE_BYTES, Usage};
 use baton_protocol::run::{RunStatus, StageStatus};
@@ -18,7 +18,7 @@ use baton_protocol::{Amount, AtLimit, Json, Millis, Money, Resources, RunId, Sta
 use crate::flow::{self, Failure};
 use crate::run::{Move, Run};
 use crate::workflows::Version;
-use crate::{Turn, telemetry, text, view};
+use crate::{Turn, telemetry, text, view, word};
 
 /// The most that an agent is given with a task: input, results, parameters and metadata together, in bytes. An
 /// assignment must fit into a message, with some room for what goes around it.
@@ -51,7 +51,7 @@ pub(crate) enum Again {
 
 impl Ending {
     /// An attempt that ended without anybody reporting.
-    fn unreported(outcome: Outcome, error: String, again: Again) -> Self {
+    pub(crate) fn unreported(outcome: Outcome, error: String, again: Again) -> Self {
         Self {
             outcome,
             result: None,
@@ -138,6 +138,11 @@ fn time_out(turn: &mut Turn<'_>, id: RunId) {
 fn stage_due(turn: &mut Turn<'_>, id: RunId, place: usize) {
     let Some((run, version)) = turn.state().live(id) else { return };
     let stage = run.definition(version, place);
+    if run.stages[place].status == StageStatus::Running
+        && let Some(ending) = word::overdue(stage)
+    {
+        return end(turn, id, place, ending);
+    }
     let total = stage.total_timeout_ms.filter(|_| run.total_due(place, version).is_some_and(|due| due <= turn.now()));
     let error = match run.stages[place].status {
         StageStatus::Waiting => return ready(turn, id, place),
@@ -189,8 +194,8 @@ fn money(run: &Run, version: &Version, stage: &StageDefinition) -> Option<String
     let (limit, account) = (budget.limit?, budget.account(run.id)?);
     let spent = Amount::new(run.cost.get()).ok()?;
     let under_way = run.attempted().into_iter().filter(|place| run.stages[*place].status == StageStatus::Running);
-    // The stage as a whole is nobody's task where there is one for each item.
-    let tasks = under_way.filter(|place| run.fan(*place).is_none());
+    // The stage as a whole is nobody's task where there is one for each item, or people decide on it.
+    let tasks = under_way.filter(|place| run.fan(*place).is_none() && !run.definition(version, *place).asks());
     let set_aside: Amount = tasks.map(|place| expected(run.definition(version, place))).sum();
     let left = limit - spent - set_aside;
     let wanted = expected(stage);
@@ -218,6 +223,10 @@ pub(crate) fn advance(turn: &mut Turn<'_>, id: RunId) {
                 end(turn, id, place, Ending::unreported(Outcome::Cancelled, why, Again::Never));
             }
             Move::Join(place) => join(turn, id, place),
+            Move::Hear(place) => {
+                let ending = word::heard(run, &version.definition.stages[place]);
+                end(turn, id, place, ending);
+            }
             Move::Finish(status, reason) => finish(turn, id, status, reason),
             Move::Wait => return,
         }
@@ -238,6 +247,12 @@ fn begin(turn: &mut Turn<'_>, id: RunId, place: usize) {
             return;
         }
         Err(failure) => return end(turn, id, place, Ending::before(failure)),
+    }
+    let stage = &version.definition.stages[place];
+    if stage.asks() {
+        let stage = stage.name.clone();
+        turn.emit(WorkflowRecord::StageWaits(StageWaits { run: id, stage }));
+        return;
     }
     match flow::items(run, version, place) {
         None => ready(turn, id, place),

@@ -12,7 +12,7 @@ use baton_protocol::handoff::HandedOver;
 use baton_protocol::pressure::{PressureChanged, PressureLevel};
 use baton_protocol::record::{
     AgentLeft, AgentRegistered, Assigned, BudgetRefused, LeaseEnded, LeftReason, PoolSet, RunFinished, RunStarted,
-    RunsForgotten, StageEnded, StageExpanded, StageReady, StageSkipped, Stamp,
+    RunsForgotten, Signalled, StageEnded, StageExpanded, StageReady, StageSkipped, StageWaits, Stamp,
 };
 use baton_protocol::run::{RunCounts, RunStatus};
 use baton_protocol::{AgentId, Capability, LeaseId, Millis, RunId, TaskId};
@@ -218,6 +218,22 @@ impl WorkflowManager {
         let Some(place) = version.plan.place(&record.stage) else { return };
         let Ok(items) = record.items.read() else { return };
         run.stage_expanded(stamp.at, place, items, version);
+    }
+
+    pub(crate) fn stage_waits(&mut self, stamp: Stamp, record: &StageWaits) {
+        let Some(run) = self.runs.change(&record.run) else { return };
+        let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
+        let Some(place) = version.plan.place(&record.stage) else { return };
+        if run.stage_waits(stamp.at, place, version) {
+            let due = stamp.at.saturating_add(version.definition.stages[place].timeout_ms);
+            self.timers.set(run, place, Some(due));
+        }
+    }
+
+    pub(crate) fn signalled(&mut self, record: &Signalled) {
+        let Some(run) = self.runs.change(&record.run) else { return };
+        let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
+        run.signalled(record, version);
     }
 
     pub(crate) fn run_finished(&mut self, stamp: Stamp, record: &RunFinished) {

@@ -13,7 +13,7 @@
 //! | `flow.rs`, `expression.rs` | what a definition says of a stage beyond its dependencies; CEL within bounds |
 //! | `history.rs` | runs that have ended |
 //! | `pause.rs`, `rerun.rs`, `retention.rs` | runs are paused, repeated from a stage on, forgotten |
-//! | `start.rs`, `report.rs`, `advance.rs` | decisions: a run is asked for, an agent reports, everything else |
+//! | `start.rs`, `report.rs`, `word.rs`, `advance.rs` | decisions: a run is asked for, an agent reports, people decide and signal, everything else |
 //! | `view.rs` | runs as they are shown |
 //! | `telemetry.rs` | spans and measurements |
 //!
@@ -44,6 +44,7 @@ mod start;
 mod telemetry;
 mod text;
 mod view;
+mod word;
 mod workflows;
 
 #[cfg(test)]
@@ -101,6 +102,8 @@ impl Machine for WorkflowManager {
             WorkflowRecord::StageEnded(record) => self.stage_ended(stamp, record),
             WorkflowRecord::StageSkipped(record) => self.stage_skipped(record),
             WorkflowRecord::StageExpanded(record) => self.stage_expanded(stamp, record),
+            WorkflowRecord::StageWaits(record) => self.stage_waits(stamp, record),
+            WorkflowRecord::Signalled(record) => self.signalled(record),
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record),
             WorkflowRecord::RunPaused(record) => self.run_paused(stamp, record),
             WorkflowRecord::RunResumed(record) => self.run_resumed(stamp, record),
@@ -157,6 +160,8 @@ impl Machine for WorkflowManager {
             WorkflowRequest::PauseRun(request) => reply(pause::pause(turn, request)),
             WorkflowRequest::ResumeRun(request) => reply(pause::resume(turn, &request)),
             WorkflowRequest::RerunRun(request) => reply(rerun::rerun(turn, &request, context)),
+            WorkflowRequest::DecideStage(request) => reply(word::decide(turn, request)),
+            WorkflowRequest::SignalRun(request) => reply(word::signal(turn, request)),
             WorkflowRequest::Report(agent, request) => reply(report::report(turn, &agent, request)),
             WorkflowRequest::Reports(agent, request) => answer(&report::reports(turn, &agent, request)),
         }

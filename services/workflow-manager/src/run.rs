@@ -8,11 +8,13 @@ use std::ops::Range;
 use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::definition::{OnFailure, StageDefinition};
 use baton_protocol::handoff::HandedOver;
-use baton_protocol::record::{KeptStage, Outcome, Rerun, RunFinished, RunStarted, SkipReason, StageEnded, Stamp};
+use baton_protocol::record::{
+    KeptStage, Outcome, Rerun, RunFinished, RunStarted, Signalled, SkipReason, StageEnded, Stamp,
+};
 use baton_protocol::request::{Strategy, Usage};
 use baton_protocol::run::{Metadata, RerunView, RunStatus, StageStatus};
 use baton_protocol::trace::{self, TraceContext};
-use baton_protocol::{AgentId, Budget, Json, LeaseId, Millis, Money, RunId, TaskId, WorkflowName};
+use baton_protocol::{AgentId, Budget, Json, LeaseId, Millis, Money, RunId, SignalName, TaskId, WorkflowName};
 use serde::{Deserialize, Serialize};
 
 use crate::pause::Paused;
@@ -56,6 +58,12 @@ pub(crate) struct Run {
     /// Of each place that is an item's, its stage and where in the list it is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     owners: Vec<(usize, u32)>,
+    /// What it was told, and what came with it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) signals: BTreeMap<SignalName, Json>,
+    /// The stages that wait for a signal that it was given.
+    #[serde(default, skip_serializing_if = "Places::is_empty")]
+    heard: Places,
     /// Those of them that are to end: all their items are over, or too many have failed.
     #[serde(default, skip_serializing_if = "Places::is_empty")]
     joining: Places,
@@ -192,6 +200,8 @@ pub(crate) enum Move {
     Drop(usize),
     /// All items of this stage are over, or not wanted any more.
     Join(usize),
+    /// The signal has come for which this stage waits.
+    Hear(usize),
     /// Nothing, until something happens.
     Wait,
 }
@@ -227,6 +237,8 @@ impl Run {
             fans: BTreeMap::new(),
             owners: Vec::new(),
             joining: Places::default(),
+            signals: BTreeMap::new(),
+            heard: Places::default(),
             startable: Places::default(),
             startable_alone: Places::default(),
             open: Places::default(),
@@ -270,7 +282,8 @@ impl Run {
     /// its predecessor was cut off.
     pub(crate) fn next(&self, version: &Version, now: Millis) -> Move {
         let name = |place: usize| &version.definition.stages[place].name;
-        if let Some(place) = self.failed.filter(|place| self.fans.contains_key(place)) {
+        let nobodys = |place: &usize| self.fans.contains_key(place) || self.definition(version, *place).asks();
+        if let Some(place) = self.failed.filter(nobodys) {
             let reason = format!("stage {} failed: {}", name(place), self.last_error(place));
             return Move::Finish(RunStatus::Failed, Some(reason));
         }
@@ -283,6 +296,9 @@ impl Run {
             // Whoever cancelled it could not finish. The stage bears the run's reason.
             let status = if self.due <= now { RunStatus::TimedOut } else { RunStatus::Cancelled };
             return Move::Finish(status, Some(self.last_error(place).to_owned()));
+        }
+        if let Some(place) = self.heard.first() {
+            return Move::Hear(place);
         }
         if let Some(place) = self.joining.first() {
             let items = self.fans[&place].places();
@@ -407,6 +423,7 @@ impl Run {
             _ => return None,
         }
         let attempt = stage.attempts.last_mut()?;
+        let ready_at = attempt.ready_at;
         attempt.ended_at = Some(at);
         attempt.outcome = Some(record.outcome);
         attempt.error.clone_from(&record.error);
@@ -424,7 +441,9 @@ impl Run {
         };
         self.cost = self.cost + record.cost;
         self.usage += record.usage;
-        self.busy_ms = self.busy_ms.saturating_add(record.duration_ms);
+        // While it waits for somebody's word a run is not held up by its coordination.
+        let waited = if self.definition(version, place).asks() { at.saturating_sub(ready_at) } else { 0 };
+        self.busy_ms = self.busy_ms.saturating_add(record.duration_ms).saturating_add(waited);
         self.begun(place, version);
         if place >= self.count() {
             return Some(self.item_ended(place, version));
@@ -437,6 +456,7 @@ impl Run {
             self.joining.remove(place);
             given_up = self.give_up(place);
         }
+        self.heard.remove(place);
         match self.stages[place].status {
             StageStatus::Pending
             | StageStatus::Ready
@@ -503,6 +523,38 @@ impl Run {
         }
         self.fans.insert(place, Fan { start, items, released, over: 0, failed: 0 });
         true
+    }
+
+    /// A stage that no agent has begins to wait for somebody's word. Whether that was so.
+    pub(crate) fn stage_waits(&mut self, at: Millis, place: usize, version: &Version) -> bool {
+        let stage = &mut self.stages[place];
+        if stage.status != StageStatus::Pending || stage.waits_for > 0 {
+            return false;
+        }
+        stage.begin(at);
+        stage.status = StageStatus::Running;
+        self.begun(place, version);
+        let wait_for = version.definition.stages[place].wait_for.as_ref();
+        let was_given = wait_for.is_some_and(|wait_for| self.signals.contains_key(&wait_for.signal));
+        if was_given && !is_planted(Bug::SignalForgotten) {
+            self.heard.insert(place);
+        }
+        true
+    }
+
+    /// It is given a signal. Of one name the first one counts.
+    pub(crate) fn signalled(&mut self, record: &Signalled, version: &Version) {
+        if self.signals.contains_key(&record.signal) {
+            return;
+        }
+        self.signals.insert(record.signal.clone(), record.payload.clone());
+        for place in &self.open.0 {
+            let stage = version.definition.stages.get(*place);
+            let wait_for = stage.and_then(|stage| stage.wait_for.as_ref());
+            if wait_for.is_some_and(|wait_for| wait_for.signal == record.signal) {
+                self.heard.insert(*place);
+            }
+        }
     }
 
     /// An item's attempt is over, and perhaps the item. The items that will not be tried again because of it.
@@ -633,7 +685,7 @@ impl Run {
                 stage.status = StageStatus::Cancelled;
             }
         }
-        (self.startable, self.startable_alone, self.open, self.joining) = Default::default();
+        (self.startable, self.startable_alone, self.open, self.joining, self.heard) = Default::default();
     }
 
     fn begun(&mut self, place: usize, version: &Version) {
@@ -686,7 +738,8 @@ impl Run {
             64 + stage.result.as_ref().map_or(0, Json::size) + attempts.sum::<usize>()
         };
         let items = self.fans.values().flat_map(|fan| &fan.items).map(|item| 16 + item.size());
-        512 + self.input.size() + self.stages.iter().map(stage).sum::<usize>() + items.sum::<usize>()
+        let signals = self.signals.values().map(|payload| 64 + payload.size()).sum::<usize>();
+        512 + self.input.size() + self.stages.iter().map(stage).sum::<usize>() + items.sum::<usize>() + signals
     }
 }
 

@@ -7,6 +7,7 @@ mod harness;
 mod large;
 mod operations;
 mod property;
+mod word;
 
 use baton_machine::{Effect, Machine as _};
 use baton_protocol::definition::{DefinitionError, RetryPolicy};
@@ -91,15 +92,15 @@ fn w1_what_is_wrong_with_a_definition_is_said_with_its_place() {
     let said = bad.map(|(what, text)| format!("{what}: {}\n", definition::parse(text).unwrap_err()));
     expect![[r#"
         empty: unexpected end of input at line 1, column 1
-        unknown key: unknown field `depend_on`, expected one of name, agent_type, requires, depends_on, join, when, for_each, parallel, optional, on_failure, input, output, input_schema, output_schema, params, resources, budget, estimate, retry, start_timeout_ms, timeout_ms, total_timeout_ms; did you mean `depends_on`? at line 5, column 5
+        unknown key: unknown field `depend_on`, expected one of name, agent_type, approval, wait_for, requires, depends_on, join, when, for_each, parallel, optional, on_failure, input, output, input_schema, output_schema, params, resources, budget, estimate, retry, start_timeout_ms, timeout_ms, total_timeout_ms; did you mean `depends_on`? at line 5, column 5
         unknown key of retry: unknown field `attempts`, expected one of max_attempts, initial_ms, factor, max_ms, jitter, non_retryable at line 6, column 7
-        missing key: missing field `agent_type` at line 3, column 5
+        missing key: stage a: agent_type: it is missing: which agents can do the stage? (Or else approval, or wait_for.) at line 3, column 5
         key twice: duplicate key `name` at line 5, column 5
         key twice in metadata: duplicate key `k` at line 4, column 3
         boolean: invalid boolean, expected `true` or `false` at line 5, column 15
         type: expected a whole number, not negative at line 5, column 17
         name: stage name "a b" is not a valid name: only lower-case letters, digits, '_' and '-' are allowed; a name matches ^[a-z0-9][a-z0-9_-]{0,62}$ at line 3, column 11
-        indentation: missing field `agent_type` at line 3, column 5
+        indentation: while parsing a block collection, did not find expected '-' indicator at line 4, column 4
         tag: unsupported tag `!wild` at line 3, column 3
         two documents: a second document, expected one at line 4, column 1
         infinite: `.inf` is not a finite number at line 2, column 15
@@ -1608,6 +1609,8 @@ fn records_of_its_own_that_fit_nothing_do_nothing() {
             WorkflowRecord::StageEnded(record) => record.task.stage = "z".parse().unwrap(),
             WorkflowRecord::StageSkipped(record) => record.run = RunId::derive(START, 99),
             WorkflowRecord::StageExpanded(record) => record.run = RunId::derive(START, 99),
+            WorkflowRecord::StageWaits(record) => record.run = RunId::derive(START, 99),
+            WorkflowRecord::Signalled(record) => record.run = RunId::derive(START, 99),
             WorkflowRecord::RunFinished(record) => record.run = RunId::derive(START, 99),
             WorkflowRecord::RunPaused(record) => record.run = RunId::derive(START, 99),
             WorkflowRecord::RunResumed(record) => record.run = RunId::derive(START, 99),

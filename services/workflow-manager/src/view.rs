@@ -10,7 +10,7 @@ use baton_protocol::{Code, Json, Rejection, RunId};
 
 use crate::run::{Attempt, Fan, Run, Stage};
 use crate::workflows::Version;
-use crate::{Turn, WorkflowManager, text};
+use crate::{Turn, WorkflowManager, text, word};
 
 /// The largest document. A run with more in it is shown without some of its results.
 const MAX_DOCUMENT_BYTES: usize = MAX_MESSAGE_BYTES;
@@ -186,6 +186,7 @@ fn view(run: &Run, version: &Version) -> RunView {
         result: stage.result.clone(),
         attempts: (1..).zip(&stage.attempts).map(attempt).collect(),
         items: items(place),
+        waits: word::waits(stage, definition),
     });
     RunView {
         run: run.id,

@@ -10,12 +10,12 @@ use baton_protocol::message::MessageType;
 use baton_protocol::pressure::PressureView;
 use baton_protocol::request::{
     AcknowledgeAlert, Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, AlertList, ApproveBudget,
-    AskHandoff, CancelRun, CancelRuns, CapacityPlan, DenyBudget, Done, ExplainPlacement, FindAgents, GetLearning,
-    GetPlacement, GetPressure, GetRun, GetSpending, GetWorkflow, Granted, HandoffAsked, HeldView, ImportLearning,
-    LearningPage, LeaseList, ListAgents, ListAlerts, ListLeases, ListPools, ListRuns, ListWorkflows, PauseRun,
-    PlacementExplained, PlacementView, PlanCapacity, PoolList, RegisterWorkflow, Release, RemovePool, Renew, RerunRun,
-    ResumeRun, RunAccepted, RunList, RunsCancelled, SetPool, SetStrategy, SharePool, Spending, StartRun, Strategy,
-    WorkflowList, WorkflowView,
+    AskHandoff, CancelRun, CancelRuns, CapacityPlan, DecideStage, DenyBudget, Done, ExplainPlacement, FindAgents,
+    GetLearning, GetPlacement, GetPressure, GetRun, GetSpending, GetWorkflow, Granted, HandoffAsked, HeldView,
+    ImportLearning, LearningPage, LeaseList, ListAgents, ListAlerts, ListLeases, ListPools, ListRuns, ListWorkflows,
+    PauseRun, PlacementExplained, PlacementView, PlanCapacity, PoolList, RegisterWorkflow, Release, RemovePool, Renew,
+    RerunRun, ResumeRun, RunAccepted, RunList, RunsCancelled, SetPool, SetStrategy, SharePool, SignalRun, SignalStored,
+    Spending, StageDecided, StartRun, Strategy, WorkflowList, WorkflowView,
 };
 use baton_protocol::run::RunView;
 use baton_protocol::{Code, Pool, Rejection, ResourceName, RunId, Service, Take, subject};
@@ -314,6 +314,18 @@ impl Client {
         let run = *request.new_run.get_or_insert_with(|| RunId::from_uuid(Uuid::now_v7()));
         let headers = Headers::of(MessageType::CoordinationRequest).of_run(run);
         self.request(Service::WorkflowManager, "run.rerun", &request, headers).await
+    }
+
+    /// Approves or rejects a stage that people decide on.
+    pub async fn decide_stage(&self, request: &DecideStage) -> Result<StageDecided, ClientError> {
+        let headers = Headers::of(MessageType::CoordinationRequest).of_run(request.run);
+        self.request(Service::WorkflowManager, "stage.decide", request, headers).await
+    }
+
+    /// Gives a run a signal.
+    pub async fn signal_run(&self, request: &SignalRun) -> Result<SignalStored, ClientError> {
+        let headers = Headers::of(MessageType::CoordinationRequest).of_run(request.run);
+        self.request(Service::WorkflowManager, "run.signal", request, headers).await
     }
 
     /// Lists the agents.

@@ -7,7 +7,7 @@ use baton_protocol::budget::{agent_account, least};
 use baton_protocol::definition::{Definition, StageDefinition};
 use baton_protocol::record::Outcome;
 use baton_protocol::request::{AgentList, AgentStatus, AgentView, GetWorkflow, ListAgents, ListPools, PoolView};
-use baton_protocol::run::{AttemptView, ItemView, RunView, StageStatus, StageView};
+use baton_protocol::run::{AttemptView, ItemView, RunView, StageStatus, StageView, Waits};
 use baton_protocol::why::{Lack, Missing, Root, Why};
 use baton_protocol::{Amount, Code, Measure, Millis, Rejection, ResourceName, Resources, RunId, StageName, TaskId};
 
@@ -164,6 +164,7 @@ impl<'a> Known<'a> {
                 let missing = self.of_attempts(stage.status, &stage.attempts, definition, None);
                 missing.into_iter().chain(paused).collect()
             }
+            StageStatus::Running if stage.waits.is_some() => stage.waits.iter().map(word).collect(),
             StageStatus::Running if stage.items.is_empty() => {
                 self.of_attempts(stage.status, &stage.attempts, definition, None)
             }
@@ -364,6 +365,14 @@ impl<'a> Known<'a> {
     }
 }
 
+/// Somebody's word.
+fn word(waits: &Waits) -> Missing {
+    match waits {
+        Waits::Approval { ask, until } => Missing::Approval { ask: ask.clone(), until: *until },
+        Waits::Signal { signal, until } => Missing::Signal { signal: signal.clone(), until: *until },
+    }
+}
+
 /// What is set aside for a task of a stage.
 fn expected(definition: &StageDefinition) -> Amount {
     definition.budget.filter(|amount| !amount.is_zero()).unwrap_or_else(least)
@@ -402,7 +411,7 @@ fn items_beside(items: &[ItemView], definition: &StageDefinition) -> Option<Miss
 
 #[cfg(test)]
 mod tests {
-    use baton_protocol::definition::{ForEach, RetryPolicy};
+    use baton_protocol::definition::{Approval, ForEach, Otherwise, RetryPolicy, WaitFor};
     use baton_protocol::run::PausedView;
     use serde_json::{Value, json};
 
@@ -502,6 +511,26 @@ mod tests {
         ]))
         .unwrap();
         views.into_iter().map(|view| (view.name.clone(), view)).collect()
+    }
+
+    #[test]
+    fn w13_whose_word_is_waited_for_is_said() {
+        let definition = Definition::builder("w")
+            .add_approval("sign", Approval::default(), &[])
+            .add_wait("paid", WaitFor { signal: "paid".parse().unwrap(), on_timeout: Otherwise::Fail }, &[])
+            .add_stage("send", "x", &["sign", "paid"])
+            .build()
+            .unwrap();
+        let open = json!([{ "attempt": 1, "ready_at": 5 }]);
+        let stages = [("sign", "running", open.clone()), ("paid", "running", open), ("send", "pending", json!([]))];
+        // They wait on while the run is paused.
+        let mut view = view(&stages, &json!({ "since": 7 }));
+        view.stages[0].waits = Some(Waits::Approval { ask: Some("Sure?".to_owned()), until: 9 });
+        view.stages[1].waits = Some(Waits::Signal { signal: "paid".parse().unwrap(), until: 8 });
+        let why = why(&view, &definition, &agents(1), &Pools::new(), &"send".parse().unwrap()).unwrap();
+        let roots: Vec<_> = why.roots.iter().map(|root| serde_json::to_value(&root.missing).unwrap()).collect();
+        let signal = json!([{ "what": "signal", "signal": "paid", "until": 8 }]);
+        assert_eq!(roots, [signal, json!([{ "what": "approval", "ask": "Sure?", "until": 9 }])]);
     }
 
     #[test]

@@ -70,6 +70,10 @@ pub enum Bug {
     RerunKeepsTooMuch,
     /// A task of a run that is paused is leased.
     LeasedInPause,
+    /// A signal that came before its stage began is not heard.
+    SignalForgotten,
+    /// What people reject counts as approved.
+    RejectionApproves,
     /// A lease is granted whether the agent has a free slot or not.
     SlotsNotCounted,
     /// A lease is granted whether the agent has the resources or not.
@@ -162,7 +166,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 76] = [
+    pub const ALL: [Self; 78] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -195,6 +199,8 @@ impl Bug {
         Self::WaitsLostInPause,
         Self::RerunKeepsTooMuch,
         Self::LeasedInPause,
+        Self::SignalForgotten,
+        Self::RejectionApproves,
         Self::SlotsNotCounted,
         Self::ResourcesNotCounted,
         Self::LeasedTwice,

@@ -7,6 +7,7 @@ mod flow;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::LazyLock;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,10 @@ use crate::nearest::nearest;
 use crate::pool::PoolError;
 use crate::requirement::Requirements;
 
-pub use flow::{Expression, ForEach, Join, MAX_EXPRESSION_BYTES, MAX_ITEMS, Mapping, OnFailure};
+pub use flow::{
+    Approval, Expression, ForEach, Join, MAX_EXPRESSION_BYTES, MAX_ITEMS, Mapping, OnFailure, OnTimeout, Otherwise,
+    WaitFor,
+};
 
 /// The most stages that a workflow may have.
 pub const MAX_STAGES: usize = 10_000;
@@ -59,8 +63,16 @@ pub struct Definition {
 pub struct StageDefinition {
     /// The stage's name, unique within the workflow.
     pub name: StageName,
-    /// Which agents can do it: those of this type, or with a capability of this name.
+    /// Which agents can do it: those of this type, or with a capability of this name. Nobody can where people decide
+    /// (`approval`), or a signal is waited for (`wait_for`).
+    #[serde(default = "nobody", skip_serializing_if = "is_nobody")]
     pub agent_type: Capability,
+    /// People decide on it; no agent has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<Approval>,
+    /// It waits for a signal to its run; no agent has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait_for: Option<WaitFor>,
     /// What such an agent's metadata of that capability must be.
     #[serde(default, skip_serializing_if = "Requirements::is_empty")]
     pub requires: Requirements,
@@ -125,6 +137,19 @@ pub struct StageDefinition {
     pub total_timeout_ms: Option<Millis>,
 }
 
+/// What stands for an agent type where no agent has a stage.
+const NOBODY: &str = "no-agent";
+
+/// The longest text that people are asked, in bytes.
+const MAX_ASK_BYTES: usize = 4096;
+
+fn nobody() -> Capability {
+    static NOBODY_AT_ALL: LazyLock<Capability> = LazyLock::new(|| Capability::new(NOBODY).expect("it is a name"));
+    NOBODY_AT_ALL.clone()
+}
+fn is_nobody(agent_type: &Capability) -> bool {
+    agent_type.as_str() == NOBODY
+}
 fn yes() -> bool {
     true
 }
@@ -459,6 +484,9 @@ impl Definition {
             if stage.for_each.as_ref().is_some_and(|each| each.max_parallel == Some(0)) {
                 return wrong("for_each.max_parallel", "it is 0; it must be at least 1".to_owned());
             }
+            if let Some((key, what)) = stage.asks_wrongly() {
+                return wrong(key, what);
+            }
             let OnFailure::Fallback(fallback) = &stage.on_failure else { continue };
             let key = "on_failure.fallback";
             let Some(other) = index.get(fallback).map(|place| &self.stages[*place]) else {
@@ -637,6 +665,53 @@ impl StageDefinition {
         Ok(())
     }
 
+    /// Whether it waits for somebody's word, and no agent has it.
+    #[must_use]
+    pub fn asks(&self) -> bool {
+        self.approval.is_some() || self.wait_for.is_some()
+    }
+
+    /// What is wrong with how it says who has it, and at which key.
+    fn asks_wrongly(&self) -> Option<(&'static str, String)> {
+        let what = match (&self.approval, &self.wait_for) {
+            (None, None) => {
+                let missing = "it is missing: which agents can do the stage? (Or else approval, or wait_for.)";
+                return is_nobody(&self.agent_type).then(|| ("agent_type", missing.to_owned()));
+            }
+            (Some(_), Some(_)) => {
+                return Some(("wait_for", "it has an approval already; give one of the two".to_owned()));
+            }
+            (Some(approval), None) => {
+                let length = approval.ask.as_ref().map_or(0, String::len);
+                if length > MAX_ASK_BYTES {
+                    let what = format!("it has {length} bytes; at most {MAX_ASK_BYTES} are allowed");
+                    return Some(("approval.ask", what));
+                }
+                "an approval"
+            }
+            (None, Some(_)) => "a stage that waits for a signal",
+        };
+        let plain = |timeout| timeout == default_stage_timeout_ms();
+        let keys = [
+            ("agent_type", is_nobody(&self.agent_type)),
+            ("requires", self.requires.is_empty()),
+            ("for_each", self.for_each.is_none()),
+            ("input", self.input.is_none()),
+            ("output", self.output.is_none()),
+            ("input_schema", self.input_schema.is_none()),
+            ("output_schema", self.output_schema.is_none()),
+            ("params", self.params.is_empty()),
+            ("resources", self.resources.is_empty()),
+            ("budget", self.budget.is_none()),
+            ("estimate", self.estimate.is_none()),
+            ("retry", self.retry.is_default()),
+            ("start_timeout_ms", plain(self.start_timeout_ms)),
+            ("total_timeout_ms", self.total_timeout_ms.is_none()),
+        ];
+        let (key, _) = keys.into_iter().find(|(_, absent)| !absent)?;
+        Some((key, format!("no agent has {what}, so that this means nothing; how long it waits is timeout_ms")))
+    }
+
     /// Whether the run goes on without a result of this stage when it has failed.
     #[must_use]
     pub fn may_fail(&self) -> bool {
@@ -701,6 +776,8 @@ impl Builder {
             Ok(StageDefinition {
                 name: StageName::new(name)?,
                 agent_type: Capability::new(agent_type)?,
+                approval: None,
+                wait_for: None,
                 requires: Requirements::none(),
                 depends_on: depends_on.iter().map(|d| StageName::new(d)).collect::<Result<_, _>>()?,
                 join: Join::default(),
@@ -725,6 +802,18 @@ impl Builder {
         };
         self.stages.push(stage());
         self
+    }
+
+    /// Adds a stage that people decide on.
+    #[must_use]
+    pub fn add_approval(self, name: &str, approval: Approval, depends_on: &[&str]) -> Self {
+        self.add_stage(name, NOBODY, depends_on).with(|stage| stage.approval = Some(approval))
+    }
+
+    /// Adds a stage that waits for a signal.
+    #[must_use]
+    pub fn add_wait(self, name: &str, wait_for: WaitFor, depends_on: &[&str]) -> Self {
+        self.add_stage(name, NOBODY, depends_on).with(|stage| stage.wait_for = Some(wait_for))
     }
 
     /// Changes the stage added last.

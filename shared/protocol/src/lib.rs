@@ -77,7 +77,7 @@ pub use budget::{AtLimit, Budget, Measure};
 pub use definition::{Definition, RetryPolicy, StageDefinition};
 pub use id::{LeaseId, Millis, Number, Part, Position, RunId, Service, TaskId};
 pub use json::Json;
-pub use name::{AgentId, Capability, NameError, ResourceName, StageName, WorkflowName};
+pub use name::{AgentId, Capability, NameError, ResourceName, SignalName, StageName, WorkflowName};
 pub use pool::{Balance, Holder, Pool, PoolKind, Refill, Take, Takes};
 pub use record::{Commit, OptimizerRecord, ResourceRecord, WorkflowRecord};
 pub use rejection::{Code, Rejection};

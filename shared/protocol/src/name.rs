@@ -165,6 +165,10 @@ name!(
     Capability, "capability"
 );
 name!(
+    /// A signal's name: what a run may be told, and a stage may wait for.
+    SignalName, "signal name"
+);
+name!(
     /// A resource's name: `cpu`, `memory`, `model:gpt-x/tokens_per_minute` …
     ResourceName, "resource name", check_resource, RESOURCE_RULE
 );

@@ -23,7 +23,7 @@ use crate::definition::Definition;
 use crate::handoff::{HandedOver, HandoffEnded, HandoffOffered};
 use crate::id::{LeaseId, Millis, Number, Position, RunId, Service, TaskId};
 use crate::json::Json;
-use crate::name::{AgentId, Capability, ResourceName, StageName, WorkflowName};
+use crate::name::{AgentId, Capability, ResourceName, SignalName, StageName, WorkflowName};
 use crate::pool::{Holder, Pool, Takes};
 use crate::pressure::PressureChanged;
 use crate::request::{Lesson, Strategy, Usage};
@@ -144,6 +144,10 @@ pub enum WorkflowRecord {
     StageSkipped(StageSkipped),
     /// It is known for which items a stage has a task each.
     StageExpanded(StageExpanded),
+    /// A stage that no agent has waits for somebody's word.
+    StageWaits(StageWaits),
+    /// A run was told something.
+    Signalled(Signalled),
     /// A run is over.
     RunFinished(RunFinished),
     /// A run begins nothing new until it is resumed.
@@ -292,6 +296,30 @@ pub struct StageExpanded {
     pub stage: StageName,
     /// The items: a list, in the order of the results.
     pub items: Json,
+}
+
+/// See [`WorkflowRecord::StageWaits`]. For what it waits its definition says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StageWaits {
+    /// The run.
+    pub run: RunId,
+    /// The stage.
+    pub stage: StageName,
+}
+
+/// See [`WorkflowRecord::Signalled`]. A signal of a name comes once in a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Signalled {
+    /// The run.
+    pub run: RunId,
+    /// The signal.
+    pub signal: SignalName,
+    /// What came with it.
+    #[serde(default, skip_serializing_if = "Json::is_null")]
+    pub payload: Json,
+    /// Who gave it, as far as that was said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
 }
 
 /// Why a stage does not run.
@@ -661,6 +689,8 @@ impl Record for WorkflowRecord {
             Self::StageEnded(_) => "stage_ended",
             Self::StageSkipped(_) => "stage_skipped",
             Self::StageExpanded(_) => "stage_expanded",
+            Self::StageWaits(_) => "stage_waits",
+            Self::Signalled(_) => "signalled",
             Self::RunFinished(_) => "run_finished",
             Self::RunPaused(_) => "run_paused",
             Self::RunResumed(_) => "run_resumed",
@@ -676,6 +706,8 @@ impl Record for WorkflowRecord {
             Self::StageEnded(r) => Topic::Run(&r.task.run),
             Self::StageSkipped(r) => Topic::Run(&r.run),
             Self::StageExpanded(r) => Topic::Run(&r.run),
+            Self::StageWaits(r) => Topic::Run(&r.run),
+            Self::Signalled(r) => Topic::Run(&r.run),
             Self::RunFinished(r) => Topic::Run(&r.run),
             Self::RunPaused(r) => Topic::Run(&r.run),
             Self::RunResumed(r) => Topic::Run(&r.run),

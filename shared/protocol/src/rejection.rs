@@ -51,6 +51,9 @@ pub enum Code {
     NoCapacity,
     /// The task is not waiting for an agent: a placement's refusal.
     NotReady,
+    /// The stage waits for nobody's word: it has not begun, or the word was given otherwise. Or the run was given such a signal
+    /// already, with something else.
+    NotWaiting,
     /// No such pool: nothing of that name can be acquired.
     UnknownResource,
     /// A pool has not as much as was asked for, or others have waited for it longer.
@@ -71,7 +74,7 @@ pub enum Code {
 
 impl Code {
     /// Every code, for the documentation.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::InvalidRequest,
         Self::InvalidWorkflow,
         Self::UnknownWorkflow,
@@ -86,6 +89,7 @@ impl Code {
         Self::TooLarge,
         Self::NoCapacity,
         Self::NotReady,
+        Self::NotWaiting,
         Self::UnknownResource,
         Self::PoolExhausted,
         Self::PoolInUse,
@@ -112,6 +116,7 @@ impl Code {
             Self::TooLarge => "too_large",
             Self::NoCapacity => "no_capacity",
             Self::NotReady => "not_ready",
+            Self::NotWaiting => "not_waiting",
             Self::UnknownResource => "unknown_resource",
             Self::PoolExhausted => "pool_exhausted",
             Self::PoolInUse => "pool_in_use",
@@ -140,6 +145,7 @@ impl Code {
             Self::TooLarge => "Something is too large",
             Self::NoCapacity => "No capacity now",
             Self::NotReady => "The task is not waiting for an agent",
+            Self::NotWaiting => "Nobody's word is waited for",
             Self::UnknownResource => "No such pool",
             Self::PoolExhausted => "The pool has not as much now",
             Self::PoolInUse => "The pool is in use",
@@ -167,6 +173,7 @@ impl Code {
             | Self::KeyConflict
             | Self::RunEnded
             | Self::NotReady
+            | Self::NotWaiting
             | Self::PoolInUse => 409,
             Self::TooLarge => 413,
             // Not 429: that is for an asker who asks too often. The limit counts everybody's runs, and whoever meets it

@@ -10,7 +10,7 @@ use crate::amount::Money;
 use crate::budget::Budget;
 use crate::id::{LeaseId, Millis, RunId};
 use crate::json::Json;
-use crate::name::{AgentId, Capability, StageName, WorkflowName};
+use crate::name::{AgentId, Capability, SignalName, StageName, WorkflowName};
 use crate::record::{Outcome, SkipReason};
 use crate::request::Usage;
 
@@ -215,6 +215,46 @@ pub struct StageView {
     /// The items that it has a task each for, in their order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub items: Vec<ItemView>,
+    /// Whose word it waits for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<Waits>,
+}
+
+/// What a stage that no agent has waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Waits {
+    /// Somebody must approve.
+    Approval {
+        /// What they are asked.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ask: Option<String>,
+        /// Until when.
+        until: Millis,
+    },
+    /// A signal must come.
+    Signal {
+        /// Which.
+        signal: SignalName,
+        /// Until when.
+        until: Millis,
+    },
+}
+
+/// What came of a stage that people decide on: its result.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Decision {
+    /// Whether it is approved.
+    pub approved: bool,
+    /// Who decided, as far as that was said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Nobody decided in time, and so it counts as decided.
+    #[serde(default)]
+    pub timed_out: bool,
 }
 
 /// One item of a [`StageView`]. Its result is in the stage's, at the same place, when the stage is over.

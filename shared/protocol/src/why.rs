@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::amount::Amount;
 use crate::id::{Millis, RunId};
-use crate::name::{AgentId, Capability, ResourceName, StageName};
+use crate::name::{AgentId, Capability, ResourceName, SignalName, StageName};
 use crate::run::{RunStatus, StageStatus};
 
 /// What a stage of a run waits for.
@@ -146,6 +146,21 @@ pub enum Missing {
         /// Why the last one failed, if that was said.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<String>,
+    },
+    /// That somebody approves or rejects.
+    Approval {
+        /// What people are asked.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ask: Option<String>,
+        /// When the stage ends without it, in milliseconds since 1970.
+        until: Millis,
+    },
+    /// That the run is given a signal.
+    Signal {
+        /// Which.
+        signal: SignalName,
+        /// When the stage ends without it, in milliseconds since 1970.
+        until: Millis,
     },
     /// That its agent reports.
     Report {

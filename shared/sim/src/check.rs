@@ -13,6 +13,7 @@ mod ledger;
 mod operations;
 mod pools;
 mod pressure;
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -24,7 +25,7 @@ use baton_protocol::request::{Lesson, Report, Strategy};
 use baton_protocol::run::RunStatus;
 use baton_protocol::{
     AgentId, Budget, Capability, Definition, Json, LeaseId, Millis, Number, Requirements, Resources, RunId, Service,
-    TaskId, WorkflowName,
+    SignalName, TaskId, WorkflowName,
 };
 
 use baton_resource_manager::{AlertConfig, BreakerConfig, PressureConfig};
@@ -91,6 +92,7 @@ pub(crate) struct Facts {
     reports: BTreeMap<LeaseId, Vec<(AgentId, Report)>>,
     /// Runs that somebody asked to be cancelled.
     cancels: BTreeSet<RunId>,
+    words: words::Words,
     breakers: Breakers,
     alerts: Alerts,
     handoffs: Handoffs,
@@ -140,6 +142,8 @@ pub(crate) struct Run {
     owners: Vec<(usize, u32)>,
     /// Where the items of a stage are, once they are known.
     fans: BTreeMap<usize, std::ops::Range<usize>>,
+    /// The signals that it was given.
+    signals: BTreeMap<SignalName, words::Given>,
     /// A stage was cancelled: nothing but the end may follow.
     ending: bool,
     /// When it was paused, and when it went on.
@@ -374,7 +378,7 @@ impl Facts {
         let going_on = self.runs.values().filter(|run| run.finished.is_none() && !run.is_paused());
         let parts = going_on.flat_map(Run::parts);
         let waits = |attempt: &Attempt| attempt.ended.is_none() && attempt.lease.is_none();
-        parts.filter(|(_, stage, _)| stage.attempts.last().is_some_and(waits)).count()
+        parts.filter(|(_, stage, of)| !of.asks() && stage.attempts.last().is_some_and(waits)).count()
     }
 
     /// The number of a service's last record.
@@ -393,12 +397,14 @@ impl Facts {
         for (id, run) in self.runs.iter().filter(|(_, run)| run.finished.is_none()) {
             let definition = &run.definition;
             hold!(!late(run.started_on, definition.timeout_ms), "nothing waits for ever", "run {id} goes on");
-            for (_, stage, definition) in run.parts() {
+            for (place, stage, definition) in run.parts() {
                 let Some(task) = stage.attempts.last().filter(|_| !stage.is_over()) else { continue };
-                if run.is_paused() && (task.ended.is_some() || task.lease.is_none()) {
+                if run.is_paused() && !definition.asks() && (task.ended.is_some() || task.lease.is_none()) {
                     continue;
                 }
                 let name = &definition.name;
+                let heard = run.heard_on(place).is_some_and(|on| late(on.max(task.ready_on), 0));
+                hold!(!heard, "nothing waits for ever", "stage {name} of run {id} waits for a signal that came");
                 let in_all = stage.attempts.first().zip(definition.total_timeout_ms);
                 // What was late while the run was paused ends when it goes on.
                 let too_long =
@@ -406,6 +412,7 @@ impl Facts {
                 hold!(!too_long, "nothing waits for ever", "stage {name} of run {id} takes too long in all");
                 let (since, ms) = match (task.ended_on, task.first()) {
                     (Some(ended), _) => (ended.max(run.resumed_on()), definition.retry.max_ms),
+                    (None, None) if definition.asks() => (task.ready_on, definition.timeout_ms),
                     (None, None) => (task.ready_on.max(run.resumed_on()), definition.start_timeout_ms),
                     (None, Some(lease)) => (self.leases[&lease].granted_on, definition.timeout_ms),
                 };

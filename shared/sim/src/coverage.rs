@@ -178,6 +178,18 @@ counted! {
         ItemsFailed = "too many items fail",
         /// An item was given up because others had failed.
         ItemDropped = "an item is given up",
+        /// A stage was approved.
+        Approved = "a stage is approved",
+        /// A stage was rejected.
+        Rejected = "a stage is rejected",
+        /// Nobody decided on a stage in time.
+        Undecided = "nobody decides in time",
+        /// A stage went on because of a signal.
+        Signalled = "a signal comes",
+        /// A signal came before the stage that waits for it began.
+        SignalBefore = "a signal comes before its stage begins",
+        /// A signal did not come in time.
+        NotSignalled = "a signal does not come in time",
         /// A lease was granted for a task that had just ended.
         DeadOnArrival = "a lease comes after its task's end",
         /// A report counted though the agent was gone, because that was not known yet.
@@ -272,7 +284,7 @@ counted! {
 }
 
 /// The kinds of records, in the order of their counters.
-pub(crate) const RECORDS: [&str; 33] = [
+pub(crate) const RECORDS: [&str; 35] = [
     "workflow_registered",
     "run_started",
     "run_paused",
@@ -282,6 +294,8 @@ pub(crate) const RECORDS: [&str; 33] = [
     "stage_ended",
     "stage_skipped",
     "stage_expanded",
+    "stage_waits",
+    "signalled",
     "run_finished",
     "agent_registered",
     "agent_left",

@@ -37,6 +37,8 @@ impl AnyRequest {
                 WorkflowRequest::PauseRun(_) => "run.pause",
                 WorkflowRequest::ResumeRun(_) => "run.resume",
                 WorkflowRequest::RerunRun(_) => "run.rerun",
+                WorkflowRequest::DecideStage(_) => "stage.decide",
+                WorkflowRequest::SignalRun(_) => "run.signal",
                 WorkflowRequest::Report(..) => "agent.report",
                 WorkflowRequest::Reports(..) => "agent.reports",
             },

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use baton_protocol::budget::agent_account;
 use baton_protocol::definition::{
-    Definition, Estimate, ForEach, Join, Mapping, OnFailure, RetryPolicy, StageDefinition,
+    Approval, Definition, Estimate, ForEach, Join, Mapping, OnFailure, OnTimeout, Otherwise, RetryPolicy,
+    StageDefinition, WaitFor,
 };
 use baton_protocol::request::{Acquire, RegisterAgent, SpentBy, Strategy};
 use baton_protocol::{
     AgentId, Amount, AtLimit, Balance, Budget, Capability, Measure, Metadata, Millis, Pool, PoolKind, Refill,
-    Requirements, ResourceName, Resources, StageName, Take, Takes, WorkflowName,
+    Requirements, ResourceName, Resources, SignalName, StageName, Take, Takes, WorkflowName,
 };
 use baton_resource_manager::{PressureConfig, PressureLimits};
 use serde_json::json;
@@ -34,6 +35,10 @@ pub(crate) enum Wish {
     Resume(u32),
     /// To repeat a run that it knows of, from one of its stages on.
     Rerun(u32, u32),
+    /// To decide on a stage of a run that it knows of, and how.
+    Word(u32, u32, bool),
+    /// To give a run that it knows of a signal, and what comes with it.
+    Signal(u32, u32, u32),
     /// To see a run that it knows of.
     Get(u32),
     /// To see a run that does not exist.
@@ -130,6 +135,9 @@ pub(crate) struct Wanted {
     pub(crate) used: Option<u32>,
 }
 
+/// The signals that there are.
+pub(crate) const SIGNALS: [&str; 2] = ["go", "stop"];
+
 /// The code that some failures bear.
 pub(crate) const FLAKY: &str = "flaky";
 
@@ -206,6 +214,16 @@ impl Workload {
                 _ => Wish::Register(draws.below(u32::try_from(definitions.len()).unwrap_or(1)) as usize),
             };
             wishes.push((draws.between(0, length), wish));
+        }
+        if definitions.iter().flat_map(|definition| &definition.stages).any(StageDefinition::asks) {
+            for _ in 0..draws.below(16) {
+                let number = draws.below(4);
+                let wish = match draws.chance(500) {
+                    true => Wish::Word(number, draws.below(3), draws.chance(600)),
+                    false => Wish::Signal(number, draws.below(2), draws.below(3)),
+                };
+                wishes.push((draws.between(0, length), wish));
+            }
         }
         let mut all_wanted = Vec::new();
         if !pools.is_empty() {
@@ -405,6 +423,8 @@ fn definition(draws: &mut Draws, number: u32, kinds: usize, pools: &[NamedPool])
                 depends_on,
                 join: Join::default(),
                 when: None,
+                approval: None,
+                wait_for: None,
                 for_each: None,
                 parallel: !draws.chance(120),
                 optional: draws.chance(200),
@@ -450,6 +470,31 @@ fn definition(draws: &mut Draws, number: u32, kinds: usize, pools: &[NamedPool])
     definition
 }
 
+/// A stage instead of this one that no agent has.
+fn asks(draws: &mut Draws, stage: &StageDefinition) -> StageDefinition {
+    let otherwise = |draws: &mut Draws| if draws.chance(500) { Otherwise::Fail } else { Otherwise::Continue };
+    let approval = draws.chance(600).then(|| Approval {
+        ask: None,
+        on_reject: otherwise(draws),
+        on_timeout: *draws.pick(&[OnTimeout::Fail, OnTimeout::Approve, OnTimeout::Reject]),
+    });
+    let signal = SignalName::new(SIGNALS[draws.below(2) as usize]).expect("a valid name");
+    let wait_for = approval.is_none().then(|| WaitFor { signal, on_timeout: otherwise(draws) });
+    let asks = Definition::builder("w").add_approval(stage.name.as_str(), Approval::default(), &[]).build();
+    let plain = asks.expect("it is right").stages.remove(0);
+    StageDefinition {
+        approval,
+        wait_for,
+        depends_on: stage.depends_on.clone(),
+        join: stage.join,
+        when: stage.when.clone(),
+        parallel: stage.parallel,
+        optional: stage.optional,
+        timeout_ms: draws.between(300, 12_000),
+        ..plain
+    }
+}
+
 /// Conditions, joins, mappings, schemas, and what failures lead to.
 fn flow(draws: &mut Draws, definition: &mut Definition) {
     let count = definition.stages.len();
@@ -485,6 +530,9 @@ fn flow(draws: &mut Draws, definition: &mut Definition) {
         }
         if draws.chance(250) {
             stage.total_timeout_ms = Some(draws.between(800, 9_000));
+        }
+        if draws.chance(150) {
+            *stage = asks(draws, stage);
         }
         let before = definition.clone();
         let fallback = n + 1 + draws.below(2) as usize;

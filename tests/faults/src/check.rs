@@ -290,6 +290,8 @@ impl Checker {
             WorkflowRecord::StageEnded(record) => record.task.run,
             WorkflowRecord::StageSkipped(record) => record.run,
             WorkflowRecord::StageExpanded(record) => record.run,
+            WorkflowRecord::StageWaits(record) => record.run,
+            WorkflowRecord::Signalled(record) => record.run,
             WorkflowRecord::RunFinished(record) => record.run,
         };
         let facts = self.runs.entry(run).or_default();
@@ -301,7 +303,9 @@ impl Checker {
             | WorkflowRecord::StageExpanded(_)
             | WorkflowRecord::RunsForgotten(_)
             | WorkflowRecord::RunPaused(_)
-            | WorkflowRecord::RunResumed(_) => {}
+            | WorkflowRecord::RunResumed(_)
+            | WorkflowRecord::StageWaits(_)
+            | WorkflowRecord::Signalled(_) => {}
             WorkflowRecord::RunStarted(record) => {
                 facts.starts += 1;
                 facts.at = stamp.at;

@@ -8,10 +8,12 @@ use axum::response::{IntoResponse, Response};
 use baton_client::{ClientError, Headers, now};
 use baton_protocol::id::mix;
 use baton_protocol::message::MessageType;
-use baton_protocol::request::{AskHandoff, CancelRun, HandoffAsked, RunAccepted, StartRun};
+use baton_protocol::request::{
+    AskHandoff, CancelRun, DecideStage, HandoffAsked, RunAccepted, SignalRun, SignalStored, StageDecided, StartRun,
+};
 use baton_protocol::run::RunView;
 use baton_protocol::trace::{Span, SpanKind, TraceContext, run_span};
-use baton_protocol::{AgentId, Millis, Part, RunId, Service, header};
+use baton_protocol::{AgentId, Millis, Part, RunId, Service, SignalName, StageName, header};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -95,6 +97,63 @@ pub(crate) async fn delete(
     Query(Cancel { reason }): Query<Cancel>,
 ) -> Result<Json<RunAccepted>, Problem> {
     Ok(Json(door.client.cancel_run(&CancelRun { run, reason }).await?))
+}
+
+/// A decision on a stage.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Decision {
+    /// The stage.
+    stage: StageName,
+    /// Who decides, for those who read the run's history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    by: Option<String>,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+pub(crate) async fn approve(
+    State(door): State<Door>,
+    Id(run): Id<RunId>,
+    extract::Json(decision): extract::Json<Decision>,
+) -> Result<Json<StageDecided>, Problem> {
+    decide(&door, run, true, decision).await
+}
+
+pub(crate) async fn reject(
+    State(door): State<Door>,
+    Id(run): Id<RunId>,
+    extract::Json(decision): extract::Json<Decision>,
+) -> Result<Json<StageDecided>, Problem> {
+    decide(&door, run, false, decision).await
+}
+
+async fn decide(door: &Inner, run: RunId, approved: bool, decision: Decision) -> Result<Json<StageDecided>, Problem> {
+    let Decision { stage, by, reason } = decision;
+    Ok(Json(door.client.decide_stage(&DecideStage { run, stage, approved, by, reason }).await?))
+}
+
+/// A signal to a run.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Signal {
+    /// Its name, as a stage's `wait_for` says it.
+    signal: SignalName,
+    /// What comes with it: the result of the stages that wait for it.
+    #[serde(default)]
+    payload: baton_protocol::Json,
+    /// Who gives it, for those who read the run's history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    by: Option<String>,
+}
+
+pub(crate) async fn signal(
+    State(door): State<Door>,
+    Id(run): Id<RunId>,
+    extract::Json(Signal { signal, payload, by }): extract::Json<Signal>,
+) -> Result<Json<SignalStored>, Problem> {
+    Ok(Json(door.client.signal_run(&SignalRun { run, signal, payload, by }).await?))
 }
 
 pub(crate) async fn start(

@@ -14,9 +14,9 @@ use baton_protocol::definition::Definition;
 use baton_protocol::pressure::{PressureCause, PressureLevel, PressureView};
 use baton_protocol::record::{Cause, FORMAT, RunFinished, RunStarted, StageReady, Turn};
 use baton_protocol::request::{
-    AgentList, AgentsFound, AlertList, Done, ExplainPlacement, Figures, LearningPage, LeaseList, PlacementExplained,
-    PlacementView, PoolList, Role, RunAccepted, RunList, RunsCancelled, Spending, Spent, StartRun, Strategy, Usage,
-    WorkflowList, WorkflowSummary, WorkflowView,
+    AgentList, AgentsFound, AlertList, DecideStage, Done, ExplainPlacement, Figures, LearningPage, LeaseList,
+    PlacementExplained, PlacementView, PoolList, Role, RunAccepted, RunList, RunsCancelled, SignalRun, SignalStored,
+    Spending, Spent, StageDecided, StartRun, Strategy, Usage, WorkflowList, WorkflowSummary, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
 use baton_protocol::subject::{self, Shard};
@@ -388,6 +388,15 @@ impl Script {
                 }
             }
             "run.cancel" if body["reason"] == "too late" => no(Code::RunEnded, "the run has already ended"),
+            "stage.decide" if body["stage"] == "pending" => no(Code::NotWaiting, "it has not begun"),
+            "stage.decide" => {
+                let DecideStage { run, stage, approved, .. } = serde_json::from_value(body).unwrap();
+                is(&StageDecided { run, stage, approved, existing: false })
+            }
+            "run.signal" => {
+                let SignalRun { run, signal, payload, .. } = serde_json::from_value(body).unwrap();
+                is(&SignalStored { run, signal, existing: payload.is_null() })
+            }
             "run.cancel" => is(&accepted(serde_json::from_value(body["run"].clone()).unwrap(), RunStatus::Cancelled)),
             "runs.cancel" => is(&RunsCancelled { runs: vec![], more: false }),
             "run.pause" | "run.resume" => {

@@ -75,6 +75,8 @@ impl Facts {
             | WorkflowRecord::RunStarted(_)
             | WorkflowRecord::StageSkipped(_)
             | WorkflowRecord::StageExpanded(_)
+            | WorkflowRecord::StageWaits(_)
+            | WorkflowRecord::Signalled(_)
             | WorkflowRecord::RunsForgotten(_) => {}
             WorkflowRecord::RunPaused(record) => {
                 self.paused.insert(record.run);

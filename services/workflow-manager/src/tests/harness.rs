@@ -223,6 +223,8 @@ impl World {
             WorkflowRequest::PauseRun(_) => "run.pause",
             WorkflowRequest::ResumeRun(_) => "run.resume",
             WorkflowRequest::RerunRun(_) => "run.rerun",
+            WorkflowRequest::DecideStage(_) => "stage.decide",
+            WorkflowRequest::SignalRun(_) => "run.signal",
             WorkflowRequest::Report(..) => "agent.report",
             WorkflowRequest::Reports(..) => "agent.reports",
         };
@@ -379,6 +381,11 @@ impl World {
                     write!(text, "; again at +{}ms", at - START).unwrap();
                 }
                 text
+            }
+            WorkflowRecord::StageWaits(r) => format!("stage_waits {}", r.stage),
+            WorkflowRecord::Signalled(r) => {
+                let by = r.by.as_ref().map(|by| format!(" by {by}")).unwrap_or_default();
+                format!("signalled {}{by}: {}", r.signal, r.payload.as_str())
             }
             WorkflowRecord::StageExpanded(r) => format!("stage_expanded {} to {}", r.stage, r.items.as_str()),
             WorkflowRecord::StageSkipped(r) => format!(

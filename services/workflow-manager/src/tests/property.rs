@@ -388,6 +388,7 @@ impl Model {
                 assert!(state.attempts == 0 && !state.is_over());
                 state.skipped = true;
             }
+            WorkflowRecord::StageWaits(_) | WorkflowRecord::Signalled(_) => panic!("no stage asks for anybody's word"),
             WorkflowRecord::StageExpanded(record) => {
                 let whole = definition.unwrap();
                 let stage = whole.stage(record.stage.as_str()).unwrap();

@@ -11,7 +11,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 
-use crate::name::StageName;
+use crate::name::{SignalName, StageName};
 
 /// The longest expression, in bytes.
 pub const MAX_EXPRESSION_BYTES: usize = 4096;
@@ -96,6 +96,70 @@ fn is_zero(value: &u32) -> bool {
 
 /// The most items that a stage may have a task each for.
 pub const MAX_ITEMS: usize = 10_000;
+
+/// A stage that people decide on; no agent has it. Its result says how they decided, and who. It waits for as long
+/// as `timeout_ms` of the stage says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Approval {
+    /// What they are asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ask: Option<String>,
+    /// What becomes of the stage when they reject.
+    #[serde(default, skip_serializing_if = "Otherwise::is_default")]
+    pub on_reject: Otherwise,
+    /// What becomes of it when nobody decides in time.
+    #[serde(default, skip_serializing_if = "OnTimeout::is_default")]
+    pub on_timeout: OnTimeout,
+}
+
+/// A stage that waits for a signal to its run; no agent has it. Its result is what came with the signal. It waits for as long
+/// as `timeout_ms` of the stage says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WaitFor {
+    /// The signal. One that came before the stage could begin counts.
+    pub signal: SignalName,
+    /// What becomes of the stage when none comes in time.
+    #[serde(default, skip_serializing_if = "Otherwise::is_default")]
+    pub on_timeout: Otherwise,
+}
+
+/// What becomes of a stage for which the word that was hoped for is not given.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Otherwise {
+    /// It fails, and `on_failure` decides what follows.
+    #[default]
+    Fail,
+    /// It succeeds, and its result says it.
+    Continue,
+}
+
+impl Otherwise {
+    pub(super) fn is_default(&self) -> bool {
+        *self == Self::Fail
+    }
+}
+
+/// What becomes of an approval that nobody decides in time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnTimeout {
+    /// The stage has timed out: it fails, and `on_failure` decides what follows.
+    #[default]
+    Fail,
+    /// It counts as approved.
+    Approve,
+    /// It counts as rejected: `on_reject` decides what follows.
+    Reject,
+}
+
+impl OnTimeout {
+    pub(super) fn is_default(&self) -> bool {
+        *self == Self::Fail
+    }
+}
 
 /// How a value is made: by one expression, or an object of several.
 #[derive(Debug, Clone, PartialEq, Eq)]

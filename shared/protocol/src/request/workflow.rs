@@ -13,7 +13,7 @@ use crate::budget::Budget;
 use crate::definition::Definition;
 use crate::id::{LeaseId, Millis, RunId, Service, TaskId};
 use crate::json::Json;
-use crate::name::{AgentId, StageName, WorkflowName};
+use crate::name::{AgentId, SignalName, StageName, WorkflowName};
 use crate::rejection::Rejection;
 use crate::run::{Metadata, RunCounts, RunStatus, RunSummary, RunView};
 use crate::subject::AgentVerb;
@@ -48,6 +48,10 @@ pub enum WorkflowRequest {
     ResumeRun(ResumeRun),
     /// See [`RerunRun`].
     RerunRun(RerunRun),
+    /// See [`DecideStage`].
+    DecideStage(DecideStage),
+    /// See [`SignalRun`].
+    SignalRun(SignalRun),
     /// See [`Report`].
     Report(AgentId, Report),
     /// See [`Reports`].
@@ -87,6 +91,14 @@ impl Requests for WorkflowRequest {
             schema::<RunAccepted>,
         ),
         endpoint(
+            "stage.decide",
+            None,
+            "Approves or rejects a stage that people decide on.",
+            schema::<DecideStage>,
+            schema::<StageDecided>,
+        ),
+        endpoint("run.signal", None, "Gives a run a signal.", schema::<SignalRun>, schema::<SignalStored>),
+        endpoint(
             "agent.report",
             Some(AgentVerb::Report),
             "Ends a task: what came of it.",
@@ -116,6 +128,8 @@ impl Requests for WorkflowRequest {
             "run.pause" => Self::PauseRun(body(endpoint, payload)?),
             "run.resume" => Self::ResumeRun(body(endpoint, payload)?),
             "run.rerun" => Self::RerunRun(body(endpoint, payload)?),
+            "stage.decide" => Self::DecideStage(body(endpoint, payload)?),
+            "run.signal" => Self::SignalRun(body(endpoint, payload)?),
             "agent.report" => Self::Report(speaker(subject)?, body(endpoint, payload)?),
             "agent.reports" => Self::Reports(speaker(subject)?, body(endpoint, payload)?),
             _ => return Err(unknown_endpoint(endpoint)),
@@ -351,6 +365,65 @@ pub struct CancelRun {
     /// Why, for those who read its history.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+/// Approves or rejects a stage that people decide on. The same decision again is answered the same; another one is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DecideStage {
+    /// The run.
+    pub run: RunId,
+    /// The stage.
+    pub stage: StageName,
+    /// Whether it is approved.
+    pub approved: bool,
+    /// Who decides, for those who read the run's history: at most 200 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// A stage was decided on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StageDecided {
+    /// The run.
+    pub run: RunId,
+    /// The stage.
+    pub stage: StageName,
+    /// Whether it is approved.
+    pub approved: bool,
+    /// Whether it was decided so before this request.
+    #[serde(default)]
+    pub existing: bool,
+}
+
+/// Gives a run a signal: every stage that waits for it, or will, goes on. Of one name a run is given one; the same again is
+/// answered the same.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SignalRun {
+    /// The run.
+    pub run: RunId,
+    /// The signal: some stage of the workflow must name it.
+    pub signal: SignalName,
+    /// What comes with it: the result of the stages that wait for it.
+    #[serde(default, skip_serializing_if = "Json::is_null")]
+    pub payload: Json,
+    /// Who gives it, for those who read the run's history: at most 200 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+}
+
+/// A signal is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SignalStored {
+    /// The run.
+    pub run: RunId,
+    /// The signal.
+    pub signal: SignalName,
+    /// Whether it was given before this request.
+    #[serde(default)]
+    pub existing: bool,
 }
 
 /// How an agent's task ended. Sent on `baton.agent.AGENT.report` until it is answered; a repeated report counts once.

@@ -129,6 +129,8 @@ impl Facts {
                 let list: RunList = read(answer)?;
                 list.runs.iter().try_for_each(|run| self.shown(run.run, run.status, sent))
             }
+            WorkflowRequest::DecideStage(_) => self.decision_stored(&read(answer)?),
+            WorkflowRequest::SignalRun(request) => self.signal_stored(request, &read(answer)?),
             WorkflowRequest::ValidateWorkflow(_)
             | WorkflowRequest::ListWorkflows(_)
             | WorkflowRequest::GetWorkflow(_) => Ok(()),
@@ -271,7 +273,10 @@ impl Facts {
                     // its run.
                     let run = self.runs.get(&placement.task.run);
                     let paused = run.is_some_and(|run| !run.pauses.is_empty());
-                    let waits = attempt.is_some_and(|a| a.ended.is_none() && a.lease.is_none()) && !paused;
+                    // What people decide on is nobody's task.
+                    let place = run.and_then(|run| run.place(placement.task.stage.as_str()));
+                    let asks = run.zip(place).is_some_and(|(run, place)| run.definition(place).asks());
+                    let waits = attempt.is_some_and(|a| a.ended.is_none() && a.lease.is_none()) && !paused && !asks;
                     // But for one that is to fail for want of money, or that others go before.
                     let pressed = run.is_some_and(|run| self.was_pressed(sent, run.priority));
                     let waits = waits && !self.pools.unpaid.contains_key(&placement.task) && !pressed;
@@ -330,6 +335,12 @@ impl Facts {
             (Code::RunEnded, AnyRequest::Workflow(request)) => {
                 let run = about(request);
                 lie(run.is_none_or(|run| self.runs.get(&run).is_none_or(|run| run.finished.is_none())))
+            }
+            (Code::NotWaiting, AnyRequest::Workflow(WorkflowRequest::DecideStage(request))) => {
+                lie(self.is_asked(request, sent))
+            }
+            (Code::NotWaiting, AnyRequest::Workflow(WorkflowRequest::SignalRun(request))) => {
+                lie(!self.was_given(request))
             }
             (Code::UnknownRun, AnyRequest::Workflow(request)) => {
                 let Some(run) = about(request) else { return lie(true) };
@@ -505,6 +516,8 @@ fn about(request: &WorkflowRequest) -> Option<RunId> {
         WorkflowRequest::PauseRun(request) => Some(request.run),
         WorkflowRequest::ResumeRun(request) => Some(request.run),
         WorkflowRequest::RerunRun(request) => Some(request.run),
+        WorkflowRequest::DecideStage(request) => Some(request.run),
+        WorkflowRequest::SignalRun(request) => Some(request.run),
         _ => None,
     }
 }

@@ -130,6 +130,8 @@ impl Facts {
             WorkflowRecord::StageEnded(record) => self.stage_ended(stamp, record),
             WorkflowRecord::StageSkipped(record) => self.stage_skipped(record),
             WorkflowRecord::StageExpanded(record) => self.stage_expanded(stamp.at, record),
+            WorkflowRecord::StageWaits(record) => self.stage_waits(stamp, record),
+            WorkflowRecord::Signalled(record) => self.signalled(record),
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record),
             WorkflowRecord::RunPaused(record) => self.run_paused(stamp, record),
             WorkflowRecord::RunResumed(record) => self.run_resumed(stamp, record),
@@ -205,6 +207,7 @@ impl Facts {
             stages: definition.stages.iter().map(|_| Stage::default()).collect(),
             owners: Vec::new(),
             fans: std::collections::BTreeMap::new(),
+            signals: std::collections::BTreeMap::new(),
             ending: false,
             pauses: Vec::new(),
             repeats: record.rerun.as_ref().map(|rerun| rerun.of),
@@ -235,6 +238,7 @@ impl Facts {
             return Err(super::broken(ORDER, format!("{task} is no stage of its workflow")));
         };
         let definition = run.definition(place);
+        hold!(!definition.asks(), FLOW, "{task} is ready, and no agent's");
         hold!(definition.for_each.is_some() == task.item.is_some(), FLOW, "{task} is not of an item, or should not be");
         hold!(run.may_begin(place), FLOW, "{task} is ready before what it waits for is over");
         if run.stages[place].attempts.is_empty() && task.item.is_none() {
@@ -327,6 +331,9 @@ impl Facts {
             let right = record.outcome == Outcome::Failed && record.lease.is_none() && record.retry_at.is_none();
             hold!(right, ONCE, "{task} ended, and was not open");
             return self.never_began(task.run, place, record.code.as_deref());
+        }
+        if run.definition(place).asks() {
+            return self.word_given(stamp, place, record);
         }
         let total_due = run.total_due(place);
         let definition = run.definition(place).clone();

@@ -79,7 +79,10 @@ impl Facts {
         let waits = move |attempt: &&Attempt| {
             attempt.ready <= seen && attempt.lease.is_none() && attempt.ended.is_none_or(|at| at > seen)
         };
-        let of_run = move |run: &Run| run.parts().flat_map(|(_, stage, _)| &stage.attempts).filter(waits).count();
+        let of_run = move |run: &Run| {
+            let parts = run.parts().filter(|(_, _, definition)| !definition.asks());
+            parts.flat_map(|(_, stage, _)| &stage.attempts).filter(waits).count()
+        };
         let going_on = self.runs.values().filter(move |run| !run.was_paused(seen));
         going_on.flat_map(move |run| std::iter::repeat_n(run.priority, of_run(run)))
     }

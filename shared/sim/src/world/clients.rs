@@ -4,20 +4,22 @@ use std::collections::BTreeSet;
 
 use baton_machine::Reply;
 use baton_protocol::request::{
-    AcknowledgeAlert, ApproveBudget, AskHandoff, AssignTasks, CancelRun, CancelRuns, DenyBudget, ExplainPlacement,
-    FindAgents, GetLearning, GetPlacement, GetPressure, GetRun, GetSpending, ImportLearning, Lesson, ListAgents,
-    ListAlerts, ListPools, ListRuns, OptimizerRequest, PauseRun, Placement, RegisterWorkflow, RemovePool, RerunRun,
-    ResourceRequest, ResumeRun, RunAccepted, RunFilter, SetPool, SetStrategy, ShareBy, SharePool, StartRun, Subject,
-    WorkflowRequest, Workload,
+    AcknowledgeAlert, ApproveBudget, AskHandoff, AssignTasks, CancelRun, CancelRuns, DecideStage, DenyBudget,
+    ExplainPlacement, FindAgents, GetLearning, GetPlacement, GetPressure, GetRun, GetSpending, ImportLearning, Lesson,
+    ListAgents, ListAlerts, ListPools, ListRuns, OptimizerRequest, PauseRun, Placement, RegisterWorkflow, RemovePool,
+    RerunRun, ResourceRequest, ResumeRun, RunAccepted, RunFilter, SetPool, SetStrategy, ShareBy, SharePool, SignalRun,
+    StartRun, Subject, WorkflowRequest, Workload,
 };
 use baton_protocol::{
-    Amount, AtLimit, Budget, Json, Pool, PoolKind, Requirements, Resources, RunId, Service, WorkflowName,
+    Amount, AtLimit, Budget, Json, Pool, PoolKind, Requirements, Resources, RunId, Service, SignalName, WorkflowName,
 };
+
+use serde_json::json;
 
 use super::{Asker, EPOCH, World};
 use crate::coverage::Branch;
 use crate::request::AnyRequest;
-use crate::workload::{Placed, Wish};
+use crate::workload::{Placed, SIGNALS, Wish};
 
 /// What a client waits to be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +96,26 @@ impl World {
                 let rerun = RerunRun { run, from, limit: None, key: None, new_run };
                 let request = AnyRequest::Workflow(WorkflowRequest::RerunRun(rerun));
                 return self.ask(Asker::Client(Wanted::Start), request, true);
+            }
+            Wish::Word(number, which, approved) => {
+                let Some(run) = known(self, number) else { return };
+                let Some(stage) = self.facts.to_be_decided(run, which) else { return };
+                let by = Some(format!("person-{which}"));
+                let request = DecideStage { run, stage, approved, by, reason: None };
+                self.facts.decision_asked(&request);
+                WorkflowRequest::DecideStage(request)
+            }
+            Wish::Signal(number, which, payload) => {
+                let Some(run) = known(self, number) else { return };
+                let signal = SignalName::new(SIGNALS[which as usize % SIGNALS.len()]).expect("a valid name");
+                let payload = if payload == 0 {
+                    Json::null()
+                } else {
+                    Json::of(&json!({ "lease": payload })).unwrap_or_default()
+                };
+                let request = SignalRun { run, signal, payload, by: None };
+                self.facts.signal_asked(&request);
+                WorkflowRequest::SignalRun(request)
             }
             Wish::Get(number) => {
                 let Some(run) = known(self, number) else { return };
