@@ -93,6 +93,10 @@ pub(crate) fn stages<'a>(stages: impl IntoIterator<Item = &'a StageView>) -> Tab
             let waits: Vec<_> = stage.depends_on.iter().map(ToString::to_string).collect();
             let waits = match stage.skipped {
                 Some(reason) => reason.text().to_owned(),
+                None if stage.cached.is_some() => {
+                    let of = stage.cached.map(|of| of.to_string()).unwrap_or_default();
+                    format!("as in run {of}: {}", stage.result.as_ref().map(|r| json(r, RESULT)).unwrap_or_default())
+                }
                 // Another run has done it.
                 None if stage.status == StageStatus::Succeeded => {
                     format!("kept: {}", stage.result.as_ref().map(|result| json(result, RESULT)).unwrap_or_default())

@@ -109,6 +109,7 @@ fn started(n: u64) -> WorkflowRecord {
         budget: None,
         metadata: Default::default(),
         rerun: None,
+        no_cache: false,
     })
 }
 
@@ -119,6 +120,7 @@ fn ready(task: TaskId, agent_type: &str, priority: i32, cpu: u32) -> WorkflowRec
         requires: Default::default(),
         inputs: vec![],
         input: None,
+        cache: None,
         resources: resources(cpu),
         priority,
     })

@@ -288,6 +288,7 @@ fn started(n: u64) -> WorkflowRecord {
         budget: None,
         metadata: Default::default(),
         rerun: None,
+        no_cache: false,
     })
 }
 
@@ -298,6 +299,7 @@ fn ready(task: TaskId, resources: &str) -> WorkflowRecord {
         requires: Default::default(),
         inputs: if writing { vec![StageName::new("research").unwrap()] } else { vec![] },
         input: None,
+        cache: None,
         resources: serde_json::from_str::<Resources>(resources).unwrap(),
         priority: 0,
         task,
@@ -925,6 +927,7 @@ impl Checker {
             | WorkflowRecord::StageExpanded(_)
             | WorkflowRecord::RunsForgotten(_)
             | WorkflowRecord::StageWaits(_)
+            | WorkflowRecord::StageCached(_)
             | WorkflowRecord::Signalled(_) => {}
         }
     }

@@ -64,6 +64,7 @@ pub(crate) fn rerun(
         budget: budget(other, request.limit)?,
         metadata: other.metadata.clone(),
         rerun: Some(Box::new(Rerun { of: request.run, from: request.from.clone(), kept })),
+        no_cache: other.no_cache,
     };
     start::admit(turn, record.priority)?;
     let run = request.new_run.unwrap_or_else(|| start::unused(turn));

@@ -9,7 +9,7 @@ use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::definition::{OnFailure, StageDefinition};
 use baton_protocol::handoff::HandedOver;
 use baton_protocol::record::{
-    KeptStage, Outcome, Rerun, RunFinished, RunStarted, Signalled, SkipReason, StageEnded, Stamp,
+    KeptStage, Outcome, Rerun, RunFinished, RunStarted, Signalled, SkipReason, StageCached, StageEnded, Stamp,
 };
 use baton_protocol::request::{Strategy, Usage};
 use baton_protocol::run::{Metadata, RerunView, RunStatus, StageStatus};
@@ -91,6 +91,9 @@ pub(crate) struct Run {
     /// The run that it repeats a part of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rerun: Option<Box<RerunView>>,
+    /// Its stages are done, whatever was done before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) no_cache: bool,
 }
 
 /// A stage with a task for each item.
@@ -126,6 +129,12 @@ pub(crate) struct Stage {
     /// Never `null`: that reads back as none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) result: Option<Json>,
+    /// Under what the result of the attempt under way is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cache: Option<Box<str>>,
+    /// The run in which it was done, if its result was used again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cached: Option<RunId>,
     pub(crate) attempts: Box<[Attempt]>,
 }
 
@@ -214,6 +223,8 @@ impl Run {
             skipped: None,
             due: None,
             result: None,
+            cache: None,
+            cached: None,
             attempts: Box::default(),
         });
         let mut run = Self {
@@ -251,6 +262,8 @@ impl Run {
             metadata: record.metadata.clone(),
             paused: None,
             rerun: None,
+            // Who repeats a run wants other results.
+            no_cache: record.no_cache || record.rerun.is_some(),
         };
         for place in 0..run.stages.len() {
             run.release(place, version);
@@ -490,6 +503,19 @@ impl Run {
         true
     }
 
+    /// A stage has the result that was given before.
+    pub(crate) fn stage_cached(&mut self, place: usize, record: &StageCached, version: &Version) {
+        let stage = &mut self.stages[place];
+        if stage.status != StageStatus::Pending || stage.waits_for > 0 {
+            return;
+        }
+        stage.status = StageStatus::Succeeded;
+        stage.result = Some(record.result.clone());
+        stage.cached = Some(record.of);
+        self.begun(place, version);
+        self.over(place, version);
+    }
+
     /// It is known which items a stage has a task each for. Whether that was so.
     pub(crate) fn stage_expanded(&mut self, at: Millis, place: usize, items: Vec<Json>, version: &Version) -> bool {
         let stage = &mut self.stages[place];
@@ -508,6 +534,8 @@ impl Run {
                 skipped: None,
                 due: None,
                 result: None,
+                cache: None,
+                cached: None,
                 attempts: Box::default(),
             });
         }

@@ -54,10 +54,23 @@ pub(crate) fn start(
     };
     let trace = request.trace.or(context.trace);
     let due = request.due_ms.map(|due_ms| turn.now().saturating_add(due_ms));
-    let StartRun { workflow, priority, key, strategy, metadata, .. } = request;
+    let StartRun { workflow, priority, key, strategy, metadata, no_cache, .. } = request;
     let rerun = None;
-    let record =
-        RunStarted { run, workflow, version, input, priority, key, trace, strategy, due, budget, metadata, rerun };
+    let record = RunStarted {
+        run,
+        workflow,
+        version,
+        input,
+        priority,
+        key,
+        trace,
+        strategy,
+        due,
+        budget,
+        metadata,
+        rerun,
+        no_cache,
+    };
     turn.emit(WorkflowRecord::RunStarted(record));
     telemetry::run_started(turn, run);
     advance::advance(turn, run);

@@ -3,6 +3,7 @@
 
 mod each;
 mod flow;
+mod cache;
 mod harness;
 mod large;
 mod operations;
@@ -499,6 +500,7 @@ fn run_started(run: RunId, workflow: &str) -> WorkflowRecord {
         budget: None,
         metadata: Default::default(),
         rerun: None,
+        no_cache: false,
     })
 }
 
@@ -1611,6 +1613,7 @@ fn records_of_its_own_that_fit_nothing_do_nothing() {
             WorkflowRecord::StageExpanded(record) => record.run = RunId::derive(START, 99),
             WorkflowRecord::StageWaits(record) => record.run = RunId::derive(START, 99),
             WorkflowRecord::Signalled(record) => record.run = RunId::derive(START, 99),
+            WorkflowRecord::StageCached(record) => record.run = RunId::derive(START, 99),
             WorkflowRecord::RunFinished(record) => record.run = RunId::derive(START, 99),
             WorkflowRecord::RunPaused(record) => record.run = RunId::derive(START, 99),
             WorkflowRecord::RunResumed(record) => record.run = RunId::derive(START, 99),

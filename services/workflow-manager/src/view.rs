@@ -186,6 +186,7 @@ fn view(run: &Run, version: &Version) -> RunView {
         result: stage.result.clone(),
         attempts: (1..).zip(&stage.attempts).map(attempt).collect(),
         items: items(place),
+        cached: stage.cached,
         waits: word::waits(stage, definition),
     });
     RunView {

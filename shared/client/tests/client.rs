@@ -283,6 +283,7 @@ impl Writer {
                 metadata: Default::default(),
                 paused: None,
                 rerun: None,
+                no_cache: false,
                 stages: vec![],
             };
             while let Some(request) = requests.next().await {
@@ -306,6 +307,7 @@ fn started(run: RunId) -> WorkflowRecord {
         budget: None,
         metadata: Default::default(),
         rerun: None,
+        no_cache: false,
     })
 }
 
@@ -316,6 +318,7 @@ fn ready(run: RunId, stage: &str) -> WorkflowRecord {
         requires: Default::default(),
         inputs: vec![],
         input: None,
+        cache: None,
         resources: Resources::new(),
         priority: 0,
     })

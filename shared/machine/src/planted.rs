@@ -74,6 +74,10 @@ pub enum Bug {
     SignalForgotten,
     /// What people reject counts as approved.
     RejectionApproves,
+    /// A result is used again however old it is.
+    CacheOutlived,
+    /// A result is used again whatever it was given for.
+    CacheConfused,
     /// A lease is granted whether the agent has a free slot or not.
     SlotsNotCounted,
     /// A lease is granted whether the agent has the resources or not.
@@ -166,7 +170,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 78] = [
+    pub const ALL: [Self; 80] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -201,6 +205,8 @@ impl Bug {
         Self::LeasedInPause,
         Self::SignalForgotten,
         Self::RejectionApproves,
+        Self::CacheOutlived,
+        Self::CacheConfused,
         Self::SlotsNotCounted,
         Self::ResourcesNotCounted,
         Self::LeasedTwice,

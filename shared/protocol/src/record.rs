@@ -148,6 +148,8 @@ pub enum WorkflowRecord {
     StageWaits(StageWaits),
     /// A run was told something.
     Signalled(Signalled),
+    /// A stage need not run: its result is one that was given before.
+    StageCached(StageCached),
     /// A run is over.
     RunFinished(RunFinished),
     /// A run begins nothing new until it is resumed.
@@ -202,6 +204,9 @@ pub struct RunStarted {
     /// The run that it repeats a part of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rerun: Option<Box<Rerun>>,
+    /// Its stages are done, whatever was done before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_cache: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
@@ -232,6 +237,9 @@ pub struct StageReady {
     /// Larger goes first.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub priority: i32,
+    /// Under what its result is kept, to be used again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<String>,
 }
 
 /// See [`WorkflowRecord::StageEnded`].
@@ -320,6 +328,19 @@ pub struct Signalled {
     /// Who gave it, as far as that was said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
+}
+
+/// See [`WorkflowRecord::StageCached`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct StageCached {
+    /// The run.
+    pub run: RunId,
+    /// The stage.
+    pub stage: StageName,
+    /// The run in which it was done.
+    pub of: RunId,
+    /// What came of it there.
+    pub result: Json,
 }
 
 /// Why a stage does not run.
@@ -691,6 +712,7 @@ impl Record for WorkflowRecord {
             Self::StageExpanded(_) => "stage_expanded",
             Self::StageWaits(_) => "stage_waits",
             Self::Signalled(_) => "signalled",
+            Self::StageCached(_) => "stage_cached",
             Self::RunFinished(_) => "run_finished",
             Self::RunPaused(_) => "run_paused",
             Self::RunResumed(_) => "run_resumed",
@@ -708,6 +730,7 @@ impl Record for WorkflowRecord {
             Self::StageExpanded(r) => Topic::Run(&r.run),
             Self::StageWaits(r) => Topic::Run(&r.run),
             Self::Signalled(r) => Topic::Run(&r.run),
+            Self::StageCached(r) => Topic::Run(&r.run),
             Self::RunFinished(r) => Topic::Run(&r.run),
             Self::RunPaused(r) => Topic::Run(&r.run),
             Self::RunResumed(r) => Topic::Run(&r.run),
@@ -986,6 +1009,7 @@ mod tests {
                 budget: None,
                 metadata: Default::default(),
                 rerun: None,
+                no_cache: false,
             }),
             WorkflowRecord::StageReady(StageReady {
                 task,
@@ -993,6 +1017,7 @@ mod tests {
                 requires: Requirements::none(),
                 inputs: vec![],
                 input: None,
+                cache: None,
                 resources: Resources::new(),
                 priority: 0,
             }),

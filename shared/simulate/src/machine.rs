@@ -181,6 +181,7 @@ impl Policy for Machine {
             budget: None,
             metadata: Default::default(),
             rerun: None,
+            no_cache: false,
         }));
     }
 
@@ -197,6 +198,7 @@ impl Policy for Machine {
                 requires: Requirements::none(),
                 inputs: parents.map(|&parent| self.view.stages[parent].clone()).collect(),
                 input: None,
+                cache: None,
                 resources: Resources::new(),
                 priority: priority(it),
             }));

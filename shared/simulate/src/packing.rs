@@ -541,6 +541,7 @@ impl Baton {
                 budget: None,
                 metadata: Default::default(),
                 rerun: None,
+                no_cache: false,
             }));
             records.extend(chunk.iter().enumerate().map(|(stage, request)| {
                 WorkflowRecord::StageReady(StageReady {
@@ -549,6 +550,7 @@ impl Baton {
                     requires: Requirements::none(),
                     inputs: Vec::new(),
                     input: None,
+                    cache: None,
                     resources: need(*request),
                     priority: 0,
                 })

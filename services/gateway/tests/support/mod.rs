@@ -533,6 +533,7 @@ fn view(run: RunId, status: RunStatus, first_seq: u64) -> RunView {
         metadata: BTreeMap::new(),
         paused: None,
         rerun: None,
+        no_cache: false,
         stages: vec![],
     }
 }
@@ -552,6 +553,7 @@ pub(crate) fn started(run: RunId) -> WorkflowRecord {
         budget: None,
         metadata: Default::default(),
         rerun: None,
+        no_cache: false,
     })
 }
 
@@ -562,6 +564,7 @@ pub(crate) fn ready(run: RunId, stage: &str) -> WorkflowRecord {
         requires: Default::default(),
         inputs: vec![],
         input: None,
+        cache: None,
         resources: Resources::new(),
         priority: 0,
     })

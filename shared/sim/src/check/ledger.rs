@@ -132,6 +132,7 @@ impl Facts {
             WorkflowRecord::StageExpanded(record) => self.stage_expanded(stamp.at, record),
             WorkflowRecord::StageWaits(record) => self.stage_waits(stamp, record),
             WorkflowRecord::Signalled(record) => self.signalled(record),
+            WorkflowRecord::StageCached(record) => self.stage_cached(stamp, record),
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record),
             WorkflowRecord::RunPaused(record) => self.run_paused(stamp, record),
             WorkflowRecord::RunResumed(record) => self.run_resumed(stamp, record),
@@ -208,6 +209,7 @@ impl Facts {
             owners: Vec::new(),
             fans: std::collections::BTreeMap::new(),
             signals: std::collections::BTreeMap::new(),
+            uses_cache: !record.no_cache && record.rerun.is_none(),
             ending: false,
             pauses: Vec::new(),
             repeats: record.rerun.as_ref().map(|rerun| rerun.of),
@@ -237,6 +239,8 @@ impl Facts {
         let Some(place) = run.place_of(task) else {
             return Err(super::broken(ORDER, format!("{task} is no stage of its workflow")));
         };
+        self.not_done_before(stamp, place, record)?;
+        let Some(run) = self.runs.get_mut(&task.run) else { return Ok(()) };
         let definition = run.definition(place);
         hold!(!definition.asks(), FLOW, "{task} is ready, and no agent's");
         hold!(definition.for_each.is_some() == task.item.is_some(), FLOW, "{task} is not of an item, or should not be");
@@ -473,6 +477,7 @@ impl Facts {
                 }
             }
         }
+        self.may_be_used_again(stamp, place, record);
         self.breakers_ended(record, &capability, held_as);
         self.pools_paid(record);
         if let Some(lease) = held {

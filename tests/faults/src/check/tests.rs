@@ -81,6 +81,7 @@ impl Writing {
             budget: None,
             metadata: Default::default(),
             rerun: None,
+            no_cache: false,
         })])
     }
 
@@ -91,6 +92,7 @@ impl Writing {
             requires: Default::default(),
             inputs: vec![],
             input: None,
+            cache: None,
             resources: Resources::from([(ResourceName::new("cpu").unwrap(), Amount::from(1))]),
             priority: 0,
         })])
