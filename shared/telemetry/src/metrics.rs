@@ -23,6 +23,13 @@ const SECONDS: &[f64] =
 
 const RECORDS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0];
 
+/// A machine's turn takes from some microseconds to some milliseconds.
+const TURNS: &[f64] = &[
+    0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 1.0,
+];
+
+const PARTS: &[f64] = &[0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
+
 /// What a metric is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Definition {
@@ -105,7 +112,17 @@ pub const DEFINITIONS: &[Definition] = &[
     counter("baton_documents_dropped_total", "Finished runs that were not kept as documents.", &[]),
     counter("baton_requests_set_aside_total", "Requests that could not be read.", &[]),
     counter("baton_spans_dropped_total", "Spans that did not reach the collector.", &[]),
+    histogram("baton_turn_seconds", "Time that a leader's rules took for one input.", &["input"], TURNS),
+    seconds("baton_ask_seconds", "Time from a question to another service to its answer.", &["endpoint"]),
+    // The optimizer's.
     gauge("baton_run_queue", "Tasks that wait for an agent.", &[]),
+    gauge("baton_load_balance_ratio", "How evenly agents are loaded: Jain's index, 1 if all are loaded alike.", &[]),
+    histogram(
+        "baton_placement_regret_ratio",
+        "Part of its time that a task would have saved with the best agent that had room, in hindsight.",
+        &[],
+        PARTS,
+    ),
     // The post office's.
     counter("baton_post_asked_total", "Questions of agents to the post office, by what they ask.", &["ask"]),
     counter(
