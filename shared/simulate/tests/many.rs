@@ -74,6 +74,7 @@ fn o13_streams_are_those_of_the_model() {
             runs: 12,
             arrivals: vec![arrivals],
             drift,
+            deadlines_first: false,
         };
         let it = stream::run(&plan, |_| {}).unwrap().remove(0);
         let found =
@@ -146,6 +147,7 @@ fn o13_every_strategy_works_off_a_stream_on_agents_that_change() {
         runs: 8,
         arrivals: vec![Arrivals::Load(0.8), Arrivals::Backlog],
         drift: true,
+        deadlines_first: false,
     };
     let measured = stream::run(&plan, |_| {}).unwrap();
     assert_eq!(measured, stream::run(&plan, |_| {}).unwrap(), "the same digits again");
