@@ -89,8 +89,12 @@ pub(crate) async fn run(
                 }
             }
             Service::Optimizer => {
-                let ageing_ms = settings.placement.ageing_ms;
-                let config = baton_optimizer::Config { ageing_ms, ..baton_optimizer::Config::default() };
+                let (ageing_ms, deadlines_first) = (settings.placement.ageing_ms, settings.placement.deadlines_first);
+                let learning_rate = settings.placement.learning_rate_millionths();
+                let ask_timeout_ms = baton_optimizer::Config::default().ask_timeout_ms;
+                let tenants = settings.placement.tenants.clone();
+                let config =
+                    baton_optimizer::Config { ageing_ms, ask_timeout_ms, deadlines_first, learning_rate, tenants };
                 let run = baton_shell::run::<baton_optimizer::Optimizer>;
                 run(instance, connect, settings, config, telemetry, feed, shutdown).await.map_err(anyhow::Error::from)
             }

@@ -42,7 +42,7 @@ fn show(out: Output, view: &PlacementView) -> anyhow::Result<()> {
     let took = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| span(ms.round() as u64));
     out.line(&format!(
         "tasks     {} ended, {} of them well; {} in the last hour; {} at work\ntook      {} on average, after waiting {}\nagents    \
-         {} of their slots in use; balance {}",
+         {} of their slots in use; balance {}; regret {}",
         figures.total_coordinations,
         part(figures.success_rate),
         figures.throughput_per_hour,
@@ -51,6 +51,7 @@ fn show(out: Output, view: &PlacementView) -> anyhow::Result<()> {
         took(figures.average_wait_ms),
         part(figures.resource_efficiency),
         part(figures.balance),
+        part(figures.regret),
     ))?;
     let mut queue = Table::new(["task", "for", ">priority", "waits since", ">expected"]);
     for task in &view.queue {
@@ -60,6 +61,16 @@ fn show(out: Output, view: &PlacementView) -> anyhow::Result<()> {
             task.priority.to_string().into(),
             ago(task.since, now()).into(),
             task.estimate_ms.map(span).unwrap_or_default().into(),
+        ]);
+    }
+    let mut tenants = Table::new(["tenant", ">weight", ">waiting", ">at work"]);
+    // Who is alone shares with nobody.
+    for tenant in view.tenants.iter().filter(|_| view.tenants.len() > 1) {
+        tenants.row([
+            tenant.tenant.clone().unwrap_or_else(|| "(none)".to_owned()).into(),
+            tenant.weight.to_string().into(),
+            tenant.queued.to_string().into(),
+            tenant.active.to_string().into(),
         ]);
     }
     let mut agents = Table::new(["agent", ">score", ">succeeded", ">failed"]);
@@ -80,7 +91,7 @@ fn show(out: Output, view: &PlacementView) -> anyhow::Result<()> {
             stage.samples.to_string().into(),
         ]);
     }
-    for table in [queue, agents, stages].iter().filter(|table| !table.is_empty()) {
+    for table in [queue, tenants, agents, stages].iter().filter(|table| !table.is_empty()) {
         out.line("")?;
         out.table(table)?;
     }

@@ -12,9 +12,9 @@ use baton_protocol::definition::Definition;
 use baton_protocol::pressure::PressureView;
 use baton_protocol::request::{
     Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, AlertList, CancelRuns, CapacityPlan, Done,
-    GetLearning, Granted, HandoffAsked, ImportLearning, LearningPage, LeaseList, PlacementExplained, PlacementView,
-    PlanCapacity, PoolList, RegisterWorkflow, RunAccepted, RunList, RunsCancelled, SetStrategy, ShareBy, Spending,
-    SpentBy, StartRun, WorkflowList, WorkflowView,
+    Forecast, GetLearning, Granted, HandoffAsked, ImportLearning, LearningPage, LeaseList, PlacementExplained,
+    PlacementView, PlanCapacity, PoolList, RegisterWorkflow, RunAccepted, RunList, RunsCancelled, SetStrategy, ShareBy,
+    Spending, SpentBy, StartRun, WorkflowList, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView, StageStatus};
 use baton_protocol::why::Why;
@@ -742,6 +742,17 @@ pub(crate) const ROUTES: &[Route] = &[
         body: json(&[("application/json", of::<Advise>)]),
         answers: &[answer(200, "The advice.", of::<Advice>)],
         handler: |method| on(method, placement::advice),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/placement/forecast",
+        id: "forecastQueue",
+        tag: "placement",
+        about: "Says when what waits will be done, which runs will be late, and what would help.",
+        parameters: &[],
+        body: None,
+        answers: &[answer(200, "What is to be expected.", of::<Forecast>)],
+        handler: |method| on(method, placement::forecast),
     },
     Route {
         method: Method::Post,

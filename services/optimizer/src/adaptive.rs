@@ -19,7 +19,7 @@
 //! would rather have the same agent. So a slow agent stays idle where waiting for a fast one ends sooner, and where there
 //! is much to do it does not.
 //!
-//! Runs go by priority, age and what is left of them: see [`Planner::key`]. Within a run, of tasks with like rank those go first
+//! [Tenants](crate::tenants) take turns; the runs of one go by priority, age and what is left of them: see [`Planner::key`]. Within a run, of tasks with like rank those go first
 //! that soonest give work to the type of agent that is the [bottleneck](bottleneck).
 //!
 //! All of this is known to the leader alone, and follows from the state: a new leader makes it anew.
@@ -39,6 +39,7 @@ use self::jobs::{Job, Line, Walk};
 use crate::graph::Graph;
 use crate::placement::{Chosen, Room, Weighed};
 use crate::queue::{Queued, Shape};
+use crate::tenants::{Seat, Tenants};
 use crate::{Config, Optimizer};
 
 /// How many tasks a walk may leave waiting, at the least, and how many agents it looks at for all of them together, at the
@@ -100,7 +101,7 @@ impl Planner {
 
     /// Where the first run stands in the queue: its priority, with what it gained by waiting.
     pub(crate) fn level(&self, (config, now): (&Config, Millis)) -> Option<i128> {
-        let first = self.lines.iter().filter_map(|line| line.runs.first()).min()?;
+        let first = self.lines.iter().flat_map(|line| line.runs.values()).filter_map(BTreeSet::first).min()?;
         Some(self.jobs.get(&first.1)?.level(config, now))
     }
 
@@ -129,7 +130,7 @@ impl Planner {
         &mut self,
         state: &Optimizer,
         task: &TaskId,
-        queued: &Queued,
+        (queued, tenant): (&Queued, Seat),
         (config, now): (&Config, Millis),
     ) -> bool {
         let Some(run) = state.runs.get(task.run) else { return false };
@@ -138,7 +139,7 @@ impl Planner {
         let class = self.class(&queued.shape);
         if !self.jobs.contains_key(&task.run) {
             self.cost += cost(graph);
-            let mut job = Job::new(graph, run, queued.priority);
+            let mut job = Job::new(graph, run, queued.priority, tenant);
             job.rank(state, run, &mut self.agents);
             job.key = job.key(config, now);
             self.jobs.insert(task.run, job);
@@ -148,7 +149,7 @@ impl Planner {
         {
             self.waiting += 1;
             self.lines[class].waiting += 1;
-            self.lines[class].runs.insert((job.key, task.run));
+            self.lines[class].add(job, task.run);
         }
         true
     }
@@ -161,7 +162,7 @@ impl Planner {
             self.waiting -= 1;
             self.lines[class].waiting -= 1;
             if is_last {
-                self.lines[class].runs.remove(&(job.key, task.run));
+                self.lines[class].remove(job, task.run);
             }
         }
     }
@@ -204,7 +205,7 @@ impl Planner {
         for (class, entries) in &job.ready {
             self.waiting -= entries.len();
             self.lines[*class].waiting -= entries.len();
-            self.lines[*class].runs.remove(&(job.key, run));
+            self.lines[*class].remove(&job, run);
         }
     }
 
@@ -236,6 +237,7 @@ impl Planner {
             work: job.work_now(state, task.run, place),
             retries: RETRY_COST * f64::from(task.attempt.saturating_sub(1)),
             failed_under: None,
+            near: None,
             not: None,
             now: now as f64,
         };
@@ -247,7 +249,7 @@ impl Planner {
     pub(crate) fn plan<'a>(
         &mut self,
         state: &Optimizer,
-        room: &mut Room,
+        (room, tenants): (&mut Room, &mut Tenants),
         (config, now): (&Config, Millis),
         barred: impl Fn(&TaskId) -> Option<&'a BTreeSet<AgentId>>,
         is_shut: impl Fn(&Shape) -> bool,
@@ -258,21 +260,23 @@ impl Planner {
         }
         self.agents.settle(state, room, &mut self.classes, now);
         let mut window = self.window();
-        let mut walk = Walk::new(&self.jobs, &self.lines);
+        let mut walk = Walk::new(&self.jobs, &self.lines, state, (config, now));
         for (class, _) in self.classes.iter().enumerate().filter(|(_, of)| is_shut(&of.shape)) {
             walk.close(class);
         }
         let mut plan = Vec::new();
         let mut promised = Vec::new();
         let mut waits = f64::INFINITY;
-        while let Some((class, run, job, entry)) = walk.next(&self.classes) {
+        while let Some((class, run, job, entry)) = walk.next(&self.classes, tenants) {
             let work = job.work_now(state, run, entry.place);
             let stage = job.graph.stages[entry.place as usize].name.clone();
             let task = TaskId { run, stage, item: entry.item, attempt: entry.attempt };
+            let queued = state.queue.get(&task);
             let look = Look {
                 work,
                 retries: RETRY_COST * f64::from(entry.attempt.saturating_sub(1)),
                 failed_under: if entry.attempt > 1 { state.runs.failed_under(&task) } else { None },
+                near: queued.and_then(|queued| queued.near.as_ref()),
                 not: barred(&task),
                 now: now as f64,
             };
@@ -290,6 +294,7 @@ impl Planner {
             };
             if !of.has_room(best.row) {
                 window = window.saturating_sub(1);
+                walk.promised(job);
                 if let Some(row) = self.agents.kept_for(of, class, state, &task, (config, now)) {
                     promised.push(self.agents.keep(row));
                     continue;
@@ -301,13 +306,16 @@ impl Planner {
                 continue;
             }
             let weighed = Weighed::Finish(self.agents.weigh(of, &look));
+            let had_room = self.agents.who_has_room(of, room);
             let (agent, shape) = (self.agents.id(best.row).clone(), Arc::clone(&of.shape));
             room.set_aside(state, &agent, &shape);
             self.agents.probed(state, best.row, now);
             self.agents.began(&task, &agent, now);
             self.agents.settle_one(state, room, &mut self.classes, best.row, now);
-            let since = state.queue.get(&task).map_or(now, |queued| queued.since);
-            plan.push(Chosen { task, agent, shape, since, strategy: Strategy::Adaptive, weighed });
+            tenants.served(job.tenant, now);
+            let since = queued.map_or(now, |queued| queued.since);
+            let strategy = Strategy::Adaptive;
+            plan.push(Chosen { task, agent, shape, since, strategy, weighed, had_room });
         }
         for (row, available) in promised.into_iter().rev() {
             self.agents.unpromise(row, available);
@@ -331,9 +339,10 @@ fn cost(graph: &Graph) -> usize {
 /// Moves a run to where it stands now.
 fn rekey(lines: &mut [Line], job: &mut Job, run: RunId, config: &Config, now: Millis) {
     let key = job.key(config, now);
-    let before = std::mem::replace(&mut job.key, key);
-    for class in job.ready.keys().filter(|_| before != job.key) {
-        lines[*class].runs.remove(&(before, run));
-        lines[*class].runs.insert((job.key, run));
+    if key == job.key {
+        return;
     }
+    job.ready.keys().for_each(|class| lines[*class].remove(job, run));
+    job.key = key;
+    job.ready.keys().for_each(|class| lines[*class].add(job, run));
 }

@@ -10,7 +10,7 @@ use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Effect, Reply, Turn};
 use baton_protocol::breaker::{BreakerClosed, BreakerHalfOpened, BreakerOpened};
 use baton_protocol::handoff::HandedOver;
-use baton_protocol::record::{AgentLeft, AgentRegistered, AnyCommit, ResourceRecord, WorkflowRecord};
+use baton_protocol::record::{AgentLeft, AgentRegistered, AnyCommit, Outcome, ResourceRecord, WorkflowRecord};
 use baton_protocol::request::{
     AssignAnswer, AssignTasks, Candidate, ExplainPlacement, Placement, PlacementExplained, Refusal, Strategy,
 };
@@ -19,14 +19,18 @@ use baton_protocol::{AgentId, Code, Json, Millis, Rejection, RunId, Service, Sta
 
 use crate::adaptive::Planner;
 use crate::fleet::Rank;
+use crate::math::exp;
 use crate::placement::{Chosen, Finish, Room, Standing, Weighed};
 use crate::queue::{Head, Lines, Queued, Shape};
+use crate::tenants::{Seat, Tenants};
 use crate::{Config, Optimizer};
 
 /// The most placements in one question: about 200 KiB.
 const MAX_PLACEMENTS: usize = 1000;
 /// Of how many placements it is kept how they were weighed.
 const MAX_EXPLAINED: usize = 4096;
+/// Of how many tasks it is kept in mind who had room, at the most.
+const MAX_IN_MIND: usize = 4096;
 /// How long a task is kept from an agent that refused it.
 const AVOID_MS: Millis = 200;
 /// How long nothing is asked after a question that was refused or not answered.
@@ -41,6 +45,8 @@ const MAX_GONE: usize = 1000;
 pub struct Soft {
     /// What waits and may be asked for: not what is asked for already, nor what was refused as not ready lately.
     lines: Lines,
+    /// How far each tenant has come.
+    tenants: Tenants,
     /// The agents, with what is asked for set aside: nothing is promised twice.
     room: Room,
     /// What is known besides while tasks are placed by what was learned.
@@ -67,8 +73,12 @@ pub struct Soft {
     held_until: Option<Millis>,
     /// Nothing is asked before this time.
     paused_until: Option<Millis>,
-    /// The length of the queue that was last shown.
-    shown: Option<usize>,
+    /// The length of the queue and the balance that were last shown.
+    shown: Option<(usize, f64)>,
+    /// Tasks of which it is kept in mind who had room when they were placed.
+    in_mind: BTreeMap<TaskId, InMind>,
+    /// How many of these have ended, and the sum of the regrets.
+    regrets: (u64, f64),
     /// How the last tasks were weighed that were placed in this term, the latest last.
     placed: VecDeque<(TaskId, Asked)>,
 }
@@ -80,11 +90,37 @@ struct Asked {
     shape: Arc<Shape>,
     strategy: Strategy,
     weighed: Weighed,
+    had_room: Vec<AgentId>,
     tag: u64,
     /// What its pools looked like when it was asked for.
     watch: u64,
     since: Millis,
     at: Millis,
+}
+
+/// A task that was placed, to be judged when it ends.
+#[derive(Debug)]
+struct InMind {
+    agent: AgentId,
+    /// Who had room, the agent included.
+    had_room: Vec<AgentId>,
+}
+
+impl InMind {
+    /// Which part of its time the task would have saved with the best of those who had room, as is known now.
+    fn regret(&self, state: &Optimizer, outcome: Outcome) -> Option<f64> {
+        match outcome {
+            Outcome::Succeeded => {
+                let speed =
+                    |agent: &AgentId| state.learning.performance(agent).map_or(0.0, |known| known.speed.log.mean);
+                let best = self.had_room.iter().map(speed).fold(f64::NEG_INFINITY, f64::max);
+                Some(1.0 - exp((speed(&self.agent) - best).min(0.0)))
+            }
+            Outcome::Failed | Outcome::Lost | Outcome::TimedOut => Some(f64::from(u8::from(self.had_room.len() > 1))),
+            // It says nothing of the agent.
+            Outcome::Cancelled => None,
+        }
+    }
 }
 
 /// A shape that is not asked for now.
@@ -126,6 +162,41 @@ impl Soft {
         question.into_iter().chain(avoided).chain(shut).chain(held).chain(self.paused_until).chain(planned).min()
     }
 
+    /// The regret of the tasks that were kept in mind and have ended, on average.
+    pub(crate) fn regret(&self) -> Option<f64> {
+        let (tasks, sum) = self.regrets;
+        (tasks > 0).then(|| sum / tasks as f64)
+    }
+
+    /// Judges a placement in hindsight, if its task has ended and was kept in mind.
+    fn judge(&mut self, state: &Optimizer, record: &WorkflowRecord) -> Option<f64> {
+        match record {
+            WorkflowRecord::StageEnded(record) => {
+                let placed = self.in_mind.remove(&record.task)?;
+                // What was handed over is not what was placed.
+                let is_its = record.agent.as_ref() == Some(&placed.agent);
+                let regret = placed.regret(state, record.outcome).filter(|_| is_its)?;
+                self.regrets = (self.regrets.0 + 1, self.regrets.1 + regret);
+                Some(regret)
+            }
+            WorkflowRecord::RunFinished(record) => {
+                let of_run =
+                    self.in_mind.range(first_task(record.run)..).take_while(|(task, _)| task.run == record.run);
+                let tasks: Vec<_> = of_run.map(|(task, _)| task.clone()).collect();
+                tasks.iter().for_each(|task| drop(self.in_mind.remove(task)));
+                None
+            }
+            WorkflowRecord::WorkflowRegistered(_)
+            | WorkflowRecord::RunStarted(_)
+            | WorkflowRecord::StageExpanded(_)
+            | WorkflowRecord::StageReady(_)
+            | WorkflowRecord::StageSkipped(_)
+            | WorkflowRecord::RunPaused(_)
+            | WorkflowRecord::RunResumed(_)
+            | WorkflowRecord::RunsForgotten(_) => None,
+        }
+    }
+
     /// Notes how much pressure there is.
     fn press(&mut self, state: &Optimizer) {
         self.low_below = state.pressure.as_ref().map(|pressure| pressure.below);
@@ -136,6 +207,7 @@ impl Soft {
     fn line_up_all(&mut self, state: &Optimizer, clock: Clock<'_>) {
         self.lines = Lines::default();
         self.planner = None;
+        self.tenants.forget();
         for (task, _) in state.queue.iter() {
             self.line_up(state, task, clock);
         }
@@ -150,9 +222,16 @@ impl Soft {
         }
         // What may have to wait stands in line, where it can be passed over.
         let looks_ahead = state.strategy_of(task.run) == Strategy::Adaptive && !state.is_low(queued.priority);
-        if !looks_ahead || !self.planner(state).add(state, task, queued, clock) {
-            self.lines.add(task, queued);
+        let tenant = self.tenant(state, task.run, clock);
+        if !looks_ahead || !self.planner(state).add(state, task, (queued, tenant), clock) {
+            self.lines.add(task, queued, tenant);
         }
+    }
+
+    /// The tenant of a run.
+    fn tenant(&mut self, state: &Optimizer, run: RunId, (config, _): Clock<'_>) -> Seat {
+        let tenant = state.runs.get(run).and_then(|run| run.tenant.as_ref());
+        self.tenants.seat(tenant, &config.tenants)
     }
 
     /// The planner: from when the first task is placed by what was learned.
@@ -191,12 +270,20 @@ impl Soft {
         Some(asked)
     }
 
+    /// A task is not leased as was asked for: its tenant has not come further.
+    fn refused(&mut self, state: &Optimizer, task: &TaskId, clock: Clock<'_>) -> Option<Asked> {
+        let asked = self.release(state, task)?;
+        let tenant = self.tenant(state, task.run, clock);
+        self.tenants.refused(tenant);
+        Some(asked)
+    }
+
     /// Nothing is set aside for a question any more.
     fn give_up(&mut self, state: &Optimizer, tag: u64, clock: Clock<'_>) {
         let of_question = self.asked.iter().filter(|(_, asked)| asked.tag == tag);
         let tasks: Vec<_> = of_question.map(|(task, _)| task.clone()).collect();
         for task in tasks {
-            self.release(state, &task);
+            self.refused(state, &task, clock);
             self.line_up(state, &task, clock);
         }
         self.questions.remove(&tag);
@@ -235,10 +322,10 @@ impl Soft {
         if lines_first {
             plan = self.choose_in_line(state, clock);
         }
-        let Self { planner, room, avoided, shut, .. } = self;
+        let Self { planner, room, avoided, shut, tenants, .. } = self;
         if let Some(planner) = planner {
             let barred = |task: &TaskId| avoided.get(task).map(|avoided| &avoided.agents);
-            plan.extend(planner.plan(state, room, clock, barred, |shape| shut.contains_key(shape)));
+            plan.extend(planner.plan(state, (room, tenants), clock, barred, |shape| shut.contains_key(shape)));
         }
         if !lines_first {
             plan.extend(self.choose_in_line(state, clock));
@@ -248,16 +335,16 @@ impl Soft {
 
     /// Chooses agents for tasks that are placed without looking ahead.
     fn choose_in_line(&mut self, state: &Optimizer, (config, now): Clock<'_>) -> Vec<Chosen> {
-        let Self { lines, room, avoided, shut, .. } = self;
+        let Self { lines, tenants, room, avoided, shut, .. } = self;
         let (held_back, held_until) = (state.held_back(), Cell::new(None));
         let standing = |head: &Head| {
             if !shut.is_empty() && shut.contains_key(&head.shape) {
                 return Standing::Shut;
             }
             let task = head.task();
-            if !state.queue.get(task).is_some_and(|queued| head.is(queued)) {
+            let Some(queued) = state.queue.get(task).filter(|queued| head.is(queued)) else {
                 return Standing::Gone;
-            }
+            };
             let held = held_back.filter(|pressure| {
                 pressure.holds_back(head.priority, head.since(), now)
                     || (is_planted(Bug::HeldBackForEver) && head.priority < pressure.below)
@@ -272,9 +359,9 @@ impl Soft {
                 .runs
                 .get(task.run)
                 .map_or((state.strategy, None), |run| (run.strategy.unwrap_or(state.strategy), run.failed_under(task)));
-            Standing::Free { not, rather_not, strategy }
+            Standing::Free { not, rather_not, near: queued.near.as_ref(), strategy }
         };
-        let plan = room.plan(lines, state, (now, config.ageing_ms), standing);
+        let plan = room.plan((lines, tenants), state, (now, config.ageing_ms), standing);
         self.held_until = held_until.get();
         if let Some(planner) = &mut self.planner {
             for Chosen { task, agent, .. } in &plan {
@@ -332,10 +419,11 @@ pub(crate) fn place(turn: &mut Turn<'_, Optimizer>) {
         let tag = now.max(turn.soft.last_tag + 1);
         turn.soft.last_tag = tag;
         let mut placements = Vec::new();
-        for Chosen { task, agent, shape, since, strategy, weighed } in plan.by_ref().take(MAX_PLACEMENTS) {
+        for Chosen { task, agent, shape, since, strategy, weighed, had_room } in plan.by_ref().take(MAX_PLACEMENTS) {
             placements.push(Placement { task: task.clone(), agent: agent.clone() });
             let watch = turn.state().pools.watch(&shape.pools);
-            turn.soft.asked.insert(task, Asked { agent, shape, strategy, weighed, tag, watch, since, at: now });
+            let asked = Asked { agent, shape, strategy, weighed, had_room, tag, watch, since, at: now };
+            turn.soft.asked.insert(task, asked);
         }
         turn.soft.questions.insert(tag, Question { at: now, left: placements.len(), answered: false });
         let body = Json::of(&AssignTasks { seen, placements }).expect("what the protocol asks can be written as JSON");
@@ -346,12 +434,13 @@ pub(crate) fn place(turn: &mut Turn<'_, Optimizer>) {
 /// Takes note of what a commit settles. Whether anything may be placed that could not be before: leases that come as
 /// asked for, the most of all records, change nothing.
 pub(crate) fn settle(turn: &mut Turn<'_, Optimizer>, commit: &AnyCommit) -> bool {
-    let mut placed = Vec::new();
+    let (mut placed, mut regrets) = (Vec::new(), Vec::new());
     let news = with(turn, |soft, state, clock| {
         let (mut news, mut reshaped) = (false, false);
         match commit {
             AnyCommit::Workflow(commit) => {
                 for (_, record) in commit.stamped() {
+                    regrets.extend(soft.judge(state, record));
                     news |= settle_workflow(soft, state, record, clock);
                 }
             }
@@ -382,8 +471,15 @@ pub(crate) fn settle(turn: &mut Turn<'_, Optimizer>, commit: &AnyCommit) -> bool
         }
         news
     });
-    for (task, asked) in placed {
+    for regret in regrets {
+        turn.measure_value("baton_placement_regret_ratio", &[], regret);
+    }
+    for (task, mut asked) in placed {
         show_placement(turn, &task, &asked);
+        let had_room = std::mem::take(&mut asked.had_room);
+        if !had_room.is_empty() && turn.soft.in_mind.len() < MAX_IN_MIND {
+            turn.soft.in_mind.insert(task.clone(), InMind { agent: asked.agent.clone(), had_room });
+        }
         if turn.soft.placed.len() >= MAX_EXPLAINED {
             turn.soft.placed.pop_front();
         }
@@ -567,7 +663,7 @@ pub(crate) fn answered(turn: &mut Turn<'_, Optimizer>, tag: u64, reply: Reply) -
             let refused = !answer.refused.is_empty();
             for Refusal { task, agent, rejection } in answer.refused {
                 if soft.asked.get(&task).is_some_and(|asked| asked.tag == tag) {
-                    let asked = soft.release(state, &task);
+                    let asked = soft.refused(state, &task, clock);
                     match asked.filter(|_| rejection.code == Code::PoolExhausted) {
                         Some(Asked { shape, watch, .. }) => {
                             let wait = rejection.retry_after_ms.unwrap_or(SHUT_MS).min(SHUT_MS);
@@ -760,10 +856,16 @@ impl Weighed {
     }
 }
 
-/// Sets the gauge if the queue is longer or shorter than it was.
-pub(crate) fn show_queue(turn: &mut Turn<'_, Optimizer>) {
-    let length = turn.state().queue.len();
-    if turn.soft.shown.replace(length) != Some(length) {
+/// Sets the gauges if the queue is longer or shorter than it was, or agents are loaded otherwise.
+pub(crate) fn show(turn: &mut Turn<'_, Optimizer>) {
+    let state = turn.state();
+    // Where nobody has anything, all have as much.
+    let (length, balance) = (state.queue.len(), state.fleet.loads().balance().unwrap_or(1.0));
+    let before = turn.soft.shown.replace((length, balance));
+    if before.is_none_or(|(before, _)| before != length) {
         turn.gauge("baton_run_queue", &[], length as f64);
+    }
+    if before.is_none_or(|(_, before)| before.to_bits() != balance.to_bits()) {
+        turn.gauge("baton_load_balance_ratio", &[], balance);
     }
 }

@@ -12,7 +12,7 @@
 //! - No task waits while a capable agent has room for it, and none waits for ever behind smaller ones: see
 //!   `placement`. Under ADAPTIVE one may wait for a better agent, but not for ever: see `adaptive`.
 //! - Under pressure no task of a low priority is asked for while one that matters more waits, unless it has waited for long.
-//! - What was learned follows from the log alone: no setting enters the fold, and what is in floats comes of the four
+//! - What was learned follows from the log alone: no setting enters the fold but by a record, and what is in floats comes of the four
 //!   operations and the square root, which are exact everywhere; a snapshot gives back exactly what was put in.
 //!
 //! # What is deliberately not here
@@ -27,6 +27,7 @@ mod durations;
 mod figures;
 mod find;
 mod fleet;
+mod forecast;
 mod graph;
 mod hold;
 mod learning;
@@ -35,16 +36,20 @@ mod placement;
 mod pools;
 mod queue;
 mod runs;
+mod tenants;
 #[cfg(test)]
 mod tests;
 mod view;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Foreign, Machine, Reply, RequestContext, Turn, answer};
 use baton_protocol::pressure::{PressureChanged, PressureLevel};
 use baton_protocol::record::{
-    AnyCommit, Assigned, LearningImported, OptimizerRecord, Outcome, ResourceRecord, StageEnded, StageReady, Stamp,
-    StrategyChanged, WorkflowRecord,
+    AnyCommit, Assigned, LearningImported, LearningRateChanged, OptimizerRecord, Outcome, ResourceRecord, StageEnded,
+    StageReady, Stamp, StrategyChanged, WorkflowRecord,
 };
 use baton_protocol::request::{Done, ImportLearning, Lesson, MAX_LESSONS, OptimizerRequest, Strategy, Subject};
 use baton_protocol::{AgentId, Code, Millis, Rejection, ResourceName, Resources, RunId, Service, StageName, TaskId};
@@ -55,7 +60,7 @@ use crate::figures::Figures;
 use crate::fleet::{Breaker, Fleet, Holder};
 use crate::graph::Graphs;
 use crate::hold::Held;
-use crate::learning::{Learned, Learning};
+use crate::learning::{Learned, Learning, Rate};
 use crate::pools::Pools;
 use crate::queue::{Queue, Queued, Shape};
 use crate::runs::{Ended, Finished, Runs};
@@ -86,7 +91,7 @@ pub struct Optimizer {
     held: Held,
 }
 
-/// Settings. How fast is learned is not among them: instances with different settings would fold the log differently.
+/// Settings. None enters the fold: instances with different settings would fold the log differently.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -97,11 +102,24 @@ pub struct Config {
     /// Whether runs that are due go by their deadlines alone, where placement is ADAPTIVE: as many as possible are in time, and
     /// what is not due waits.
     pub deadlines_first: bool,
+    /// How much of an average a new sample makes up, in millionths. Whoever leads writes it into the log, and from there on it
+    /// holds for all.
+    pub learning_rate: u32,
+    /// The weights of tenants, by name, from 1 to 1000: in proportion to these they share what is equally urgent. Whoever is not named
+    /// has 1.
+    pub tenants: BTreeMap<String, u32>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { ageing_ms: 60_000, ask_timeout_ms: 2000, deadlines_first: false }
+        let learning_rate = Rate::default().millionths();
+        Self {
+            ageing_ms: 60_000,
+            ask_timeout_ms: 2000,
+            deadlines_first: false,
+            learning_rate,
+            tenants: BTreeMap::new(),
+        }
     }
 }
 
@@ -119,6 +137,7 @@ impl Machine for Optimizer {
             OptimizerRecord::LearningImported(record) => {
                 record.lessons.iter().for_each(|lesson| self.import(stamp, lesson));
             }
+            OptimizerRecord::LearningRateChanged(record) => self.learning.rate = Rate::of(record.millionths),
         }
     }
 
@@ -134,7 +153,7 @@ impl Machine for Optimizer {
         if ask::settle(turn, commit) {
             ask::place(turn);
         }
-        ask::show_queue(turn);
+        ask::show(turn);
     }
 
     fn request(turn: &mut Turn<'_, Self>, request: OptimizerRequest, _: &RequestContext) -> Reply {
@@ -151,12 +170,19 @@ impl Machine for Optimizer {
             OptimizerRequest::ExplainPlacement(request) => answer(&ask::explain(turn, &request)?),
             OptimizerRequest::PlanCapacity(request) => answer(&capacity::plan(turn.state(), &request)?),
             OptimizerRequest::Advise(request) => answer(&capacity::advise(turn.state(), &request)?),
+            OptimizerRequest::ForecastQueue(_) => {
+                let (ageing_ms, now) = (turn.config().ageing_ms, turn.now());
+                answer(&forecast::forecast(turn.state(), ageing_ms, now))
+            }
             OptimizerRequest::GetLearning(request) => answer(&turn.state().learning.page(request.after.as_ref())),
             OptimizerRequest::ImportLearning(request) => {
                 import(turn, request)?;
                 answer(&Done {})
             }
-            OptimizerRequest::GetPlacement(_) => answer(&view::placement(turn.state(), turn.config(), turn.now())),
+            OptimizerRequest::GetPlacement(_) => {
+                let regret = turn.soft.regret();
+                answer(&view::placement(turn.state(), turn.config(), turn.now(), regret))
+            }
         }
     }
 
@@ -167,9 +193,13 @@ impl Machine for Optimizer {
     }
 
     fn lead(turn: &mut Turn<'_, Self>) {
+        let millionths = Rate::of(turn.config().learning_rate).millionths();
+        if millionths != turn.state().learning.rate.millionths() || is_planted(Bug::LearningRateAgain) {
+            turn.emit(OptimizerRecord::LearningRateChanged(LearningRateChanged { millionths }));
+        }
         ask::begin(turn);
         ask::place(turn);
-        ask::show_queue(turn);
+        ask::show(turn);
     }
 
     fn tick(turn: &mut Turn<'_, Self>) {
@@ -310,9 +340,18 @@ impl Optimizer {
         if self.runs.stage_ready(&record.task, &record.agent_type) {
             let (agent_type, requires) = (record.agent_type.clone(), record.requires.clone());
             let (pools, resources) = self.pools.split(&record.resources);
-            let shape = Shape { agent_type, requires, resources, pools };
-            self.queue.insert(record.task.clone(), shape, record.priority, stamp.at);
+            let shape = Arc::new(Shape { agent_type, requires, resources, pools });
+            let near = self.near(record);
+            let queued = Queued { shape, priority: record.priority, since: stamp.at, near };
+            self.queue.insert(record.task.clone(), queued);
         }
+    }
+
+    /// Who did most of what a task builds on.
+    fn near(&self, record: &StageReady) -> Option<AgentId> {
+        let run = self.runs.get(record.task.run)?;
+        let graph = self.graphs.get(&run.workflow, run.version)?;
+        run.who_did(record.inputs.iter().filter_map(|stage| graph.place(stage)))
     }
 
     fn stage_ended(&mut self, stamp: Stamp, record: &StageEnded) {
@@ -323,6 +362,9 @@ impl Optimizer {
         let Some(Ended { run, agent_type, holder }) = self.runs.stage_ended(record) else { return };
         let graph = self.graphs.get(&run.workflow, run.version);
         let place = graph.and_then(|graph| Some((graph, graph.place(&record.task.stage)?)));
+        if let (Outcome::Succeeded, Some((_, place)), Some(agent)) = (record.outcome, place, &record.agent) {
+            run.set_done(place, agent);
+        }
         if let Some(agent_type) = &agent_type {
             let node = place.map(|(graph, place)| &graph.stages[place as usize]);
             let place = node.map(|node| Place { workflow: &run.workflow, node, run: run.work });

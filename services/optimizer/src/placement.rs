@@ -16,6 +16,9 @@
 //!
 //! `ADAPTIVE` is its own module, [`adaptive`](crate::adaptive): it also decides the order, and to wait.
 //!
+//! Of agents that are as free as the first and of the same priority, that one is taken which did most of what the task builds on, if it
+//! is among them: what it needs is there.
+//!
 //! A task whose last attempt failed goes to another agent if one has room: what an agent declined, or can not do, must
 //! not use up its attempts there.
 //!
@@ -34,6 +37,7 @@ use baton_protocol::{AgentId, Capability, Millis, Requirements, Resources, TaskI
 use crate::Optimizer;
 use crate::fleet::{Agent, Load, Rank};
 use crate::queue::{Lines, Shape};
+use crate::tenants::Tenants;
 
 /// How many pools are kept. Beyond that those are forgotten that were not asked for longest.
 const MAX_POOLS: usize = 64;
@@ -41,6 +45,9 @@ const MAX_POOLS: usize = 64;
 pub(crate) const TOLD: usize = 3;
 /// What an agent that has left no trail is drawn with: as much as half a success.
 const NO_TRAIL: f64 = 0.05;
+/// How many agents are kept in mind with each placement, on average, as having had room; and the most at a time.
+const IN_MIND: usize = 16;
+const MAX_IN_MIND: usize = 65_536;
 /// How long an agent stays the one that is kept for a shape, at the most.
 pub(crate) const KEEP_MS: Millis = 1000;
 
@@ -57,6 +64,8 @@ pub(crate) struct Chosen {
     pub(crate) strategy: Strategy,
     /// How it was weighed.
     pub(crate) weighed: Weighed,
+    /// Of some: who had room for it, the chosen one included.
+    pub(crate) had_room: Vec<AgentId>,
 }
 
 /// Those that came first when a task was weighed.
@@ -90,6 +99,8 @@ pub(crate) enum Standing<'a> {
         not: Option<&'a BTreeSet<AgentId>>,
         /// Nor with this one, if another has room: the attempt before failed under it.
         rather_not: Option<&'a AgentId>,
+        /// With this one, where it is as good as any: it did what the task builds on.
+        near: Option<&'a AgentId>,
         /// How its run's tasks are placed.
         strategy: Strategy,
     },
@@ -110,6 +121,8 @@ pub(crate) struct Room {
     turns: Turns,
     /// How often an agent was drawn.
     draws: u64,
+    /// How many agents may be kept in mind as having had room: so many more with each placement.
+    in_mind: usize,
     kept: BTreeMap<Arc<Shape>, Kept>,
 }
 
@@ -309,13 +322,16 @@ impl Room {
         state: &Optimizer,
         strategy: Strategy,
         shape: &Shape,
+        near: Option<&AgentId>,
         may: impl Fn(&AgentId) -> bool,
     ) -> Option<AgentId> {
         let first = First::of(strategy);
         let pool = self.pools.of(shape, first, state, &self.aside);
         match strategy {
             Strategy::LoadBalanced | Strategy::PriorityBased | Strategy::Historical | Strategy::Adaptive => {
-                pool.ranked.iter().map(|rank| &rank.agent).find(|agent| may(agent)).cloned()
+                let first = pool.ranked.iter().find(|rank| may(&rank.agent))?;
+                let near = near.filter(|near| may(near)).and_then(|near| pool.by_id.get(near));
+                Some(near.filter(|near| near.is_as_free_as(first)).unwrap_or(first).agent.clone())
             }
             Strategy::RoundRobin => {
                 let from = self.turns.get(&shape.agent_type).map_or(Bound::Unbounded, Bound::Excluded);
@@ -336,6 +352,35 @@ impl Room {
                 });
                 reached.or(trails.last()).map(|(id, _)| (*id).clone())
             }
+        }
+    }
+
+    /// Whether any agent that can do something has a free slot. Where tasks need ten thousand different things and none has, that saves
+    /// looking for each of them.
+    fn has_a_slot(&mut self, state: &Optimizer, agent_type: &Capability) -> bool {
+        let (agent_type, requires) = (agent_type.clone(), Requirements::none());
+        let any = Shape { agent_type, requires, resources: Resources::new(), pools: Resources::new() };
+        !self.pools.of(&any, First::LeastLoaded, state, &self.aside).by_id.is_empty()
+    }
+
+    /// Whether it is kept in mind who had room for a task, if so many may have: of every placement where they are few, of some
+    /// where they are many.
+    pub(crate) fn keeps_in_mind(&mut self, agents: usize) -> bool {
+        self.in_mind = (self.in_mind + IN_MIND).min(MAX_IN_MIND);
+        let keeps = agents <= self.in_mind;
+        self.in_mind -= if keeps { agents } else { 0 };
+        keeps
+    }
+
+    /// Who has room for this shape, if it is kept in mind.
+    fn who_has_room(&mut self, state: &Optimizer, strategy: Strategy, shape: &Shape) -> Vec<AgentId> {
+        let pool = self.pools.of(shape, First::of(strategy), state, &self.aside);
+        let agents = pool.by_id.len();
+        if self.keeps_in_mind(agents) {
+            let pool = self.pools.of(shape, First::of(strategy), state, &self.aside);
+            pool.by_id.keys().cloned().collect()
+        } else {
+            Vec::new()
         }
     }
 
@@ -372,37 +417,45 @@ impl Room {
     /// Chooses an agent for as many tasks as possible. What is chosen is set aside, and stands in line no more.
     pub(crate) fn plan<'a>(
         &mut self,
-        lines: &mut Lines,
+        (lines, tenants): (&mut Lines, &mut Tenants),
         state: &Optimizer,
         (now, ageing_ms): (Millis, Millis),
         standing: impl Fn(&crate::queue::Head) -> Standing<'a>,
     ) -> Vec<Chosen> {
         let mut plan = Vec::new();
         let mut kept = BTreeSet::new();
-        let mut walk = lines.walk(now, ageing_ms);
+        let mut walk = lines.walk(tenants, (now, ageing_ms), |of| self.has_a_slot(state, of));
         while let Some(head) = walk.next() {
-            let (not, rather_not, strategy) = match standing(&head) {
-                Standing::Free { not, rather_not, strategy } => (not, rather_not, strategy),
+            if !self.has_a_slot(state, &head.shape.agent_type) {
+                walk.close_type(head);
+                continue;
+            }
+            let (not, rather_not, near, strategy) = match standing(&head) {
+                Standing::Free { not, rather_not, near, strategy } => (not, rather_not, near, strategy),
                 Standing::Gone => {
-                    walk.take(&head);
+                    walk.forget(&head);
                     continue;
                 }
                 Standing::Shut => {
                     walk.close(head);
                     continue;
                 }
-                Standing::Later => continue,
+                Standing::Later => {
+                    walk.pass(&head);
+                    continue;
+                }
             };
             let shape = &head.shape;
             let may = |id: &AgentId| !kept.contains(id) && not.is_none_or(|not| !not.contains(id));
             let elsewhere =
-                rather_not.and_then(|failed| self.choose(state, strategy, shape, |id| id != failed && may(id)));
-            if let Some(agent) = elsewhere.or_else(|| self.choose(state, strategy, shape, may)) {
+                rather_not.and_then(|failed| self.choose(state, strategy, shape, near, |id| id != failed && may(id)));
+            if let Some(agent) = elsewhere.or_else(|| self.choose(state, strategy, shape, near, may)) {
                 walk.take(&head);
                 let weighed = self.weigh(state, strategy, shape);
+                let had_room = self.who_has_room(state, strategy, shape);
                 self.set_aside(state, &agent, shape);
                 let (task, shape, since) = (head.task().clone(), Arc::clone(shape), head.since());
-                plan.push(Chosen { task, agent, shape, since, strategy, weighed });
+                plan.push(Chosen { task, agent, shape, since, strategy, weighed, had_room });
             } else if not.is_none_or(BTreeSet::is_empty) {
                 if now.saturating_sub(head.since()) >= ageing_ms {
                     kept.extend(self.keep_one(state, shape, &kept, now));

@@ -1,6 +1,6 @@
 //! The runs that have not ended: what ties a task to its workflow and its trace.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use baton_machine::Shelves;
@@ -12,6 +12,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::durations::{Gauss, unknown_run};
 use crate::fleet::Holder;
+
+/// Of how many stages of a run it is known who did them.
+const MAX_DONE: usize = 32;
+
+/// What names a run's tenant in its metadata.
+const TENANT: &str = "tenant";
+
+/// The tenant of a run: what its metadata say, or else the account that it is paid from, a team's or a project's.
+fn tenant(record: &RunStarted) -> Option<Arc<str>> {
+    let account = || Some(record.budget.as_ref()?.of.as_ref()?.as_str());
+    record.metadata.get(TENANT).map(String::as_str).or_else(account).map(Arc::from)
+}
 
 /// The runs that have not ended.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -34,6 +46,12 @@ pub(crate) struct Run {
     /// When it began.
     #[serde(default)]
     pub(crate) since: Millis,
+    /// Who it is for: what is equally urgent is shared among tenants.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tenant: Option<Arc<str>>,
+    /// Who did which stage, of those that succeeded last.
+    #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
+    done: VecDeque<(u32, AgentId)>,
     /// The stages that are over, by their places in the graph: a bit each.
     #[serde(default)]
     over: Vec<u64>,
@@ -85,6 +103,29 @@ impl Run {
         if self.failed.is_empty() { None } else { self.failed.get(&task.part()) }
     }
 
+    /// An agent has done the stage at this place of the graph.
+    pub(crate) fn set_done(&mut self, place: u32, agent: &AgentId) {
+        if self.done.len() == MAX_DONE {
+            self.done.pop_front();
+        }
+        self.done.push_back((place, agent.clone()));
+    }
+
+    /// Who did most of the stages at these places, as far as that is known; of several the one that did the last.
+    pub(crate) fn who_did(&self, places: impl Iterator<Item = u32>) -> Option<AgentId> {
+        if self.done.is_empty() {
+            return None;
+        }
+        let mut did: BTreeMap<&AgentId, (usize, usize)> = BTreeMap::new();
+        for place in places.take(MAX_DONE) {
+            if let Some((nth, (_, agent))) = self.done.iter().enumerate().rev().find(|(_, (of, _))| *of == place) {
+                let (count, last) = did.entry(agent).or_default();
+                (*count, *last) = (*count + 1, nth.max(*last));
+            }
+        }
+        did.into_iter().max_by_key(|(_, did)| *did).map(|(agent, _)| agent.clone())
+    }
+
     /// Whether the stage at this place of the graph is over.
     pub(crate) fn is_over(&self, place: u32) -> bool {
         self.over.get(place as usize / 64).is_some_and(|bits| bits >> (place % 64) & 1 == 1)
@@ -99,7 +140,13 @@ impl Run {
         self.over[at] |= 1 << (place % 64);
     }
 
-    fn held(&self, run: RunId) -> impl Iterator<Item = (TaskId, &Holder)> {
+    /// How many of its tasks are under way, and how many of these an agent has.
+    pub(crate) fn open_and_held(&self) -> (usize, usize) {
+        (self.open.len(), self.open.values().filter(|open| open.holder.is_some()).count())
+    }
+
+    /// Its tasks that an agent has, and who has each.
+    pub(crate) fn held(&self, run: RunId) -> impl Iterator<Item = (TaskId, &Holder)> {
         self.open.iter().filter_map(move |(part, open)| {
             let holder = open.holder.as_deref()?;
             Some((part.task(run, open.attempt), holder))
@@ -119,6 +166,8 @@ impl Runs {
                 strategy: record.strategy,
                 due: record.due,
                 since: at,
+                tenant: tenant(record),
+                done: VecDeque::new(),
                 over: Vec::new(),
                 work: unknown_run(),
                 open: BTreeMap::new(),
@@ -200,6 +249,11 @@ impl Runs {
     /// A run, while it lives.
     pub(crate) fn get(&self, run: RunId) -> Option<&Run> {
         self.runs.get(&run).map(Arc::as_ref)
+    }
+
+    /// All runs that live.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&RunId, &Run)> {
+        self.runs.iter().map(|(id, run)| (id, run.as_ref()))
     }
 
     /// A run, while it lives, to be changed.

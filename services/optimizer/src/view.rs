@@ -1,18 +1,23 @@
 //! What the optimizer shows of itself.
 
-use baton_protocol::request::{AgentPerformance, PlacementView, QueuedTask, StageEstimate};
+use std::collections::BTreeMap;
+
+use baton_protocol::request::{AgentPerformance, PlacementView, QueuedTask, StageEstimate, TenantView};
 use baton_protocol::{Millis, TaskId};
 
 use crate::learning::FULL;
 use crate::queue::{self, Queued};
+use crate::tenants;
 use crate::{Config, Optimizer};
 
 /// How much of the queue is shown.
 const MAX_QUEUE: usize = 100;
 /// How many agents, and how many stages, are shown: an answer must fit into a message.
 const MAX_LEARNED: usize = 4000;
+/// How many tenants.
+const MAX_TENANTS: usize = 1000;
 
-pub(crate) fn placement(state: &Optimizer, config: &Config, now: Millis) -> PlacementView {
+pub(crate) fn placement(state: &Optimizer, config: &Config, now: Millis, regret: Option<f64>) -> PlacementView {
     let mut queue: Vec<_> = state.queue.iter().collect();
     let earlier = |(a, first): &(&TaskId, &Queued), (b, second): &(&TaskId, &Queued)| {
         let first = queue::order(*a, first.priority, first.since, now, config.ageing_ms);
@@ -31,6 +36,7 @@ pub(crate) fn placement(state: &Optimizer, config: &Config, now: Millis) -> Plac
             agent_type: queued.shape.agent_type.clone(),
             priority: queued.priority,
             since: queued.since,
+            tenant: run.and_then(|run| run.tenant.as_deref()).map(str::to_owned),
             estimate_ms: average.filter(|average| average.seen > 0).map(|average| average.mean.round() as Millis),
         }
     };
@@ -52,10 +58,28 @@ pub(crate) fn placement(state: &Optimizer, config: &Config, now: Millis) -> Plac
         });
     PlacementView {
         strategy: state.strategy,
+        learning_rate: state.learning.rate.part(),
         queued: state.queue.len() as u64,
         queue: queue.into_iter().map(queued).collect(),
         agents: agents.collect(),
         stages: stages.collect(),
-        figures: state.figures.view(state, now),
+        figures: state.figures.view(state, now, regret),
+        tenants: of_tenants(state, config),
     }
+}
+
+fn of_tenants(state: &Optimizer, config: &Config) -> Vec<TenantView> {
+    let mut counts: BTreeMap<Option<&str>, (u64, u64)> = BTreeMap::new();
+    for (_, run) in state.runs.iter() {
+        let (open, held) = run.open_and_held();
+        let of = counts.entry(run.tenant.as_deref()).or_default();
+        *of = (of.0 + (open - held) as u64, of.1 + held as u64);
+    }
+    let view = |(tenant, (queued, active)): (Option<&str>, (u64, u64))| TenantView {
+        tenant: tenant.map(str::to_owned),
+        weight: tenants::weight(tenant, &config.tenants),
+        queued,
+        active,
+    };
+    counts.into_iter().take(MAX_TENANTS).map(view).collect()
 }

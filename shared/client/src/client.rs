@@ -10,12 +10,12 @@ use baton_protocol::message::MessageType;
 use baton_protocol::pressure::PressureView;
 use baton_protocol::request::{
     AcknowledgeAlert, Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, AlertList, ApproveBudget,
-    AskHandoff, CancelRun, CancelRuns, CapacityPlan, DenyBudget, Done, ExplainPlacement, FindAgents, GetLearning,
-    GetPlacement, GetPressure, GetRun, GetSpending, GetWorkflow, Granted, HandoffAsked, HeldView, ImportLearning,
-    LearningPage, LeaseList, ListAgents, ListAlerts, ListLeases, ListPools, ListRuns, ListWorkflows, PauseRun,
-    PlacementExplained, PlacementView, PlanCapacity, PoolList, RegisterWorkflow, Release, RemovePool, Renew, RerunRun,
-    ResumeRun, RunAccepted, RunList, RunsCancelled, SetPool, SetStrategy, SharePool, Spending, StartRun, Strategy,
-    WorkflowList, WorkflowView,
+    AskHandoff, CancelRun, CancelRuns, CapacityPlan, DenyBudget, Done, ExplainPlacement, FindAgents, Forecast,
+    ForecastQueue, GetLearning, GetPlacement, GetPressure, GetRun, GetSpending, GetWorkflow, Granted, HandoffAsked,
+    HeldView, ImportLearning, LearningPage, LeaseList, ListAgents, ListAlerts, ListLeases, ListPools, ListRuns,
+    ListWorkflows, PauseRun, PlacementExplained, PlacementView, PlanCapacity, PoolList, RegisterWorkflow, Release,
+    RemovePool, Renew, RerunRun, ResumeRun, RunAccepted, RunList, RunsCancelled, SetPool, SetStrategy, SharePool,
+    Spending, StartRun, Strategy, WorkflowList, WorkflowView,
 };
 use baton_protocol::run::RunView;
 use baton_protocol::{Code, Pool, Rejection, ResourceName, RunId, Service, Take, subject};
@@ -488,6 +488,12 @@ impl Client {
     /// Says how agents should work together on a workflow, and why.
     pub async fn advise(&self, request: &Advise) -> Result<Advice, ClientError> {
         self.request(Service::Optimizer, "advice.get", request, Headers::of(MessageType::CoordinationRequest)).await
+    }
+
+    /// Says when what waits will be done, which runs will be late, and what would help.
+    pub async fn forecast_queue(&self) -> Result<Forecast, ClientError> {
+        let headers = Headers::of(MessageType::CoordinationRequest);
+        self.request(Service::Optimizer, "queue.forecast", &ForecastQueue {}, headers).await
     }
 
     /// Gives what was learned, a page at a time.

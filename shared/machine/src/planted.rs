@@ -156,13 +156,17 @@ pub enum Bug {
     PressureIgnoredAtTheDoor,
     /// Tasks are leased whatever their priority and the pressure.
     PressureIgnoredByLeases,
+    /// Whoever brought more, and sooner, goes first, of whatever tenant it is.
+    TenantsIgnored,
+    /// The learning rate is written down anew with each term.
+    LearningRateAgain,
     /// Tasks of a low priority wait as long as there is pressure, whatever else waits and for however long.
     HeldBackForEver,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 76] = [
+    pub const ALL: [Self; 78] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -238,6 +242,8 @@ impl Bug {
         Self::PressureFallsAtOnce,
         Self::PressureIgnoredAtTheDoor,
         Self::PressureIgnoredByLeases,
+        Self::TenantsIgnored,
+        Self::LearningRateAgain,
         Self::HeldBackForEver,
     ];
 }

@@ -13,6 +13,7 @@ mod ledger;
 mod operations;
 mod pools;
 mod pressure;
+mod tenants;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -34,6 +35,7 @@ pub(crate) use answers::Asked;
 use breakers::{Breakers, meets};
 use handoffs::Handoffs;
 use pressure::Pressure;
+use tenants::Tenants;
 
 /// A rule that was broken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +89,9 @@ pub(crate) struct Facts {
     strategies: u64,
     /// Lessons that were imported.
     imported: Vec<Lesson>,
+    /// The learning rate, once one is in the log, in millionths.
+    learning_rate: Option<u32>,
+    tenants: Tenants,
     /// Every report that was ever sent, by the lease it names.
     reports: BTreeMap<LeaseId, Vec<(AgentId, Report)>>,
     /// Runs that somebody asked to be cancelled.
@@ -132,6 +137,7 @@ pub(crate) struct Run {
     priority: i32,
     due: Option<Millis>,
     budget: Option<Budget>,
+    tenant: Option<String>,
     definition: Arc<Definition>,
     input: Json,
     /// Those of the definition, then the items of those that have a task for each.

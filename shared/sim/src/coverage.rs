@@ -232,6 +232,8 @@ counted! {
         LowAlone = "a low task is leased as no other waits",
         /// A task of a low priority was leased under pressure, as it had waited for long.
         LowWaitedLong = "a low task is leased as it waited long",
+        /// A tenant was served while another one waited for the like.
+        TenantPassed = "a tenant waits while another is served",
         /// A run succeeded.
         Succeeded = "a run succeeds",
         /// A run failed.
@@ -272,7 +274,7 @@ counted! {
 }
 
 /// The kinds of records, in the order of their counters.
-pub(crate) const RECORDS: [&str; 33] = [
+pub(crate) const RECORDS: [&str; 34] = [
     "workflow_registered",
     "run_started",
     "run_paused",
@@ -306,6 +308,7 @@ pub(crate) const RECORDS: [&str; 33] = [
     "pressure_changed",
     "strategy_changed",
     "learning_imported",
+    "learning_rate_changed",
 ];
 
 /// Counters of one history, or of many.

@@ -89,6 +89,8 @@ pub(crate) struct Placed {
     pub(crate) priority: i32,
     /// The limit of what it may cost.
     pub(crate) limit: Option<u32>,
+    /// Who it is for.
+    pub(crate) tenant: Option<&'static str>,
 }
 
 /// What is to be done in a history.
@@ -156,7 +158,7 @@ impl Workload {
         let agents: Vec<_> = (0..least + draws.below(3)).map(|n| agent(draws, n, kinds)).collect();
         let sick = agents.iter().map(|_| draws.chance(150).then(|| sick(draws, length))).collect();
         let pools = if draws.chance(600) { pools(draws, &agents) } else { Vec::new() };
-        let definitions: Vec<_> = (0..1 + draws.below(3)).map(|n| definition(draws, n, kinds, &pools)).collect();
+        let mut definitions: Vec<_> = (0..1 + draws.below(3)).map(|n| definition(draws, n, kinds, &pools)).collect();
         let mut wishes: Vec<_> = (0..definitions.len()).map(|n| (1000 * n as u64, Wish::Register(n))).collect();
         let pressed = draws.chance(500);
         let pressure = if pressed { pressure(draws) } else { no_pressure() };
@@ -172,6 +174,7 @@ impl Workload {
                 due_ms: draws.chance(200).then(|| draws.between(1, 20_000)),
                 priority: *draws.pick(&[0, 0, -1, 1, -2]),
                 limit: draws.chance(150).then(|| draws.below(12)),
+                tenant: None,
             };
             let start = Wish::Start { workflow, own_id: draws.chance(300), key, placed };
             let at = match rush {
@@ -233,7 +236,25 @@ impl Workload {
                 wishes.push((draws.between(0, length), wish));
             }
         }
+        if draws.chance(100) {
+            crowd(draws, length, &mut definitions, &mut wishes);
+        }
         Self { definitions, agents, sick, pools, wanted: all_wanted, wishes, pressure, memory }
+    }
+}
+
+/// Two tenants bring the like at once, the first much more of it.
+fn crowd(draws: &mut Draws, length: u64, definitions: &mut Vec<Definition>, wishes: &mut Vec<(u64, Wish)>) {
+    let definition = Definition::builder("crowd").add_stage("work", CAPABILITIES[0], &[]).build();
+    let workflow = definitions.len();
+    definitions.push(definition.expect("it has one stage"));
+    wishes.push((2000, Wish::Register(workflow)));
+    let at = draws.between(10_000, length / 2);
+    for (tenant, runs, later) in [("ann", 20, 0), ("bob", 4, 30_000)] {
+        let placed = Placed { tenant: Some(tenant), ..Placed::default() };
+        for run in 0..runs {
+            wishes.push((at + later + run, Wish::Start { workflow, own_id: true, key: None, placed }));
+        }
     }
 }
 

@@ -14,9 +14,9 @@ use baton_protocol::definition::Definition;
 use baton_protocol::pressure::{PressureCause, PressureLevel, PressureView};
 use baton_protocol::record::{Cause, FORMAT, RunFinished, RunStarted, StageReady, Turn};
 use baton_protocol::request::{
-    AgentList, AgentsFound, AlertList, Done, ExplainPlacement, Figures, LearningPage, LeaseList, PlacementExplained,
-    PlacementView, PoolList, Role, RunAccepted, RunList, RunsCancelled, Spending, Spent, StartRun, Strategy, Usage,
-    WorkflowList, WorkflowSummary, WorkflowView,
+    AgentList, AgentsFound, AlertList, BackPressure, Done, ExplainPlacement, Figures, Forecast, LearningPage,
+    LeaseList, PlacementExplained, PlacementView, PoolList, Role, RunAccepted, RunList, RunsCancelled, Spending, Spent,
+    StartRun, Strategy, Usage, WorkflowList, WorkflowSummary, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
 use baton_protocol::subject::{self, Shard};
@@ -422,16 +422,29 @@ impl Script {
             "strategy.set" => is(&Done {}),
             "placement.get" => is(&PlacementView {
                 strategy: Strategy::RoundRobin,
+                learning_rate: 0.1,
                 queued: 0,
                 queue: vec![],
                 agents: vec![],
                 stages: vec![],
                 figures: Figures::default(),
+                tenants: vec![],
             }),
             "learning.get" => is(&LearningPage { lessons: vec![], more: false }),
             "learning.import" => is(&Done {}),
             "capacity.plan" => no(Code::UnknownWorkflow, "there is no such workflow"),
             "advice.get" => no(Code::UnknownWorkflow, "there is no such workflow"),
+            "queue.forecast" => is(&Forecast {
+                at: 0,
+                due: 0,
+                late: 0,
+                held_up: 0,
+                runs: vec![],
+                queues: vec![],
+                back_pressure: BackPressure::None,
+                retry_after_ms: None,
+                advice: vec![],
+            }),
             "placement.explain" => {
                 let ExplainPlacement { run, stage } = serde_json::from_value(body).unwrap();
                 is(&PlacementExplained {

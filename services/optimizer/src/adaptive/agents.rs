@@ -24,6 +24,11 @@ const PROBE_AFTER: f64 = 20.0;
 const ESTIMATE_AGES: f64 = 0.05;
 /// How much longer a task takes in expectation where it has just failed.
 const FAILED_HERE: f64 = 1.25;
+/// An agent that did what a task builds on may need so many times as long as the best one.
+const NEAR_IS_AS_GOOD: f64 = 1.001;
+/// How much faster an agent is hoped to be than it seems, for each unit of the variance of the logarithm of its speed, so that it is tried:
+/// one of which nothing is known by 8 %.
+const HOPE: f64 = 0.5;
 /// Up to so many tasks at work are estimated anew with every walk.
 const FEW: usize = 64;
 /// How many entries are looked at side by side.
@@ -120,6 +125,8 @@ pub(super) struct Look<'a> {
     pub(super) retries: f64,
     /// Under whom it failed last.
     pub(super) failed_under: Option<&'a AgentId>,
+    /// Who did most of what it builds on.
+    pub(super) near: Option<&'a AgentId>,
     /// Who may not have it.
     pub(super) not: Option<&'a BTreeSet<AgentId>>,
     pub(super) now: f64,
@@ -273,7 +280,9 @@ impl Agents {
             self.alarmed.remove(&(row as u32));
         }
         let slower = if alarmed && now < of.probe { ALARMED } else { 1.0 };
-        let inverse = performance.map_or(1.0, |performance| exp(-performance.speed.log.mean));
+        let speed = performance.map_or_else(|| Speed::default().log, |known| known.speed.log);
+        let inverse = exp(-speed.mean);
+        let hoped = inverse * exp(-HOPE * speed.variance);
         let before = self.inverse[row];
         self.inverse[row] = inverse;
         let aside: Option<&Load> = room.aside(&of.id);
@@ -287,7 +296,6 @@ impl Agents {
         let needs = !has_slot || classes.iter().any(|class| !class.shape.resources.is_empty());
         let (mut ends, mut stale) = (f64::INFINITY, f64::INFINITY);
         if needs {
-            let speed = performance.map_or_else(|| Speed::default().log, |known| known.speed.log);
             let all = self.running <= FEW;
             for (task, running) in &mut of.running {
                 if all || running.stale <= now {
@@ -326,7 +334,7 @@ impl Agents {
                 || state.learning.failure(&of.id, &class.shape.agent_type),
                 |performance| performance.failure(&class.shape.agent_type),
             );
-            class.factor[row] = slower * inverse * (1.0 - class.failure[row] / 2.0);
+            class.factor[row] = slower * hoped * (1.0 - class.failure[row] / 2.0);
             class.room[row] = has_room;
             class.open += usize::from(class.room[row]);
             class.resources[row] = if class.room[row] || !has_slot { 0.0 } else { ends };
@@ -355,6 +363,15 @@ impl Agents {
             let here = look.now + (ends - look.now) * FAILED_HERE;
             best = other.filter(|(_, other)| *other < here).or(best);
         }
+        if let Some((row, ends)) = best
+            && let Some(near) = look.near.and_then(|id| self.by_id.get(id)).map(|row| *row as usize)
+            && near != row
+            && (class.room[near] || !class.room[row])
+            && look.failed_under != look.near
+            && self.ends(class, near, look, risk) <= look.now + (ends - look.now) * NEAR_IS_AS_GOOD
+        {
+            best = Some((near, ends));
+        }
         for (row, available) in barred {
             self.available[row] = available;
         }
@@ -363,13 +380,27 @@ impl Agents {
         Some(Best { row, available, duration: look.work * self.inverse[row] })
     }
 
+    /// Who has room for a class, if that is kept in mind.
+    pub(super) fn who_has_room(&self, class: &Class, room: &mut Room) -> Vec<AgentId> {
+        if !room.keeps_in_mind(class.open) {
+            return Vec::new();
+        }
+        let rows = self.rows.iter().zip(&class.room).filter(|(_, has_room)| **has_room);
+        rows.map(|(row, _)| row.id.clone()).collect()
+    }
+
+    /// When an agent would finish a task.
+    fn ends(&self, class: &Class, row: usize, look: &Look<'_>, risk: f64) -> f64 {
+        let begins = self.available[row].max(class.resources[row]).max(look.now);
+        begins + look.work * class.factor[row] + class.failure[row] * risk
+    }
+
     /// The first of those that would finish a task first, and what is weighed.
     pub(super) fn weigh(&self, class: &Class, look: &Look<'_>) -> Vec<Finish> {
         let risk = look.work * (1.0 + look.retries) * class.inverse / class.able.max(1) as f64;
         let mut first: Vec<(f64, usize)> = Vec::with_capacity(TOLD + 1);
         for row in 0..self.rows.len() {
-            let begins = self.available[row].max(class.resources[row]).max(look.now);
-            let ends = begins + look.work * class.factor[row] + class.failure[row] * risk;
+            let ends = self.ends(class, row, look, risk);
             if ends.is_finite() && (first.len() < TOLD || first.last().is_some_and(|(last, _)| ends < *last)) {
                 let at = first.partition_point(|(other, _)| *other <= ends);
                 first.insert(at, (ends, row));

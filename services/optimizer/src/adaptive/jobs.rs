@@ -11,6 +11,7 @@ use crate::durations::Place;
 use crate::graph::Graph;
 use crate::math::{exp, ln};
 use crate::runs::Run;
+use crate::tenants::{Seat, Tenants};
 use crate::{Config, Optimizer};
 
 /// How much more urgent a run is at the most because it is due.
@@ -48,6 +49,7 @@ pub(super) struct Job {
     /// How much work is left.
     left: f64,
     priority: i32,
+    pub(super) tenant: Seat,
     since: Millis,
     due: Option<Millis>,
     over: Vec<bool>,
@@ -58,7 +60,7 @@ pub(super) struct Job {
 }
 
 impl Job {
-    pub(super) fn new(graph: &Arc<Graph>, run: &Run, priority: i32) -> Self {
+    pub(super) fn new(graph: &Arc<Graph>, run: &Run, priority: i32, tenant: Seat) -> Self {
         let over = (0..graph.stages.len() as u32).map(|place| run.is_over(place)).collect();
         Self {
             graph: Arc::clone(graph),
@@ -68,6 +70,7 @@ impl Job {
             longest: 0.0,
             left: 0.0,
             priority,
+            tenant,
             since: run.since,
             due: run.due,
             over,
@@ -270,19 +273,41 @@ fn sortable(x: f64) -> u64 {
 /// What waits of a class.
 #[derive(Debug, Default)]
 pub(super) struct Line {
-    pub(super) runs: BTreeSet<(Key, RunId)>,
+    /// The runs of each tenant.
+    pub(super) runs: BTreeMap<Seat, BTreeSet<(Key, RunId)>>,
     /// How many tasks.
     pub(super) waiting: usize,
 }
 
-/// A walk through the tasks that wait, the most urgent first.
+impl Line {
+    /// Tasks of a run wait.
+    pub(super) fn add(&mut self, job: &Job, run: RunId) {
+        self.runs.entry(job.tenant).or_default().insert((job.key, run));
+    }
+
+    /// They do no more.
+    pub(super) fn remove(&mut self, job: &Job, run: RunId) {
+        if let Some(runs) = self.runs.get_mut(&job.tenant) {
+            runs.remove(&(job.key, run));
+            if runs.is_empty() {
+                self.runs.remove(&job.tenant);
+            }
+        }
+    }
+}
+
+/// A walk through the tasks that wait: of the tenant whose turn it is, the most urgent first.
 pub(super) struct Walk<'a> {
     jobs: &'a BTreeMap<RunId, Job>,
     cursors: Vec<Cursor<'a>>,
+    clock: (&'a Config, Millis),
+    /// Since when each tenant has had something to do, and how many of its tasks were left waiting; empty where there is but one.
+    tenants: BTreeMap<Seat, (Millis, u64)>,
 }
 
 struct Cursor<'a> {
     class: usize,
+    tenant: Seat,
     runs: std::collections::btree_set::Iter<'a, (Key, RunId)>,
     run: Option<(Key, RunId, &'a Job)>,
     entries: std::collections::btree_set::Iter<'a, Entry>,
@@ -290,30 +315,72 @@ struct Cursor<'a> {
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(jobs: &'a BTreeMap<RunId, Job>, lines: &'a [Line]) -> Self {
+    pub(super) fn new(
+        jobs: &'a BTreeMap<RunId, Job>,
+        lines: &'a [Line],
+        state: &Optimizer,
+        clock: (&'a Config, Millis),
+    ) -> Self {
         static NONE: BTreeSet<Entry> = BTreeSet::new();
-        let cursor = |(class, line): (usize, &'a Line)| {
-            let mut cursor = Cursor { class, runs: line.runs.iter(), run: None, entries: NONE.iter(), next: None };
+        let cursor = |class: usize, tenant: Seat, runs: &'a BTreeSet<(Key, RunId)>| {
+            let (run, entries, next) = (None, NONE.iter(), None);
+            let mut cursor = Cursor { class, tenant, runs: runs.iter(), run, entries, next };
             cursor.advance(jobs);
             cursor
         };
         let waiting = lines.iter().enumerate().filter(|(_, line)| line.waiting > 0);
-        Self { jobs, cursors: waiting.map(cursor).collect() }
+        let of_class = |(class, line): (usize, &'a Line)| {
+            line.runs.iter().map(move |(tenant, runs)| cursor(class, *tenant, runs)).collect::<Vec<_>>()
+        };
+        let cursors: Vec<_> = waiting.flat_map(of_class).collect();
+        let mut tenants = BTreeMap::new();
+        if cursors.iter().any(|cursor| cursor.tenant != cursors[0].tenant) {
+            for cursor in &cursors {
+                let (since, _) = tenants.entry(cursor.tenant).or_insert((Millis::MAX, 0));
+                *since = cursor.since(state).unwrap_or(Millis::MAX).min(*since);
+            }
+        }
+        Self { jobs, cursors, clock, tenants }
     }
 
     /// The next task. None if no agent has room for any that is left.
-    pub(super) fn next(&mut self, classes: &[Class]) -> Option<(usize, RunId, &'a Job, Entry)> {
+    pub(super) fn next(&mut self, classes: &[Class], tenants: &Tenants) -> Option<(usize, RunId, &'a Job, Entry)> {
         let is_open = |cursor: &Cursor<'_>| cursor.next.is_some() && classes[cursor.class].open() > 0;
         if !self.cursors.iter().any(is_open) {
             return None;
         }
+        let tenant = self.tenant(tenants);
         let first = |cursor: &Cursor<'_>| Some((cursor.run?.0, cursor.next?.urgency, cursor.run?.1));
-        let cursors = self.cursors.iter_mut().filter(|cursor| cursor.next.is_some());
+        let is_next = |cursor: &Cursor<'_>| cursor.next.is_some() && tenant.is_none_or(|of| of == cursor.tenant);
+        let cursors = self.cursors.iter_mut().filter(|cursor| is_next(cursor));
         let cursor = cursors.min_by_key(|cursor| first(cursor))?;
         let (_, run, job) = cursor.run?;
         let entry = cursor.next?;
         cursor.advance(self.jobs);
         Some((cursor.class, run, job, entry))
+    }
+
+    /// Whose turn it is, where there are several: who has something that matters more; of those with the same, who starts first.
+    fn tenant(&self, tenants: &Tenants) -> Option<Seat> {
+        let (config, now) = self.clock;
+        let stands = |(seat, (since, promised)): (&Seat, &(Millis, u64))| {
+            let of = self.cursors.iter().filter(|cursor| cursor.tenant == *seat && cursor.next.is_some());
+            let most = of.filter_map(|cursor| cursor.run).map(|(_, _, job)| job.priority).max()?;
+            let level = i128::from(most) + tenants.gained(*seat, *since, now, config.ageing_ms);
+            Some((*seat, (level, Reverse(tenants.start(*seat, *promised)))))
+        };
+        self.tenants
+            .iter()
+            .filter_map(stands)
+            .max_by_key(|(seat, stands)| (*stands, Reverse(*seat)))
+            .map(|(seat, _)| seat)
+    }
+
+    /// A task of a run is left waiting. So that those of other tenants are looked at too, this counts in the walk.
+    pub(super) fn promised(&mut self, job: &Job) {
+        if let Some((_, promised)) = self.tenants.get_mut(&job.tenant) {
+            *promised += 1;
+        }
     }
 
     /// Passes over what is left of a class.
@@ -334,6 +401,13 @@ impl<'a> Cursor<'a> {
             let Some(entries) = job.ready.get(&self.class) else { continue };
             (self.run, self.entries) = (Some((*key, *run, job)), entries.iter());
         }
+    }
+
+    /// Since when its first task waits.
+    fn since(&self, state: &Optimizer) -> Option<Millis> {
+        let ((_, run, job), Entry { place, item, attempt, .. }) = (self.run?, self.next?);
+        let stage = job.graph.stages[place as usize].name.clone();
+        state.queue.get(&TaskId { run, stage, item, attempt }).map(|queued| queued.since)
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod discovery;
 mod pressure;
+mod tenants;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,7 +15,7 @@ use baton_protocol::record::{
     WorkflowRegistered,
 };
 use baton_protocol::request::{
-    Advise, AssignAnswer, AssignTasks, Candidate, CapacityPlan, ExplainPlacement, ImportLearning, Lesson,
+    Advise, AssignAnswer, AssignTasks, BackPressure, Candidate, CapacityPlan, ExplainPlacement, ImportLearning, Lesson,
     OptimizerRequest, PlacementExplained, PlacementView, PlanCapacity, Refusal, SetStrategy, Strategy, Subject,
 };
 use baton_protocol::{Capability, Code, Json, LeaseId, Millis, Pool, PoolKind, Rejection, Resources, TaskId};
@@ -30,6 +31,7 @@ use crate::{Config, Optimizer};
 struct World {
     log: Log,
     machine: Processor<Optimizer>,
+    config: Config,
     workflow_next: u64,
     resource_next: u64,
     now: Millis,
@@ -38,19 +40,27 @@ struct World {
     asked: BTreeMap<u64, AssignTasks>,
     /// Which lease each task has.
     leases: BTreeMap<TaskId, u64>,
+    /// What was measured besides the length of the queue.
+    measured: Vec<(&'static str, f64)>,
 }
 
 impl World {
     fn new() -> Self {
+        Self::with(Config::default())
+    }
+
+    fn with(config: Config) -> Self {
         let mut world = Self {
             log: Log::default(),
-            machine: Processor::new(Config::default()),
+            machine: Processor::new(config.clone()),
+            config,
             workflow_next: 1,
             resource_next: 1,
             now: START,
             transcript: String::new(),
             asked: BTreeMap::new(),
             leases: BTreeMap::new(),
+            measured: Vec::new(),
         };
         world.machine.lead("i", world.now);
         world.workflow(vec![workflow()]);
@@ -76,7 +86,7 @@ impl World {
             self.note(&format!("+{} ask {endpoint} seen {}: {}", self.now - START, request.seen, what.join(", ")));
             self.asked.insert(tag, request);
         }
-        self.log.check(&self.machine, Config::default(), self.now);
+        self.log.check(&self.machine, self.config.clone(), self.now);
     }
 
     fn note_effect(&mut self, effect: Effect) {
@@ -88,8 +98,11 @@ impl World {
                 self.note(&format!("span {:?} {} {times} {}", span.kind, span.name, attributes.join(" ")));
             }
             Effect::Measure(measure) => {
-                let Value::Set(value) = measure.value else { panic!("{measure:?}") };
-                self.note(&format!("gauge {} {value}", measure.metric));
+                let (Value::Set(value) | Value::Observe(value)) = measure.value else { panic!("{measure:?}") };
+                match measure.metric {
+                    "baton_run_queue" => self.note(&format!("gauge {} {value}", measure.metric)),
+                    metric => self.measured.push((metric, value)),
+                }
             }
             _ => panic!("{effect:?}"),
         }
@@ -181,7 +194,7 @@ impl World {
     }
 
     fn view(&self) -> PlacementView {
-        crate::view::placement(self.machine.machine(), &Config::default(), self.now)
+        crate::view::placement(self.machine.machine(), &Config::default(), self.now, None)
     }
 
     fn order(&self) -> String {
@@ -189,6 +202,13 @@ impl World {
         let numbers: Vec<_> =
             queue.iter().map(|q| (1..=30).find(|n| run(*n) == q.task.run).unwrap().to_string()).collect();
         numbers.join(" ")
+    }
+
+    /// What was measured under a name since this was asked last.
+    fn measured(&mut self, metric: &str) -> Vec<f64> {
+        let of = self.measured.iter().filter(|(name, _)| *name == metric).map(|(_, value)| *value).collect();
+        self.measured.retain(|(name, _)| *name != metric);
+        of
     }
 
     fn check(&mut self, expected: &Expect) {
@@ -696,6 +716,48 @@ fn o7_capacity_by_the_formula_and_by_what_was_learned() {
 }
 
 #[test]
+fn o7_a_queue_that_will_miss_its_deadlines_is_told() {
+    let mut world = World::new();
+    let forecast = |world: &World| crate::forecast::forecast(world.machine.machine(), 60_000, world.now);
+    world.resource(vec![registered("ann", "s", "research", 1, 0, 0)]);
+    practise(&mut world, 1, &[("ann", Outcome::Succeeded, 10_000); 10]);
+    let due_in = |world: &mut World, n: u64, ms: Millis| {
+        let WorkflowRecord::RunStarted(mut record) = started(n) else { panic!() };
+        record.due = Some(world.now + ms);
+        world.workflow(vec![WorkflowRecord::RunStarted(record), ready(task(n, 1), "research", 0, 0)]);
+    };
+    // The first is at work at once; the others take their turns of about ten seconds.
+    for n in 11..=14 {
+        due_in(&mut world, n, 27_500);
+        world.grant();
+    }
+    let expected = forecast(&world);
+    assert_eq!((expected.due, expected.late, expected.held_up), (4, 2, 2), "{expected:?}");
+    assert_eq!(expected.runs.iter().map(|late| late.run).collect::<Vec<_>>(), [run(14), run(13)]);
+    assert_eq!(expected.back_pressure, BackPressure::Critical);
+    let queue = &expected.queues[0];
+    assert_eq!((queue.queued, queue.late), (3, 2));
+    assert!((1..=2).contains(&queue.more) && (0.8..1.2).contains(&queue.slots), "{queue:?}");
+    assert!((35_000..60_000).contains(&expected.retry_after_ms.unwrap()), "{expected:?}");
+    // With one more, as the advice says, it is enough: and it is.
+    let more: Vec<_> = (0..queue.more).map(|n| registered(&format!("bob{n}"), "s", "research", 1, 0, 0)).collect();
+    world.resource(more);
+    world.grant();
+    let expected = forecast(&world);
+    assert_eq!((expected.late, expected.back_pressure), (0, BackPressure::None), "{expected:?}");
+    // What takes too long by itself is nobody's fault: to hold back would not help it.
+    due_in(&mut world, 15, 1000);
+    let expected = forecast(&world);
+    assert_eq!((expected.late, expected.held_up, expected.back_pressure), (1, 0, BackPressure::None), "{expected:?}");
+    assert!(expected.advice.iter().any(|line| line.contains("late whatever is done")), "{:?}", expected.advice);
+    // What nobody can do never begins.
+    world.ready(16, "cooking", 0, 0);
+    let expected = forecast(&world);
+    assert_eq!((expected.back_pressure, expected.retry_after_ms), (BackPressure::Critical, None));
+    assert!(expected.advice.iter().any(|line| line.starts_with("cooking: 1 tasks wait")), "{:?}", expected.advice);
+}
+
+#[test]
 fn o10_o11_protocol_and_pattern_by_the_rules_of_the_sources() {
     let mut world = World::new();
     world.workflow(vec![fan()]);
@@ -773,6 +835,82 @@ fn o12_figures_are_those_of_the_source() {
     assert_eq!(world.view().figures.throughput_per_hour, 2);
     world.wait(60_000);
     assert_eq!(world.view().figures.throughput_per_hour, 0);
+}
+
+#[test]
+fn o12_balance_is_shown_when_it_changes() {
+    let mut world = World::new();
+    world.resource(vec![registered("ann", "s", "research", 1, 0, 1), registered("bob", "s", "research", 2, 0, 0)]);
+    world.ready(1, "research", 0, 0);
+    world.grant();
+    world.ready(2, "research", 0, 0);
+    world.grant();
+    // Ann has all of hers in use and bob half of his: 1.5² / (2 · 1.25).
+    assert_eq!(world.measured("baton_load_balance_ratio"), [1.0, 0.5, 0.9]);
+    world.resource(vec![left("bob")]);
+    world.end(1, "ann", Outcome::Succeeded, 10);
+    assert_eq!(world.measured("baton_load_balance_ratio"), [1.0]);
+    assert_eq!(world.view().figures.balance, None);
+}
+
+#[test]
+fn o12_regret_is_what_the_best_agent_with_room_would_have_saved_in_hindsight() {
+    let mut world = World::new();
+    world.resource(vec![registered("ann", "s", "research", 1, 0, 1), registered("bob", "s", "research", 1, 0, 0)]);
+    let regret = |world: &mut World, n: u64, agent: &str, outcome, ms| {
+        world.ready(n, "research", 0, 0);
+        assert_eq!(world.grant()[0].1, agent);
+        world.end(n, agent, outcome, ms);
+        world.measured("baton_placement_regret_ratio")
+    };
+    // Nothing is known of either.
+    assert_eq!(regret(&mut world, 1, "ann", Outcome::Succeeded, 4000), [0.0]);
+    // Bob is all that has room, twice as fast, and not to be regretted.
+    world.ready(20, "research", 0, 0);
+    world.grant();
+    for n in 2..8 {
+        assert_eq!(regret(&mut world, n, "bob", Outcome::Succeeded, 2000), [0.0]);
+    }
+    world.end(20, "ann", Outcome::Cancelled, 1);
+    assert_eq!(world.measured("baton_placement_regret_ratio"), [0.0_f64; 0]);
+    // Ann is preferred, though it is known by now that she is slower.
+    let slower = regret(&mut world, 8, "ann", Outcome::Succeeded, 4000);
+    assert!(slower.len() == 1 && (0.2..0.5).contains(&slower[0]), "{slower:?}");
+    // She fails where bob had room, and where he had none.
+    assert_eq!(regret(&mut world, 9, "ann", Outcome::Failed, 10), [1.0]);
+    world.resource(vec![left("bob")]);
+    assert_eq!(regret(&mut world, 10, "ann", Outcome::Failed, 10), [0.0]);
+}
+
+#[test]
+fn o4_the_learning_rate_is_a_setting_that_comes_to_all_through_the_log() {
+    let config = Config { learning_rate: 500_000, ..Config::default() };
+    let mut world = World::with(config.clone());
+    world.resource(vec![registered("ann", "s", "research", 1, 0, 0)]);
+    world.ready(1, "research", 0, 0);
+    world.grant();
+    world.end(1, "ann", Outcome::Succeeded, 1000);
+    // Half of the way from 0.5 to 1.
+    assert_eq!((world.view().learning_rate, world.view().agents[0].score), (0.5, 0.75));
+    assert_eq!(world.transcript.matches("learning_rate_changed").count(), 1);
+    // Who leads next with the same setting has nothing to say; with another one it says so, and what was learned stays.
+    for (config, records) in
+        [(config, 1), (Config::default(), 2), (Config { learning_rate: 0, ..Config::default() }, 3)]
+    {
+        let mut next: Processor<Optimizer> = Processor::new(config);
+        // Who reads the log learns the same, whatever it is set to.
+        world.log.feed(&mut next, world.now);
+        assert_eq!(next.machine().learning.score(&agent("ann")), 750_000);
+        next.lead("j", world.now);
+        world.log.settle(&mut next, world.now);
+        let changes = world
+            .log
+            .messages
+            .iter()
+            .filter(|(_, text)| String::from_utf8_lossy(text).contains("learning_rate_changed"));
+        assert_eq!(changes.count(), records);
+        assert_eq!(next.machine().learning.score(&agent("ann")), 750_000);
+    }
 }
 
 #[test]

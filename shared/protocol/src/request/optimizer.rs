@@ -8,8 +8,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Advice, Advise, CapacityPlan, Done, Endpoint, GetLearning, ImportLearning, LearningPage, PlanCapacity, Requests,
-    body, endpoint, schema, unknown_endpoint,
+    Advice, Advise, CapacityPlan, Done, Endpoint, Forecast, ForecastQueue, GetLearning, ImportLearning, LearningPage,
+    PlanCapacity, Requests, body, endpoint, schema, unknown_endpoint,
 };
 use crate::amount::Resources;
 use crate::breaker::BreakerState;
@@ -33,6 +33,8 @@ pub enum OptimizerRequest {
     PlanCapacity(PlanCapacity),
     /// See [`Advise`].
     Advise(Advise),
+    /// See [`ForecastQueue`].
+    ForecastQueue(ForecastQueue),
     /// See [`GetLearning`].
     GetLearning(GetLearning),
     /// See [`ImportLearning`].
@@ -84,6 +86,13 @@ impl Requests for OptimizerRequest {
             schema::<Advice>,
         ),
         endpoint(
+            "queue.forecast",
+            None,
+            "Says when what waits will be done, which runs will be late, and what would help.",
+            schema::<ForecastQueue>,
+            schema::<Forecast>,
+        ),
+        endpoint(
             "learning.get",
             None,
             "Gives what was learned, a page at a time.",
@@ -107,6 +116,7 @@ impl Requests for OptimizerRequest {
             "placement.explain" => Self::ExplainPlacement(body(endpoint, payload)?),
             "capacity.plan" => Self::PlanCapacity(body(endpoint, payload)?),
             "advice.get" => Self::Advise(body(endpoint, payload)?),
+            "queue.forecast" => Self::ForecastQueue(body(endpoint, payload)?),
             "learning.get" => Self::GetLearning(body(endpoint, payload)?),
             "learning.import" => Self::ImportLearning(body(endpoint, payload)?),
             _ => return Err(unknown_endpoint(endpoint)),
@@ -188,9 +198,12 @@ pub struct GetPlacement {}
 pub struct PlacementView {
     /// How tasks are placed.
     pub strategy: Strategy,
+    /// How much of an average a new sample makes up, from 0 to 1.
+    #[serde(default)]
+    pub learning_rate: f64,
     /// How many tasks wait.
     pub queued: u64,
-    /// The first of them, in the order in which they will be placed; at most 100.
+    /// The first of them, by priority and waiting time; at most 100. Of what is equally urgent, tenants and their runs take turns.
     pub queue: Vec<QueuedTask>,
     /// What was learned of the agents.
     pub agents: Vec<AgentPerformance>,
@@ -199,6 +212,23 @@ pub struct PlacementView {
     /// How it goes altogether.
     #[serde(default)]
     pub figures: Figures,
+    /// The tenants that have runs which have not ended; at most 1000.
+    #[serde(default)]
+    pub tenants: Vec<TenantView>,
+}
+
+/// A tenant, as the optimizer sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TenantView {
+    /// Its name; none: all runs that name no tenant are one's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// In proportion to this it shares in what is equally urgent.
+    pub weight: u32,
+    /// How many of its tasks wait.
+    pub queued: u64,
+    /// How many of them are at work.
+    pub active: u64,
 }
 
 /// How coordination goes: since the log began, unless a line says otherwise. The names are those of the first source document.
@@ -225,6 +255,11 @@ pub struct Figures {
     /// How evenly agents are loaded now: Jain's index of the parts of their slots in use, from `1/n` where one has all, to 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balance: Option<f64>,
+    /// Which part of their time tasks would have saved with the fastest of those agents that had room when they were placed, on
+    /// average, as is known in hindsight: 0 is the best. A task that failed would have saved all of it, if another agent had
+    /// room. Of some of the tasks that ended since the instance leads; none before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regret: Option<f64>,
 }
 
 /// Asks why an agent has a task, or why the task waits.
@@ -322,6 +357,9 @@ pub struct QueuedTask {
     pub priority: i32,
     /// Since when it waits, in milliseconds since 1970.
     pub since: Millis,
+    /// Who it is for: tenants share what is equally urgent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
     /// How long it is expected to take; none while nothing like it has been seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub estimate_ms: Option<Millis>,

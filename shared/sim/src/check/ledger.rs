@@ -5,8 +5,9 @@ use baton_optimizer::Optimizer;
 use baton_protocol::budget::{agent_account, least};
 use baton_protocol::definition::OnFailure;
 use baton_protocol::record::{
-    AgentLeft, AgentRegistered, AnyCommit, Assigned, Commit, LeaseEnded, LeftReason, OptimizerRecord, Outcome, Record,
-    ResourceRecord, RunFinished, RunStarted, StageEnded, StageReady, Stamp, WorkflowRecord, WorkflowRegistered,
+    AgentLeft, AgentRegistered, AnyCommit, Assigned, Commit, LearningRateChanged, LeaseEnded, LeftReason,
+    OptimizerRecord, Outcome, Record, ResourceRecord, RunFinished, RunStarted, StageEnded, StageReady, Stamp,
+    WorkflowRecord, WorkflowRegistered,
 };
 use baton_protocol::run::RunStatus;
 use baton_protocol::{LeaseId, Service};
@@ -35,6 +36,9 @@ const READING: &str = "what a writer had read only grows";
 const TIME: &str = "time does not go backwards";
 const WAITS: &str = "every wait lasts as long as it should";
 const REPLACED: &str = "a session that was replaced does not come back";
+const LEARNS: &str = "the learning rate is in the log once it is another";
+/// The learning rate before any is in the log, in millionths.
+const LEARNING_RATE: u32 = 100_000;
 const CALM: &str = "nothing is lost in the calm";
 
 /// Whether a service observes what the other one writes, and so what follows from it.
@@ -46,6 +50,12 @@ fn follows(service: Service, other: Service) -> bool {
         Service::Gateway => &[],
     };
     service == other || follows.contains(&other)
+}
+
+/// Who a run is for.
+fn tenant(record: &RunStarted) -> Option<String> {
+    let account = || Some(record.budget.as_ref()?.of.as_ref()?.to_string());
+    record.metadata.get("tenant").cloned().or_else(account)
 }
 
 impl Facts {
@@ -75,11 +85,7 @@ impl Facts {
             }
             AnyCommit::Optimizer(commit) => {
                 self.writer(commit)?;
-                commit.stamped().for_each(|(_, record)| match record {
-                    OptimizerRecord::StrategyChanged(_) => self.strategies += 1,
-                    OptimizerRecord::LearningImported(record) => self.imported.extend(record.lessons.iter().cloned()),
-                });
-                Ok(())
+                commit.stamped().try_for_each(|(_, record)| self.optimizer(record))
             }
         }
     }
@@ -118,6 +124,25 @@ impl Facts {
         if service == Service::WorkflowManager {
             let seen = writer.seen;
             self.door_has_read(seq, seen);
+        }
+        Ok(())
+    }
+
+    fn optimizer(&mut self, record: &OptimizerRecord) -> Checked {
+        match record {
+            OptimizerRecord::StrategyChanged(record) => {
+                self.strategies += 1;
+                self.tenants.strategy_changed(record.strategy);
+            }
+            OptimizerRecord::LearningImported(record) => self.imported.extend(record.lessons.iter().cloned()),
+            OptimizerRecord::LearningRateChanged(LearningRateChanged { millionths }) => {
+                let before = self.learning_rate.replace(*millionths).unwrap_or(LEARNING_RATE);
+                hold!(
+                    before != *millionths,
+                    LEARNS,
+                    "the learning rate changes from {before} to {millionths} millionths"
+                );
+            }
         }
         Ok(())
     }
@@ -200,6 +225,7 @@ impl Facts {
             priority: record.priority,
             due: record.due,
             budget: record.budget.clone(),
+            tenant: tenant(record),
             definition: definition.clone(),
             input: record.input.clone(),
             stages: definition.stages.iter().map(|_| Stage::default()).collect(),
@@ -565,6 +591,7 @@ impl Facts {
     fn assigned(&mut self, stamp: Stamp, record: &Assigned) -> Checked {
         let Assigned { task, agent: id, resources, pools } = record;
         self.may_be_leased_now(stamp, task)?;
+        self.tenants_take_turns(task)?;
         let (seq, now, lease) = (self.seq, self.now, LeaseId(stamp.number));
         let of_pool: std::collections::BTreeSet<_> = pools.keys().filter(|name| self.pools.has(name)).collect();
         let apart = of_pool.len() == pools.len()

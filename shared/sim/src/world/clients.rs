@@ -267,6 +267,7 @@ impl World {
                 at_limit: if limit % 2 == 0 { AtLimit::Fail } else { AtLimit::Wait },
                 of: None,
             }),
+            metadata: placed.tenant.map(|tenant| ("tenant".to_owned(), tenant.to_owned())).into_iter().collect(),
             ..StartRun::new(name, input)
         };
         self.ask(Asker::Client(Wanted::Start), AnyRequest::Workflow(WorkflowRequest::StartRun(start)), true);
