@@ -616,11 +616,11 @@ fn o2_each_placement_is_explained() {
     }
     expect![[r#"
         R21 ann ADAPTIVE: it was expected to end soonest there
-           ann true available_ms 0.00, duration_ms 2037.81, ends_ms 2144.61, failure 0.02, failure_cost_ms 106.80
-           bob true available_ms 0.00, duration_ms 9078.58, ends_ms 9185.38, failure 0.02, failure_cost_ms 106.80
+           ann true available_ms 0.00, duration_ms 1973.17, ends_ms 2079.96, failure 0.02, failure_cost_ms 106.80
+           bob true available_ms 0.00, duration_ms 8807.73, ends_ms 8914.53, failure 0.02, failure_cost_ms 106.80
         R22 nobody ADAPTIVE: it is expected to end soonest at ann, though that has no room yet
-           ann false available_ms 2231.87, duration_ms 2037.81, ends_ms 4376.48, failure 0.02, failure_cost_ms 106.80
-           bob false available_ms 12281.96, duration_ms 9078.58, ends_ms 21467.33, failure 0.02, failure_cost_ms 106.80
+           ann false available_ms 2231.87, duration_ms 1973.17, ends_ms 4311.83, failure 0.02, failure_cost_ms 106.80
+           bob false available_ms 12281.96, duration_ms 8807.73, ends_ms 21196.49, failure 0.02, failure_cost_ms 106.80
         R23 nobody ADAPTIVE: no agent that is there can do cooking with what it needs
         R24 bob LOAD_BALANCED: of those with room it had the smallest part of its slots in use
            bob true idle_ms 500.00, load 0.00, priority 0.00, score 0.70
