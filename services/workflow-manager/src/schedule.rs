@@ -14,14 +14,14 @@ use baton_machine::{RequestContext, ShelfSet, Shelves};
 use baton_protocol::nearest::nearest;
 use baton_protocol::record::{Stamp, WorkflowRecord};
 use baton_protocol::request::{
-    CancelRun, GetSchedule, LastFiring, ListSchedules, PauseSchedule, RemoveSchedule, ScheduleList, ScheduleView,
-    SetSchedule, StartRun,
+    CancelRun, GetSchedule, LastFiring, ListSchedules, MAX_MESSAGE_BYTES, PauseSchedule, RemoveSchedule, ScheduleList,
+    ScheduleView, SetSchedule, StartRun,
 };
 use baton_protocol::schedule::{
     Firing, MAX_EVERY_MS, MIN_EVERY_MS, Overlap, SCHEDULE_KEY, SCHEDULED_KEY, ScheduleFired, ScheduleRemoved,
     ScheduleSet,
 };
-use baton_protocol::{Code, Millis, Rejection, RunId, Schedule, ScheduleName};
+use baton_protocol::{Code, Json, Millis, Rejection, RunId, Schedule, ScheduleName};
 use croner::Cron;
 use croner::errors::CronError;
 use croner::parser::{CronParser, Year};
@@ -38,8 +38,12 @@ pub(crate) const KEY: &str = "schedule:";
 const MAX_SCHEDULES: usize = 10_000;
 /// The most bytes of the input that a schedule gives to its runs: schedules are all kept in memory.
 const MAX_INPUT_BYTES: usize = 64 * 1024;
+/// How large the rest of a schedule may be, as JSON, in bytes.
+const MAX_SCHEDULE_BYTES: usize = 8 * 1024;
 /// How many schedules are listed if nothing else is asked for, and how many at the most.
 const LIMIT: (u32, u32) = (100, 1000);
+/// How many bytes a list may have: it must fit into a message.
+const MAX_LIST_BYTES: usize = MAX_MESSAGE_BYTES - 64 * 1024;
 /// How many next times are shown of one schedule.
 const SHOWN: usize = 5;
 /// How many starts are made in one turn.
@@ -262,6 +266,12 @@ fn check(turn: &Turn<'_>, schedule: &Schedule) -> Result<Millis, Rejection> {
         let why = format!("the input has {} bytes; at most {MAX_INPUT_BYTES} are allowed here", input.size());
         return Err(Rejection::new(Code::TooLarge, format!("the schedule is not valid: {why}")));
     }
+    let rest = Schedule { input: Json::default(), ..schedule.clone() };
+    let bytes = Json::of(&rest).map_or(usize::MAX, |json| json.size());
+    if bytes > MAX_SCHEDULE_BYTES {
+        let why = format!("without its input it has {bytes} bytes; at most {MAX_SCHEDULE_BYTES} are allowed");
+        return Err(Rejection::new(Code::TooLarge, format!("the schedule is not valid: {why}")));
+    }
     let own: BTreeSet<&str> = [SCHEDULE_KEY, SCHEDULED_KEY].into();
     if let Some(key) = schedule.metadata.keys().find(|key| own.contains(key.as_str())) {
         return Err(invalid(format!("metadata: the key {key:?} is written by the schedule itself")));
@@ -318,14 +328,22 @@ pub(crate) fn list(state: &WorkflowManager, request: &ListSchedules) -> Schedule
         request.after.as_ref().is_none_or(|after| *name > after)
             && request.workflow.as_ref().is_none_or(|workflow| entry.schedule.workflow == *workflow)
     };
-    let mut found = state.schedules.all.iter().filter(meant);
-    // Without their inputs, so that a page fits into a message.
-    let schedules = found.by_ref().take(limit).map(|(name, entry)| {
+    let mut found = state.schedules.all.iter().filter(meant).peekable();
+    let (mut schedules, mut bytes) = (Vec::new(), 0);
+    while let Some((name, entry)) = found.peek()
+        && schedules.len() < limit
+    {
         let view = entry.view(name, entry.next.into_iter().collect());
-        ScheduleView { schedule: Schedule { input: baton_protocol::Json::default(), ..view.schedule }, ..view }
-    });
-    let schedules = schedules.collect();
-    ScheduleList { schedules, more: found.next().is_some() }
+        // Without their inputs, which may be large.
+        let view = ScheduleView { schedule: Schedule { input: Json::default(), ..view.schedule }, ..view };
+        bytes += Json::of(&view).map_or(usize::MAX, |json| json.size());
+        if bytes > MAX_LIST_BYTES {
+            break;
+        }
+        schedules.push(view);
+        found.next();
+    }
+    ScheduleList { schedules, more: found.peek().is_some() }
 }
 
 /// When somebody has to look.

@@ -35,6 +35,8 @@ pub(crate) const KEY: &str = "trigger:";
 
 /// How many triggers there may be.
 const MAX_TRIGGERS: usize = 1000;
+/// How large one may be, as JSON, in bytes: as many as are listed at a time must fit into a message.
+const MAX_TRIGGER_BYTES: usize = 8 * 1024;
 /// How many are listed at a time.
 const LISTED: usize = 100;
 /// How many ids of events are known.
@@ -256,6 +258,11 @@ pub(crate) fn set(turn: &mut Turn<'_>, request: SetTrigger) -> Result<TriggerVie
 fn check(turn: &Turn<'_>, trigger: &Trigger) -> Result<(), Rejection> {
     let invalid = |why: String| Rejection::invalid(format!("the trigger is not valid: {why}"));
     let start = &trigger.start;
+    let bytes = Json::of(trigger).map_or(usize::MAX, |json| json.size());
+    if bytes > MAX_TRIGGER_BYTES {
+        let message = format!("the trigger has {bytes} bytes as JSON; at most {MAX_TRIGGER_BYTES} are allowed");
+        return Err(Rejection::new(Code::TooLarge, message));
+    }
     turn.state().workflows.find(&start.workflow, start.version)?;
     if let On::RunEnded(ended) = &trigger.on {
         turn.state().workflows.find(&ended.workflow, None)?;

@@ -185,6 +185,7 @@ fn w19_what_is_wrong_with_a_schedule_is_said() {
         ("not an object", Schedule { input: json("[1]"), ..good() }),
         ("input", Schedule { workflow: name("strict"), ..good() }),
         ("too large", Schedule { input: big, ..good() }),
+        ("too large without it", schedule(&format!("{}0 9 * * *", " ".repeat(9000)), None)),
         ("its own key", Schedule { metadata: metadata("schedule"), ..good() }),
         ("empty key", Schedule { metadata: metadata(""), ..good() }),
     ];
@@ -211,6 +212,7 @@ fn w19_what_is_wrong_with_a_schedule_is_said() {
         not an object: the input must be a JSON object (invalid_request)
         input: the input does not fit the input_schema of workflow strict: as a whole: "topic" is a required property (invalid_request)
         too large: the schedule is not valid: the input has 66571 bytes; at most 65536 are allowed here (too_large)
+        too large without it: the schedule is not valid: without its input it has 9035 bytes; at most 8192 are allowed (too_large)
         its own key: the schedule is not valid: metadata: the key "schedule" is written by the schedule itself (invalid_request)
         empty key: the metadata is not valid: the key "" has 0 bytes; it must have 1 to 63 (invalid_request)
     "#]].assert_eq(&text);

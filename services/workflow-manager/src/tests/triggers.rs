@@ -179,6 +179,10 @@ fn w21_what_is_wrong_with_a_trigger_is_said() {
         ("another name", value!({ "on": on, "when": "input.n > 1", "start": { "workflow": "w" } })),
         ("misspelt", value!({ "on": on, "when": "evnt.data.n > 1", "start": { "workflow": "w" } })),
         ("in the input", value!({ "on": on, "start": { "workflow": "w", "input": { "n": "results.a" } } })),
+        (
+            "too large",
+            value!({ "on": on, "when": format!("event.data.n > {}1", " ".repeat(9000)), "start": { "workflow": "w" } }),
+        ),
         ("its own key", value!({ "on": on, "start": { "workflow": "w", "metadata": { "chain": "1" } } })),
     ];
     let mut text = String::new();
@@ -196,6 +200,7 @@ fn w21_what_is_wrong_with_a_trigger_is_said() {
         another name: the trigger is not valid: when: there is nothing called `input`; there is `event` (invalid_request)
         misspelt: the trigger is not valid: when: there is nothing called `evnt`; did you mean `event`? (invalid_request)
         in the input: the trigger is not valid: start.input.n: results.a: there are no stages (invalid_request)
+        too large: the trigger has 9071 bytes as JSON; at most 8192 are allowed (too_large)
         its own key: the trigger is not valid: start.metadata: the key "chain" is written by the trigger itself (invalid_request)
     "#]].assert_eq(&text);
     let mut refuse = |id: &str, data: &str| {
