@@ -754,6 +754,8 @@ impl Facts {
         hold!(was_asked || fails, LIMIT, "{task} is not paid for, and {account} could pay it or would wait");
         let first = self.pools.unpaid.insert(task.clone(), (self.seq, self.now)).is_none();
         hold!(first, LIMIT, "{task} is refused twice");
+        // Nor is anybody asked for it elsewhere any more.
+        self.pools_settled(task);
         Ok(())
     }
 
