@@ -5,7 +5,6 @@
 //! schedule and time, and a second start under it gives the run that there is. The fold evaluates no calendar: another edition of
 //! Baton, with other time zones, folds the same log to the same state.
 
-use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -46,10 +45,6 @@ const LIMIT: (u32, u32) = (100, 1000);
 const MAX_LIST_BYTES: usize = MAX_MESSAGE_BYTES - 64 * 1024;
 /// How many next times are shown of one schedule.
 const SHOWN: usize = 5;
-/// How many starts are made in one turn.
-const BATCH: usize = 100;
-/// The longest wait before a start that had to wait is tried again: another schedule may be due meanwhile.
-const RETRY_MS: Millis = 5000;
 
 /// All schedules.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -359,26 +354,8 @@ pub(crate) fn fire(turn: &mut Turn<'_>) {
     }
     let schedules = &turn.state().schedules;
     let due = schedules.due.iter().take_while(|(due, _)| *due <= now);
-    let mut due: Vec<(i32, ScheduleName)> =
-        due.filter_map(|(_, name)| Some((schedules.all.get(name)?.schedule.priority, name.clone()))).collect();
-    // What matters more goes first; of what matters the same, what was due first.
-    due.sort_by_key(|(priority, _)| Reverse(*priority));
-    // Where one is refused for now, so is every other of the same priority or a lower one.
-    let mut refused: Option<(i32, Millis)> = None;
-    let mut fired = 0;
-    for (priority, name) in due {
-        if refused.is_some_and(|(most, _)| priority <= most) {
-            continue;
-        }
-        match fire_one(turn, &name) {
-            Some(wait) => refused = Some((priority, wait.clamp(1, RETRY_MS))),
-            None => fired += 1,
-        }
-        if fired == BATCH {
-            return;
-        }
-    }
-    turn.soft.schedules_wait = refused.map_or(0, |(_, wait)| now.saturating_add(wait));
+    let due = due.filter_map(|(_, name)| Some((schedules.all.get(name)?.schedule.priority, name.clone()))).collect();
+    turn.soft.schedules_wait = start::by_themselves(turn, due, fire_one);
 }
 
 /// Sees to the time of a schedule that has come. Gives in how many milliseconds that can be tried again, where it can not be done now.
@@ -440,7 +417,7 @@ fn begin(turn: &mut Turn<'_>, name: &ScheduleName, entry: &Entry, due: Millis, t
             give_way(turn, name, entry, accepted.run);
             Ok(Firing::Started(accepted.run))
         }
-        Err(rejection) if rejection.code.is_retryable() => Err(rejection.retry_after_ms.unwrap_or(RETRY_MS)),
+        Err(rejection) if rejection.code.is_retryable() => Err(rejection.retry_after_ms.unwrap_or(Millis::MAX)),
         Err(rejection) => Ok(Firing::Refused(text::cut(rejection.message, text::MAX_REASON_BYTES))),
     }
 }

@@ -1,5 +1,7 @@
 //! A run is asked for, or asked to stop.
 
+use std::cmp::Reverse;
+
 use baton_machine::RequestContext;
 use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::pressure::PressureChanged;
@@ -26,6 +28,10 @@ const MAX_METADATA: (usize, usize, usize) = (16, 63, 255);
 const RETRY_MS: (Millis, Millis, Millis) = (100, 5000, 1000);
 /// The same for a refusal by priority, while there is pressure.
 const PRESSED_MS: (Millis, Millis) = (100, 60_000);
+/// How many runs start by themselves in one turn, and the longest wait before one that had to wait is tried again: something that matters
+/// more may be due meanwhile.
+const BATCH: usize = 100;
+const RETRY_OWN_MS: Millis = 5000;
 
 /// Starts a run, or gives the one that the same request started before.
 pub(crate) fn start(
@@ -59,6 +65,32 @@ pub(crate) fn start(
     // A run without stages that can begin has ended by now.
     let known = Known::of(turn.state(), run);
     known.map(|known| known.accepted(false)).ok_or_else(|| Rejection::new(Code::Internal, "the run was not started"))
+}
+
+/// Starts runs by themselves, some in one turn: what matters more first, and of what matters the same, what comes first. `start` says in how
+/// many milliseconds it can be tried again, where it can not be done now; then nor can any other of the same priority or a lower
+/// one. Gives until when nobody need look again.
+pub(crate) fn by_themselves<T>(
+    turn: &mut Turn<'_>,
+    mut due: Vec<(i32, T)>,
+    start: impl Fn(&mut Turn<'_>, &T) -> Option<Millis>,
+) -> Millis {
+    due.sort_by_key(|(priority, _)| Reverse(*priority));
+    let mut refused: Option<(i32, Millis)> = None;
+    let mut started = 0;
+    for (priority, what) in due {
+        if refused.is_some_and(|(most, _)| priority <= most) {
+            break;
+        }
+        match start(turn, &what) {
+            Some(wait) => refused = Some((priority, wait.clamp(1, RETRY_OWN_MS))),
+            None => started += 1,
+        }
+        if started == BATCH {
+            return 0;
+        }
+    }
+    refused.map_or(0, |(_, wait)| turn.now().saturating_add(wait))
 }
 
 /// Refuses a key of somebody else's that schedules and triggers know their runs by.

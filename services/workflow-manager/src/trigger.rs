@@ -4,7 +4,6 @@
 //! fails silences no other, a start that has to wait for room is not forgotten, and a leader that dies half-way leaves the rest to
 //! its successor; a run that was started and not written down is found by its key.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -43,10 +42,6 @@ const LISTED: usize = 100;
 const MAX_KNOWN: usize = 10_000;
 /// How late a run may be started that had to wait for room.
 const LATE_MS: Millis = 3_600_000;
-/// The longest wait before a start that had to wait is tried again.
-const RETRY_MS: Millis = 5000;
-/// How many triggers come to something in one turn.
-const BATCH: usize = 100;
 /// How many events are looked at in one turn, the oldest first.
 const EVENTS: usize = 1000;
 /// The longest name of who raised an event, in bytes.
@@ -367,34 +362,16 @@ pub(crate) fn due(state: &WorkflowManager, wait_until: Millis) -> Option<Millis>
 
 /// Does what triggers say about events that are open, some at a time.
 pub(crate) fn fire(turn: &mut Turn<'_>) {
-    let now = turn.now();
-    if turn.state().triggers.open.is_empty() || turn.soft.triggers_wait > now {
+    if turn.state().triggers.open.is_empty() || turn.soft.triggers_wait > turn.now() {
         return;
     }
     let triggers = &turn.state().triggers;
     let events = triggers.open.iter().take(EVENTS);
     let each = events.flat_map(|(number, open)| open.triggers.iter().map(|name| (*number, name)));
-    let mut open: Vec<(i32, Number, TriggerName)> = each
-        .filter_map(|(number, name)| Some((triggers.all.get(name)?.trigger.start.priority, number, name.clone())))
+    let open = each
+        .filter_map(|(number, name)| Some((triggers.all.get(name)?.trigger.start.priority, (number, name.clone()))))
         .collect();
-    // What matters more goes first; of what matters the same, what happened first.
-    open.sort_by_key(|(priority, ..)| Reverse(*priority));
-    // Where one is refused for now, so is every other of the same priority or a lower one.
-    let mut refused: Option<(i32, Millis)> = None;
-    let mut fired = 0;
-    for (priority, number, name) in open {
-        if refused.is_some_and(|(most, _)| priority <= most) {
-            continue;
-        }
-        match fire_one(turn, number, &name) {
-            Some(wait) => refused = Some((priority, wait.clamp(1, RETRY_MS))),
-            None => fired += 1,
-        }
-        if fired == BATCH {
-            return;
-        }
-    }
-    turn.soft.triggers_wait = refused.map_or(0, |(_, wait)| now.saturating_add(wait));
+    turn.soft.triggers_wait = start::by_themselves(turn, open, |turn, (number, name)| fire_one(turn, *number, name));
 }
 
 /// Does what one trigger says about an event. Gives in how many milliseconds that can be tried again, where it can not be done now.
@@ -402,14 +379,14 @@ fn fire_one(turn: &mut Turn<'_>, number: Number, name: &TriggerName) -> Option<M
     let triggers = &turn.state().triggers;
     let event = Arc::clone(&triggers.open.get(&number)?.event);
     let entry = Arc::clone(triggers.all.get(name)?);
-    let outcome = match start_of(&entry.trigger, name, &event) {
+    let outcome = match start_of(&entry.trigger, (name, number), &event) {
         Err(why) => Reaction::Failed(why),
         Ok(None) => Reaction::Unmatched,
         Ok(Some(request)) => match start::start(turn, request, &RequestContext::default()) {
             Ok(accepted) => Reaction::Started(accepted.run),
             Err(rejection) if rejection.code.is_retryable() => {
                 if turn.now().saturating_sub(event.at) <= LATE_MS {
-                    return Some(rejection.retry_after_ms.unwrap_or(RETRY_MS));
+                    return Some(rejection.retry_after_ms.unwrap_or(Millis::MAX));
                 }
                 Reaction::Failed(format!("for an hour there was no room: {}", rejection.message))
             }
@@ -427,7 +404,11 @@ fn fire_one(turn: &mut Turn<'_>, number: Number, name: &TriggerName) -> Option<M
 }
 
 /// The run that a trigger starts for an event; none if its condition gives false.
-fn start_of(trigger: &Trigger, name: &TriggerName, event: &Happened) -> Result<Option<StartRun>, String> {
+fn start_of(
+    trigger: &Trigger,
+    (name, number): (&TriggerName, Number),
+    event: &Happened,
+) -> Result<Option<StartRun>, String> {
     let seen = event.value()?;
     let values = || Values { event: Some(seen.clone()), ..Values::default() };
     if let Some(when) = &trigger.when {
@@ -458,7 +439,7 @@ fn start_of(trigger: &Trigger, name: &TriggerName, event: &Happened) -> Result<O
     Ok(Some(StartRun {
         version: start.version,
         priority: start.priority,
-        key: Some(format!("{KEY}{name}:{}:{}", event.name, event.id)).filter(|key| key.len() <= MAX_KEY_BYTES),
+        key: Some(format!("{KEY}{name}:{number}")),
         strategy: start.strategy,
         due_ms: start.due_ms,
         budget: start.budget.clone(),

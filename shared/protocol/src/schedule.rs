@@ -53,7 +53,7 @@ pub struct Schedule {
     #[serde(default, skip_serializing_if = "Json::is_null")]
     pub input: Json,
     /// Larger goes first.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "crate::record::is_zero")]
     pub priority: i32,
     /// How the tasks of its runs are placed; as those of all runs are, unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -77,11 +77,6 @@ pub struct Schedule {
     /// Nothing is started while it is.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
-fn is_zero(value: &i32) -> bool {
-    *value == 0
 }
 
 impl Schedule {

@@ -77,7 +77,7 @@ pub struct StartBy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input: Option<Mapping>,
     /// Larger goes first.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "crate::record::is_zero")]
     pub priority: i32,
     /// How its tasks are placed; as those of all runs are, unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -91,11 +91,6 @@ pub struct StartBy {
     /// What is noted about it, to find it again. The keys `trigger`, `event` and `chain` are added.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: Metadata,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
-fn is_zero(value: &i32) -> bool {
-    *value == 0
 }
 
 /// See [`WorkflowRecord::TriggerSet`](crate::WorkflowRecord::TriggerSet).

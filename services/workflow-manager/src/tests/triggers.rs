@@ -299,3 +299,17 @@ fn w21_a_crash_at_any_commit_starts_nothing_twice_and_forgets_nothing() {
         }
     }
 }
+
+#[test]
+fn w21_a_crash_starts_nothing_twice_however_long_the_id_of_the_event() {
+    let mut world = world(&["w"]);
+    let name = "t".repeat(63);
+    set(&mut world, &name, value!({ "on": { "event": "e" }, "start": { "workflow": "w" } })).unwrap();
+    // The run is stored, and what the event came to is not.
+    (world.max_bytes, world.stores) = (1, 2);
+    let request = RaiseEvent { event: "e".parse().unwrap(), id: "i".repeat(255), source: None, data: json("{}") };
+    assert!(world.try_ask(WorkflowRequest::RaiseEvent(None, request), None).is_none());
+    world.lead();
+    world.wait(0);
+    assert_eq!(world.processor.machine().runs.len(), 1);
+}
