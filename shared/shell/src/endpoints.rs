@@ -53,7 +53,7 @@ pub(crate) struct Counters {
 /// The running micro service. It ends when dropped.
 pub(crate) struct Endpoints {
     service: Option<service::Service>,
-    _tasks: JoinSet<()>,
+    readers: JoinSet<()>,
 }
 
 impl Drop for Endpoints {
@@ -111,7 +111,15 @@ impl Endpoints {
         }
         // Whoever is told that this instance leads may ask it.
         client.flush().await.map_err(|error| other("registering the micro service", error))?;
-        Ok(Self { service: Some(service), _tasks: tasks })
+        Ok(Self { service: Some(service), readers: tasks })
+    }
+
+    /// Takes no more requests, and reads those that are here already.
+    pub(crate) async fn finish(mut self) {
+        if let Some(service) = self.service.take() {
+            let _ = service.stop().await;
+        }
+        while self.readers.join_next().await.is_some() {}
     }
 }
 

@@ -12,23 +12,25 @@
 //! stored now, never that it was not: that is for whoever asks again to see.
 
 use std::error::Error;
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::{self, ErrorCode};
-use async_nats::{Client, HeaderMap, Message};
+use async_nats::{Client, HeaderMap, Message, Subscriber};
 use baton_client::{ConnectError, ConnectSettings, Connection};
 use baton_machine::Machine;
 use baton_protocol::record::Record;
 use baton_protocol::request::{Endpoint, Requests};
 use baton_protocol::{Code, Millis, Rejection};
 use baton_telemetry::Metrics;
-use futures::StreamExt;
-use tokio::sync::Mutex;
+use futures::{Stream, StreamExt, stream};
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
-use crate::endpoints::error_headers;
+use crate::endpoints::{Endpoints, Incoming, error_headers};
 use crate::instance::{Instance, is_inbox, serve_status};
 use crate::session::{End, Session};
 
@@ -38,8 +40,8 @@ const RETRY_MS: Millis = 1000;
 /// How long a session that has found room waits before it takes requests. Others look twice as often who leads.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// How long requests that are on their way to a session that ends are still answered by it.
-const LAST: Duration = Duration::from_millis(100);
+/// How long those who refused may take to answer what was on its way to them, when they are asked to end.
+const LAST: Duration = Duration::from_secs(1);
 
 /// Why the broker stores nothing, if that is so: what it said.
 pub(crate) fn reason(error: &(dyn Error + 'static)) -> Option<String> {
@@ -75,7 +77,10 @@ struct Inner {
 /// It has a connection of its own, because sessions come and go. All ends when this is dropped.
 struct Closed {
     client: Client,
-    _tasks: JoinSet<()>,
+    /// Asks those who refuse to end.
+    opening: CancellationToken,
+    refusing: JoinSet<()>,
+    _status: JoinSet<()>,
 }
 
 impl Gate {
@@ -112,7 +117,8 @@ impl Gate {
         }
     }
 
-    /// Opens it: requests are for the session again, or for another instance.
+    /// Opens it: requests are for the session, which takes them already, or for another instance. One that the broker sends
+    /// just then may stay without an answer, as when a leader dies; whoever asked repeats it.
     pub(crate) async fn open(&self) {
         let closed = self.0.closed.lock().await.take();
         if self.why().is_none() {
@@ -121,19 +127,43 @@ impl Gate {
         self.0.instance.update(|status| status.full = None);
         self.0.metrics.set("baton_log_full", &[], 0.0);
         tracing::info!(service = %self.0.instance.service(), "the log takes commits again");
-        if let Some(Closed { client, _tasks: tasks }) = closed {
-            // With their readers the subscriptions end. The broker must know before anybody else takes requests.
-            drop(tasks);
-            let _ = timeout(Duration::from_secs(1), client.flush()).await;
+        if let Some(Closed { client, opening, mut refusing, _status }) = closed {
+            opening.cancel();
+            tokio::spawn(async move {
+                let ended = async { while refusing.join_next().await.is_some() {} };
+                let _ = timeout(LAST, ended).await;
+                let _ = timeout(LAST, client.flush()).await;
+            });
         }
+    }
+
+    /// Takes over the endpoints of a session that ends, and refuses what comes in by them. They are in the gate's queue
+    /// group: were they taken down now, the requests on their way to them would stay without an answer.
+    async fn take_over<M: Machine>(&self, endpoints: Endpoints, mut requests: mpsc::Receiver<Incoming<M>>) {
+        let mut closed = self.0.closed.lock().await;
+        let Some(Closed { opening, refusing, .. }) = &mut *closed else { return };
+        let (gate, opening) = (Arc::downgrade(&self.0), opening.clone());
+        refusing.spawn(async move {
+            let answering = async {
+                while let Some(incoming) = requests.recv().await {
+                    let why = gate.upgrade().and_then(|inner| inner.instance.status().full);
+                    incoming.asked.answer(Err(refusal(&why.unwrap_or_default()))).await;
+                }
+            };
+            let ending = async {
+                opening.cancelled().await;
+                endpoints.finish().await;
+            };
+            tokio::join!(answering, ending);
+        });
     }
 
     async fn refuse<M: Machine>(&self) -> Result<Closed, ConnectError> {
         let Inner { instance, connect, metrics, .. } = &*self.0;
         let client = Connection::open(connect).await?.nats;
-        let mut tasks = JoinSet::new();
+        let (opening, mut refusing, mut status) = (CancellationToken::new(), JoinSet::new(), JoinSet::new());
         // Who asks how this instance stands is answered, also between two sessions.
-        if let Err(error) = serve_status(&client, instance, metrics, &mut tasks).await {
+        if let Err(error) = serve_status(&client, instance, metrics, &mut status).await {
             tracing::debug!(%error, "status");
         }
         for endpoint in M::Request::ENDPOINTS {
@@ -142,7 +172,8 @@ impl Gate {
             match client.queue_subscribe(endpoint.subject(instance.service()), group).await {
                 Ok(requests) => {
                     let (client, instance, metrics) = (client.clone(), instance.clone(), metrics.clone());
-                    tasks.spawn(requests.for_each(move |message| {
+                    let requests = until(requests, opening.clone());
+                    refusing.spawn(requests.for_each(move |message| {
                         let (client, instance, metrics) = (client.clone(), instance.clone(), metrics.clone());
                         async move { answer(&client, &instance, &metrics, endpoint, message).await }
                     }));
@@ -151,8 +182,23 @@ impl Gate {
             }
         }
         let _ = timeout(Duration::from_secs(1), client.flush()).await;
-        Ok(Closed { client, _tasks: tasks })
+        Ok(Closed { client, opening, refusing, _status: status })
     }
+}
+
+/// What comes by a subscription until it is asked to end, and what was on its way then.
+fn until(requests: Subscriber, end: CancellationToken) -> impl Stream<Item = Message> {
+    stream::unfold((requests, end), async |(mut requests, end)| {
+        if !end.is_cancelled() {
+            tokio::select! {
+                message = requests.next() => return message.map(|message| (message, (requests, end))),
+                () = end.cancelled() => {
+                    let _ = requests.drain().await;
+                }
+            }
+        }
+        requests.next().await.map(|message| (message, (requests, end)))
+    })
 }
 
 async fn answer(client: &Client, instance: &Instance, metrics: &Metrics, endpoint: &Endpoint, message: Message) {
@@ -176,9 +222,9 @@ impl<M: Machine> Session<M> {
         for asked in self.hands.forget() {
             asked.answer(Err(refusal.clone())).await;
         }
-        let since = Instant::now();
-        while let Ok(Some(incoming)) = timeout(LAST.saturating_sub(since.elapsed()), self.requests.1.recv()).await {
-            incoming.asked.answer(Err(refusal.clone())).await;
+        if let Some(endpoints) = self.endpoints.take() {
+            let requests = mem::replace(&mut self.requests, mpsc::channel(1)).1;
+            self.gate.take_over(endpoints, requests).await;
         }
         End::Full(why)
     }
@@ -192,7 +238,8 @@ impl<M: Machine> Session<M> {
         if since.elapsed() < GRACE {
             return Ok(());
         }
+        self.serve().await?;
         self.gate.open().await;
-        self.serve().await
+        Ok(())
     }
 }

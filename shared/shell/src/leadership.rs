@@ -65,6 +65,16 @@ impl Pulse {
     }
 }
 
+/// What came of one try.
+enum Tried {
+    /// This instance holds the entry, which has this revision.
+    Held(u64),
+    /// Another one does.
+    Elsewhere,
+    /// The entry changed meanwhile. It may have been by this instance, with an update of the session before.
+    Raced,
+}
+
 /// Why the entry could be neither read nor written.
 struct Failed {
     error: String,
@@ -123,7 +133,7 @@ impl Campaign {
                     reached = Instant::now();
                 }
                 match outcome {
-                    Ok(Some(revision)) => {
+                    Ok(Tried::Held(revision)) => {
                         held = Some(revision);
                         if changes.send(Leadership::Won).await.is_err() {
                             return;
@@ -134,7 +144,8 @@ impl Campaign {
                             return;
                         }
                     }
-                    Ok(None) => {
+                    Ok(Tried::Raced) => tokio::time::sleep(Duration::from_millis(50)).await,
+                    Ok(Tried::Elsewhere) => {
                         let _ = changes.send(Leadership::Elsewhere).await;
                         tokio::time::sleep(Duration::from_millis(200)).await;
                     }
@@ -161,14 +172,14 @@ impl Campaign {
         }
     }
 
-    /// Tries once; gives the revision of the entry if this instance holds it.
-    async fn campaign(&self) -> Result<Option<u64>, Failed> {
+    /// Tries once.
+    async fn campaign(&self) -> Result<Tried, Failed> {
         let me = bytes::Bytes::from(self.instance.name().to_owned());
         let entry = self.store.entry(&self.key).await.map_err(failed)?;
         let Some(entry) = entry.filter(|entry| entry.operation == kv::Operation::Put) else {
             return match self.store.create(&self.key, me).await {
-                Ok(revision) => Ok(Some(revision)),
-                Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(None),
+                Ok(revision) => Ok(Tried::Held(revision)),
+                Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(Tried::Raced),
                 Err(error) => Err(failed(error)),
             };
         };
@@ -180,12 +191,12 @@ impl Campaign {
                 Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
                     tracing::info!(%holder, "the leading instance is gone: taking over");
                 }
-                _ => return Ok(None),
+                _ => return Ok(Tried::Elsewhere),
             }
         }
         match self.store.update(&self.key, me, entry.revision).await {
-            Ok(revision) => Ok(Some(revision)),
-            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(None),
+            Ok(revision) => Ok(Tried::Held(revision)),
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(Tried::Raced),
             Err(error) => Err(failed(error)),
         }
     }

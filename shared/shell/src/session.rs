@@ -395,7 +395,9 @@ impl<M: Machine> Session<M> {
                 }
                 () = shutdown.cancelled(), if draining.is_none() => {
                     draining = Some(Instant::now());
-                    self.endpoints = None;
+                    if let Some(endpoints) = self.endpoints.take() {
+                        tokio::spawn(endpoints.finish());
+                    }
                 }
             }
         }
