@@ -122,8 +122,8 @@ impl Facts {
         }
     }
 
-    /// A lease is over.
-    pub(super) fn probe_over(&mut self, lease: LeaseId, seq: u64, counts: Option<bool>) {
+    /// The task of a lease has ended.
+    fn probe_over(&mut self, lease: LeaseId, seq: u64, counts: Option<bool>) {
         for breaker in self.breakers.breakers.values_mut() {
             if let State::HalfOpen { leases, .. } = &mut breaker.state
                 && let Some(ended) = leases.get_mut(&lease)
@@ -133,8 +133,9 @@ impl Facts {
         }
     }
 
-    /// A lease went over to another agent. What was reported under it says nothing of the breaker where the writer had not read that.
-    pub(super) fn probe_moved(&mut self, lease: LeaseId, seen: u64) {
+    /// A lease is over without a report, or another agent has it now. What was reported under it says nothing of the breaker where
+    /// the writer had not read that.
+    pub(super) fn probe_gone(&mut self, lease: LeaseId, seen: u64) {
         for breaker in self.breakers.breakers.values_mut() {
             if let State::HalfOpen { leases, .. } = &mut breaker.state
                 && let Some(ended) = leases.get_mut(&lease).filter(|ended| ended.is_none_or(|(seq, _)| seq > seen))

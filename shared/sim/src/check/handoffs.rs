@@ -79,7 +79,7 @@ impl Facts {
         let ended = given.ended;
         hold!(ended.is_none_or(|at| at > stamp.seen), ONE_HOLDER, "{record:?}, and {task} had ended");
         (given.lost, given.moved) = (Some(seq), true);
-        self.probe_moved(*before, stamp.seen);
+        self.probe_gone(*before, stamp.seen);
         let run = self.runs.get_mut(&task.run);
         let place = run.as_ref().and_then(|run| run.place_of(task));
         let attempt = run.and_then(|run| run.stages[place?].attempts.get_mut((task.attempt as usize).checked_sub(1)?));

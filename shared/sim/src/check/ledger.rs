@@ -643,7 +643,7 @@ impl Facts {
             return Err(super::broken("every lease ends once", format!("lease {} had ended", record.lease)));
         };
         lease.lost = Some(self.seq);
-        self.probe_over(record.lease, 0, None);
+        self.probe_gone(record.lease, stamp.seen);
         if let Some(agent) = self.agents.get_mut(&record.agent) {
             agent.changed_on = now;
         }

@@ -529,6 +529,11 @@ impl Facts {
         for acquired in under {
             pools.end(acquired, |_, _| None);
         }
+        // If it has ended in the log, it has so for whoever it is handed to next as well.
+        let over = pools.ends.get(&before).copied();
+        if let Some(over) = over {
+            pools.ends.insert(lease, over);
+        }
         if let Some(held) = pools.held.remove(&before) {
             let takes = instead.map_or(held.takes, takes);
             let pays = |agent: &AgentId| takes.contains_key(&agent_account(agent));
@@ -548,7 +553,7 @@ impl Facts {
                 let held = Held { takes: takes(instead), agent: Some(to.clone()), under: None, expires: None };
                 pools.held.insert(lease, held);
                 // It may have ended in the log, and the resource-manager will read that later.
-                if let Some((ended, end)) = pools.ends.get(&before).copied() {
+                if let Some((ended, end)) = over {
                     let at = pools.unread.partition_point(|(other, _)| *other <= ended);
                     pools.unread.insert(at, (ended, Unread::Ended(lease, end)));
                 }

@@ -23,8 +23,8 @@ const IN_TIME: &str = "nothing waits for ever";
 #[derive(Debug, Default)]
 pub(crate) struct Schedules {
     all: BTreeMap<ScheduleName, Known>,
-    /// Of each run that a schedule started: which one did, and for when, as it says.
-    runs: BTreeMap<RunId, (ScheduleName, String)>,
+    /// Of each run that a schedule started: which one did, and for when, as it says; and by which record that was made.
+    runs: BTreeMap<RunId, (ScheduleName, String, u64)>,
 }
 
 #[derive(Debug)]
@@ -37,6 +37,8 @@ struct Known {
     last: Option<Millis>,
     /// The message of the log that made it.
     made: u64,
+    /// The record that made it. One that was removed and made again is another one.
+    number: u64,
 }
 
 impl Facts {
@@ -58,8 +60,9 @@ impl Facts {
             self.seen.push(Branch::SchedulePaused);
         }
         let known = self.schedules.all.get(name);
-        let (last, made) = known.map_or((None, self.seq), |known| (known.last, known.made));
-        let known = Known { schedule: schedule.clone(), next: *next, next_on: self.now, last, made };
+        let (last, made, number) =
+            known.map_or((None, self.seq, stamp.number), |known| (known.last, known.made, known.number));
+        let known = Known { schedule: schedule.clone(), next: *next, next_on: self.now, last, made, number };
         self.schedules.all.insert(name.clone(), known);
         Ok(())
     }
@@ -79,7 +82,7 @@ impl Facts {
         if record.rerun.is_some() {
             return Ok(());
         }
-        let once = self.schedules.runs.values().all(|(other, when)| *other != name || *when != time);
+        let once = self.schedules.runs.values().all(|(other, when, _)| *other != name || *when != time);
         hold!(once, STARTED, "run {} is the second of schedule {name} for {time}", record.run);
         let known = self.schedules.all.get(&name).filter(|known| known.next.is_some());
         let Some(known) = known else {
@@ -89,26 +92,27 @@ impl Facts {
         let same = schedule.workflow == record.workflow && schedule.priority == record.priority;
         hold!(same, STARTED, "run {} is not as schedule {name} says", record.run);
         if schedule.overlap == Overlap::Skip {
-            let live = self.live_of(&name, known.made);
+            let live = self.live_of(known.number);
             hold!(live.is_empty(), OVERLAP, "run {} of schedule {name} starts beside {live:?}", record.run);
         }
-        self.schedules.runs.insert(record.run, (name, time));
+        let number = known.number;
+        self.schedules.runs.insert(record.run, (name, time, number));
         Ok(())
     }
 
-    /// The live runs of a schedule. One that was removed and made again is another one.
-    fn live_of(&self, name: &ScheduleName, made: u64) -> Vec<RunId> {
-        let own = self.schedules.runs.iter().filter(|(_, (other, _))| other == name);
-        let live = |run: &RunId| self.runs.get(run).is_some_and(|run| run.finished.is_none() && run.started >= made);
+    /// The live runs of the schedule that a record made.
+    fn live_of(&self, number: u64) -> Vec<RunId> {
+        let own = self.schedules.runs.iter().filter(|(_, (_, _, by))| *by == number);
+        let live = |run: &RunId| self.runs.get(run).is_some_and(|run| run.finished.is_none());
         own.map(|(run, _)| *run).filter(live).collect()
     }
 
     /// Whether a run may have been cancelled because its schedule started the next one.
     pub(super) fn gives_way(&self, run: RunId) -> bool {
-        let Some((name, _)) = self.schedules.runs.get(&run) else { return false };
+        let Some((name, ..)) = self.schedules.runs.get(&run) else { return false };
         let known = self.schedules.all.get(name);
         known.is_some_and(|known| known.schedule.overlap == Overlap::Cancel)
-            && self.schedules.runs.range(run..).any(|(other, (of, _))| *other != run && of == name)
+            && self.schedules.runs.range(run..).any(|(other, (of, ..))| *other != run && of == name)
     }
 
     pub(super) fn schedule_fired(&mut self, stamp: Stamp, record: &ScheduleFired) -> Checked {
@@ -135,7 +139,7 @@ impl Facts {
         hold!(late == (*outcome == Firing::Late), FIRED, "schedule {name} fired at {at} for {due}: {outcome}");
         match outcome {
             Firing::Started(run) => {
-                let own = self.schedules.runs.get(run).is_some_and(|(of, _)| of == name);
+                let own = self.schedules.runs.get(run).is_some_and(|(of, ..)| of == name);
                 hold!(own, STARTED, "schedule {name} started {run}, it says");
                 self.seen.push(Branch::ScheduleStarted);
             }
