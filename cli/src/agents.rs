@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use baton_client::ConnectSettings;
 use baton_protocol::AgentId;
+use baton_sdk::AgentError;
 use baton_stock::roles::Role;
 use baton_stock::sleep::Sleeper;
 use baton_telemetry::Spans;
@@ -45,8 +46,24 @@ pub(crate) async fn start_stock_agent(
     let context = baton_stock::roles::Context { root: Some(root), ..Default::default() };
     let spans: baton_sdk::Spans = std::sync::Arc::new(move |span| spans.export(span));
     let Stock { id, role } = agent;
-    baton_stock::agent::run(role, id.as_str(), mind, context, connect, Some(spans), shutdown).await?;
-    Ok(())
+    again(|| {
+        let (mind, context, connect) = (mind.clone(), context.clone(), connect.clone());
+        baton_stock::agent::run(role, id.as_str(), mind, context, connect, Some(spans.clone()), shutdown.clone())
+    })
+    .await
+}
+
+/// Runs an agent, and anew as often as it is asked to begin anew.
+async fn again<F>(start: impl Fn() -> F) -> anyhow::Result<()>
+where
+    F: Future<Output = Result<(), AgentError>>,
+{
+    loop {
+        match start().await {
+            Err(AgentError::RestartAsked { agent, reason }) => tracing::info!(%agent, reason, "beginning anew"),
+            ended => return Ok(ended?),
+        }
+    }
 }
 
 /// Runs an agent that sleeps until `shutdown`, in the same way.
@@ -58,8 +75,11 @@ pub(crate) async fn start_sleeper(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let spans: baton_sdk::Spans = std::sync::Arc::new(move |span| spans.export(span));
-    baton_stock::sleep::run(id.as_str(), sleeper, connect, Some(spans), shutdown).await?;
-    Ok(())
+    again(|| {
+        let (sleeper, connect, spans) = (sleeper.clone(), connect.clone(), Some(spans.clone()));
+        baton_stock::sleep::run(id.as_str(), sleeper, connect, spans, shutdown.clone())
+    })
+    .await
 }
 
 #[cfg(test)]

@@ -109,8 +109,18 @@ pub(crate) async fn run(
 }
 
 fn breakers(settings: &BreakerSettings) -> baton_resource_manager::BreakerConfig {
-    let BreakerSettings { enabled, window, min_tasks, error_percent, open_ms, max_open_ms, probes } = *settings;
-    baton_resource_manager::BreakerConfig { enabled, window, min_tasks, error_percent, open_ms, max_open_ms, probes }
+    let BreakerSettings { enabled, window, min_tasks, error_percent, open_ms, max_open_ms, probes, restart_after } =
+        *settings;
+    baton_resource_manager::BreakerConfig {
+        enabled,
+        window,
+        min_tasks,
+        error_percent,
+        open_ms,
+        max_open_ms,
+        probes,
+        restart_after,
+    }
 }
 
 fn alerts(settings: &AlertSettings) -> baton_resource_manager::AlertConfig {

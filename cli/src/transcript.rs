@@ -383,6 +383,7 @@ mod tests {
             task: task("research", 2),
             agent: agent("research-2"),
             reason: "declined: busy".to_owned(),
+            silent: false,
         });
         let finished = WorkflowRecord::RunFinished(RunFinished {
             run: RunId::derive(START, 1),

@@ -57,7 +57,7 @@ async fn does(task: Task) -> Result<Output, TaskError> {
         }
         ("map", "book") => Ok(input),
         ("approval", "deliver") => Ok(input),
-        ("timeouts", "somebody_sleeps") => {
+        ("timeouts", "somebody_sleeps" | "somebody_says_nothing") => {
             task.cancelled().cancelled().await;
             Err(TaskError::failed("too late"))
         }
@@ -195,8 +195,8 @@ async fn every_example_runs_as_it_says() {
     // W10
     let view = tokio::time::timeout(Duration::from_secs(30), run("timeouts", json!({}))).await.unwrap();
     let stage = Stage(&view);
-    let waited = ["nobody_comes", "somebody_sleeps", "somebody_fails", "after_all"].map(|name| stage.status(name));
-    assert_eq!(waited, [Failed, Failed, Failed, Succeeded]);
+    let waited = ["nobody_comes", "somebody_sleeps", "somebody_says_nothing", "somebody_fails", "after_all"];
+    assert_eq!(waited.map(|name| stage.status(name)), [Failed, Failed, Failed, Failed, Succeeded]);
     assert!(stage.attempts("somebody_fails") > 1);
     seen.push("timeouts");
 

@@ -240,3 +240,39 @@ async fn r3_o2_leases_never_exceed_what_agents_have_and_everything_is_done() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn w10_a_task_of_which_its_agent_tells_nothing_is_taken_from_it_and_tried_again() {
+    let fleet = Fleet::services().await;
+    register(&fleet, "name: told\nstages: [{name: only, agent_type: step, heartbeat_timeout_ms: 1000}]\n").await;
+    let dropped = Arc::new(Notify::new());
+    let told = Arc::clone(&dropped);
+    let _stop = agent(&fleet, "step-1", "step", 2, move |task: Task| {
+        let told = Arc::clone(&told);
+        async move {
+            if task.attempt == 1 {
+                // It lives, and is stuck in the task, until it is told to drop it.
+                task.cancelled().cancelled().await;
+                told.notify_one();
+                return Err(TaskError::failed("nobody hears this"));
+            }
+            // Three times as long as it may be silent.
+            let mut often = tokio::time::interval(Duration::from_millis(200));
+            for part in 1..=15 {
+                often.tick().await;
+                task.progress(f64::from(part) / 15.0, "going on").await;
+            }
+            Output::json(&json!({ "may_be_silent": task.heartbeat_timeout_ms }))
+        }
+    })
+    .await;
+    let run = fleet.start_run("told", &json!({})).await;
+    let view = fleet.wait_for_end(run).await;
+    assert_eq!(view.status, RunStatus::Succeeded, "{view:?}");
+    let [first, second] = &view.stages[0].attempts[..] else { panic!("two attempts: {view:?}") };
+    assert_eq!((first.outcome, second.outcome), (Some(Outcome::Lost), Some(Outcome::Succeeded)));
+    let error = first.error.as_deref().unwrap();
+    assert_eq!(error, "agent step-1 is given no more time: nothing was heard of it for 1000 ms");
+    assert_eq!(view.stages[0].result.as_ref().unwrap().as_str(), r#"{"may_be_silent":1000}"#);
+    tokio::time::timeout(PATIENCE, dropped.notified()).await.expect("the agent was told to drop it");
+}

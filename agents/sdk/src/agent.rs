@@ -59,6 +59,16 @@ pub enum AgentError {
     /// Another process has registered under this agent's id; what this one did belongs to that one now.
     #[error("another process has registered as the agent {0}: this one stops, its leases have ended")]
     Replaced(AgentId),
+    /// The agent failed so many tasks that it was asked to begin anew, and it [does](Builder::restarts). What it had in hand is
+    /// done, and it has said goodbye: run it again as another session, or end the process so that whoever watches over it
+    /// starts it again.
+    #[error("the agent {agent} was asked to begin anew: {reason}")]
+    RestartAsked {
+        /// The agent.
+        agent: AgentId,
+        /// Why.
+        reason: String,
+    },
     /// The broker forbids what an agent must do.
     #[error(
         "the broker forbids the agent {agent} what it needs: {why}. It must be allowed to publish to \
@@ -86,6 +96,7 @@ pub struct Builder {
     resources: Vec<(String, Amount)>,
     slots: u32,
     priority: i32,
+    restarts: bool,
     grace: Duration,
     patience: Duration,
     spans: Option<Spans>,
@@ -129,6 +140,14 @@ impl Builder {
     /// How long a handler may go on after its task was cancelled or has timed out: 10 seconds unless given.
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
+        self
+    }
+
+    /// Lets the agent end when it is asked to begin anew, because it has failed again and again: [`Agent::run`] gives
+    /// [`AgentError::RestartAsked`], when what it has in hand is done. Whoever runs it starts it again, or ends the process and has
+    /// it started again from outside. Without this it goes on as it is.
+    pub fn restarts(mut self) -> Self {
+        self.restarts = true;
         self
     }
 
@@ -177,7 +196,7 @@ impl Builder {
             }
         };
         let client = Client::new(connection.nats.clone()).with_source(id.as_str());
-        let limits = Limits { grace: self.grace, patience: self.patience };
+        let limits = Limits { restarts: self.restarts, grace: self.grace, patience: self.patience };
         let (spans, told, takes, messages) = (self.spans, self.told, self.takes, OnceLock::new());
         Ok(Agent { id, registration, connection, client, limits, spans, told, takes, messages })
     }
@@ -234,6 +253,7 @@ impl Agent {
             resources: Vec::new(),
             slots: 1,
             priority: 0,
+            restarts: false,
             grace: Duration::from_secs(30),
             patience: Duration::from_secs(10),
             spans: None,

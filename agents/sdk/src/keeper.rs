@@ -16,7 +16,7 @@ use baton_protocol::message::MessageType;
 use baton_protocol::request::{
     AcknowledgeHandoff, Assignment, Assignments, CancelTask, Decline, Done, HandoffAcknowledged, HandoffAnswer,
     HandoffOffer, Heartbeat, HeartbeatAnswer, Leave, RegisterAgent, Registered, Report, ReportAnswer, ReportStatus,
-    ReportStored, Reports, ReportsAnswered,
+    ReportStored, Reports, ReportsAnswered, RestartAgent,
 };
 use baton_protocol::subject::{self, AgentVerb};
 use baton_protocol::{Code, Json, LeaseId, Millis, Number, Rejection};
@@ -53,9 +53,11 @@ const MAX_REPORTS_BYTES: usize = 256 * 1024;
 /// The longest text of an error that is reported, in bytes.
 const MAX_ERROR_BYTES: usize = 8 * 1024;
 
-/// How long work may go on.
+/// How long work may go on, and the agent.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
+    /// Whether it ends when it is asked to begin anew.
+    pub(crate) restarts: bool,
     /// After the agent was told to stop.
     pub(crate) grace: Duration,
     /// After the task was cancelled.
@@ -143,6 +145,8 @@ pub(crate) struct Keeper {
     declining: u32,
     registered: bool,
     stopping: bool,
+    /// Why it was asked to begin anew, if it was.
+    restart: Option<String>,
     every: Duration,
     /// When the next heartbeat is due; none while one is being answered, or the agent registers.
     beat_at: Option<Instant>,
@@ -179,6 +183,7 @@ impl Keeper {
             declining: 0,
             registered: false,
             stopping: false,
+            restart: None,
             every: HEARTBEAT,
             beat_at: None,
             beating: None,
@@ -200,7 +205,10 @@ impl Keeper {
         if ended.is_ok() {
             self.leave().await;
         }
-        ended
+        match self.restart.filter(|_| self.limits.restarts) {
+            Some(reason) => ended.and(Err(AgentError::RestartAsked { agent: self.voice.agent, reason })),
+            None => ended,
+        }
     }
 
     async fn work(
@@ -212,12 +220,16 @@ impl Keeper {
         let mut link = self.voice.link.clone();
         let mut connects = link.borrow_and_update().connects;
         let mut link_gone = false;
-        let mut grace_ends = None;
+        let (mut grace_ends, mut shut_down) = (None, false);
         // Before registering, so that nothing that is assigned from then on is missed.
         let inbox = self.voice.client.nats().subscribe(subject::work_of(&self.voice.agent)).await;
         let mut inbox = inbox.map_err(|error| AgentError::Closed(error.to_string()))?;
         self.register();
         loop {
+            if self.restart.is_some() && self.limits.restarts && !self.stopping {
+                grace_ends = Some(Instant::now() + self.limits.grace);
+                self.stop();
+            }
             if self.stopping && self.held.is_empty() && self.declining == 0 && self.taking == 0 {
                 return Ok(());
             }
@@ -244,9 +256,14 @@ impl Keeper {
                         self.reconnected();
                     }
                 }
-                () = &mut shutdown, if !self.stopping => {
-                    grace_ends = Some(Instant::now() + self.limits.grace);
-                    self.stop();
+                () = &mut shutdown, if !shut_down => {
+                    shut_down = true;
+                    // Whoever ends it does not want it to begin anew.
+                    self.restart = None;
+                    if !self.stopping {
+                        grace_ends = Some(Instant::now() + self.limits.grace);
+                        self.stop();
+                    }
                 }
                 () = &mut hurry => return Ok(()),
                 () = sleep_until(grace_ends.unwrap_or_else(Instant::now)), if grace_ends.is_some() => {
@@ -281,6 +298,11 @@ impl Keeper {
                 Ok(cancel) => self.forget(cancel.lease, &cancel.reason),
                 Err(error) => tracing::error!(%agent, %error, "a cancellation that can not be read"),
             }
+        } else if message.subject.as_str() == subject::restart(agent) {
+            match serde_json::from_slice::<RestartAgent>(&message.payload) {
+                Ok(restart) => self.asked_to_restart(restart),
+                Err(error) => tracing::error!(%agent, %error, "a request to begin anew that can not be read"),
+            }
         } else if message.subject.as_str() == subject::handoff(agent) {
             match serde_json::from_slice::<HandoffOffer>(&message.payload) {
                 Ok(offer) => self.offered(offer),
@@ -294,6 +316,15 @@ impl Keeper {
         } else {
             tracing::debug!(%agent, subject = message.subject.as_str(), "not understood");
         }
+    }
+
+    /// It should begin anew. Whoever stops anyway does not.
+    fn asked_to_restart(&mut self, RestartAgent { session, reason }: RestartAgent) {
+        if self.stopping || session != self.registration.session || self.restart.is_some() {
+            return;
+        }
+        tracing::warn!(agent = %self.voice.agent, reason, ends = self.limits.restarts, "asked to begin anew");
+        self.restart = Some(reason);
     }
 
     fn take(&mut self, assignment: Assignment) {
@@ -493,6 +524,9 @@ impl Keeper {
                 }
                 for offer in answer.offers {
                     self.offered(offer);
+                }
+                if let Some(restart) = answer.restart {
+                    self.asked_to_restart(restart);
                 }
                 return Ok(());
             }

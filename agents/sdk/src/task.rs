@@ -189,6 +189,9 @@ impl Task {
     }
 
     /// Tells observers how far this is, from 0 to 1. It is kept nowhere, and may get lost.
+    ///
+    /// Where the stage has a `heartbeat_timeout_ms` (it is in the assignment) it is also the sign that the task gets on: without
+    /// one for that long the task is taken from this agent.
     pub async fn progress(&self, fraction: f64, message: impl Into<String>) {
         if self.inner.cancelled.is_cancelled() {
             return;

@@ -11,6 +11,7 @@ use async_nats::{Client as Nats, Message};
 use baton_protocol::request::{
     Assignment, Assignments, CancelTask, Decline, Done, Heartbeat, HeartbeatAnswer, Leave, MAX_JSON_BYTES, Progress,
     RegisterAgent, Registered, Report, ReportAnswer, ReportStatus, ReportStored, Reports, ReportsAnswered,
+    RestartAgent,
 };
 use baton_protocol::trace::{Span, SpanKind, TraceContext};
 use baton_protocol::{Capability, Code, Rejection, Resources, WorkflowName, header, subject};
@@ -182,7 +183,7 @@ impl Side {
 }
 
 fn keep_on(start: Vec<Assignment>, drop: Vec<LeaseId>) -> HeartbeatAnswer {
-    HeartbeatAnswer { start, drop, offers: Vec::new(), heartbeat_ms: HEARTBEAT_MS, lease_ms: 1000 }
+    HeartbeatAnswer { start, drop, offers: Vec::new(), restart: None, heartbeat_ms: HEARTBEAT_MS, lease_ms: 1000 }
 }
 
 fn read<T: DeserializeOwned>(message: &Message) -> T {
@@ -229,6 +230,7 @@ fn assignment(lease: u64) -> Assignment {
         timeout_ms: 60_000,
         trace: TraceContext::of_run(run),
         handover: None,
+        heartbeat_timeout_ms: None,
     }
 }
 
@@ -783,4 +785,41 @@ async fn an_agent_that_the_broker_forbids_to_be_one_stops() {
     let (agent, _stop) = run(agent, |_| pending::<TaskResult>()).await;
     let error = agent.await.unwrap().unwrap_err().to_string();
     assert!(error.contains("baton.agent.ann.register") && error.contains("must be allowed"), "{error}");
+}
+
+#[tokio::test]
+async fn w8_an_agent_that_is_asked_to_begin_anew_ends_what_it_has_and_says_so() {
+    let server = NatsServer::start().await;
+    let mut side = Side::listen(&server).await;
+    let (go, gone) = watch::channel(false);
+    let (agent, _stop) = run(builder(&server).restarts(), move |_| {
+        let mut gone = gone.clone();
+        async move {
+            gone.wait_for(|gone| *gone).await.unwrap();
+            Output::json("done")
+        }
+    })
+    .await;
+    let session = side.register().await.session;
+    side.heartbeats().await;
+    side.assign(&assignment(5)).await;
+    side.until_held(&[5]).await;
+    let restart = |session: &str| RestartAgent { session: session.to_owned(), reason: "it fails".to_owned() };
+    // Another life of it was meant.
+    let other = serde_json::to_vec(&restart("another")).unwrap();
+    side.nats.publish(subject::restart(&ann()), other.into()).await.unwrap();
+    side.heartbeats().await;
+    // This one is told with a heartbeat, again and again.
+    let asked = restart(&session);
+    side.answer_heartbeats(move |_| Ok(HeartbeatAnswer { restart: Some(asked.clone()), ..keep_on(vec![], vec![]) }));
+    side.heartbeats().await;
+    // It takes nothing more, and ends what it has.
+    side.assign(&assignment(6)).await;
+    let declined: Decline = read(&side.hear("decline").await);
+    assert_eq!(declined.lease, LeaseId(6));
+    go.send_replace(true);
+    assert_eq!(side.report().await.lease, LeaseId(5));
+    assert_eq!(side.goodbye().await.session, session);
+    let ended = agent.await.unwrap().unwrap_err();
+    assert!(matches!(&ended, AgentError::RestartAsked { reason, .. } if reason == "it fails"), "{ended}");
 }

@@ -46,7 +46,8 @@ pub async fn run(
     spans: Option<Spans>,
     shutdown: CancellationToken,
 ) -> Result<(), AgentError> {
-    let mut builder = Agent::builder(id, role.name()).capability(role.name(), mind.describe()).settings(settings);
+    let mut builder =
+        Agent::builder(id, role.name()).capability(role.name(), mind.describe()).settings(settings).restarts();
     if let Some(spans) = spans {
         builder = builder.spans(spans);
     }

@@ -66,7 +66,7 @@ pub async fn run(
 ) -> Result<(), AgentError> {
     let Sleeper { capabilities, slots, pace } = sleeper;
     let (first, others) = capabilities.split_first().expect("it can do something");
-    let mut builder = Agent::builder(id, first).slots(slots).settings(settings);
+    let mut builder = Agent::builder(id, first).slots(slots).settings(settings).restarts();
     for other in others {
         builder = builder.capability(other, json!({}));
     }

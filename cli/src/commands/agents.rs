@@ -90,7 +90,7 @@ fn row(agent: &AgentView, now: u64) -> Vec<Cell> {
         format!("{}/{}", agent.leases.len(), agent.slots).into(),
         leases.join(" ").into(),
         resources(&agent.resources, &agent.in_use).into(),
-        breakers(&agent.breakers, now).into(),
+        troubles(agent, now).into(),
         agent.heard_at.map_or_else(|| "not yet".to_owned(), |heard| ago(heard, now)).into(),
     ]
 }
@@ -115,7 +115,13 @@ async fn best(context: &Context, request: &FindAgents, json: bool) -> anyhow::Re
     Ok(Exit::Done)
 }
 
-/// What keeps an agent from being given tasks, or may soon.
+/// What keeps an agent from being given tasks, or may soon; and that it is asked to begin anew.
+fn troubles(agent: &AgentView, now: u64) -> String {
+    let restart = agent.restart_asked.map(|since| format!("asked to begin anew {}", ago(since, now)));
+    let breakers = Some(breakers(&agent.breakers, now)).filter(|breakers| !breakers.is_empty());
+    breakers.into_iter().chain(restart).collect::<Vec<_>>().join("; ")
+}
+
 fn breakers(breakers: &[BreakerView], now: u64) -> String {
     let one = |breaker: &BreakerView| {
         let BreakerView { capability, state, failed, of, until, probes_left } = breaker;

@@ -22,7 +22,7 @@ pub(crate) struct Alerts {
     /// Only those that matter at least so much: informational, warning or critical
     #[arg(long, value_name = "WORD")]
     severity: Option<AlertSeverity>,
-    /// Only those of this kind: agent_lost, breaker_opened, queue_depth, run_failed, pool_used, budget_used or pressure
+    /// Only those of this kind: agent_lost, breaker_opened, agent_restart, queue_depth, run_failed, pool_used, budget_used or pressure
     #[arg(long, value_name = "WORD")]
     kind: Option<AlertKind>,
     /// At most so many

@@ -180,5 +180,6 @@ fn assigned(task: TaskId, id: &str, cpu: u32) -> ResourceRecord {
 }
 
 fn declined(task: TaskId, lease: u64, id: &str) -> ResourceRecord {
-    ResourceRecord::LeaseEnded(LeaseEnded { lease: LeaseId(lease), task, agent: agent(id), reason: "busy".into() })
+    let (lease, reason) = (LeaseId(lease), "busy".into());
+    ResourceRecord::LeaseEnded(LeaseEnded { lease, task, agent: agent(id), reason, silent: false })
 }

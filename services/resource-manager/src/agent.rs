@@ -282,6 +282,7 @@ pub(crate) fn register(turn: &mut Turn<'_, ResourceManager>, agent: AgentId, req
         turn.emit(ResourceRecord::AgentRegistered(record));
         alert::clear(turn, AlertKind::AgentLost, agent.as_str());
         if another {
+            alert::clear(turn, AlertKind::AgentRestart, agent.as_str());
             alert::clear_breakers(turn, &agent);
         }
         lease::show_utilization(turn, &agent);
@@ -325,8 +326,9 @@ pub(crate) fn heartbeat(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId, r
         false => lease::undelivered(turn, agent, &holds),
     };
     let offers = handoff::offered(turn, agent);
-    let config = turn.config();
-    answer(&HeartbeatAnswer { start, drop, offers, heartbeat_ms: config.heartbeat_ms, lease_ms: config.lease_ms })
+    let restart = breaker::restart(turn.state(), agent).filter(|_| !is_planted(Bug::RestartNotTold));
+    let (heartbeat_ms, lease_ms) = (turn.config().heartbeat_ms, turn.config().lease_ms);
+    answer(&HeartbeatAnswer { start, drop, offers, restart, heartbeat_ms, lease_ms })
 }
 
 /// Leaving twice is leaving once: the answer may have got lost.
@@ -353,6 +355,7 @@ fn take_out(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId, reason: LeftR
         });
     }
     turn.emit(ResourceRecord::AgentLeft(AgentLeft { agent: agent.clone(), reason }));
+    alert::clear(turn, AlertKind::AgentRestart, agent.as_str());
     alert::clear_breakers(turn, agent);
     lease::show_utilization(turn, agent);
 }
@@ -396,6 +399,7 @@ pub(crate) fn look(turn: &mut Turn<'_, ResourceManager>) {
         let grace = (2 * config.heartbeat_ms).min(config.lease_ms);
         let least = (now + grace).saturating_sub(config.lease_ms);
         turn.soft.heard.forgive(gone_by, least);
+        turn.soft.silences.forgive(gone_by, now + grace);
         turn.soft.nothing_expires_before = turn.soft.nothing_expires_before.max(now.saturating_add(grace));
     }
 }
@@ -432,6 +436,7 @@ fn view(state: &ResourceManager, heard: &Heard, window: u32, id: &AgentId, agent
         slots: *slots,
         leases,
         breakers: state.breakers.views(id, window),
+        restart_asked: state.breakers.restart_asked(id),
         priority: *priority,
         registered_at: agent.registered_at,
         heard_at: heard.heard_at(id),

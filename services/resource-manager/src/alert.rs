@@ -306,6 +306,9 @@ pub(crate) fn lead(turn: &mut Turn<'_, ResourceManager>) {
         let is_over = |(kind, about): &(AlertKind, &String)| match kind {
             AlertKind::AgentLost => AgentId::new(about).is_ok_and(|agent| state.agents.is_present(&agent)),
             AlertKind::BreakerOpened => !state.breakers.is_shut(about),
+            AlertKind::AgentRestart => {
+                !AgentId::new(about).is_ok_and(|agent| state.breakers.restart_asked(&agent).is_some())
+            }
             AlertKind::QueueDepth => false,
             AlertKind::RunFailed => !turn.config().alerts.run_failed,
             AlertKind::PoolUsed | AlertKind::BudgetUsed => {

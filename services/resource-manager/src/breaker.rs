@@ -12,14 +12,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use baton_machine::planted::{Bug, is_planted};
-use baton_machine::{Shelves, Turn};
+use baton_machine::{Publication, Shelves, Turn};
 use baton_protocol::alert::{AlertKind, AlertSeverity};
 use baton_protocol::breaker::{BreakerClosed, BreakerHalfOpened, BreakerOpened, BreakerState, BreakerView};
+use baton_protocol::message::MessageType;
 use baton_protocol::record::{Commit, Outcome, ResourceRecord, StageEnded, WorkflowRecord};
-use baton_protocol::{AgentId, Capability, LeaseId, Millis};
+use baton_protocol::request::RestartAgent;
+use baton_protocol::{AgentId, Capability, LeaseId, Millis, subject};
 use serde::{Deserialize, Serialize};
 
-use crate::{ResourceManager, alert};
+use crate::{ResourceManager, alert, lease};
 
 /// Outcomes are kept of so many tasks at the most.
 pub const MAX_WINDOW: u32 = 64;
@@ -42,6 +44,8 @@ pub struct BreakerConfig {
     pub max_open_ms: Millis,
     /// How many tasks must succeed before it closes.
     pub probes: u32,
+    /// When it opens for the so-manieth time without having closed in between, its agent is asked to begin anew; 0: never.
+    pub restart_after: u32,
 }
 
 impl Default for BreakerConfig {
@@ -54,6 +58,7 @@ impl Default for BreakerConfig {
             open_ms: 30_000,
             max_open_ms: 300_000,
             probes: 2,
+            restart_after: 3,
         }
     }
 }
@@ -68,6 +73,19 @@ pub(crate) struct Breakers {
     half_open: BTreeSet<(AgentId, Capability)>,
     /// The leases under which those are tried.
     probes: BTreeMap<LeaseId, (AgentId, Capability)>,
+    /// Agents that are asked to begin anew, and since when.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    restart: BTreeMap<AgentId, Asked>,
+}
+
+/// That an agent is asked to begin anew.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Asked {
+    since: Millis,
+    /// What it fails.
+    capability: Capability,
+    /// How often its breaker was opened.
+    times: u32,
 }
 
 /// The breaker of an agent and a capability.
@@ -169,8 +187,12 @@ impl Breakers {
         true
     }
 
-    pub(crate) fn opened(&mut self, record: &BreakerOpened) {
-        let BreakerOpened { agent, capability, failed: _, of: _, times, until } = record;
+    pub(crate) fn opened(&mut self, at: Millis, record: &BreakerOpened) {
+        let BreakerOpened { agent, capability, failed: _, of: _, times, until, restart } = record;
+        if *restart {
+            let asked = || Asked { since: at, capability: capability.clone(), times: *times };
+            self.restart.entry(agent.clone()).or_insert_with(asked);
+        }
         self.set(agent, capability, *times, State::Open { until: *until });
         self.open.insert((*until, agent.clone(), capability.clone()));
     }
@@ -188,6 +210,7 @@ impl Breakers {
 
     /// The session of an agent is over, and with it what is known of how that process works.
     pub(crate) fn forget(&mut self, agent: &AgentId) {
+        self.restart.remove(agent);
         let Some(breakers) = self.by_agent.remove(agent) else { return };
         for (capability, breaker) in breakers.iter() {
             self.take_out(agent, capability, &breaker.state);
@@ -251,6 +274,11 @@ impl Breakers {
         let shut = self.open.iter().map(|(_, agent, capability)| (agent, capability));
         let mut shut = shut.chain(self.half_open.iter().map(|(agent, capability)| (agent, capability)));
         shut.any(|(agent, capability)| alert::of_breaker(agent, capability) == about)
+    }
+
+    /// Since when an agent is asked to begin anew, if it is.
+    pub(crate) fn restart_asked(&self, agent: &AgentId) -> Option<Millis> {
+        self.restart.get(agent).map(|asked| asked.since)
     }
 
     /// When the first that is open is to be tried again.
@@ -336,11 +364,39 @@ fn decide(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId) {
                 open_ms.div_ceil(1000)
             )
         });
-        let opened = BreakerOpened { agent, capability: capability.clone(), failed, of, times, until };
+        // Once a session: it is told with every heartbeat.
+        let asked = turn.state().breakers.restart_asked(&agent).is_some();
+        let restart = !asked && config.restart_after > 0 && times >= config.restart_after;
+        if restart {
+            alert::raise(turn, AlertSeverity::Warning, AlertKind::AgentRestart, agent.as_str(), || {
+                format!("agent {agent} is asked to begin anew: its breaker for {capability} was opened {times} times")
+            });
+        }
+        let opened =
+            BreakerOpened { agent: agent.clone(), capability: capability.clone(), failed, of, times, until, restart };
         turn.emit(ResourceRecord::BreakerOpened(opened));
         moved(turn, &capability, BreakerState::Open);
+        if restart {
+            ask_to_restart(turn, &agent);
+        }
     }
     show(turn, agent);
+}
+
+/// What an agent is told that is asked to begin anew.
+pub(crate) fn restart(state: &ResourceManager, agent: &AgentId) -> Option<RestartAgent> {
+    let Asked { since: _, capability, times } = state.breakers.restart.get(agent)?;
+    let session = state.agents.present(agent)?.record.session.clone();
+    let reason = format!("its circuit breaker for {capability} was opened {times} times without closing in between");
+    Some(RestartAgent { session, reason })
+}
+
+/// Tells an agent that it should begin anew. Should that get lost, its next heartbeat is answered with it.
+fn ask_to_restart(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId) {
+    let Some(restart) = restart(turn.state(), agent).filter(|_| !is_planted(Bug::RestartNotTold)) else { return };
+    let (subject, body) = (subject::restart(agent), lease::json(&restart));
+    turn.publish(Publication { subject, body, kind: MessageType::StatusUpdate, run: None, trace: None });
+    lease::sent(turn, "restart");
 }
 
 /// Tries those again that were open for long enough.

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lease::{self, json};
 use crate::task::Open;
-use crate::{ResourceManager, agent};
+use crate::{ResourceManager, agent, silence};
 
 /// How long an offer stands if nothing is said, and at the most.
 const TIMEOUT_MS: Millis = 30_000;
@@ -318,6 +318,7 @@ pub(crate) fn acknowledge(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId,
         pools,
     };
     let taken = turn.grant(ResourceRecord::HandedOver(record));
+    silence::heard(turn, taken);
     turn.measure_value("agent_handoff_duration_seconds", &[], now.saturating_sub(offer.at) as f64 / 1000.0);
     show(turn, &offer, None);
     tell_giver(turn, handoff, &offer.record, true, String::new(), response);

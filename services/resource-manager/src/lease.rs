@@ -26,7 +26,7 @@ use crate::agent::{Agent, unknown};
 use crate::handoff::{self, Carried};
 use crate::pool::{Stock, Why, takes};
 use crate::task::{Open, first_task, last_task};
-use crate::{ResourceManager, budget, pressure};
+use crate::{ResourceManager, budget, pressure, silence};
 
 /// A push this young may still be under way: a heartbeat that does not know of it yet is not told again.
 const PUSH_MS: Millis = 500;
@@ -188,6 +188,10 @@ impl Leases {
         all.filter(|(_, lease)| !lease.pools.is_empty())
     }
 
+    pub(crate) fn ids(&self) -> impl Iterator<Item = LeaseId> {
+        self.leases.iter().map(|(id, _)| *id)
+    }
+
     /// Whether the agent holds this lease.
     pub(crate) fn is_of(&self, id: LeaseId, agent: &AgentId) -> bool {
         self.held(id, agent).is_some()
@@ -273,6 +277,7 @@ pub(crate) fn assign(turn: &mut Turn<'_, ResourceManager>, request: AssignTasks)
                 tally.pools(&pools);
                 let record = Assigned { task, agent: agent.clone(), resources, pools };
                 let lease = turn.grant(ResourceRecord::Assigned(record));
+                silence::heard(turn, lease);
                 push(turn, &mut pushes, lease, &agent);
                 changed.insert(agent);
             }
@@ -679,9 +684,23 @@ pub(crate) fn decline(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId, req
     let now = turn.now();
     turn.soft.heard.note(agent, now);
     turn.soft.pushed.remove(&task);
-    turn.emit(ResourceRecord::LeaseEnded(LeaseEnded { lease, task, agent: agent.clone(), reason }));
+    turn.emit(ResourceRecord::LeaseEnded(LeaseEnded { lease, task, agent: agent.clone(), reason, silent: false }));
     show_utilization(turn, agent);
     answer(&Done {})
+}
+
+/// Takes a task from its agent, which has said nothing of it for longer than its stage allows.
+pub(crate) fn end_silent(turn: &mut Turn<'_, ResourceManager>, lease: LeaseId) {
+    let state = turn.state();
+    let Some(held) = state.leases.get(lease) else { return };
+    let (task, agent) = (held.task.clone(), held.agent.clone());
+    let Some(timeout) = state.tasks.stage(&task).and_then(|stage| stage.heartbeat_timeout_ms) else { return };
+    let trace = state.tasks.trace(&task);
+    let reason = format!("nothing was heard of it for {timeout} ms");
+    turn.soft.pushed.remove(&task);
+    cancel(turn, &agent, lease, task.clone(), reason.clone(), Some(trace));
+    turn.emit(ResourceRecord::LeaseEnded(LeaseEnded { lease, task, agent: agent.clone(), reason, silent: true }));
+    show_utilization(turn, &agent);
 }
 
 /// The task of a lease that the agent holds.
@@ -703,6 +722,9 @@ pub(crate) fn progress(turn: &mut Turn<'_, ResourceManager>, agent: AgentId, req
     let task = held_by(turn, lease, &agent)?;
     let at = turn.now();
     turn.soft.heard.note(&agent, at);
+    if !is_planted(Bug::ProgressNotHeard) {
+        silence::heard(turn, lease);
+    }
     let trace = Some(turn.state().tasks.trace(&task));
     let run = task.run;
     let subject = subject::event(Topic::Run(&run), "progress");

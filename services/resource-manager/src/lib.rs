@@ -48,6 +48,7 @@ mod lease;
 mod pool;
 mod pressure;
 mod share;
+mod silence;
 mod spending;
 mod task;
 #[cfg(test)]
@@ -74,6 +75,7 @@ use crate::handoff::Handoffs;
 use crate::lease::{Leases, Pushed};
 use crate::pool::Pools;
 use crate::pressure::{Drain, Pressure};
+use crate::silence::Silences;
 use crate::spending::Spending;
 use crate::task::Tasks;
 use crate::waiting::Waiting;
@@ -145,6 +147,8 @@ pub struct Soft {
     looked: Option<Millis>,
     pushed: Pushed,
     waiting: Waiting,
+    /// By when something must be heard of which tasks.
+    silences: Silences,
     /// When what is left of which accounts is shared out again.
     balances: Balances,
     /// Nothing that is held of pools expires before this time: nobody could renew while there was no leader.
@@ -204,7 +208,7 @@ impl Machine for ResourceManager {
             ResourceRecord::HandoffEnded(record) => {
                 self.handoffs.over(record.handoff);
             }
-            ResourceRecord::BreakerOpened(record) => self.breakers.opened(record),
+            ResourceRecord::BreakerOpened(record) => self.breakers.opened(stamp.at, record),
             ResourceRecord::BreakerHalfOpened(record) => self.breakers.half_opened(record),
             ResourceRecord::BreakerClosed(record) => self.breakers.closed(record),
             ResourceRecord::PoolSet(record) => self.pools.set(stamp, record),
@@ -358,6 +362,7 @@ impl Machine for ResourceManager {
     fn lead(turn: &mut Turn<'_, Self>) {
         agent::look(turn);
         agent::begin_term(turn);
+        silence::lead(turn);
         breaker::lead(turn);
         acquire::declare(turn);
         budget::lead(turn);
@@ -368,6 +373,7 @@ impl Machine for ResourceManager {
     fn tick(turn: &mut Turn<'_, Self>) {
         agent::look(turn);
         agent::lose_the_silent(turn);
+        silence::tick(turn);
         breaker::tick(turn);
         acquire::tick(turn);
         handoff::tick(turn);
@@ -380,11 +386,12 @@ impl Machine for ResourceManager {
         let expiry = self.pools.next_expiry().map(|(at, _)| soft.may_expire(at));
         // Whoever waits for something to end must look at the clock in the meantime: time that goes by without a look counts as
         // slept, and puts the end off.
-        let look = lost.or(expiry).and(soft.looked).map(|at| at.saturating_add(config.heartbeat_ms));
+        let silent = soft.silences.deadline();
+        let look = lost.or(expiry).or(silent).and(soft.looked).map(|at| at.saturating_add(config.heartbeat_ms));
         let waits =
             [soft.waiting.deadline(), self.breakers.deadline(), self.handoffs.deadline(), self.pressure.deadline()];
         let (told, shared) = (alert::deadline(self, config), soft.balances.deadline());
-        [lost, look, expiry, told, shared].into_iter().chain(waits).flatten().min()
+        [lost, look, expiry, silent, told, shared].into_iter().chain(waits).flatten().min()
     }
 }
 

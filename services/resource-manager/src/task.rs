@@ -341,7 +341,7 @@ impl Tasks {
         self.stage(task)?.budget
     }
 
-    fn stage(&self, task: &TaskId) -> Option<&StageDefinition> {
+    pub(crate) fn stage(&self, task: &TaskId) -> Option<&StageDefinition> {
         let run = self.runs.get(&task.run)?;
         self.definitions.get(&run.workflow)?.get(&run.version)?.stage(task.stage.as_str())
     }
@@ -397,6 +397,7 @@ impl Tasks {
                 .collect(),
             ready_at: open.ready_at,
             timeout_ms: stage.timeout_ms.saturating_sub(now.saturating_sub(lease.begun())),
+            heartbeat_timeout_ms: stage.heartbeat_timeout_ms,
             handover: lease.carried.as_ref().map(|carried| carried.handover.clone()),
             trace: self.trace(&lease.task),
             task: lease.task.clone(),

@@ -828,6 +828,54 @@ fn declining_and_progress_need_the_lease() {
 }
 
 #[test]
+fn w10_a_task_of_which_nothing_is_heard_is_taken_from_its_agent() {
+    let mut world = World::new();
+    let mut definition = article();
+    definition.stages[0].heartbeat_timeout_ms = Some(5000);
+    let definition = Arc::new(definition);
+    world.workflow(vec![WorkflowRecord::WorkflowRegistered(WorkflowRegistered { version: 2, definition })]);
+    let begin = |n| {
+        let WorkflowRecord::RunStarted(record) = started(n) else { unreachable!() };
+        WorkflowRecord::RunStarted(RunStarted { version: 2, ..record })
+    };
+    world.register("ann", "s1", 2);
+    let tasks = [1, 2].map(|n| task(n, "research", 1));
+    world.workflow(vec![begin(1), begin(2), ready(tasks[0].clone(), "{}"), ready(tasks[1].clone(), "{}")]);
+    world.assign(&[(tasks[0].clone(), "ann"), (tasks[1].clone(), "ann")]);
+    // Its heartbeats say that it lives, and that it holds both. Of one of them it tells something.
+    for _ in 0..2 {
+        world.wait(2000);
+        world.heartbeat("ann", "s1", &[2, 3]);
+        world.agent("ann", "progress", &json!({ "lease": 3, "fraction": 0.5 }));
+    }
+    world.transcript.clear();
+    world.wait(2000);
+    world.heartbeat("ann", "s1", &[2, 3]);
+    world.check(&expect![[r#"
+        7.0 +5000 {"lease_ended":{"lease":2,"task":"RUN1/research/1","agent":"ann","reason":"nothing was heard of it for 5000 ms","silent":true}} (timer)
+        publish baton.to.ann.cancel {"lease":2,"task":"RUN1/research/1","reason":"nothing was heard of it for 5000 ms"} [status_update traced]
+        answer 7 {"start":[],"drop":[2],"heartbeat_ms":2000,"lease_ms":10000}
+    "#]]);
+    // A new leader does not know what was heard, and gives the other one the whole time, and that of a lease at the least.
+    world.lead();
+    world.transcript.clear();
+    for _ in 0..5 {
+        world.heartbeat("ann", "s1", &[3]);
+        world.wait(1900);
+    }
+    world.transcript.clear();
+    world.wait(500);
+    world.check(&expect![[r#"
+        9.0 +16000 {"lease_ended":{"lease":3,"task":"RUN2/research/1","agent":"ann","reason":"nothing was heard of it for 5000 ms","silent":true}} (timer)
+        publish baton.to.ann.cancel {"lease":3,"task":"RUN2/research/1","reason":"nothing was heard of it for 5000 ms"} [status_update traced]
+    "#]]);
+    // What was ended is ended once.
+    world.heartbeat("ann", "s1", &[]);
+    world.wait(5000);
+    assert_eq!(world.machine.machine().leases.len(), 0);
+}
+
+#[test]
 fn a_heartbeat_s_answer_is_not_larger_than_a_message() {
     let mut world = World::new();
     world.register("ann", "s1", 9);

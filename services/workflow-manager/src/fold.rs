@@ -307,8 +307,8 @@ impl WorkflowManager {
     pub(crate) fn lease_ended(&mut self, record: &LeaseEnded) {
         let holder = self.agents.change(&record.agent);
         if holder.is_some_and(|agent| agent.holds.remove(&record.lease)) {
-            let why =
-                text::cut(format!("agent {} gave it back: {}", record.agent, record.reason), text::MAX_ERROR_BYTES);
+            let what = if record.silent { "is given no more time" } else { "gave it back" };
+            let why = text::cut(format!("agent {} {what}: {}", record.agent, record.reason), text::MAX_ERROR_BYTES);
             self.lose([record.lease], &why);
         }
     }

@@ -98,6 +98,10 @@ pub enum Bug {
     HeartbeatDoesNotHeal,
     /// A silent agent is never given up.
     SilenceTolerated,
+    /// A task of which nothing is heard stays with its agent.
+    TaskSilenceTolerated,
+    /// A task is taken from an agent that tells of it.
+    ProgressNotHeard,
     /// A question of the optimizer that is not answered stays open for ever.
     QuestionNeverExpires,
     /// A placement that was refused is never tried again.
@@ -112,6 +116,8 @@ pub enum Bug {
     BreakerStaysOpen,
     /// A probe that failed does not open the breaker again.
     FailedProbeForgotten,
+    /// An agent that is asked to begin anew is not told.
+    RestartNotTold,
     /// What is taken of a pool is granted whether it is there or not.
     PoolsNotCounted,
     /// A lock is had alone while others share it.
@@ -174,7 +180,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 82] = [
+    pub const ALL: [Self; 85] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -221,6 +227,8 @@ impl Bug {
         Self::ReplacedComesBack,
         Self::HeartbeatDoesNotHeal,
         Self::SilenceTolerated,
+        Self::TaskSilenceTolerated,
+        Self::ProgressNotHeard,
         Self::QuestionNeverExpires,
         Self::RefusalNeverForgotten,
         Self::RequirementsIgnored,
@@ -228,6 +236,7 @@ impl Bug {
         Self::ProbesNotCounted,
         Self::BreakerStaysOpen,
         Self::FailedProbeForgotten,
+        Self::RestartNotTold,
         Self::PoolsNotCounted,
         Self::LockNotExclusive,
         Self::RefilledTooFast,

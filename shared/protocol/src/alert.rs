@@ -32,6 +32,8 @@ pub enum AlertKind {
     AgentLost,
     /// A circuit breaker opened. Over when it is closed, or its agent is gone.
     BreakerOpened,
+    /// An agent whose breaker opened again and again is asked to begin anew. Over when it has, or is gone.
+    AgentRestart,
     /// More tasks wait for an agent than should. Over when they are few again.
     QueueDepth,
     /// A run of a workflow failed or took too long. Over when a later one succeeds.
@@ -90,6 +92,7 @@ words!(
     "kind",
     AgentLost = "agent_lost",
     BreakerOpened = "breaker_opened",
+    AgentRestart = "agent_restart",
     QueueDepth = "queue_depth",
     RunFailed = "run_failed",
     PoolUsed = "pool_used",

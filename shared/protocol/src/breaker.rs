@@ -26,6 +26,9 @@ pub struct BreakerOpened {
     pub times: u32,
     /// When it is tried again, in milliseconds since 1970.
     pub until: Millis,
+    /// Whether the agent is asked with this to begin anew, as another session: being given nothing for a while did not help.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restart: bool,
 }
 
 /// See [`ResourceRecord::BreakerHalfOpened`](crate::record::ResourceRecord::BreakerHalfOpened).

@@ -132,6 +132,10 @@ pub struct StageDefinition {
     /// How long one attempt may take once an agent has it, in milliseconds.
     #[serde(default = "default_stage_timeout_ms", skip_serializing_if = "is_default_stage_timeout_ms")]
     pub timeout_ms: Millis,
+    /// How long its agent may say nothing of an attempt that it has, in milliseconds: each progress that it tells counts. An
+    /// attempt of which nothing is heard for that long is ended like one whose agent is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heartbeat_timeout_ms: Option<Millis>,
     /// How long all its attempts may take together, with the waits before and between them, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total_timeout_ms: Option<Millis>,
@@ -624,6 +628,9 @@ impl StageDefinition {
         if let Some(amount) = self.budget {
             budget::check_money("budget", amount).map_err(|error| DefinitionError::Budget(place.clone(), error))?;
         }
+        if let Some(silence) = self.heartbeat_timeout_ms {
+            check_positive(&place, "heartbeat_timeout_ms", silence)?;
+        }
         if let Some(total) = self.total_timeout_ms {
             check_positive(&place, "total_timeout_ms", total)?;
         }
@@ -706,6 +713,7 @@ impl StageDefinition {
             ("estimate", self.estimate.is_none()),
             ("retry", self.retry.is_default()),
             ("start_timeout_ms", plain(self.start_timeout_ms)),
+            ("heartbeat_timeout_ms", self.heartbeat_timeout_ms.is_none()),
             ("total_timeout_ms", self.total_timeout_ms.is_none()),
         ];
         let (key, _) = keys.into_iter().find(|(_, absent)| !absent)?;
@@ -797,6 +805,7 @@ impl Builder {
                 retry: RetryPolicy::default(),
                 start_timeout_ms: default_stage_timeout_ms(),
                 timeout_ms: default_stage_timeout_ms(),
+                heartbeat_timeout_ms: None,
                 total_timeout_ms: None,
             })
         };

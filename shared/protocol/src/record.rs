@@ -436,7 +436,7 @@ pub enum ResourceRecord {
     AgentLeft(AgentLeft),
     /// An agent holds a task. The record's number is the lease's id.
     Assigned(Assigned),
-    /// A lease ended while its agent lives on: the agent declined the task.
+    /// A lease ended while its agent lives on: the agent declined the task, or said nothing of it for too long.
     LeaseEnded(LeaseEnded),
     /// An agent offers a task that it holds to another agent. The record's number is the handoff's id.
     HandoffOffered(HandoffOffered),
@@ -634,6 +634,10 @@ pub struct LeaseEnded {
     pub agent: AgentId,
     /// Why it ended.
     pub reason: String,
+    /// Whether it was taken from its agent, which had said nothing of the task for longer than its stage allows. Otherwise the
+    /// agent gave it back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub silent: bool,
 }
 
 /// What the optimizer appends.

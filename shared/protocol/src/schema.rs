@@ -38,6 +38,7 @@ pub fn all() -> BTreeMap<String, Schema> {
         ("to-agent.assign", schema_for!(request::Assignment)),
         ("to-agent.assignments", schema_for!(request::Assignments)),
         ("to-agent.cancel", schema_for!(CancelTask)),
+        ("to-agent.restart", schema_for!(request::RestartAgent)),
         ("to-agent.handoff", schema_for!(request::HandoffOffer)),
         ("to-agent.handed", schema_for!(request::HandoffAnswer)),
     ]

@@ -10,7 +10,7 @@
 //! | `baton.agent.AGENT.all` | the agent | a message for all agents |
 //! | `baton.agent.AGENT.topic.TOPIC` | the agent | a message for who is interested in the topic |
 //! | `baton.agent.AGENT.post` | the agent | what it asks of the post office ([`crate::post`]) |
-//! | `baton.to.AGENT.VERB` | the resource-manager | `assign`, `assignments`, `cancel` |
+//! | `baton.to.AGENT.VERB` | the resource-manager | `assign`, `assignments`, `cancel`, `restart` |
 //! | `baton.to.AGENT.mail.FROM` | the broker | each guaranteed message, once it is stored |
 //! | `baton.to.AGENT.post.WHAT.TOKEN` | the broker, asked by the post office | `fetch`: stored messages again; `check`: the last one of each sender |
 //! | `baton.event.run.RUN.KIND` | the service that owns the record | what happened to a run, also `progress` |
@@ -198,6 +198,12 @@ pub fn cancel(agent: &AgentId) -> String {
     format!("baton.to.{agent}.cancel")
 }
 
+/// The subject on which an agent is asked to begin anew.
+#[must_use]
+pub fn restart(agent: &AgentId) -> String {
+    format!("baton.to.{agent}.restart")
+}
+
 /// The subject on which an agent is offered a task of another one.
 #[must_use]
 pub fn handoff(agent: &AgentId) -> String {
@@ -222,8 +228,8 @@ pub fn to_agent(agent: &AgentId) -> String {
     format!("baton.to.{agent}.>")
 }
 
-/// What the services tell an agent: [`assign`], [`assignments`], [`cancel`], [`handoff`] and [`handed`], but no messages of
-/// other agents.
+/// What the services tell an agent: [`assign`], [`assignments`], [`cancel`], [`restart`], [`handoff`] and [`handed`], but no
+/// messages of other agents.
 #[must_use]
 pub fn work_of(agent: &AgentId) -> String {
     format!("baton.to.{agent}.*")

@@ -127,6 +127,9 @@ pub struct BreakerSettings {
     pub max_open_ms: Millis,
     /// How many tasks must succeed before it closes.
     pub probes: u32,
+    /// When a breaker opens for the so-manieth time without having closed in between, its agent is asked to begin anew; 0:
+    /// never.
+    pub restart_after: u32,
 }
 
 impl Default for BreakerSettings {
@@ -139,6 +142,7 @@ impl Default for BreakerSettings {
             open_ms: 30_000,
             max_open_ms: 300_000,
             probes: 2,
+            restart_after: 3,
         }
     }
 }

@@ -219,6 +219,8 @@ pub(crate) struct Lease {
     lost: Option<u64>,
     /// It was handed over.
     moved: bool,
+    /// When something was last told of its task: by the teller's leader's clock, in its term, in virtual microseconds.
+    told: Option<(Millis, u64, u64)>,
     /// Where its task ended.
     ended: Option<u64>,
     /// What counted under it.
@@ -246,8 +248,8 @@ impl Lease {
         ended: Option<u64>,
     ) -> Self {
         let (task, agent, resources) = (task.clone(), agent.clone(), resources.clone());
-        let (lost, moved, outcome, result) = (None, false, None, None);
-        Self { task, agent, resources, granted, granted_at, granted_on, lost, moved, ended, outcome, result }
+        let (lost, moved, told, outcome, result) = (None, false, None, None, None);
+        Self { task, agent, resources, granted, granted_at, granted_on, lost, moved, told, ended, outcome, result }
     }
 
     pub(crate) fn is_alive(&self) -> bool {
@@ -427,6 +429,11 @@ impl Facts {
                     "nothing waits for ever",
                     "stage {name} of run {id} waits for more than {ms} ms"
                 );
+                let held = task.lease.filter(|_| task.ended.is_none()).map(|lease| &self.leases[&lease]);
+                if let Some((held, silence)) = held.zip(definition.heartbeat_timeout_ms) {
+                    let heard = held.told.map_or(0, |(_, _, on)| on).max(held.granted_on);
+                    hold!(!late(heard, silence), "nothing waits for ever", "{name} of run {id} is held in silence");
+                }
             }
         }
         Ok(())

@@ -62,6 +62,8 @@ counted! {
         AgentLeft = "agent leaves",
         /// An agent gives a task back.
         Declined = "agent declines",
+        /// An agent lives on, and never ends a task.
+        Hung = "agent hangs in a task",
         /// An agent hands a task over.
         Offered = "agent offers a task to another",
         /// An agent answers an offer that was not made to it.
@@ -138,6 +140,12 @@ counted! {
         AgentLost = "an agent is lost",
         /// An attempt was lost.
         AttemptLost = "an attempt is lost",
+        /// An agent that was asked to begin anew does.
+        Restarted = "an agent begins anew as it is asked",
+        /// A task was taken from an agent that said nothing of it.
+        Silent = "nothing is heard of a task",
+        /// An agent told of a task of which it must tell.
+        ProgressTold = "an agent tells how far it is",
         /// A stage waited too long for an agent.
         StartTimedOut = "a stage finds no agent in time",
         /// An attempt took too long.

@@ -75,6 +75,7 @@ pub(crate) trait Engine {
     fn deadline(&self) -> Option<Millis>;
     fn campaign_won(&mut self, last: u64);
     fn begin_term(&mut self, instance: &str, now: Millis) -> bool;
+    fn term(&self) -> u64;
     fn request(&mut self, token: Token, request: &AnyRequest, now: Millis);
     fn answered(&mut self, tag: u64, reply: Reply, now: Millis);
     fn takes_memory(&mut self, percent: u32);
@@ -118,6 +119,10 @@ impl<M: Simulated> Engine for Processor<M> {
 
     fn begin_term(&mut self, instance: &str, now: Millis) -> bool {
         Self::begin_term(self, instance, now)
+    }
+
+    fn term(&self) -> u64 {
+        Self::term(self)
     }
 
     fn request(&mut self, token: Token, request: &AnyRequest, now: Millis) {

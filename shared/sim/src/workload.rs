@@ -567,6 +567,7 @@ fn definition(draws: &mut Draws, number: u32, kinds: usize, pools: &[NamedPool])
                 },
                 start_timeout_ms: millis(draws, 15_000, 2_000),
                 timeout_ms: millis(draws, 12_000, 1_500),
+                heartbeat_timeout_ms: None,
                 total_timeout_ms: None,
             }
         })
@@ -580,6 +581,12 @@ fn definition(draws: &mut Draws, number: u32, kinds: usize, pools: &[NamedPool])
         input_schema: None,
         stages,
     };
+    for stage in &mut definition.stages {
+        if draws.chance(150) {
+            // Long before its time is up.
+            (stage.heartbeat_timeout_ms, stage.timeout_ms) = (Some(draws.between(400, 3_000)), 60_000);
+        }
+    }
     if draws.chance(500) {
         flow(draws, &mut definition);
     }

@@ -19,7 +19,7 @@ use std::rc::Rc;
 
 use baton_machine::{Outgoing, Reply};
 use baton_protocol::id::mix;
-use baton_protocol::request::{Assignment, CancelTask, HandoffAnswer, HandoffOffer};
+use baton_protocol::request::{Assignment, CancelTask, HandoffAnswer, HandoffOffer, RestartAgent};
 use baton_protocol::{Code, Json, LeaseId, Millis, RunId, Service};
 
 use baton_resource_manager::{AlertConfig, BreakerConfig};
@@ -139,6 +139,7 @@ pub(crate) enum Told {
     Cancel(CancelTask),
     Offer(HandoffOffer),
     Handed(HandoffAnswer),
+    Restart(RestartAgent),
 }
 
 /// What an agent's process does.
@@ -152,6 +153,8 @@ pub(crate) enum Doing {
     Done(LeaseId),
     /// It reports all that it has done lately.
     Report,
+    /// It tells how far it is with what it holds.
+    Tell(LeaseId),
     /// It offers what it holds to another agent.
     Offer(LeaseId),
     /// It answers an offer.
@@ -319,6 +322,7 @@ impl World {
                     min_tasks: 2,
                     open_ms: 400,
                     max_open_ms: 1500,
+                    restart_after: 2,
                     ..BreakerConfig::default()
                 },
                 pools: workload

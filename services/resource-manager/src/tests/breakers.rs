@@ -188,3 +188,47 @@ fn r2_a_task_is_leased_to_an_agent_that_is_what_its_stage_requires() {
     let found: Vec<_> = world.transcript.lines().map(|line| line.matches("\"agent\":").count()).collect();
     assert_eq!(found, [1, 2], "{}", world.transcript);
 }
+
+#[test]
+fn w8_an_agent_whose_breaker_opens_again_is_asked_to_begin_anew() {
+    let mut world = World::new();
+    world.register("ann", "s1", 4);
+    let mut n = 0;
+    let fail_again = |world: &mut World, n: &mut u64, ms: Millis| {
+        for _ in 0..ms / 6_000 {
+            world.wait(6_000);
+            world.heartbeat("ann", "s1", &[]);
+        }
+        world.next(n, Outcome::Failed);
+    };
+    for _ in 0..5 {
+        world.next(&mut n, Outcome::Failed);
+    }
+    assert!(world.transcript.contains("breaker_opened") && !world.transcript.contains("restart"));
+    fail_again(&mut world, &mut n, 30_000);
+    assert!(world.transcript.contains(r#""times":2"#) && !world.transcript.contains("restart"), "{}", world.transcript);
+    fail_again(&mut world, &mut n, 60_000);
+    world.check(&expect![[r#"
+        29.0 +90000 {"alert_raised":{"severity":"warning","kind":"agent_restart","about":"ann","message":"agent ann is asked to begin anew: its breaker for research was opened 3 times"}} (log 28)
+        29.1 +90000 {"breaker_opened":{"agent":"ann","capability":"research","failed":1,"of":1,"times":3,"until":1210000,"restart":true}} (log 28)
+        publish baton.to.ann.restart {"session":"s1","reason":"its circuit breaker for research was opened 3 times without closing in between"} [status_update]
+    "#]]);
+    // A new leader knows it. Should that message be lost, every heartbeat is answered with it.
+    world.lead();
+    world.transcript.clear();
+    world.heartbeat("ann", "s1", &[]);
+    assert!(world.transcript.contains(r#""restart":{"session":"s1","reason":"its circuit breaker for research"#));
+    // It goes on as it is: it is asked once.
+    fail_again(&mut world, &mut n, 120_000);
+    let said = &world.transcript;
+    assert!(said.contains(r#""times":4"#) && !said.contains("restart"), "{said}");
+    world.transcript.clear();
+    world.ask("agent.list", "", &json!({}));
+    assert!(world.transcript.contains(r#""restart_asked":1090000"#), "{}", world.transcript);
+    world.transcript.clear();
+    world.register("ann", "s2", 4);
+    assert!(world.transcript.contains(r#""kind":"agent_restart","about":"ann"}"#), "{}", world.transcript);
+    world.transcript.clear();
+    world.heartbeat("ann", "s2", &[]);
+    assert!(!world.transcript.contains("restart"), "{}", world.transcript);
+}

@@ -318,7 +318,7 @@ impl World {
     }
 
     pub(crate) fn decline(&mut self, lease: LeaseId, task: &TaskId, agent: &str, reason: &str) {
-        let record = LeaseEnded { lease, task: task.clone(), agent: id(agent), reason: reason.into() };
+        let record = LeaseEnded { lease, task: task.clone(), agent: id(agent), reason: reason.into(), silent: false };
         self.resource("agent.decline", vec![ResourceRecord::LeaseEnded(record)]);
     }
 

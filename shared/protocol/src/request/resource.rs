@@ -323,6 +323,9 @@ pub struct HeartbeatAnswer {
     /// Offered to it by other agents, and not answered.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub offers: Vec<HandoffOffer>,
+    /// It is asked to begin anew, and has not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<RestartAgent>,
     /// Send a heartbeat this often.
     pub heartbeat_ms: Millis,
     /// After this long without one, the agent's leases end.
@@ -371,6 +374,9 @@ pub struct Assignment {
     pub ready_at: Millis,
     /// How long it may take, in milliseconds from now.
     pub timeout_ms: Millis,
+    /// How long the agent may tell no progress of it; then it is taken from it. None: as long as it likes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heartbeat_timeout_ms: Option<Millis>,
     /// The trace to go on with; also in the header `traceparent`.
     pub trace: TraceContext,
     /// Where to go on, if another agent has handed it over.
@@ -392,6 +398,16 @@ pub struct CancelTask {
     pub lease: LeaseId,
     /// Its task.
     pub task: TaskId,
+    /// Why.
+    pub reason: String,
+}
+
+/// An agent is asked to begin anew, as another session: on `baton.to.AGENT.restart`, and in the answers to its heartbeats. It
+/// ends what it has in hand, says goodbye, and registers with a new session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RestartAgent {
+    /// The session that should end. Another one is not meant.
+    pub session: String,
     /// Why.
     pub reason: String,
 }
@@ -486,6 +502,9 @@ pub struct AgentView {
     /// Its circuit breakers: those that are not closed, and those under which a task failed lately.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub breakers: Vec<BreakerView>,
+    /// Since when it is asked to begin anew, in milliseconds since 1970, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_asked: Option<Millis>,
     /// Larger is preferred.
     #[serde(default)]
     pub priority: i32,

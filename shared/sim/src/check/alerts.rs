@@ -133,6 +133,7 @@ impl Facts {
                 let names = AgentId::new(agent).ok().zip(Capability::new(capability).ok());
                 names.is_some_and(|(agent, capability)| self.is_shut(&agent, &capability))
             }),
+            AlertKind::AgentRestart => self.restarts().any(|(agent, _)| agent.as_str() == alert.about),
             AlertKind::QueueDepth => 10 * self.waiting() >= 4 * self.alerts.config.queue_depth,
             AlertKind::RunFailed => self.alerts.failing.keys().any(|workflow| workflow.as_str() == alert.about),
             AlertKind::PoolUsed | AlertKind::BudgetUsed => {
@@ -163,6 +164,10 @@ impl Facts {
             let about = format!("{agent}/{capability}");
             let told = self.alerts.active(AlertKind::BreakerOpened, &about).is_some();
             hold!(told, TOLD, "the breaker of {about} is not closed, and there is no alert");
+        }
+        for (agent, _) in self.restarts() {
+            let told = self.alerts.active(AlertKind::AgentRestart, agent.as_str()).is_some();
+            hold!(told, TOLD, "{agent} is asked to begin anew, and there is no alert");
         }
         let waiting = self.waiting();
         // One queue may end and another begin between two looks: while it is told, nobody waits to be told.

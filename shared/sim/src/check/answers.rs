@@ -9,13 +9,15 @@ use baton_machine::{Publication, Reply};
 use baton_protocol::record::Event;
 use baton_protocol::request::{
     Acquire, AcquireAnswer, AgentsFound, AlertList, AssignAnswer, AssignTasks, Assignment, Assignments, CancelTask,
-    HandoffOpen, HeartbeatAnswer, OptimizerRequest, PlacementExplained, Report, ReportAnswer, Reports, ReportsAnswered,
-    ResourceRequest, RunAccepted, RunList, ScheduleList, ShareBy, StartRun, WorkflowRequest, WorkflowView,
+    HandoffOpen, HeartbeatAnswer, OptimizerRequest, PlacementExplained, ProgressEvent, Report, ReportAnswer, Reports,
+    ReportsAnswered, ResourceRequest, RunAccepted, RunList, ScheduleList, ShareBy, StartRun, WorkflowRequest,
+    WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
 use baton_protocol::{AgentId, Code, Holder, Json, LeaseId, Rejection, RunId, Service};
 
 use super::{Checked, Facts, broken, hold};
+use crate::coverage::Branch;
 use crate::request::AnyRequest;
 
 pub(super) const COMMITTED: &str = "nothing is answered, pushed or published before its commit";
@@ -498,6 +500,18 @@ impl Facts {
             }
             _ => Ok(()),
         }
+    }
+
+    /// An agent told how far it is with a task, and that was published in this term.
+    pub(crate) fn told(&mut self, publication: &Publication, term: u64, now: u64) -> Checked {
+        let ProgressEvent { task, agent, at, .. } = read(&publication.body)?;
+        let held = self.leases.values_mut().rev().find(|lease| lease.task == task && lease.agent == agent);
+        let Some(held) = held else {
+            return Err(broken(COMMITTED, format!("{agent} told of {task}, which it never held")));
+        };
+        held.told = Some((at, term, now));
+        self.seen.push(Branch::ProgressTold);
+        Ok(())
     }
 
     /// An agent is told that it holds something.

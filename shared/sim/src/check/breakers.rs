@@ -26,6 +26,8 @@ pub(super) struct Breakers {
     breakers: BTreeMap<(AgentId, Capability), Breaker>,
     /// From where in the log on it counts how an agent's tasks end: where its session began.
     since: BTreeMap<AgentId, u64>,
+    /// Who is asked to begin anew, and since when, in virtual microseconds.
+    restarts: BTreeMap<AgentId, u64>,
 }
 
 #[derive(Debug, Default)]
@@ -101,6 +103,12 @@ impl Facts {
             *breaker = Breaker { ended, ..Breaker::default() };
         }
         self.breakers.since.insert(agent.clone(), stamp.seen);
+        self.breakers.restarts.remove(agent);
+    }
+
+    /// Who is asked to begin anew, and since when, in virtual microseconds.
+    pub(crate) fn restarts(&self) -> impl Iterator<Item = (&AgentId, u64)> {
+        self.breakers.restarts.iter().map(|(agent, since)| (agent, *since))
     }
 
     /// A task has ended under this lease.
@@ -172,7 +180,7 @@ impl Facts {
     }
 
     pub(super) fn breaker_opened(&mut self, stamp: Stamp, record: &BreakerOpened) -> Checked {
-        let BreakerOpened { agent, capability, failed, of, times, until } = record;
+        let BreakerOpened { agent, capability, failed, of, times, until, restart } = record;
         let there = self.agents.get(agent).is_some_and(|agent| agent.gone.is_none());
         hold!(there, JUSTIFIED, "the breaker of {agent} opened, which is not there");
         let (since, now) = (self.breakers.since.get(agent).copied().unwrap_or(0), self.now);
@@ -202,6 +210,12 @@ impl Facts {
         }
         let wait = (config.open_ms << (times - 1).min(20)).min(config.max_open_ms);
         hold!(*until == stamp.at + wait, JUSTIFIED, "it opened for {} ms, not {wait}", until - stamp.at);
+        let asked = self.breakers.restarts.contains_key(agent);
+        let should = !asked && config.restart_after > 0 && *times >= config.restart_after;
+        hold!(*restart == should, JUSTIFIED, "its agent is asked to begin anew: {restart}, asked before: {asked}");
+        if should {
+            self.breakers.restarts.insert(agent.clone(), now);
+        }
         breaker.times = *times;
         breaker.state = State::Open { until: *until, until_on: now + wait * 1000 };
         Ok(())

@@ -35,6 +35,7 @@ const READING: &str = "what a writer had read only grows";
 const TIME: &str = "time does not go backwards";
 const WAITS: &str = "every wait lasts as long as it should";
 const REPLACED: &str = "a session that was replaced does not come back";
+const SILENT: &str = "a task is taken from its agent only when nothing was heard of it for as long as its stage says";
 const CALM: &str = "nothing is lost in the calm";
 
 /// Whether a service observes what the other one writes, and so what follows from it.
@@ -643,6 +644,19 @@ impl Facts {
             return Err(super::broken("every lease ends once", format!("lease {} had ended", record.lease)));
         };
         lease.lost = Some(self.seq);
+        if record.silent {
+            let run = self.runs.get(&record.task.run);
+            let stage = run.and_then(|run| run.definition.stage(record.task.stage.as_str()));
+            let Some(timeout) = stage.and_then(|stage| stage.heartbeat_timeout_ms) else {
+                return Err(super::broken(SILENT, format!("{} may be silent", record.task)));
+            };
+            let term = self.writers.get(&Service::ResourceManager).map(|writer| writer.term);
+            // What another leader heard is not known to this one, which has given it the whole time.
+            let told = lease.told.filter(|(_, told_in, _)| Some(*told_in) == term).map_or(0, |(at, ..)| at);
+            let due = lease.granted_at.max(told) + timeout;
+            hold!(stamp.at >= due, SILENT, "{} was ended at {}, not {due}", record.task, stamp.at);
+            self.seen.push(Branch::Silent);
+        }
         self.probe_gone(record.lease, stamp.seen);
         if let Some(agent) = self.agents.get_mut(&record.agent) {
             agent.changed_on = now;

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use baton_machine::Reply;
 use baton_protocol::request::{
     AcknowledgeHandoff, Assignment, Decline, HandoffAcknowledged, HandoffOffer, Heartbeat, HeartbeatAnswer, Leave,
-    OfferHandoff, RegisterAgent, Registered, Report, ReportStatus, Reports, ResourceRequest, Usage, WorkflowRequest,
+    OfferHandoff, Progress, RegisterAgent, Registered, Report, ReportStatus, Reports, ResourceRequest, RestartAgent,
+    Usage, WorkflowRequest,
 };
 use baton_protocol::{AgentId, Code, Json, LeaseId, Money, Number, TaskId};
 
@@ -31,6 +32,8 @@ pub(super) struct Process {
     registered: bool,
     /// It goes as soon as it may.
     leaving: bool,
+    /// It was asked to begin anew.
+    restart: bool,
     pub(super) stalled_until: Micros,
     /// What it holds, and whether it is at work on it still.
     held: BTreeMap<LeaseId, (Assignment, bool)>,
@@ -56,6 +59,7 @@ impl World {
             died_on: 0,
             registered: false,
             leaving: false,
+            restart: false,
             stalled_until: 0,
             held: BTreeMap::new(),
             over: BTreeSet::new(),
@@ -99,6 +103,7 @@ impl World {
             Doing::Beat => self.beat(process),
             Doing::Done(lease) => self.done(process, lease),
             Doing::Report => self.report_all(process),
+            Doing::Tell(lease) => self.tell_progress(process, lease),
             Doing::Offer(lease) => self.offer(process, lease),
             Doing::Acknowledge(handoff, accepted) => {
                 let (reason, response) = (if accepted { "" } else { "not now" }.to_owned(), Json::null());
@@ -143,6 +148,7 @@ impl World {
                 }
             }
             Told::Cancel(cancel) => self.forget(process, cancel.lease),
+            Told::Restart(restart) => self.asked_to_restart(process, restart),
             Told::Offer(offer) => self.offered(process, offer),
             Told::Handed(answer) => {
                 if answer.accepted {
@@ -156,6 +162,18 @@ impl World {
         let it = &mut self.processes[process];
         it.held.remove(&lease);
         it.over.insert(lease);
+    }
+
+    /// It begins anew most times, as another process, or goes on.
+    fn asked_to_restart(&mut self, process: usize, restart: &RestartAgent) {
+        let it = &mut self.processes[process];
+        if it.session != restart.session || std::mem::replace(&mut it.restart, true) {
+            return;
+        }
+        if self.draws.chance(700) && !std::mem::replace(&mut self.processes[process].leaving, true) {
+            self.coverage.branch(Branch::Restarted);
+            self.after(0, Event::Process(process, Doing::Leave));
+        }
     }
 
     fn begin_work(&mut self, process: usize, assignment: &Assignment) {
@@ -183,11 +201,30 @@ impl World {
         self.processes[process].held.insert(lease, (assignment.clone(), true));
         let id = self.id(process);
         self.want_for_task(&id, lease);
+        if let Some(timeout) = assignment.heartbeat_timeout_ms {
+            if !self.calm && self.draws.chance(self.weather.agents / 2) {
+                self.coverage.fault(Fault::Hung);
+                return;
+            }
+            if self.draws.chance(500) {
+                self.after(1000 * timeout / 3, Event::Process(process, Doing::Tell(lease)));
+            }
+        }
         self.after(work, Event::Process(process, Doing::Done(lease)));
         if !self.calm && self.draws.chance(200 + self.weather.agents) {
             let wait = self.draws.between(0, work);
             self.after(wait, Event::Process(process, Doing::Offer(lease)));
         }
+    }
+
+    /// Tells how far it is, again and again until it is done.
+    fn tell_progress(&mut self, process: usize, lease: LeaseId) {
+        let Some((assignment, true)) = self.processes[process].held.get(&lease) else { return };
+        let timeout = assignment.heartbeat_timeout_ms.unwrap_or(1000);
+        let progress = Progress { lease, fraction: 0.5, message: String::new() };
+        let request = ResourceRequest::Progress(self.id(process), progress);
+        self.ask(Asker::Process(process, Purpose::Other), AnyRequest::Resource(request), false);
+        self.after(1000 * timeout / 3, Event::Process(process, Doing::Tell(lease)));
     }
 
     /// Offers what it works on to some agent.
@@ -363,6 +400,9 @@ impl World {
                     self.coverage.branch(Branch::HealedDrop);
                     self.forget(process, lease);
                 }
+                if let Some(restart) = &answer.restart {
+                    self.asked_to_restart(process, restart);
+                }
                 for offer in answer.offers {
                     if !self.processes[process].answered.contains(&offer.handoff) {
                         self.coverage.branch(Branch::HealedOffer);
@@ -420,6 +460,11 @@ impl World {
             let knows = holder.held.contains_key(id) || holder.over.contains(id);
             let told = rested.min(self.now.saturating_sub(lease.granted_on)) > LEARNS;
             hold!(knows || !told, "a heartbeat tells an agent what it holds", "{} does not know of {id}", lease.agent);
+        }
+        for (id, since) in self.facts.restarts() {
+            let Some(asked) = self.present(id) else { continue };
+            let long = rested.min(self.now.saturating_sub(since)) > LEARNS;
+            hold!(asked.restart || !long, "who is asked to begin anew is told", "{id} is asked, and does not know");
         }
         for (id, session) in self.facts.present() {
             let dead = self.processes.iter().filter(|process| process.session == *session);

@@ -528,6 +528,10 @@ impl World {
             }
             Effect::Publish(publication) => {
                 self.facts.published(&publication)?;
+                if publication.subject.ends_with(".progress") {
+                    let term = self.nodes[node].engine.as_ref().map_or(0, |engine| engine.term());
+                    self.facts.told(&publication, term, self.now)?;
+                }
                 let target = publication.subject.strip_prefix("baton.to.").and_then(|rest| rest.split_once('.'));
                 let Some((agent, verb)) = target else { return Ok(()) };
                 let Some(who) = self.workload.agents.iter().position(|(id, _)| id.as_str() == agent) else {
@@ -542,6 +546,7 @@ impl World {
                     }
                     "handoff" => Told::Offer(publication.body.read().map_err(unreadable)?),
                     "handed" => Told::Handed(publication.body.read().map_err(unreadable)?),
+                    "restart" => Told::Restart(publication.body.read().map_err(unreadable)?),
                     _ => {
                         self.coverage.branch(Branch::Recalled);
                         Told::Cancel(publication.body.read().map_err(unreadable)?)

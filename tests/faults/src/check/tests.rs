@@ -315,7 +315,8 @@ fn a_result_under_a_lease_that_had_ended() {
         },
         |w, lease| {
             let (lease, task, reason) = (LeaseId(lease), task("a", 1), "declined".to_owned());
-            w.resource(vec![ResourceRecord::LeaseEnded(LeaseEnded { lease, task, agent: agent(), reason })]);
+            let record = LeaseEnded { lease, task, agent: agent(), reason, silent: false };
+            w.resource(vec![ResourceRecord::LeaseEnded(record)]);
         },
     ];
     for over in over {

@@ -73,8 +73,15 @@ fn r12_nobody_is_asked_whose_breaker_is_open_and_no_more_than_its_probes_while_i
     let mut world = World::new();
     let (agent, capability) = (agent("ann"), research());
     world.resource(vec![with("ann", 4, &json!({}))]);
-    let opened =
-        BreakerOpened { agent: agent.clone(), capability: capability.clone(), failed: 5, of: 9, times: 1, until: 0 };
+    let opened = BreakerOpened {
+        agent: agent.clone(),
+        capability: capability.clone(),
+        failed: 5,
+        of: 9,
+        times: 1,
+        until: 0,
+        restart: false,
+    };
     world.resource(vec![ResourceRecord::BreakerOpened(opened)]);
     for n in 1..=4 {
         world.ready_requiring(n, json!({}));
