@@ -41,7 +41,7 @@ fn who(stage: &StageDefinition) -> String {
     match (&stage.approval, &stage.wait_for) {
         (Some(_), _) => "people".to_owned(),
         (None, Some(wait_for)) => format!("signal {}", wait_for.signal),
-        (None, None) => stage.agent_type.to_string(),
+        (None, None) => stage.workflow.as_ref().map_or_else(|| stage.agent_type.to_string(), ToString::to_string),
     }
 }
 

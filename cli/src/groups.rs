@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 
-use baton_protocol::Capability;
 use baton_protocol::run::{AttemptView, RunView, StageStatus, StageView};
 
 use crate::output::{Cell, Table};
@@ -30,9 +29,9 @@ struct Group {
 
 /// A line a group.
 pub(crate) fn table(view: &RunView) -> Table {
-    let mut groups: BTreeMap<&Capability, Group> = BTreeMap::new();
+    let mut groups: BTreeMap<&str, Group> = BTreeMap::new();
     for stage in &view.stages {
-        groups.entry(&stage.agent_type).or_default().add(stage);
+        groups.entry(stage.done_by()).or_default().add(stage);
     }
     let mut table = Table::new([
         "stages for",
@@ -47,7 +46,7 @@ pub(crate) fn table(view: &RunView) -> Table {
         ">took",
     ]);
     for (agents, group) in &mut groups {
-        table.row(group.row(agents.as_str()));
+        table.row(group.row(agents));
     }
     if groups.len() > 1 {
         let mut all = Group::default();

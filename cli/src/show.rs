@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use baton_client::now;
-use baton_protocol::record::Outcome;
+use baton_protocol::record::{Outcome, Parent};
 use baton_protocol::run::{AttemptView, RunView, StageStatus, StageView, Waits};
 use serde::Deserialize;
 
@@ -17,6 +17,9 @@ const RESULT: usize = 30;
 
 /// How many characters of what a stage waits for are shown.
 const WAITS: usize = 120;
+
+/// Of how many items of a stage that runs do there is a line each.
+const ITEM_RUNS: usize = 20;
 
 /// Of how many failed attempts at items of a stage there is a line each.
 const FAILED_ITEMS: usize = 10;
@@ -36,6 +39,9 @@ pub(crate) fn run(out: Output, view: &RunView, all: bool) -> anyhow::Result<()> 
     if let Some(rerun) = &view.rerun {
         let kept = count(rerun.kept as usize, "stage");
         facts.push(("repeats", format!("run {} from {} on; {kept} kept", rerun.of, rerun.from)));
+    }
+    if let Some(Parent { task, .. }) = &view.parent {
+        facts.push(("does", format!("stage {} of run {}, attempt {}", task.part(), task.run, task.attempt)));
     }
     if let Some(reason) = &view.reason {
         facts.push(("because", reason.clone()));
@@ -124,6 +130,15 @@ pub(crate) fn stages<'a>(stages: impl IntoIterator<Item = &'a StageView>) -> Tab
             }
             table.row(cells);
         }
+        let runs = stage.items.iter().enumerate().flat_map(|(index, item)| {
+            let last = item.attempts.last().filter(|attempt| attempt.child.is_some() && attempt.error.is_none());
+            last.map(|attempt| (index, item.status, attempt))
+        });
+        for (index, status, attempt) in runs.take(ITEM_RUNS) {
+            let mut cells = row(stage, attempt, false);
+            cells.splice(..2, [format!("{}.{index}", stage.name).into(), Cell::status(status.as_str())]);
+            table.row(cells);
+        }
         let failed = stage.items.iter().enumerate().flat_map(|(index, item)| {
             item.attempts.iter().filter(|attempt| attempt.error.is_some()).map(move |attempt| (index, attempt))
         });
@@ -162,11 +177,14 @@ fn row(stage: &StageView, attempt: &AttemptView, is_last: bool) -> Vec<Cell> {
         Some(outcome) if !is_last => outcome.as_str(),
         _ => stage.status.as_str(),
     };
-    let agent = match (&attempt.agent, attempt.lease) {
-        (Some(agent), Some(lease)) => format!("{agent}, lease {lease}"),
-        (Some(agent), None) => agent.to_string(),
-        (None, _) => String::new(),
+    let agent = match (&attempt.agent, attempt.lease, attempt.child) {
+        (Some(agent), Some(lease), _) => format!("{agent}, lease {lease}"),
+        (Some(agent), None, _) => agent.to_string(),
+        (None, _, Some(child)) => format!("run {child}"),
+        (None, _, None) => String::new(),
     };
+    // A run begins at once.
+    let begun = attempt.assigned_at.or(attempt.child.map(|_| attempt.ready_at));
     let between = |from: Option<u64>, to: Option<u64>| match (from, to) {
         (Some(from), Some(to)) => span(to.saturating_sub(from)),
         _ => String::new(),
@@ -182,7 +200,7 @@ fn row(stage: &StageView, attempt: &AttemptView, is_last: bool) -> Vec<Cell> {
         attempt.attempt.to_string().into(),
         agent.into(),
         between(Some(attempt.ready_at), attempt.assigned_at).into(),
-        between(attempt.assigned_at, attempt.ended_at).into(),
+        between(begun, attempt.ended_at).into(),
         attempt.cost.to_string().into(),
         what,
     ]

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 
 use baton_protocol::pressure::PressureLevel;
 use baton_protocol::record::{
-    Event, LeftReason, OptimizerRecord, Outcome, ReleaseReason, ResourceRecord, StageEnded, WorkflowRecord,
+    Event, LeftReason, OptimizerRecord, Parent, ReleaseReason, ResourceRecord, StageEnded, WorkflowRecord,
 };
 use baton_protocol::{Json, Millis, Number, ResourceName, Service};
 
@@ -106,6 +106,9 @@ fn workflow(record: &WorkflowRecord) -> (String, Tone) {
         ),
         WorkflowRecord::RunStarted(r) => {
             let mut says = format!("{} v{} {}", r.workflow, r.version, json(&r.input, INPUT));
+            if let Some(Parent { task, .. }) = r.parent.as_deref() {
+                says = format!("{} does {}/{}: {says}", r.run, task.part(), task.attempt);
+            }
             if r.priority != 0 {
                 says.push_str(&format!(", priority {}", r.priority));
             }
@@ -181,11 +184,15 @@ fn ended(record: &StageEnded) -> (String, Tone) {
     if let Some(error) = &record.error {
         says.push_str(&format!(": {}", short(error, ERROR)));
     }
+    if let Some(delegated) = &record.delegated {
+        let then = if delegated.aggregate { ", to be put together" } else { "" };
+        says.push_str(&format!(": {}{then}", count(delegated.definition.stages.len(), "stage")));
+    }
     // What came of somebody's word; the result of an agent's work may be long.
     if let (None, Some(result)) = (record.lease, &record.result) {
         says.push_str(&format!(": {}", json(result, ERROR)));
     }
-    if record.outcome != Outcome::Succeeded && record.retry_at.is_some() {
+    if record.outcome.is_failure() && record.retry_at.is_some() {
         says.push_str("; another attempt follows");
     }
     (says, Tone::of(record.outcome.as_str()))
@@ -289,7 +296,8 @@ fn needs<'a, T: std::fmt::Display + 'a>(taken: impl IntoIterator<Item = (&'a Res
 #[cfg(test)]
 mod tests {
     use baton_protocol::record::{
-        AnyCommit, Assigned, Cause, Commit, FORMAT, LeaseEnded, Record, RunFinished, RunStarted, StageReady, Turn,
+        AnyCommit, Assigned, Cause, Commit, FORMAT, LeaseEnded, Outcome, Record, RunFinished, RunStarted, StageReady,
+        Turn,
     };
     use baton_protocol::request::Usage;
     use baton_protocol::run::RunStatus;
@@ -322,6 +330,7 @@ mod tests {
             budget: None,
             metadata: Default::default(),
             rerun: None,
+            parent: None,
         })
     }
 
@@ -362,6 +371,7 @@ mod tests {
             cost: if ok { "0.02".parse().unwrap() } else { baton_protocol::Money::default() },
             usage: if ok { Usage { tokens_in: 10, tokens_out: 3 } } else { Usage::default() },
             model: None,
+            delegated: None,
         })
     }
 

@@ -8,7 +8,7 @@ use std::io::{IsTerminal, stderr};
 use std::time::Duration;
 
 use baton_client::{Client, RunEvent};
-use baton_protocol::record::{Event, Outcome, ResourceRecord, WorkflowRecord};
+use baton_protocol::record::{Event, Outcome, Parent, ResourceRecord, WorkflowRecord};
 use baton_protocol::run::RunView;
 use baton_protocol::{Json, RunId, StageName};
 use futures::StreamExt;
@@ -111,6 +111,7 @@ pub(crate) fn say(line: &str) {
 
 /// A bar for each stage.
 struct Bars {
+    run: RunId,
     bars: BTreeMap<StageName, ProgressBar>,
     /// What each stage waits for.
     waits_for: BTreeMap<StageName, String>,
@@ -140,7 +141,7 @@ impl Bars {
             }
             bars.insert(stage.name.clone(), bar);
         }
-        Self { bars, waits_for, items: BTreeMap::new(), style }
+        Self { run: view.run, bars, waits_for, items: BTreeMap::new(), style }
     }
 
     fn take(&mut self, event: &RunEvent) {
@@ -195,7 +196,9 @@ impl Bars {
                 let outcome = self.style.tone(Tone::of(record.outcome.as_str()), record.outcome.as_str());
                 let error = record.error.as_ref().map(|error| format!(": {}", short(error, 60))).unwrap_or_default();
                 let message = format!("{outcome} {} {agent}{error}", span(record.duration_ms));
-                if record.retry_at.is_some() {
+                if record.outcome == Outcome::Delegated {
+                    bar.set_message(message);
+                } else if record.retry_at.is_some() {
                     bar.set_message(format!("{message}; again soon"));
                 } else {
                     bar.set_position(if record.outcome == Outcome::Succeeded { WHOLE } else { bar.position() });
@@ -206,6 +209,16 @@ impl Bars {
                 bar.abandon_with_message(self.style.dim(&format!("skipped: {}", record.reason.text())));
             }),
             WorkflowRecord::RunStarted(record) => {
+                if let Some(Parent { task, .. }) = record.parent.as_deref().filter(|parent| parent.task.run == self.run)
+                {
+                    if task.item.is_none() {
+                        self.on(&task.stage, |bar| {
+                            bar.enable_steady_tick(Duration::from_millis(100));
+                            bar.set_message(format!("run {}", record.run));
+                        });
+                    }
+                    return;
+                }
                 for kept in record.rerun.iter().flat_map(|rerun| &rerun.kept) {
                     self.on(&kept.stage, |bar| {
                         bar.set_position(WHOLE);

@@ -1,6 +1,6 @@
 //! Agents in any language.
 
-use baton_protocol::request::{AgentStatus, ListAgents, RegisterWorkflow};
+use baton_protocol::request::{AgentStatus, ListAgents, ListRuns, RegisterWorkflow};
 use baton_protocol::run::RunStatus;
 use serde_json::{Value, json};
 
@@ -11,6 +11,39 @@ fn documented_agent() -> String {
     let page = include_str!("../../docs/agents.md");
     let (_, rest) = page.split_once("```python\n").expect("docs/agents.md shows an agent in Python");
     rest.split_once("```").unwrap().0.to_owned()
+}
+
+/// The director, leads and workers on that page.
+#[tokio::test(flavor = "multi_thread")]
+async fn w6_the_documented_director_lead_and_worker_do_a_task_three_levels_deep() {
+    let page = include_str!("../../docs/agents.md");
+    let code = page.split("```python\n").nth(3).expect("docs/agents.md shows a supervisor in Python");
+    let code = code.split("```").next().unwrap();
+    let fleet = Fleet::services().await;
+    let mut agents = Vec::new();
+    for kind in ["director", "lead", "worker", "writing"] {
+        let with_type = format!("import os\nos.environ['TYPE'] = '{kind}'\n{code}");
+        let start = fleet.python(&format!("{kind}.py"), &with_type).await;
+        agents.push(start());
+        fleet.wait_for_agent(&format!("{kind}-1"), AgentStatus::Idle).await;
+    }
+    let source = include_str!("../../examples/supervisor.yaml").to_owned();
+    let request = RegisterWorkflow { source: Some(source), definition: None };
+    fleet.client.register_workflow(&request).await.unwrap();
+    let run = fleet.start_run("supervisor", &json!({ "topic": "tea" })).await;
+    let view = fleet.wait_for_end(run).await;
+    assert_eq!(view.status, RunStatus::Succeeded, "{view:?}\n{}", agents[0].log_tail());
+    let result: Value = view.stages[1].result.as_ref().unwrap().read().unwrap();
+    assert_eq!(result, json!({ "text": "((11 of tea + 12 of tea) + (21 of tea + 22 of tea))" }));
+    // Every level is a part of the one around it, and told in one trace.
+    let children = ListRuns { parent: Some(run), ..ListRuns::default() };
+    let leads = fleet.client.list_runs(&children).await.unwrap().runs;
+    assert_eq!(leads.len(), 1, "{leads:?}");
+    let workers =
+        fleet.client.list_runs(&ListRuns { parent: Some(leads[0].run), ..ListRuns::default() }).await.unwrap();
+    assert_eq!(workers.runs.len(), 2, "{workers:?}");
+    let deepest = fleet.client.get_run(workers.runs[0].run).await.unwrap();
+    assert_eq!((deepest.parent.unwrap().depth, deepest.trace_id), (2, view.trace_id));
 }
 
 #[tokio::test(flavor = "multi_thread")]

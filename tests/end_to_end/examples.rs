@@ -2,17 +2,21 @@
 
 use std::time::Duration;
 
+use baton_protocol::record::Outcome;
 use baton_protocol::request::SignalRun;
 use baton_protocol::run::{RunStatus, RunView, StageStatus};
 use baton_protocol::{Code, Json};
-use baton_sdk::{Output, Task, TaskError};
+use baton_sdk::{Delegation, GatheredStage, Output, Task, TaskError};
 use baton_testkit::wait_for;
 use serde_json::{Value, json};
 
 use crate::fleet::{Fleet, PATIENCE};
 use crate::workflows::agent;
 
-const CAPABILITIES: [&str; 10] = [
+const CAPABILITIES: [&str; 13] = [
+    "director",
+    "lead",
+    "worker",
     "planning",
     "research",
     "writing",
@@ -28,6 +32,9 @@ const CAPABILITIES: [&str; 10] = [
 /// What agents say to an example's stages.
 async fn does(task: Task) -> Result<Output, TaskError> {
     let input: Value = task.input()?;
+    if task.workflow.as_str() == "supervisor" && task.agent_type.as_str() != "writing" {
+        return supervises(&task, &input);
+    }
     let done = match (task.workflow.as_str(), task.stage.as_str()) {
         ("parallel-and-optional", "figures") => Err(TaskError::failed("there are none").permanent()),
         ("schemas-and-mappings", "research") if task.attempt == 1 => Ok(json!({ "facts": "many" })),
@@ -57,6 +64,11 @@ async fn does(task: Task) -> Result<Output, TaskError> {
         }
         ("map", "book") => Ok(input),
         ("approval", "deliver") => Ok(input),
+        ("sub-workflows", "collect") => {
+            Ok(json!({ "questions": ["Is it ready?", "Why is it not ready, which is urgent?", "Is it?"] }))
+        }
+        ("sub-workflows", "publish") => Ok(input),
+        ("supervisor", "publish") => Ok(input),
         ("timeouts", "somebody_sleeps" | "somebody_says_nothing") => {
             task.cancelled().cancelled().await;
             Err(TaskError::failed("too late"))
@@ -65,6 +77,24 @@ async fn does(task: Task) -> Result<Output, TaskError> {
         _ => Ok(json!({})),
     };
     Output::json(&done?)
+}
+
+/// A director with two parts for leads, each with two pieces for workers.
+fn supervises(task: &Task, input: &Value) -> Result<Output, TaskError> {
+    let part = task.params.get("part").and_then(Value::as_str).unwrap_or_default();
+    let below = match task.agent_type.as_str() {
+        "director" => "lead",
+        "lead" => "worker",
+        _ => return Output::json(&json!({ "text": format!("{part} of {}", input["topic"].as_str().unwrap_or("?")) })),
+    };
+    if let Some(gathered) = task.gathered()? {
+        let text =
+            |stage: &GatheredStage| stage.result.as_ref()?.read::<Value>().ok()?["text"].as_str().map(str::to_owned);
+        let texts: Vec<_> = gathered.stages.iter().filter_map(text).collect();
+        return Output::json(&json!({ "text": format!("({})", texts.join(" + ")) }));
+    }
+    let stage = |n: usize| json!({ "name": format!("{below}-{n}"), "agent_type": below, "params": { "part": format!("{part}{n}") } });
+    Ok(Output::delegate(Delegation::of(&[stage(1), stage(2)])?.aggregate()))
 }
 
 struct Stage<'a>(&'a RunView);
@@ -175,6 +205,25 @@ async fn every_example_runs_as_it_says() {
     assert_eq!(stage.result("deliver"), json!({ "sum": 12, "by": "eve" }));
     assert_eq!(stage.status("remind"), Skipped);
     seen.push("approval");
+    // W6
+    let view = run("sub-workflows", json!({ "topic": "tea" })).await;
+    let answers = json!(["by quick", "by thorough", "by quick"]);
+    assert_eq!(Stage(&view).result("publish"), json!({ "answers": answers }));
+    let child = view.stages[1].items[1].attempts[0].child.unwrap();
+    let shown = fleet.baton(&["show", &child.to_string()]).await;
+    assert!(shown.contains(&format!("stage answers.1 of run {}, attempt 1", view.run)), "{shown}");
+    let listed = fleet.baton(&["runs", "--of", &view.run.to_string()]).await;
+    assert_eq!(listed.lines().count(), 4, "{listed}");
+    seen.push("sub-workflows");
+
+    let view = run("supervisor", json!({ "topic": "tea" })).await;
+    let text = "((11 of tea + 12 of tea) + (21 of tea + 22 of tea))";
+    assert_eq!(Stage(&view).result("publish"), json!({ "text": text }));
+    let outcomes: Vec<_> = view.stages[0].attempts.iter().filter_map(|attempt| attempt.outcome).collect();
+    assert_eq!(outcomes, [Outcome::Delegated, Outcome::Delegated, Outcome::Succeeded]);
+    let log = fleet.baton(&["log", &view.run.to_string()]).await;
+    assert!(log.contains("report/1 delegated") && log.contains("does report/2"), "{log}");
+    seen.push("supervisor");
 
     // W8
     let view = run("retries", json!({})).await;

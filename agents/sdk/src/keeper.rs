@@ -580,7 +580,10 @@ impl Keeper {
     fn say(&mut self, place: OwnedSemaphorePermit) {
         let mut bytes = 0;
         let mut fits = |Said { report, .. }: &Said| {
-            bytes += 512 + report.result.as_ref().map_or(0, Json::size) + report.error.as_ref().map_or(0, String::len);
+            let delegated =
+                report.delegate.as_ref().map_or(0, |delegate| delegate.stages.size() + delegate.input.size());
+            let error = report.error.as_ref().map_or(0, String::len);
+            bytes += 512 + report.result.as_ref().map_or(0, Json::size) + error + delegated;
             bytes <= MAX_REPORTS_BYTES
         };
         let count = self.unsaid.iter().take(MAX_REPORTS).take_while(|said| fits(said)).count().max(1);
@@ -723,17 +726,18 @@ impl<T> Drop for AbortOnDrop<T> {
 fn report_of(task: &Task, result: TaskResult) -> Report {
     let (lease, task) = (task.lease, task.id().clone());
     match result {
-        Ok(Output { result, cost, usage, model }) => Report {
+        Ok(Output { result, cost, usage, model, delegate }) => Report {
             lease,
             task,
             status: ReportStatus::Succeeded,
-            result: Some(result),
+            result: Some(result).filter(|_| delegate.is_none()),
             error: None,
             code: None,
             retryable: true,
             cost: cost.money,
             usage,
             model,
+            delegate: delegate.map(|delegate| *delegate),
         },
         Err(TaskError { mut message, code, retryable, cost, usage, model }) => {
             if let Some(wrong) = cost.wrong {
@@ -751,6 +755,7 @@ fn report_of(task: &Task, result: TaskResult) -> Report {
                 cost: cost.money,
                 usage,
                 model: model.map(Into::into),
+                delegate: None,
             }
         }
     }

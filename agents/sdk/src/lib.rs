@@ -43,6 +43,8 @@
 //!   handler that goes on regardless is stopped at its next `.await` after a while ([`Builder::patience`]).
 //! - A task can be [handed over](Task::hand_over) to another agent, with its state and what has come of it so far; the other
 //!   agent takes it if there is room and [it wants to](Builder::takes), and [goes on](Task::resumed) where this one was.
+//! - A handler need not do the work itself: it may [delegate](Output::delegate) it to stages of its own making, and
+//!   [put together](Task::gathered) what came of them.
 //! - Ctrl-C and SIGTERM let the work in hand finish; a second one does not.
 //!
 //! What agents say to each other beside their tasks is in [`messages`].
@@ -67,10 +69,11 @@ mod task;
 
 pub use agent::{Agent, AgentError, Builder, Spans, Takes, Told};
 pub use lease::{LeaseError, LeaseGuard, Leases, Want};
-pub use output::{Output, TaskError, TaskResult};
+pub use output::{Delegation, Output, TaskError, TaskResult};
 pub use task::{Handoff, HandoffError, Task};
 
 pub use baton_client::{self, Client, ConnectSettings, Connection};
+pub use baton_protocol::request::{Gathered, GatheredStage};
 pub use baton_protocol::{
     self, AgentId, Amount, Capability, Json, LeaseId, Money, RunId, StageName, TaskId, TopicFilter, TopicName,
 };

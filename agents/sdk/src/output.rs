@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use baton_protocol::request::{MAX_JSON_BYTES, Usage};
+use baton_protocol::request::{Delegate, MAX_JSON_BYTES, Usage};
 use baton_protocol::{Json, Money};
 use serde::Serialize;
 
@@ -16,6 +16,8 @@ pub struct Output {
     pub(crate) cost: Cost,
     pub(crate) usage: Usage,
     pub(crate) model: Option<String>,
+    // Boxed, as nearly none has it.
+    pub(crate) delegate: Option<Box<Delegate>>,
 }
 
 impl Output {
@@ -30,7 +32,15 @@ impl Output {
     /// A result that is JSON already.
     #[must_use]
     pub fn raw(result: Json) -> Self {
-        Self { result, cost: Cost::default(), usage: Usage::default(), model: None }
+        Self { result, cost: Cost::default(), usage: Usage::default(), model: None, delegate: None }
+    }
+
+    /// No result: others are to do the work. A run is started that does these stages, and what comes of it is the result of this
+    /// task's stage, or the next agent that has the stage puts it together
+    /// ([`Delegation::aggregate`], [`Task::gathered`](crate::Task::gathered)).
+    #[must_use]
+    pub fn delegate(delegation: Delegation) -> Self {
+        Self { delegate: Some(Box::new(delegation.0)), ..Self::raw(Json::null()) }
     }
 
     /// What it cost, as a decimal: `"0.01"`. One that is not a decimal makes the task fail, rather than be free.
@@ -54,6 +64,11 @@ impl Output {
         self
     }
 
+    /// How many bytes are delegated.
+    fn delegated(&self) -> usize {
+        self.delegate.as_ref().map_or(0, |delegate| delegate.stages.size() + delegate.input.size())
+    }
+
     /// The result, unless it can not be reported.
     pub(crate) fn checked(self) -> TaskResult {
         let wrong = match &self.cost.wrong {
@@ -62,6 +77,10 @@ impl Output {
                 "the result has {} bytes, and at most {MAX_JSON_BYTES} travel in a message: keep it elsewhere and give a \
                  reference",
                 self.result.size()
+            ),
+            None if self.delegated() > MAX_JSON_BYTES => format!(
+                "what is delegated has {} bytes, and at most {MAX_JSON_BYTES} travel in a message",
+                self.delegated()
             ),
             None => return Ok(self),
         };
@@ -75,6 +94,57 @@ impl Output {
             model: self.model.map(Into::into),
         })
     }
+}
+
+/// Work for others: stages, as in the definition of a workflow.
+///
+/// ```
+/// # use baton_sdk::{Delegation, Output, TaskError};
+/// # use serde_json::json;
+/// # fn handler() -> Result<Output, TaskError> {
+/// let stages = json!([
+///     { "name": "facts", "agent_type": "research", "params": { "topic": "tea" } },
+///     { "name": "text", "agent_type": "writing", "depends_on": ["facts"] },
+/// ]);
+/// Ok(Output::delegate(Delegation::of(&stages)?.aggregate()))
+/// # }
+/// # assert!(handler().is_ok());
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Delegation(Delegate);
+
+impl Delegation {
+    /// These stages: a list of what the format of definitions calls a stage, or of
+    /// [`StageDefinition`](baton_protocol::StageDefinition)s. They are checked when they are reported; if something is wrong with
+    /// them, the attempt fails with the code `invalid_delegation`.
+    ///
+    /// # Errors
+    /// They can not be written as JSON.
+    pub fn of<T: Serialize + ?Sized>(stages: &T) -> Result<Self, TaskError> {
+        let stages = json(stages, "what is delegated")?;
+        Ok(Self(Delegate { stages, ..Delegate::default() }))
+    }
+
+    /// What the agents of these stages are given, where their own `input` does not say it: an object. It is what this task's run
+    /// was given, unless it is said.
+    ///
+    /// # Errors
+    /// It can not be written as JSON.
+    pub fn input<T: Serialize + ?Sized>(mut self, input: &T) -> Result<Self, TaskError> {
+        self.0.input = json(input, "the input of what is delegated")?;
+        Ok(self)
+    }
+
+    /// An agent is to put together what comes of them: the stage has another task then, for this agent or another one of its type.
+    #[must_use]
+    pub fn aggregate(mut self) -> Self {
+        self.0.aggregate = true;
+        self
+    }
+}
+
+fn json<T: Serialize + ?Sized>(value: &T, what: &str) -> Result<Json, TaskError> {
+    Json::of(value).map_err(|error| TaskError::failed(format!("{what} is not JSON: {error}")).permanent())
 }
 
 /// A cost, or why what was given is none.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use baton_client::{Client, Headers};
 use baton_protocol::message::MessageType;
 use baton_protocol::request::{
-    Assignment, EventStored, HandoffAnswer, HandoffOpen, OfferHandoff, Progress, RaiseEvent,
+    Assignment, EventStored, Gathered, HandoffAnswer, HandoffOpen, OfferHandoff, Progress, RaiseEvent,
 };
 use baton_protocol::subject::{self, AgentVerb};
 use baton_protocol::trace::{Span, SpanKind, TraceContext};
@@ -125,6 +125,14 @@ impl Task {
         let unusable =
             |error| TaskError::failed(format!("the state that {} gave can not be used: {error}", handover.from));
         handover.state.read().map(Some).map_err(unusable)
+    }
+
+    /// What came of the stages that an agent delegated in this task's stage, if they are to be put together: the result of this
+    /// task is the stage's then, or it delegates again.
+    pub fn gathered(&self) -> Result<Option<Gathered>, TaskError> {
+        let unusable =
+            |error| TaskError::failed(format!("what came of the stages that were delegated can not be read: {error}"));
+        self.delegated.as_ref().map(|gathered| gathered.read().map_err(unusable)).transpose()
     }
 
     /// Hands this task over to another agent, and waits until it has taken it. Then the task is no longer this agent's: what

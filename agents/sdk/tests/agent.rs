@@ -231,6 +231,7 @@ fn assignment(lease: u64) -> Assignment {
         trace: TraceContext::of_run(run),
         handover: None,
         heartbeat_timeout_ms: None,
+        delegated: None,
     }
 }
 

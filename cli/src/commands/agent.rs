@@ -121,8 +121,8 @@ impl Sleep {
         let mut capabilities: Vec<Capability> = self.capabilities;
         if let Some(name) = self.workflow {
             let view = context.client().await?.get_workflow(&GetWorkflow { name, version: None }).await?;
-            capabilities
-                .extend(view.definition.stages.into_iter().filter(|stage| !stage.asks()).map(|stage| stage.agent_type));
+            let of_agents = view.definition.stages.into_iter().filter(|stage| stage.has_agent());
+            capabilities.extend(of_agents.map(|stage| stage.agent_type));
         }
         let mut known = BTreeSet::new();
         capabilities.retain(|capability| known.insert(capability.clone()));

@@ -76,8 +76,7 @@ async fn graph(context: &Context, what: &str) -> anyhow::Result<Graph> {
 async fn of_run(client: &Client, what: &str) -> anyhow::Result<Graph> {
     let run = pick::run(client, what).await?;
     let view = client.get_run(run).await?;
-    let request = GetWorkflow { name: view.workflow.clone(), version: Some(view.version) };
-    let definition = client.get_workflow(&request).await?.definition;
+    let definition = client.definition_of(&view).await?;
     let title = format!("run {run} of {} v{}, {}", view.workflow, view.version, view.status);
     Ok(Graph::of(title, &definition).with_states(&view))
 }

@@ -5,7 +5,6 @@ use std::future::ready;
 
 use baton_client::{Client, RunEvent};
 use baton_protocol::record::Event;
-use baton_protocol::request::GetWorkflow;
 use baton_protocol::{RunId, StageName, TaskId};
 use clap::Args;
 use futures::stream::{self, BoxStream};
@@ -78,8 +77,7 @@ impl Log {
 async fn check_stage(client: &Client, run: RunId, stage: &StageName) -> anyhow::Result<()> {
     let view = client.get_run(run).await?;
     // Of a run with very many stages the document may lack some.
-    let version = GetWorkflow { name: view.workflow.clone(), version: Some(view.version) };
-    let definition = client.get_workflow(&version).await?.definition;
+    let definition = client.definition_of(&view).await?;
     if definition.stage(stage.as_str()).is_some() {
         return Ok(());
     }
@@ -116,7 +114,7 @@ async fn so_far(client: &Client, run: RunId) -> anyhow::Result<Events> {
     let from = client.get_run(run).await?.first_seq;
     let to = client.log_ends().await?.last;
     let events = client.log(from, Some(to)).map_err(anyhow::Error::from).map_ok(move |(seq, commit)| {
-        let of_run = |event: &Event| event.run == Some(run);
+        let of_run = |event: &Event| event.is_of(run);
         let events = commit.events(seq).map_err(anyhow::Error::from);
         stream::iter(match events {
             Ok(events) => events.into_iter().filter(of_run).map(Ok).collect(),

@@ -2,6 +2,7 @@
 
 use baton_client::now;
 use baton_protocol::RunId;
+use baton_protocol::record::Parent;
 use baton_protocol::request::{ListRuns, RunFilter};
 use baton_protocol::run::{RunStatus, RunSummary};
 use clap::Args;
@@ -23,6 +24,12 @@ pub(crate) struct Runs {
     /// Only runs older than this one: the last of the page before
     #[arg(long, value_name = "RUN")]
     before: Option<RunId>,
+    /// Also runs that are a part of another one: that do a stage of it
+    #[arg(long)]
+    children: bool,
+    /// Only those that are a part of this run
+    #[arg(long, value_name = "RUN")]
+    of: Option<RunId>,
     /// At most so many
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     limit: u32,
@@ -43,15 +50,26 @@ impl Runs {
             until,
             metadata,
             paused,
+            children: self.children,
+            parent: self.of,
         };
         let list = context.client().await?.list_runs(&request).await?;
         if self.json {
             context.out.json(&list)?;
             return Ok(Exit::Done);
         }
-        let mut table = Table::new(["run", "workflow", "status", "stages", "started", ">took", ">cost"]);
+        let within = self.children || self.of.is_some();
+        let mut columns = vec!["run", "workflow", "status", "stages", "started", ">took", ">cost"];
+        columns.extend(within.then_some("does"));
+        let mut table = Table::new(columns);
         for run in &list.runs {
-            table.row(row(run, now()));
+            let mut cells = row(run, now());
+            if within {
+                let does =
+                    run.parent.as_ref().map(|Parent { task, .. }| format!("{} of run {}", task.part(), task.run));
+                cells.push(does.unwrap_or_default().into());
+            }
+            table.row(cells);
         }
         context.out.table(&table)?;
         if context.out.terminal {

@@ -121,6 +121,10 @@ fn say(missing: &Missing, now: u64) -> String {
         Missing::Signal { signal, until } => {
             format!("the signal {signal}, for {} yet", span(until.saturating_sub(now)))
         }
+        Missing::Run { run, since, until } => {
+            let left = span(until.saturating_sub(now));
+            format!("run {run}, which does it since {}; it is cancelled in {left}", ago(*since, now))
+        }
         Missing::Report { agent, since, until } => {
             let left = span(until.saturating_sub(now));
             format!("the report of agent {agent}, which has it since {}; it is given up in {left}", ago(*since, now))

@@ -243,6 +243,10 @@ fn show(out: Output, view: &WorkflowView) -> anyhow::Result<()> {
         if let Some(wait_for) = &stage.wait_for {
             besides.push(format!("signal {}", wait_for.signal));
         }
+        if let Some(workflow) = &stage.workflow {
+            let version = stage.workflow_version.map(|version| format!(" v{version}")).unwrap_or_default();
+            besides.push(format!("a run of {workflow}{version}"));
+        }
         if let Some(each) = &stage.for_each {
             besides.push(short(&format!("for each of {}", each.items.as_str()), 60));
         }
@@ -260,7 +264,7 @@ fn show(out: Output, view: &WorkflowView) -> anyhow::Result<()> {
         }
         table.row([
             stage.name.to_string().into(),
-            stage.agent_type.to_string().into(),
+            if stage.has_agent() { stage.agent_type.to_string().into() } else { "".into() },
             depends.join(", ").into(),
             stage.retry.max_attempts.to_string().into(),
             span(stage.timeout_ms).into(),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use baton_client::RunEvent;
 use baton_protocol::record::{Event, Outcome, ResourceRecord, WorkflowRecord};
 use baton_protocol::run::RunView;
-use baton_protocol::{Part, StageName};
+use baton_protocol::{Part, RunId, StageName};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::style::{Style, Tone};
@@ -27,7 +27,7 @@ impl Tally {
     /// What a record changes. Records of a run come in order, each once.
     fn take(&mut self, record: &Known) {
         match record {
-            Known::Assigned(part) => {
+            Known::Begun(part) => {
                 self.running.insert(part.clone());
             }
             Known::Ended { part, outcome, over } => {
@@ -44,16 +44,16 @@ impl Tally {
 
 /// What counts of a record.
 enum Known {
-    Assigned(Part),
+    Begun(Part),
     Ended { part: Part, outcome: Outcome, over: bool },
     Skipped(StageName),
 }
 
 impl Known {
-    fn of(event: &Event) -> Option<Self> {
+    fn of(event: &Event, run: RunId) -> Option<Self> {
         match event.kind.as_str() {
             "assigned" => match event.record.read().ok()? {
-                ResourceRecord::Assigned(record) => Some(Self::Assigned(record.task.part())),
+                ResourceRecord::Assigned(record) => Some(Self::Begun(record.task.part())),
                 _ => None,
             },
             "stage_ended" => match event.record.read().ok()? {
@@ -62,6 +62,13 @@ impl Known {
                     outcome: record.outcome,
                     over: record.retry_at.is_none(),
                 }),
+                _ => None,
+            },
+            // That one does a stage of this one.
+            "run_started" => match event.record.read().ok()? {
+                WorkflowRecord::RunStarted(record) => {
+                    record.parent.filter(|parent| run == parent.task.run).map(|parent| Self::Begun(parent.task.part()))
+                }
                 _ => None,
             },
             "stage_skipped" => match event.record.read().ok()? {
@@ -74,7 +81,7 @@ impl Known {
 
     fn stage(&self) -> &StageName {
         match self {
-            Self::Assigned(part) | Self::Ended { part, .. } => &part.stage,
+            Self::Begun(part) | Self::Ended { part, .. } => &part.stage,
             Self::Skipped(stage) => stage,
         }
     }
@@ -85,6 +92,7 @@ pub(super) struct GroupBars {
     bars: Vec<(ProgressBar, Tally)>,
     /// Which bar a stage is in.
     places: BTreeMap<StageName, usize>,
+    run: RunId,
     style: Style,
 }
 
@@ -92,7 +100,7 @@ impl GroupBars {
     pub(super) fn new(view: &RunView, style: Style) -> Self {
         let mut sizes: BTreeMap<&str, u64> = BTreeMap::new();
         for stage in &view.stages {
-            *sizes.entry(stage.agent_type.as_str()).or_default() += 1;
+            *sizes.entry(stage.done_by()).or_default() += 1;
         }
         let mut largest: Vec<(&str, u64)> = sizes.into_iter().collect();
         if largest.len() > BARS {
@@ -115,13 +123,13 @@ impl GroupBars {
         let bars: Vec<_> = largest.iter().map(bar).collect();
         let last = bars.len().saturating_sub(1);
         let place = |agents: &str| largest.iter().position(|(name, _)| *name == agents).unwrap_or(last);
-        let places = view.stages.iter().map(|stage| (stage.name.clone(), place(stage.agent_type.as_str()))).collect();
-        Self { bars, places, style }
+        let places = view.stages.iter().map(|stage| (stage.name.clone(), place(stage.done_by()))).collect();
+        Self { bars, places, run: view.run, style }
     }
 
     pub(super) fn take(&mut self, event: &RunEvent) {
         let RunEvent::Record(event) = event else { return };
-        let Some(known) = Known::of(event) else { return };
+        let Some(known) = Known::of(event, self.run) else { return };
         let Some((bar, tally)) = self.places.get(known.stage()).and_then(|place| self.bars.get_mut(*place)) else {
             return;
         };
@@ -140,6 +148,7 @@ impl GroupBars {
 /// Lines for a log: how far it is, and every record that is no good news.
 pub(super) struct Lines {
     transcript: Transcript,
+    run: RunId,
     stages: usize,
     tally: Tally,
     /// How many twentieths were told.
@@ -150,7 +159,7 @@ pub(super) struct Lines {
 impl Lines {
     pub(super) fn new(view: &RunView, style: Style) -> Self {
         let transcript = Transcript::new(style);
-        Self { transcript, stages: view.stages.len(), tally: Tally::default(), told: 0, start: None }
+        Self { transcript, run: view.run, stages: view.stages.len(), tally: Tally::default(), told: 0, start: None }
     }
 
     /// The lines that a record is worth.
@@ -158,10 +167,11 @@ impl Lines {
         let start = *self.start.get_or_insert(event.at);
         let line = self.transcript.line(event);
         let mut lines = Vec::new();
-        match Known::of(event) {
+        match Known::of(event, self.run) {
             Some(known) => {
                 self.tally.take(&known);
-                if matches!(known, Known::Ended { outcome, .. } if outcome != Outcome::Succeeded) {
+                let well = [Outcome::Succeeded, Outcome::Delegated];
+                if matches!(known, Known::Ended { outcome, .. } if !well.contains(&outcome)) {
                     lines.push(line);
                 }
             }
@@ -187,7 +197,7 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
-    use baton_protocol::{Json, RunId};
+    use baton_protocol::Json;
     use serde_json::json;
 
     use super::*;

@@ -243,6 +243,8 @@ pub(crate) const ROUTES: &[Route] = &[
             query("until", "Only runs that started before, in milliseconds since 1970.", of::<Millis>),
             query("metadata", "Only runs with all of this in their metadata: a JSON object of texts.", of::<String>),
             query("paused", "Only paused runs, or only others.", of::<bool>),
+            query("children", "Also runs that are a part of another one: that do a stage of it.", of::<bool>),
+            query("parent", "Only those that are a part of this run.", of::<RunId>),
         ],
         body: None,
         answers: &[answer(200, "Some runs.", of::<RunList>)],

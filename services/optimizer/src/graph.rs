@@ -48,7 +48,7 @@ pub(crate) struct Graph {
 pub(crate) struct Node {
     pub(crate) name: StageName,
     pub(crate) agent_type: Capability,
-    /// No agent has it: people decide, or a signal is waited for.
+    /// No agent has it: people decide, a signal is waited for, or a run does it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) asks: bool,
     /// What kind of work it is: see [`Estimate::kind`].
@@ -158,11 +158,11 @@ impl Node {
         Self {
             name: stage.name.clone(),
             agent_type: stage.agent_type.clone(),
-            asks: stage.asks(),
+            asks: !stage.has_agent(),
             kind: format!("{}/{kind}", stage.agent_type).into(),
             size: ln(size.unwrap_or_default() as f64 + SMALL),
-            // How long people take is no work, and nothing is learned of it.
-            duration_ms: if stage.asks() { Some(1) } else { duration_ms },
+            // How long people take is no work, and nothing is learned of it. What a run takes is known of its own stages.
+            duration_ms: if stage.has_agent() { duration_ms } else { Some(1) },
             tokens,
             children,
         }

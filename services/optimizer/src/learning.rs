@@ -205,8 +205,8 @@ impl Learning {
         let succeeded = match record.outcome {
             Outcome::Succeeded => true,
             Outcome::Failed | Outcome::Lost | Outcome::TimedOut => false,
-            // It says nothing of the agent.
-            Outcome::Cancelled => return None,
+            // It says nothing of the agent, or of how long the work takes.
+            Outcome::Cancelled | Outcome::Delegated => return None,
         };
         let average = lesson.place.and_then(|place| self.durations.average(place.workflow, &place.node.name));
         let took = (record.duration_ms as f64).max(0.5);

@@ -111,13 +111,15 @@ impl Runs {
     /// Whether it is a new one.
     pub(crate) fn started(&mut self, at: Millis, record: &RunStarted) -> bool {
         let before = self.runs.len();
+        let parent = record.parent.as_ref().and_then(|parent| self.runs.get(&parent.task.run));
+        let due = record.due.or(parent.and_then(|run| run.due));
         self.runs.get_or_insert_with(&record.run, || {
             Arc::new(Run {
                 workflow: record.workflow.clone(),
                 version: record.version,
                 trace: record.trace,
                 strategy: record.strategy,
-                due: record.due,
+                due,
                 since: at,
                 over: Vec::new(),
                 work: unknown_run(),
@@ -171,7 +173,7 @@ impl Runs {
             (Outcome::Failed | Outcome::Lost | Outcome::TimedOut, Some(agent)) => {
                 run.failed.insert(part, agent.clone());
             }
-            (Outcome::Succeeded | Outcome::Cancelled, _) => {
+            (Outcome::Succeeded | Outcome::Cancelled | Outcome::Delegated, _) => {
                 run.failed.remove(&part);
             }
             (Outcome::Failed | Outcome::Lost | Outcome::TimedOut, None) => {}

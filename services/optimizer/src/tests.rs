@@ -109,6 +109,7 @@ fn started(n: u64) -> WorkflowRecord {
         budget: None,
         metadata: Default::default(),
         rerun: None,
+        parent: None,
     })
 }
 
@@ -143,6 +144,7 @@ fn ended(task: TaskId, lease: Option<(u64, &str)>, outcome: Outcome, duration_ms
         cost: Money::ZERO,
         usage: Usage::default(),
         model: None,
+        delegated: None,
     })
 }
 
@@ -151,7 +153,7 @@ fn finished(n: u64) -> WorkflowRecord {
 }
 
 fn paused(n: u64) -> WorkflowRecord {
-    WorkflowRecord::RunPaused(RunPaused { run: run(n), reason: None })
+    WorkflowRecord::RunPaused(RunPaused { run: run(n), reason: None, with_parent: false })
 }
 
 fn resumed(n: u64) -> WorkflowRecord {

@@ -141,7 +141,7 @@ impl Breakers {
         // The lease that the workflow-manager knows of: otherwise it did not end the task for what an agent did.
         let (Some(agent), Some(_)) = (&record.agent, record.lease) else { return };
         let failed = match record.outcome {
-            Outcome::Succeeded => false,
+            Outcome::Succeeded | Outcome::Delegated => false,
             Outcome::Failed | Outcome::TimedOut if !record.hopeless => true,
             Outcome::Failed | Outcome::TimedOut | Outcome::Lost | Outcome::Cancelled => return,
         };

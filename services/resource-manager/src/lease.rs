@@ -793,7 +793,7 @@ fn stage_ended(turn: &mut Turn<'_, ResourceManager>, record: &StageEnded) -> Opt
             show_utilization(turn, &agent);
         }
         // The agent said so itself, but the task may have gone to another one just then.
-        Outcome::Succeeded | Outcome::Failed => {
+        Outcome::Succeeded | Outcome::Failed | Outcome::Delegated => {
             if let Some((other, lease)) = crossed {
                 let reason = format!("agent {agent}, who handed it over, has reported it");
                 cancel(turn, &other, lease, record.task.clone(), reason, trace);

@@ -295,7 +295,9 @@ impl Machine for ResourceManager {
             | WorkflowRecord::EventRaised(_)
             | WorkflowRecord::TriggerFired(_) => {}
             WorkflowRecord::RunFinished(record) => {
-                if let Some(workflow) = self.tasks.workflow_of(record.run) {
+                if let Some(workflow) = self.tasks.workflow_of(record.run)
+                    && !self.tasks.is_part(record.run)
+                {
                     self.alerts.run_finished(record, workflow);
                 }
                 for lease in self.tasks.run_finished(record.run) {

@@ -690,7 +690,7 @@ impl Pools {
 /// What a task's report says of what it used of a consumed pool. Where an attempt was lost, cancelled or out of time nobody
 /// knows, and nothing counts.
 pub(crate) fn used(report: &StageEnded, pool: &Pool, taken: Amount) -> Option<Amount> {
-    let succeeded = report.outcome == Outcome::Succeeded;
+    let succeeded = matches!(report.outcome, Outcome::Succeeded | Outcome::Delegated);
     if !succeeded && report.outcome != Outcome::Failed {
         return None;
     }

@@ -107,7 +107,7 @@ impl Spending {
         let largest = u128::from(MAX_SIZE) * 1_000_000_000;
         let sum = Sum {
             attempts: 1,
-            failed: u64::from(record.outcome != Outcome::Succeeded),
+            failed: u64::from(!matches!(record.outcome, Outcome::Succeeded | Outcome::Delegated)),
             nanos: Amount::new(record.cost.get()).map_or(0, |cost| cost.nanos().min(largest)),
             tokens_in: record.usage.tokens_in,
             tokens_out: record.usage.tokens_out,

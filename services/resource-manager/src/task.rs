@@ -75,6 +75,18 @@ impl From<Tasks> for Kept {
 struct Run {
     workflow: WorkflowName,
     version: u32,
+    /// What it does, if no workflow says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    own: Option<Arc<Definition>>,
+    /// It is a part of another one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    is_part: bool,
+    /// What agents have delegated, and no run does yet.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    delegated: BTreeMap<Part, Arc<Definition>>,
+    /// What came of what was delegated, for those who put it together.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    gathered: BTreeMap<Part, Json>,
     input: Json,
     trace: Option<TraceContext>,
     results: BTreeMap<StageName, Json>,
@@ -146,6 +158,24 @@ impl Run {
     }
 }
 
+impl Run {
+    /// Notes what came of a stage, or of an item of one.
+    fn gave(&mut self, part: Part, result: Option<Json>) {
+        let result = result.unwrap_or_default();
+        self.gathered.remove(&part);
+        match part.item {
+            None => drop(self.results.insert(part.stage, result)),
+            Some(item) => {
+                if let Some(items) = self.items.get_mut(&part.stage)
+                    && let Some(place) = items.results.get_mut(item as usize)
+                {
+                    *place = result;
+                }
+            }
+        }
+    }
+}
+
 /// A stage that another run has done, with what its dependents are given.
 fn kept(KeptStage { stage, result }: &KeptStage) -> (StageName, Json) {
     (stage.clone(), result.clone().unwrap_or_default())
@@ -158,10 +188,17 @@ impl Tasks {
     }
 
     pub(crate) fn run_started(&mut self, record: &RunStarted) {
+        // The run around it has it from the report of the agent that delegated it.
+        let around = record.parent.as_ref().filter(|_| record.version == 0);
+        let own = around.and_then(|parent| self.runs.change(&parent.task.run)?.delegated.remove(&parent.task.part()));
         self.runs.get_or_insert_with(&record.run, || {
             Arc::new(Run {
                 workflow: record.workflow.clone(),
                 version: record.version,
+                own,
+                is_part: record.parent.is_some(),
+                delegated: BTreeMap::new(),
+                gathered: BTreeMap::new(),
                 input: record.input.clone(),
                 trace: record.trace,
                 results: record.rerun.iter().flat_map(|rerun| &rerun.kept).map(kept).collect(),
@@ -218,23 +255,24 @@ impl Tasks {
             }
             return None;
         }
-        run.open.get(&part).filter(|open| open.attempt == record.task.attempt)?;
+        if let Some(delegated) = &record.delegated {
+            run.delegated.insert(part.clone(), Arc::clone(&delegated.definition));
+        }
+        if run.open.get(&part).is_none_or(|open| open.attempt != record.task.attempt) {
+            // Another run did it: nobody was given it, and what came of it is a result all the same.
+            if record.outcome == Outcome::Delegated {
+                run.gathered.extend(record.result.clone().map(|gathered| (part, gathered)));
+            } else if record.outcome == Outcome::Succeeded && record.lease.is_none() {
+                run.gave(part, record.result.clone());
+            }
+            return None;
+        }
         let open = run.open.remove(&part)?;
         if !paused && open.lease.is_none() {
             self.waiting.take(open.priority);
         }
         if record.outcome == Outcome::Succeeded {
-            let result = record.result.clone().unwrap_or_default();
-            match part.item {
-                None => drop(run.results.insert(part.stage, result)),
-                Some(item) => {
-                    if let Some(items) = run.items.get_mut(&part.stage)
-                        && let Some(place) = items.results.get_mut(item as usize)
-                    {
-                        *place = result;
-                    }
-                }
-            }
+            run.gave(part, record.result.clone());
         }
         open.lease
     }
@@ -328,6 +366,11 @@ impl Tasks {
         self.runs.get(&run).map(|run| &run.workflow)
     }
 
+    /// Whether a run is a part of another one: what becomes of it is for that one to say.
+    pub(crate) fn is_part(&self, run: RunId) -> bool {
+        self.runs.get(&run).is_some_and(|run| run.is_part)
+    }
+
     /// The task is not to be leased any more.
     pub(crate) fn refused(&mut self, task: &TaskId) {
         let open = self.runs.change(&task.run).and_then(|run| run.open.get_mut(&task.part())).map(Arc::make_mut);
@@ -343,7 +386,13 @@ impl Tasks {
 
     pub(crate) fn stage(&self, task: &TaskId) -> Option<&StageDefinition> {
         let run = self.runs.get(&task.run)?;
-        self.definitions.get(&run.workflow)?.get(&run.version)?.stage(task.stage.as_str())
+        self.definition(run)?.stage(task.stage.as_str())
+    }
+
+    /// What a run does.
+    fn definition<'a>(&'a self, run: &'a Run) -> Option<&'a Definition> {
+        let known = || self.definitions.get(&run.workflow)?.get(&run.version);
+        run.own.as_ref().or_else(known).map(Arc::as_ref)
     }
 
     /// The task, if it is ready and has not ended.
@@ -371,7 +420,7 @@ impl Tasks {
     pub(crate) fn assignment(&self, id: LeaseId, lease: &Lease, now: Millis) -> Option<Assignment> {
         let run = self.runs.get(&lease.task.run)?;
         let open = self.open(&lease.task)?;
-        let definition = self.definitions.get(&run.workflow)?.get(&run.version)?;
+        let definition = self.definition(run)?;
         let stage = definition.stage(lease.task.stage.as_str())?;
         let result = |name: &StageName| Some((name.clone(), run.result(definition, name)?.clone()));
         let items = run.items.get(&lease.task.stage);
@@ -398,6 +447,7 @@ impl Tasks {
             ready_at: open.ready_at,
             timeout_ms: stage.timeout_ms.saturating_sub(now.saturating_sub(lease.begun())),
             heartbeat_timeout_ms: stage.heartbeat_timeout_ms,
+            delegated: run.gathered.get(&lease.task.part()).cloned(),
             handover: lease.carried.as_ref().map(|carried| carried.handover.clone()),
             trace: self.trace(&lease.task),
             task: lease.task.clone(),

@@ -8,7 +8,7 @@ use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::budget::least;
 use baton_protocol::definition::StageDefinition;
 use baton_protocol::record::{
-    Outcome, RunFinished, StageEnded, StageExpanded, StageReady, StageSkipped, StageWaits, WorkflowRecord,
+    Delegated, Outcome, RunFinished, StageEnded, StageExpanded, StageReady, StageSkipped, StageWaits, WorkflowRecord,
 };
 use baton_protocol::request::{MAX_MESSAGE_BYTES, Usage};
 use baton_protocol::run::{RunStatus, StageStatus};
@@ -18,7 +18,7 @@ use baton_protocol::{Amount, AtLimit, Json, Millis, Money, Resources, RunId, Sta
 use crate::flow::{self, Failure};
 use crate::run::{Move, Run};
 use crate::workflows::Version;
-use crate::{Turn, telemetry, text, view, word};
+use crate::{Turn, child, telemetry, text, view, word};
 
 /// The most that an agent is given with a task: input, results, parameters and metadata together, in bytes. An
 /// assignment must fit into a message, with some room for what goes around it.
@@ -38,6 +38,7 @@ pub(crate) struct Ending {
     pub(crate) cost: Money,
     pub(crate) usage: Usage,
     pub(crate) model: Option<String>,
+    pub(crate) delegated: Option<Box<Delegated>>,
 }
 
 /// Whether another attempt follows, if there is one left.
@@ -61,6 +62,7 @@ impl Ending {
             cost: Money::ZERO,
             usage: Usage::default(),
             model: None,
+            delegated: None,
         }
     }
 
@@ -68,12 +70,19 @@ impl Ending {
     fn before(Failure { code, error }: Failure) -> Self {
         Self { code: Some(code.to_owned()), ..Self::unreported(Outcome::Failed, error, Again::Never) }
     }
+
+    /// With this result.
+    pub(crate) fn gave(result: Option<Json>) -> Self {
+        Self { result, error: None, ..Self::unreported(Outcome::Succeeded, String::new(), Again::Never) }
+    }
 }
 
 /// Begins a term: finishes what a predecessor left half done. What it had not reacted to comes again by itself.
 pub(crate) fn take_over(turn: &mut Turn<'_>) {
-    let live: Vec<_> = turn.state().runs.keys().copied().collect();
-    for run in live {
+    // What a run is a part of comes before it.
+    let mut live: Vec<_> = turn.state().runs.values().map(|run| (run.depth(), run.id)).collect();
+    live.sort_unstable();
+    for (_, run) in live {
         advance(turn, run);
     }
     // A predecessor may have died after it committed the end of a run and before the run was kept.
@@ -161,7 +170,13 @@ fn stage_due(turn: &mut Turn<'_>, id: RunId, place: usize) {
                 }
             }
         }
-        StageStatus::Running => format!("no report came within {}", text::duration(stage.timeout_ms)),
+        StageStatus::Running => {
+            let within = text::duration(stage.timeout_ms);
+            match run.stages[place].attempts.last().and_then(|attempt| attempt.child) {
+                Some(child) => format!("run {child} took longer than {within}"),
+                None => format!("no report came within {within}"),
+            }
+        }
         StageStatus::Pending
         | StageStatus::Succeeded
         | StageStatus::Failed
@@ -194,8 +209,8 @@ fn money(run: &Run, version: &Version, stage: &StageDefinition) -> Option<String
     let (limit, account) = (budget.limit?, budget.account(run.id)?);
     let spent = Amount::new(run.cost.get()).ok()?;
     let under_way = run.attempted().into_iter().filter(|place| run.stages[*place].status == StageStatus::Running);
-    // The stage as a whole is nobody's task where there is one for each item, or people decide on it.
-    let tasks = under_way.filter(|place| run.fan(*place).is_none() && !run.definition(version, *place).asks());
+    // The stage as a whole is nobody's task where there is one for each item, people decide on it, or a run does it.
+    let tasks = under_way.filter(|place| run.fan(*place).is_none() && run.definition(version, *place).has_agent());
     let set_aside: Amount = tasks.map(|place| expected(run.definition(version, place))).sum();
     let left = limit - spent - set_aside;
     let wanted = expected(stage);
@@ -213,24 +228,45 @@ fn expected(stage: &StageDefinition) -> Amount {
     stage.budget.filter(|amount| !amount.is_zero()).unwrap_or_else(least)
 }
 
-/// Does with a run what is to be done.
+/// Does with a run what is to be done, with those that are started for its stages, and with the one that it is a part of when
+/// it is over.
 pub(crate) fn advance(turn: &mut Turn<'_>, id: RunId) {
-    while let Some((run, version)) = turn.state().live(id) {
-        match run.next(version, turn.now()) {
-            Move::Begin(place) => begin(turn, id, place),
-            Move::Drop(place) => {
-                let why = "too many other items have failed".to_owned();
-                end(turn, id, place, Ending::unreported(Outcome::Cancelled, why, Again::Never));
-            }
-            Move::Join(place) => join(turn, id, place),
-            Move::Hear(place) => {
-                let ending = word::heard(run, &version.definition.stages[place]);
-                end(turn, id, place, ending);
-            }
-            Move::Finish(status, reason) => finish(turn, id, status, reason),
-            Move::Wait => return,
+    child::follow(turn, id);
+    // Not by recursion: thousands of runs may follow one another.
+    let mut open = vec![id];
+    while let Some(&id) = open.last() {
+        let moved = step(turn, id);
+        if !turn.soft.started.is_empty() {
+            open.append(&mut turn.soft.started);
+        } else if !moved {
+            open.pop();
+            open.extend(child::awaiting(turn.state(), id).filter(|parent| !open.contains(parent)));
         }
     }
+}
+
+/// Does the first thing that is to be done with a run. False if there is none, or the run is over.
+fn step(turn: &mut Turn<'_>, id: RunId) -> bool {
+    let Some((run, version)) = turn.state().live(id) else { return false };
+    match run.next(version, turn.now()) {
+        Move::Begin(place) => begin(turn, id, place),
+        Move::Drop(place) => {
+            let why = "too many other items have failed".to_owned();
+            end(turn, id, place, Ending::unreported(Outcome::Cancelled, why, Again::Never));
+        }
+        Move::Join(place) => join(turn, id, place),
+        Move::Hear(place) => {
+            let ending = word::heard(run, &version.definition.stages[place]);
+            end(turn, id, place, ending);
+        }
+        Move::Return(place) => {
+            let ending = child::ending(turn.state(), run, version, place);
+            end(turn, id, place, ending);
+        }
+        Move::Finish(status, reason) => finish(turn, id, status, reason),
+        Move::Wait => return false,
+    }
+    true
 }
 
 /// A stage's first attempt, unless it is skipped, or its agent would be given more than a message can carry.
@@ -268,7 +304,7 @@ fn begin(turn: &mut Turn<'_>, id: RunId, place: usize) {
 fn join(turn: &mut Turn<'_>, id: RunId, place: usize) {
     let Some((run, version)) = turn.state().live(id) else { return };
     let ending = match run.too_many_failed(place, version) {
-        None => Ending { error: None, ..Ending::unreported(Outcome::Succeeded, String::new(), Again::Never) },
+        None => Ending::gave(None),
         Some(why) => Ending::unreported(Outcome::Failed, why, Again::Never),
     };
     end(turn, id, place, ending);
@@ -277,6 +313,16 @@ fn join(turn: &mut Turn<'_>, id: RunId, place: usize) {
 /// The next attempt at a stage may run.
 fn ready(turn: &mut Turn<'_>, id: RunId, place: usize) {
     let Some((run, version)) = turn.state().live(id) else { return };
+    match child::begin(turn, run, version, place) {
+        None => {}
+        Some(Ok(record)) => {
+            let started = record.run;
+            turn.emit(WorkflowRecord::RunStarted(record));
+            turn.soft.started.push(started);
+            return;
+        }
+        Some(Err((failure, again))) => return end(turn, id, place, Ending { again, ..Ending::before(failure) }),
+    }
     let stage = run.definition(version, place);
     let input = match flow::input(run, version, place) {
         Ok(input) => input,
@@ -285,7 +331,8 @@ fn ready(turn: &mut Turn<'_>, id: RunId, place: usize) {
     let (inputs, results) = inputs(run, version, place);
     let base = run.base(place);
     let item = run.item(place).and_then(|item| run.fan(base)?.items.get(item as usize)).map_or(0, Json::size);
-    let bytes = input.as_ref().unwrap_or(&run.input).size() + item + results + version.plan.sizes[base];
+    let gathered = run.stages[place].gathered;
+    let bytes = input.as_ref().unwrap_or(&run.input).size() + item + results + gathered + version.plan.sizes[base];
     if bytes > MAX_TASK_BYTES {
         let error = format!(
             "its agent would be given {bytes} bytes (the run's input, the results of {}, parameters and metadata); at \
@@ -350,7 +397,11 @@ pub(crate) fn end(turn: &mut Turn<'_>, id: RunId, place: usize, ending: Ending) 
     let ruled_out = !is_planted(Bug::CodeIgnored) && definition.retry.non_retryable.iter().any(|known| known == code);
     // An attempt that could not even begin in time is none.
     let in_time = |wait: &Millis| run.total_due(place, version).is_none_or(|due| now.saturating_add(*wait) < due);
-    let wait = wait.filter(|_| number < definition.retry.max_attempts && !ruled_out).filter(in_time);
+    let wait = match ending.outcome {
+        // It is the same try that goes on.
+        Outcome::Delegated => Some(0),
+        _ => wait.filter(|_| run.failures(place) + 1 < definition.retry.max_attempts && !ruled_out).filter(in_time),
+    };
     let assigned_at = under_way.and_then(|attempt| attempt.assigned_at);
     let record = StageEnded {
         task: run.task(version, place, number),
@@ -366,16 +417,29 @@ pub(crate) fn end(turn: &mut Turn<'_>, id: RunId, place: usize, ending: Ending) 
         cost: ending.cost,
         usage: ending.usage,
         model: ending.model,
+        delegated: ending.delegated,
     };
+    let child = under_way.and_then(|attempt| attempt.child);
     turn.emit(WorkflowRecord::StageEnded(record));
     telemetry::attempt_ended(turn, id, place);
+    if let Some(child) = child {
+        cancel_orphan(turn, child);
+    }
     let paused = turn.state().live(id).is_some_and(|(run, _)| run.paused.is_some());
     if wait == Some(0) && (!paused || is_planted(Bug::PauseIgnored)) {
         ready(turn, id, place);
     }
 }
 
-/// Ends a run, and the attempts that are under way.
+/// Ends a run that does an attempt which is over.
+fn cancel_orphan(turn: &mut Turn<'_>, id: RunId) {
+    let why = turn.state().runs.get(&id).and_then(|run| run.orphaned.as_ref()).map(ToString::to_string);
+    if let Some(why) = why {
+        finish(turn, id, RunStatus::Cancelled, Some(why));
+    }
+}
+
+/// Ends a run, the attempts that are under way, and the runs that make these.
 pub(crate) fn finish(turn: &mut Turn<'_>, id: RunId, status: RunStatus, reason: Option<String>) {
     let Some((run, _)) = turn.state().live(id) else { return };
     let outlive = is_planted(Bug::AttemptsOutliveTheRun) && status == RunStatus::Cancelled;
@@ -383,6 +447,9 @@ pub(crate) fn finish(turn: &mut Turn<'_>, id: RunId, status: RunStatus, reason: 
         let why = text::cut(reason.clone().unwrap_or_default(), text::MAX_REASON_BYTES);
         end(turn, id, place, Ending::unreported(Outcome::Cancelled, why, Again::Never));
     }
+    // A predecessor may have been cut off before it ended these.
+    let left = turn.state().runs.get(&id).map(|run| run.children.clone()).unwrap_or_default();
+    left.into_iter().for_each(|child| cancel_orphan(turn, child));
     turn.emit(WorkflowRecord::RunFinished(RunFinished { run: id, status, reason }));
     telemetry::run_finished(turn, id);
     keep(turn, id);

@@ -10,10 +10,10 @@ mod locate;
 use std::collections::BTreeSet;
 use std::fmt;
 
-use baton_protocol::Definition;
 use baton_protocol::definition::DefinitionError;
 use baton_protocol::nearest::nearest;
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use baton_protocol::{Definition, Json, StageDefinition};
+use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{DuplicateKeyPolicy, Error, Options};
 
 /// How deep a definition may nest. A commit that holds it is nested a little deeper, and must stay readable: JSON readers
@@ -25,9 +25,9 @@ const MAX_REPLAYED: usize = 100_000;
 
 /// Reads a definition from YAML or JSON text, and checks it.
 pub fn parse(text: &str) -> Result<Definition, DefinitionError> {
-    let definition = if text.trim_start().starts_with('{') { parse_json(text) } else { parse_yaml(text) };
+    let definition = if text.trim_start().starts_with('{') { read_json(text) } else { parse_yaml(text) };
     let definition = definition.map_err(DefinitionError::Syntax)?;
-    match definition.check().and_then(|()| crate::flow::check(&definition)) {
+    match check(&definition) {
         Ok(()) => Ok(definition),
         Err(error) => Err(match locate::locate(text, &error.path(&definition), options()) {
             Some((line, column)) => DefinitionError::At { error: Box::new(error), line, column },
@@ -36,7 +36,25 @@ pub fn parse(text: &str) -> Result<Definition, DefinitionError> {
     }
 }
 
-fn parse_json(text: &str) -> Result<Definition, String> {
+/// Checks a definition that was not read from a text.
+pub(crate) fn check(definition: &Definition) -> Result<(), DefinitionError> {
+    definition.check().and_then(|()| crate::flow::check(definition))
+}
+
+/// Reads stages that an agent has given, as strictly as those of a workflow. The error says which stage is wrong.
+pub(crate) fn delegated(stages: &Json) -> Result<Vec<StageDefinition>, String> {
+    let list: Vec<Json> = stages.read().map_err(|_| "expected a list of stages".to_owned())?;
+    let stage = |(index, stage): (usize, Json)| {
+        read_json(stage.as_str()).map_err(|error| {
+            // Where it is in a text that nobody has before him.
+            let at = error.find(" at line ").unwrap_or(error.len());
+            format!("stage {}: {}", index + 1, &error[..at])
+        })
+    };
+    list.into_iter().enumerate().map(stage).collect()
+}
+
+fn read_json<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     let strict = || {
         let mut reader = serde_json::Deserializer::from_str(text);
         Strict { left: MAX_DEPTH }.deserialize(&mut reader)?;

@@ -31,10 +31,14 @@ pub struct WorkflowManager {
     pub(crate) workflows: Workflows,
     /// Runs that have not ended.
     pub(crate) runs: Shelves<RunId, Arc<Run>>,
+    /// How many of them are a part of others.
+    #[serde(default)]
+    pub(crate) live_children: usize,
     pub(crate) history: History,
     /// Idempotency keys of live runs and of those in the history.
     pub(crate) keys: Shelves<String, RunId>,
-    /// Runs by status, since the log began; those that run are counted where they are.
+    /// Runs by status, since the log began; those that run are counted where they are, and those that are a part of others not
+    /// at all.
     counts: RunCounts,
     pub(crate) timers: Timers,
     agents: Shelves<AgentId, Arc<Agent>>,
@@ -120,13 +124,19 @@ impl WorkflowManager {
     /// A live run, and the version of its workflow.
     pub(crate) fn live(&self, run: RunId) -> Option<(&Run, &Version)> {
         let run = self.runs.get(&run)?.as_ref();
-        Some((run, self.workflows.version(&run.workflow, run.version)?))
+        Some((run, self.workflows.version_of(run)?))
     }
 
     /// A run, live or ended, if it is still here with all its stages.
     pub(crate) fn run(&self, run: RunId) -> Option<(&Run, &Version)> {
         let run = self.runs.get(&run).map(Arc::as_ref).or_else(|| self.history.run(run))?;
-        Some((run, self.workflows.version(&run.workflow, run.version)?))
+        Some((run, self.workflows.version_of(run)?))
+    }
+
+    /// The run that a live one is a part of, and that is a part of none itself; or the run.
+    pub(crate) fn outermost(&self, run: RunId) -> RunId {
+        let around = |run: &RunId| Some(self.runs.get(run)?.parent.as_ref()?.task.run);
+        std::iter::successors(Some(run), around).last().unwrap_or(run)
     }
 
     /// Which stage runs under a lease.
@@ -142,18 +152,38 @@ impl WorkflowManager {
     /// Runs by status, since the log began.
     pub(crate) fn counts(&self) -> RunCounts {
         let mut counts = self.counts.clone();
-        if !self.runs.is_empty() {
-            counts.insert(RunStatus::Running, self.runs.len() as u64);
+        let live = self.live_alone();
+        if live > 0 {
+            counts.insert(RunStatus::Running, live as u64);
         }
         counts
+    }
+
+    /// How many runs are live that are a part of no other.
+    pub(crate) fn live_alone(&self) -> usize {
+        self.runs.len() - self.live_children
     }
 
     pub(crate) fn run_started(&mut self, stamp: Stamp, record: &RunStarted) {
         if self.runs.contains_key(&record.run) || self.history.past(record.run).is_some() {
             return;
         }
-        let Some(version) = self.workflows.version(&record.workflow, record.version) else { return };
-        let run = Run::new(stamp, record, version);
+        let delegated =
+            record.parent.as_ref().filter(|_| record.version == 0).and_then(|parent| self.delegated(&parent.task));
+        let known = || self.workflows.version(&record.workflow, record.version).cloned();
+        let Some(version) = delegated.clone().or_else(known) else { return };
+        let mut run = Run::new(stamp, record, &version);
+        run.own = delegated;
+        if let Some(parent) = &record.parent {
+            self.live_children += 1;
+            let outermost = self.outermost(parent.task.run);
+            if let Some(outermost) = self.runs.change(&outermost) {
+                outermost.parts = outermost.parts.saturating_add(1);
+            }
+            if !self.child_started(stamp, run.id, &parent.task) {
+                run.orphaned = Some(format!("task {}, which it was to do, is over", parent.task).into());
+            }
+        }
         self.timers.0.insert((run.due, run.id, None));
         if let Some(key) = &run.key {
             self.keys.get_or_insert_with(key, || run.id);
@@ -162,10 +192,30 @@ impl WorkflowManager {
         self.runs.insert(run.id, Arc::new(run));
     }
 
+    /// What an agent delegated in the attempt before this one.
+    fn delegated(&self, task: &TaskId) -> Option<Arc<Version>> {
+        let (run, version) = self.live(task.run)?;
+        let delegated = run.delegated(run.place(version, task)?)?;
+        Some(Arc::new(Version::new(&delegated.definition, run.started_at)))
+    }
+
+    /// A run makes an attempt at a stage of another one. Whether that was so.
+    fn child_started(&mut self, stamp: Stamp, child: RunId, task: &TaskId) -> bool {
+        let Some(run) = self.runs.change(&task.run) else { return false };
+        let Some(version) = &self.workflows.of(run) else { return false };
+        let Some(place) = run.place(version, task) else { return false };
+        let started = run.child_started(stamp.at, place, task.attempt, child, version);
+        if started {
+            let due = run.until(place, version, stamp.at, run.definition(version, place).timeout_ms);
+            self.timers.set(run, place, Some(due));
+        }
+        started
+    }
+
     pub(crate) fn stage_ready(&mut self, stamp: Stamp, record: &StageReady) {
         let task = &record.task;
         let Some(run) = self.runs.change(&task.run) else { return };
-        let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
+        let Some(version) = &self.workflows.of(run) else { return };
         let Some(place) = run.place(version, task) else { return };
         if run.stage_ready(stamp.at, place, task.attempt, version) {
             let due = run.until(place, version, stamp.at, run.definition(version, place).start_timeout_ms);
@@ -177,7 +227,7 @@ impl WorkflowManager {
         let Assigned { task, agent, resources: _, pools: _ } = record;
         let lease = LeaseId(stamp.number);
         let Some(run) = self.runs.change(&task.run) else { return };
-        let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
+        let Some(version) = &self.workflows.of(run) else { return };
         let Some(place) = run.place(version, task) else { return };
         if run.assigned(stamp.at, place, task, agent, lease) {
             self.unpaid.remove(task);
@@ -191,7 +241,7 @@ impl WorkflowManager {
     pub(crate) fn stage_ended(&mut self, stamp: Stamp, record: &StageEnded) {
         let task = &record.task;
         let Some(run) = self.runs.change(&task.run) else { return };
-        let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
+        let Some(version) = &self.workflows.of(run) else { return };
         let Some(place) = run.place(version, task) else { return };
         if let Some(given_up) = run.stage_ended(stamp.at, place, record, version) {
             self.unpaid.remove(task);
@@ -207,21 +257,28 @@ impl WorkflowManager {
             for item in given_up {
                 self.timers.set(run, item, None);
             }
-            let lease = run.stages[place].attempts.last().and_then(|attempt| attempt.lease);
+            let attempt = run.stages[place].attempts.last();
+            let (lease, child) = attempt.map_or((None, None), |attempt| (attempt.lease, attempt.child));
             self.lease_over(lease);
+            if let Some(child) = child.and_then(|child| self.runs.change(&child))
+                && !is_planted(Bug::ChildOutlivesStage)
+            {
+                let why = format!("stage {} of run {}, which it did, ended: {}", task.part(), task.run, record.outcome);
+                child.orphaned = Some(why.into());
+            }
         }
     }
 
     pub(crate) fn stage_skipped(&mut self, record: &StageSkipped) {
         let Some(run) = self.runs.change(&record.run) else { return };
-        let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
+        let Some(version) = &self.workflows.of(run) else { return };
         let Some(place) = version.plan.place(&record.stage) else { return };
         run.stage_skipped(place, record.reason, version);
     }
 
     pub(crate) fn stage_expanded(&mut self, stamp: Stamp, record: &StageExpanded) {
         let Some(run) = self.runs.change(&record.run) else { return };
-        let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
+        let Some(version) = &self.workflows.of(run) else { return };
         let Some(place) = version.plan.place(&record.stage) else { return };
         let Ok(items) = record.items.read() else { return };
         run.stage_expanded(stamp.at, place, items, version);
@@ -229,7 +286,7 @@ impl WorkflowManager {
 
     pub(crate) fn stage_waits(&mut self, stamp: Stamp, record: &StageWaits) {
         let Some(run) = self.runs.change(&record.run) else { return };
-        let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
+        let Some(version) = &self.workflows.of(run) else { return };
         let Some(place) = version.plan.place(&record.stage) else { return };
         if run.stage_waits(stamp.at, place, version) {
             let due = stamp.at.saturating_add(version.definition.stages[place].timeout_ms);
@@ -239,7 +296,7 @@ impl WorkflowManager {
 
     pub(crate) fn signalled(&mut self, record: &Signalled) {
         let Some(run) = self.runs.change(&record.run) else { return };
-        let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
+        let Some(version) = &self.workflows.of(run) else { return };
         run.signalled(record, version);
     }
 
@@ -259,10 +316,23 @@ impl WorkflowManager {
             self.lease_over(run.stages[place].attempts.last().and_then(|attempt| attempt.lease));
         }
         run.finished(stamp.at, record);
-        if let Some(version) = self.workflows.version(&run.workflow, run.version) {
-            self.triggers.run_ended(stamp, record, run, version);
+        match &run.parent {
+            None => {
+                if let Some(version) = self.workflows.version(&run.workflow, run.version) {
+                    self.triggers.run_ended(stamp, record, run, version);
+                }
+                *self.counts.entry(record.status).or_default() += 1;
+            }
+            Some(parent) => {
+                self.live_children = self.live_children.saturating_sub(1);
+                if let Some(parent_run) = self.runs.change(&parent.task.run)
+                    && let Some(version) = &self.workflows.of(parent_run)
+                    && let Some(place) = parent_run.place(version, &parent.task)
+                {
+                    parent_run.child_finished(place, run);
+                }
+            }
         }
-        *self.counts.entry(record.status).or_default() += 1;
         let forgotten = self.history.push(shared);
         self.forget_keys(forgotten);
     }

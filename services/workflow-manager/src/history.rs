@@ -31,8 +31,12 @@ const RECENT: usize = 32;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct History {
     known: Shelves<RunId, Arc<Past>>,
-    /// In the order of their ends.
+    /// In the order of their ends; those that are a part of others left out.
     order: VecDeque<RunId>,
+    /// How many are a part of those, and go with them. Of those that are a part of a live run none goes, and they are not
+    /// counted.
+    #[serde(default)]
+    parts: usize,
     /// Those that are kept whole, in the order of their ends.
     whole: VecDeque<Whole>,
     bytes: usize,
@@ -59,6 +63,9 @@ pub(crate) struct Past {
     pub(crate) rerun: Option<(RunId, StageName)>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     run: Option<Arc<Run>>,
+    /// The runs that made attempts at its stages.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    children: Vec<RunId>,
 }
 
 impl History {
@@ -71,10 +78,15 @@ impl History {
             fingerprint: run.fingerprint,
             trace: run.trace,
             rerun: run.rerun.as_ref().map(|rerun| (rerun.of, rerun.from.clone())),
+            children: run.stages.iter().flat_map(|stage| &stage.attempts).filter_map(|attempt| attempt.child).collect(),
             run: Some(run),
         };
+        let is_part = past.summary.parent.is_some();
         self.known.insert(id, Arc::new(past));
-        self.order.push_back(id);
+        if !is_part {
+            self.order.push_back(id);
+            self.parts += self.within(id).len();
+        }
         self.whole.push_back(Whole { run: id, bytes });
         self.bytes += bytes;
         while self.whole.len() > MAX_WHOLE || (self.bytes > MAX_WHOLE_BYTES && self.whole.len() > 1) {
@@ -87,22 +99,46 @@ impl History {
         let mut forgotten = Vec::new();
         while self.order.len() > MAX_KNOWN {
             let Some(run) = self.order.pop_front() else { break };
-            forgotten.extend(self.known.remove(&run).map(|past| (run, past.key.clone())));
+            forgotten.extend(self.drop_with_parts(run));
         }
         forgotten
+    }
+
+    /// The runs that are a part of this one, directly or through others, and are known.
+    fn within(&self, run: RunId) -> Vec<RunId> {
+        let of = |run: &RunId| self.known.get(run).map(|past| past.children.clone()).unwrap_or_default();
+        let mut found = of(&run);
+        let mut next = 0;
+        while let Some(run) = found.get(next) {
+            found.extend(of(run));
+            next += 1;
+        }
+        found.retain(|run| self.known.contains_key(run));
+        found
+    }
+
+    /// Drops a run and what is a part of it, and gives them with their keys.
+    fn drop_with_parts(&mut self, run: RunId) -> Vec<(RunId, Option<String>)> {
+        if !self.known.contains_key(&run) {
+            return Vec::new();
+        }
+        let parts = self.within(run);
+        self.parts = self.parts.saturating_sub(parts.len());
+        let all = [run].into_iter().chain(parts);
+        all.filter_map(|run| self.known.remove(&run).map(|past| (run, past.key.clone()))).collect()
     }
 
     /// Drops runs, and gives their keys.
     pub(crate) fn forget(&mut self, runs: &[RunId]) -> Vec<(RunId, Option<String>)> {
         let (mut gone, mut newest) = (Vec::new(), self.forgotten);
         for run in runs {
-            let Some(past) = self.known.remove(run) else { continue };
-            gone.push((*run, past.key.clone()));
+            let Some(past) = self.known.get(run) else { continue };
             // An id by a clock that was ahead of the services' would make new runs of everybody else look old.
             let made_at = (run.as_u128() >> 80) as Millis;
             if made_at <= past.summary.ended_at.unwrap_or(0) {
                 newest = newest.max(Some(*run));
             }
+            gone.extend(self.drop_with_parts(*run));
         }
         self.forgotten = newest;
         let ids: BTreeSet<RunId> = gone.iter().map(|(run, _)| *run).collect();
@@ -118,9 +154,14 @@ impl History {
         self.forgotten.is_some_and(|forgotten| run <= forgotten)
     }
 
-    /// How many are known.
+    /// How many are known, without those that are a part of live ones.
     pub(crate) fn len(&self) -> usize {
-        self.order.len()
+        self.order.len() + self.parts
+    }
+
+    /// How many go with a run: itself, and those that are a part of it.
+    pub(crate) fn goes_with(&self, run: RunId) -> usize {
+        1 + self.within(run).len()
     }
 
     /// The runs in the order of their ends, with the times of these.

@@ -9,6 +9,7 @@
 //! | `lib.rs` | which word leads where |
 //! | [`definition`], [`predefined`], `workflows.rs` | definitions: from text, ready made, all their versions |
 //! | `fold.rs` | the state, and what every record makes of it |
+//! | `child.rs` | runs that do a stage of another run |
 //! | `run.rs` | one run: its stages, its attempts, what is to be done next |
 //! | `flow.rs`, `expression.rs` | what a definition says of a stage beyond its dependencies; CEL within bounds |
 //! | `history.rs` | runs that have ended |
@@ -27,10 +28,13 @@
 //! - Of a stage's attempts at most one is open, and only a report under its lease gives it a result. So a late report of
 //!   an old attempt changes nothing.
 //! - Nothing waits for ever: a stage that is ready, running or waiting has a timer, and so has a run.
+//! - A run that does a stage of another one is live only while that stage's attempt is under way: it ends in the turn in
+//!   which the attempt does, and the attempt in the turn in which it does.
 //! - What is decided follows from the fold and the time alone (`Run::next`). So a turn that a crash cut in half is
 //!   finished by the next leader.
 
 mod advance;
+mod child;
 pub mod definition;
 mod expression;
 mod flow;
@@ -75,11 +79,19 @@ pub struct Config {
     pub keep_ended_ms: Millis,
     /// How long a run is known after its end even if it is one too many: whoever asks twice must find it.
     pub known_ms: Millis,
+    /// How many runs may be a part of a run that is a part of none, one within the other or side by side, over its whole life.
+    pub max_parts: u32,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { max_live_runs: 10_000, keep_ended: history::MAX_KNOWN, keep_ended_ms: 0, known_ms: 120_000 }
+        Self {
+            max_live_runs: 10_000,
+            keep_ended: history::MAX_KNOWN,
+            keep_ended_ms: 0,
+            known_ms: 120_000,
+            max_parts: 20_000,
+        }
     }
 }
 
@@ -92,6 +104,8 @@ pub struct Soft {
     schedules_wait: Millis,
     /// The same of triggers.
     triggers_wait: Millis,
+    /// Runs that were just started for stages of others, and are to be advanced.
+    started: Vec<baton_protocol::RunId>,
 }
 
 impl Machine for WorkflowManager {

@@ -10,11 +10,11 @@ use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::record::{RunPaused, RunResumed, Stamp, WorkflowRecord};
 use baton_protocol::request::{PauseRun, ResumeRun, RunAccepted};
 use baton_protocol::run::StageStatus;
-use baton_protocol::{Code, Millis, Rejection};
+use baton_protocol::{Code, Millis, Rejection, RunId};
 use serde::{Deserialize, Serialize};
 
 use crate::start::Known;
-use crate::{Turn, WorkflowManager, advance, text};
+use crate::{Turn, WorkflowManager, advance, child, text};
 
 /// A run that is paused.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -22,6 +22,9 @@ pub(crate) struct Paused {
     pub(crate) since: Millis,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<String>,
+    /// It goes on with the run that it is a part of.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) with_parent: bool,
     /// What is left of the waits that stand still, by the place of the stage.
     pub(crate) left: BTreeMap<usize, Millis>,
 }
@@ -34,7 +37,10 @@ pub(crate) fn pause(turn: &mut Turn<'_>, request: PauseRun) -> Result<RunAccepte
         return Ok(known.accepted(true));
     }
     let reason = reason.map(|reason| text::cut(reason, text::MAX_REASON_BYTES));
-    turn.emit(WorkflowRecord::RunPaused(RunPaused { run, reason }));
+    turn.emit(WorkflowRecord::RunPaused(RunPaused { run, reason, with_parent: false }));
+    for within in child::within(turn.state(), run) {
+        child::follow(turn, within);
+    }
     Ok(RunAccepted { paused: true, ..known.accepted(false) })
 }
 
@@ -44,12 +50,24 @@ pub(crate) fn resume(turn: &mut Turn<'_>, request: &ResumeRun) -> Result<RunAcce
     if !known.paused {
         return Ok(known.accepted(true));
     }
+    let parent = turn.state().runs.get(&request.run).and_then(|run| run.parent.as_ref()).map(|parent| parent.task.run);
+    if let Some(parent) = parent.filter(|parent| turn.state().runs.get(parent).is_some_and(|run| run.paused.is_some()))
+    {
+        let message = format!("run {} is a part of run {parent}, which is paused: resume that one", request.run);
+        return Err(Rejection::invalid(message));
+    }
     turn.emit(WorkflowRecord::RunResumed(RunResumed { run: request.run }));
-    advance::advance(turn, request.run);
+    let within = child::within(turn.state(), request.run);
+    for run in &within {
+        child::follow(turn, *run);
+    }
+    for run in within.into_iter().chain([request.run]) {
+        advance::advance(turn, run);
+    }
     Ok(RunAccepted { paused: false, ..known.accepted(false) })
 }
 
-fn live(turn: &Turn<'_>, run: &baton_protocol::RunId) -> Result<Known, Rejection> {
+fn live(turn: &Turn<'_>, run: &RunId) -> Result<Known, Rejection> {
     let Some(known) = Known::of(turn.state(), *run) else {
         let message = format!("run {run} is not running: it ended long ago, or there never was one");
         return Err(Rejection::new(Code::UnknownRun, message));
@@ -66,7 +84,12 @@ impl WorkflowManager {
         if run.paused.is_some() {
             return;
         }
-        let mut paused = Paused { since: stamp.at, reason: record.reason.clone(), left: BTreeMap::new() };
+        let mut paused = Paused {
+            since: stamp.at,
+            reason: record.reason.clone(),
+            with_parent: record.with_parent,
+            left: BTreeMap::new(),
+        };
         for place in run.begun_places() {
             let stage = &run.stages[place];
             if matches!(stage.status, StageStatus::Ready | StageStatus::Waiting)
@@ -85,7 +108,7 @@ impl WorkflowManager {
         if is_planted(Bug::WaitsLostInPause) {
             return;
         }
-        let Some(version) = self.workflows.version(&run.workflow, run.version) else { return };
+        let Some(version) = &self.workflows.of(run) else { return };
         for (place, left) in paused.left {
             let stage = &run.stages[place];
             if matches!(stage.status, StageStatus::Ready | StageStatus::Waiting) && stage.due.is_none() {

@@ -12,7 +12,7 @@ use crate::advance::{self, Again, Ending};
 use crate::flow::{self, Failure};
 use crate::run::{Attempt, Run};
 use crate::workflows::Version;
-use crate::{Turn, WorkflowManager, telemetry, text};
+use crate::{Turn, WorkflowManager, child, telemetry, text};
 
 /// The longest name of a model that is kept, in bytes.
 const MAX_MODEL_BYTES: usize = 100;
@@ -68,7 +68,7 @@ pub(crate) fn reports(turn: &mut Turn<'_>, agent: &AgentId, request: Reports) ->
 /// Stores a report that was stored before: what [`Bug::ReportAppliedTwice`] does.
 fn planted_again(turn: &mut Turn<'_>, agent: &AgentId, report: Report) {
     let Report { lease, task, .. } = report.clone();
-    let Ending { outcome, result, error, code, again, cost, usage, model } = said(report);
+    let Ending { outcome, result, error, code, again, cost, usage, model, delegated } = said(report);
     let (lease, agent) = (Some(lease), Some(agent.clone()));
     let hopeless = outcome == Outcome::Failed && again == Again::Never;
     let ended = StageEnded {
@@ -85,14 +85,32 @@ fn planted_again(turn: &mut Turn<'_>, agent: &AgentId, report: Report) {
         cost,
         usage,
         model,
+        delegated,
     };
     turn.emit(WorkflowRecord::StageEnded(ended));
 }
 
 /// What a report makes of its attempt: a result that does not fit what the stage promises is a failure, and another attempt
 /// may give one that does.
-fn ending(report: Report, run: &Run, version: &Version, place: usize) -> Ending {
+fn ending(mut report: Report, run: &Run, version: &Version, place: usize) -> Ending {
+    let (attempt, delegate) = (report.task.attempt, report.delegate.take());
+    let both = report.result.as_ref().is_some_and(|result| !result.is_null());
     let mut ending = said(report);
+    if let Some(delegate) = delegate.filter(|_| ending.outcome == Outcome::Succeeded) {
+        let refused = |(Failure { code, error }, again)| (Some(code.to_owned()), Some(error), again);
+        let both = both.then(|| {
+            let error = "it has a result, and delegates: give one of the two".to_owned();
+            (Failure { code: "invalid_delegation", error }, Again::Later)
+        });
+        match both.map_or_else(|| child::delegated(run, version, place, attempt, &delegate), Err) {
+            Ok(delegated) => (ending.outcome, ending.delegated) = (Outcome::Delegated, Some(Box::new(delegated))),
+            Err(why) => {
+                (ending.outcome, ending.result) = (Outcome::Failed, None);
+                (ending.code, ending.error, ending.again) = refused(why);
+            }
+        }
+        return ending;
+    }
     if ending.outcome == Outcome::Succeeded {
         match flow::output(run, version, place, ending.result.take()) {
             Ok(result) => ending.result = result.filter(|result| !result.is_null()),
@@ -107,7 +125,7 @@ fn ending(report: Report, run: &Run, version: &Version, place: usize) -> Ending 
 
 /// What a report says.
 fn said(report: Report) -> Ending {
-    let Report { lease: _, task: _, status, result, error, code, retryable, cost, usage, model } = report;
+    let Report { lease: _, task: _, status, result, error, code, retryable, cost, usage, model, delegate: _ } = report;
     let model = model.map(|model| text::cut(model, MAX_MODEL_BYTES));
     match status {
         // `null` is written as it is, and read back as none: it is none from the beginning.
@@ -120,6 +138,7 @@ fn said(report: Report) -> Ending {
             cost,
             usage,
             model,
+            delegated: None,
         },
         ReportStatus::Failed => Ending {
             outcome: Outcome::Failed,
@@ -133,6 +152,7 @@ fn said(report: Report) -> Ending {
             cost,
             usage,
             model,
+            delegated: None,
         },
     }
 }
@@ -162,11 +182,13 @@ fn find(state: &WorkflowManager, agent: &AgentId, report: &Report) -> Result<Fou
     }
     match attempt.outcome {
         None => Ok(Found::Open(place)),
-        Some(Outcome::Succeeded | Outcome::Failed) if is_stored(run, version, place, attempt, report) => {
+        Some(Outcome::Succeeded | Outcome::Failed | Outcome::Delegated)
+            if is_stored(run, version, place, attempt, report) =>
+        {
             Ok(Found::Stored)
         }
         // Two processes of one agent may have done the task. Whoever is told that a report is stored may rely on it.
-        Some(Outcome::Succeeded | Outcome::Failed) => {
+        Some(Outcome::Succeeded | Outcome::Failed | Outcome::Delegated) => {
             Err(format!("lease {held} of task {task} has ended: another report was stored under it"))
         }
         Some(outcome @ (Outcome::Lost | Outcome::TimedOut | Outcome::Cancelled)) => {
@@ -178,7 +200,10 @@ fn find(state: &WorkflowManager, agent: &AgentId, report: &Report) -> Result<Fou
 
 /// Whether what ended the attempt is what the report says.
 fn is_stored(run: &Run, version: &Version, place: usize, attempt: &Attempt, report: &Report) -> bool {
-    let Ending { outcome, result, error, code, .. } = ending(report.clone(), run, version, place);
-    let same_result = outcome != Outcome::Succeeded || run.stages[place].result == result;
+    let Ending { outcome, result, error, code, delegated, .. } = ending(report.clone(), run, version, place);
+    let same_result = match outcome {
+        Outcome::Succeeded => run.stages[place].result == result,
+        _ => attempt.delegated == delegated,
+    };
     attempt.outcome == Some(outcome) && attempt.error == error && attempt.code == code && same_result
 }

@@ -44,6 +44,10 @@ pub(crate) fn rerun(
         let message = format!("run {} has not ended: it can be repeated when it has, or is cancelled", request.run);
         return Err(Rejection::invalid(message));
     }
+    if let Some(parent) = &other.parent {
+        let message = format!("run {} is a part of run {}: repeat that one", other.id, parent.task.run);
+        return Err(Rejection::invalid(message));
+    }
     let kept = kept(other, version, &request.from)?;
     let bytes = Json::of(&kept).map_or(usize::MAX, |json| json.size());
     if bytes > MAX_KEPT_BYTES {
@@ -64,6 +68,7 @@ pub(crate) fn rerun(
         budget: budget(other, request.limit)?,
         metadata: other.metadata.clone(),
         rerun: Some(Box::new(Rerun { of: request.run, from: request.from.clone(), kept })),
+        parent: None,
     };
     start::admit(turn, record.priority)?;
     let run = request.new_run.unwrap_or_else(|| start::unused(turn));

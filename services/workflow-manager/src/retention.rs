@@ -1,5 +1,7 @@
 //! Runs that ended long ago are forgotten: they are not listed any more, and their keys may be used again.
 //!
+//! Those that are a part of another one go with it, and not before.
+//!
 //! Which, is decided by age and number, and written down: what a service knows follows from the log alone. Their documents
 //! go by themselves, by the same settings (the bucket's limits), and the log keeps their records.
 
@@ -42,12 +44,13 @@ fn spare(config: &Config) -> usize {
 
 /// Those that are to be forgotten, the oldest first, some at a time.
 fn too_old(state: &WorkflowManager, config: &Config, now: Millis) -> Vec<RunId> {
-    let too_many = state.history.len().saturating_sub(config.keep_ended);
+    let mut too_many = state.history.len().saturating_sub(config.keep_ended);
     let since = |ended: Millis| now.saturating_sub(ended);
-    let goes = |at: usize, ended: Millis| {
-        (at < too_many && since(ended) >= config.known_ms)
-            || (config.keep_ended_ms > 0 && since(ended) >= config.keep_ended_ms)
+    let goes = |(run, ended): &(RunId, Millis)| {
+        let goes = (too_many > 0 && since(*ended) >= config.known_ms)
+            || (config.keep_ended_ms > 0 && since(*ended) >= config.keep_ended_ms);
+        too_many = too_many.saturating_sub(state.history.goes_with(*run));
+        goes
     };
-    let oldest = state.history.oldest().take(BATCH).enumerate();
-    oldest.take_while(|(at, (_, ended))| goes(*at, *ended)).map(|(_, (run, _))| run).collect()
+    state.history.oldest().take(BATCH).take_while(goes).map(|(run, _)| run).collect()
 }

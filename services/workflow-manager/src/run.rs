@@ -4,12 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::definition::{OnFailure, StageDefinition};
 use baton_protocol::handoff::HandedOver;
 use baton_protocol::record::{
-    KeptStage, Outcome, Rerun, RunFinished, RunStarted, Signalled, SkipReason, StageEnded, Stamp,
+    Delegated, KeptStage, Outcome, Parent, Rerun, RunFinished, RunStarted, Signalled, SkipReason, StageEnded, Stamp,
 };
 use baton_protocol::request::{Strategy, Usage};
 use baton_protocol::run::{Metadata, RerunView, RunStatus, StageStatus};
@@ -30,6 +31,9 @@ pub(crate) struct Run {
     pub(crate) id: RunId,
     pub(crate) workflow: WorkflowName,
     pub(crate) version: u32,
+    /// What it does, if no workflow says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) own: Option<Arc<Version>>,
     pub(crate) input: Json,
     pub(crate) priority: i32,
     /// How its tasks are placed, if its starter said so.
@@ -91,6 +95,21 @@ pub(crate) struct Run {
     /// The run that it repeats a part of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rerun: Option<Box<RerunView>>,
+    /// The attempt at a stage of another run that it makes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) parent: Option<Box<Parent>>,
+    /// Why it is to end: the attempt that it makes is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) orphaned: Option<Box<str>>,
+    /// Live runs that make attempts at its stages.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) children: Vec<RunId>,
+    /// How many runs were a part of it so far, if it is a part of none: those within others, too.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) parts: u32,
+    /// The stages under way whose runs have ended.
+    #[serde(default, skip_serializing_if = "Places::is_empty")]
+    returned: Places,
 }
 
 /// A stage with a task for each item.
@@ -126,7 +145,14 @@ pub(crate) struct Stage {
     /// Never `null`: that reads back as none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) result: Option<Json>,
+    /// How many bytes came of what was delegated: whoever puts it together is given them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) gathered: usize,
     pub(crate) attempts: Box<[Attempt]>,
+}
+
+fn is_zero<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// Places of stages, in order. Few, or taken from the front.
@@ -177,6 +203,9 @@ pub(crate) struct Attempt {
     pub(crate) assigned_at: Option<Millis>,
     pub(crate) agent: Option<AgentId>,
     pub(crate) lease: Option<LeaseId>,
+    /// The run that makes it, if no agent does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) child: Option<RunId>,
     pub(crate) ended_at: Option<Millis>,
     pub(crate) outcome: Option<Outcome>,
     pub(crate) error: Option<String>,
@@ -187,6 +216,9 @@ pub(crate) struct Attempt {
     pub(crate) usage: Usage,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) model: Option<Box<str>>,
+    /// What its agent handed on to others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) delegated: Option<Box<Delegated>>,
 }
 
 /// What is to be done with a run.
@@ -202,6 +234,8 @@ pub(crate) enum Move {
     Join(usize),
     /// The signal has come for which this stage waits.
     Hear(usize),
+    /// The run has ended that makes an attempt at this stage.
+    Return(usize),
     /// Nothing, until something happens.
     Wait,
 }
@@ -214,12 +248,14 @@ impl Run {
             skipped: None,
             due: None,
             result: None,
+            gathered: 0,
             attempts: Box::default(),
         });
         let mut run = Self {
             id: record.run,
             workflow: record.workflow.clone(),
             version: record.version,
+            own: None,
             input: record.input.clone(),
             priority: record.priority,
             strategy: record.strategy,
@@ -251,6 +287,11 @@ impl Run {
             metadata: record.metadata.clone(),
             paused: None,
             rerun: None,
+            parent: record.parent.clone(),
+            orphaned: None,
+            children: Vec::new(),
+            parts: 0,
+            returned: Places::default(),
         };
         for place in 0..run.stages.len() {
             run.release(place, version);
@@ -282,6 +323,9 @@ impl Run {
     /// its predecessor was cut off.
     pub(crate) fn next(&self, version: &Version, now: Millis) -> Move {
         let name = |place: usize| &version.definition.stages[place].name;
+        if let Some(why) = &self.orphaned {
+            return Move::Finish(RunStatus::Cancelled, Some(why.to_string()));
+        }
         let nobodys = |place: &usize| self.fans.contains_key(place) || self.definition(version, *place).asks();
         if let Some(place) = self.failed.filter(nobodys) {
             let reason = format!("stage {} failed: {}", name(place), self.last_error(place));
@@ -299,6 +343,9 @@ impl Run {
         }
         if let Some(place) = self.heard.first() {
             return Move::Hear(place);
+        }
+        if let Some(place) = self.returned.first() {
+            return Move::Return(place);
         }
         if let Some(place) = self.joining.first() {
             let items = self.fans[&place].places();
@@ -367,6 +414,84 @@ impl Run {
         true
     }
 
+    /// A run makes the next attempt at a stage. Whether that was so.
+    pub(crate) fn child_started(
+        &mut self,
+        at: Millis,
+        place: usize,
+        attempt: u32,
+        child: RunId,
+        version: &Version,
+    ) -> bool {
+        if !self.stage_ready(at, place, attempt, version) {
+            return false;
+        }
+        let stage = &mut self.stages[place];
+        stage.status = StageStatus::Running;
+        if let Some(attempt) = stage.attempts.last_mut() {
+            attempt.child = Some(child);
+        }
+        self.children.push(child);
+        true
+    }
+
+    /// A run has ended that makes an attempt at a stage. What it cost and used is what the attempt did.
+    pub(crate) fn child_finished(&mut self, place: usize, child: &Self) {
+        self.children.retain(|known| *known != child.id);
+        self.cost = self.cost + child.cost;
+        self.usage += child.usage;
+        self.busy_ms = self.busy_ms.saturating_add(child.busy_ms);
+        let mut attempts = self.stages[place].attempts.iter_mut().rev();
+        let Some(attempt) = attempts.find(|attempt| attempt.child == Some(child.id)) else { return };
+        (attempt.cost, attempt.usage) = (child.cost, child.usage);
+        if attempt.ended_at.is_none() && !is_planted(Bug::ReturnForgotten) {
+            self.returned.insert(place);
+        }
+    }
+
+    /// What is to be done by a run as the next attempt at a stage, as the agent wants it that made the last one.
+    pub(crate) fn delegated(&self, place: usize) -> Option<&Delegated> {
+        self.stages[place].attempts.last()?.delegated.as_deref()
+    }
+
+    /// Whether an agent is to put together what comes of the run that makes the last attempt at a stage.
+    pub(crate) fn aggregates(&self, place: usize) -> bool {
+        let before = self.stages[place].attempts.iter().rev().nth(1);
+        before.and_then(|attempt| attempt.delegated.as_ref()).is_some_and(|delegated| delegated.aggregate)
+    }
+
+    /// How often agents delegated a stage in the attempts before that one.
+    pub(crate) fn delegations(&self, place: usize, before: u32) -> usize {
+        let attempts = self.stages[place].attempts.iter().take((before as usize).saturating_sub(1));
+        attempts.filter(|attempt| attempt.delegated.is_some()).count()
+    }
+
+    /// How many attempts at a stage came to nothing.
+    pub(crate) fn failures(&self, place: usize) -> u32 {
+        let failed = |attempt: &&Attempt| attempt.outcome.is_some_and(Outcome::is_failure);
+        u32::try_from(self.stages[place].attempts.iter().filter(failed).count()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether a run has ended that makes an attempt at one of its stages, and the attempt has not.
+    pub(crate) fn waits_for_return(&self) -> bool {
+        !self.returned.is_empty()
+    }
+
+    /// How many runs it is within.
+    pub(crate) fn depth(&self) -> u32 {
+        self.parent.as_ref().map_or(0, |parent| parent.depth)
+    }
+
+    /// Which of these codes the last attempt failed with at the stage because of which it failed, or at an item of that one.
+    pub(crate) fn failed_with<'a>(&self, codes: &[&'a str]) -> Option<&'a str> {
+        let of = |place: usize| {
+            let code = self.stages[place].attempts.last()?.code.as_deref()?;
+            codes.iter().copied().find(|known| *known == code)
+        };
+        let failed = self.failed?;
+        of(failed).or_else(|| self.fans.get(&failed)?.places().find_map(of))
+    }
+
     /// Whether that attempt at a stage waits for an agent.
     pub(crate) fn waits_for_agent(&self, place: usize, attempt: u32) -> bool {
         let stage = &self.stages[place];
@@ -429,13 +554,21 @@ impl Run {
         attempt.error.clone_from(&record.error);
         attempt.code.clone_from(&record.code);
         attempt.duration_ms = record.duration_ms;
-        attempt.cost = record.cost;
-        attempt.usage = record.usage;
+        if attempt.child.is_none() {
+            (attempt.cost, attempt.usage) = (record.cost, record.usage);
+        }
         attempt.model = record.model.as_deref().map(Into::into);
-        stage.result.clone_from(&record.result);
+        attempt.delegated.clone_from(&record.delegated);
+        match record.outcome {
+            Outcome::Delegated if record.delegated.is_none() => {
+                stage.gathered = record.result.as_ref().map_or(0, Json::size);
+            }
+            _ => stage.result.clone_from(&record.result),
+        }
         stage.status = match record.outcome {
             Outcome::Succeeded => StageStatus::Succeeded,
             Outcome::Cancelled => StageStatus::Cancelled,
+            Outcome::Delegated => StageStatus::Waiting,
             Outcome::Failed | Outcome::Lost | Outcome::TimedOut if record.retry_at.is_some() => StageStatus::Waiting,
             Outcome::Failed | Outcome::Lost | Outcome::TimedOut => StageStatus::Failed,
         };
@@ -444,6 +577,7 @@ impl Run {
         // While it waits for somebody's word a run is not held up by its coordination.
         let waited = if self.definition(version, place).asks() { at.saturating_sub(ready_at) } else { 0 };
         self.busy_ms = self.busy_ms.saturating_add(record.duration_ms).saturating_add(waited);
+        self.returned.remove(place);
         self.begun(place, version);
         if place >= self.count() {
             return Some(self.item_ended(place, version));
@@ -508,6 +642,7 @@ impl Run {
                 skipped: None,
                 due: None,
                 result: None,
+                gathered: 0,
                 attempts: Box::default(),
             });
         }
@@ -685,7 +820,8 @@ impl Run {
                 stage.status = StageStatus::Cancelled;
             }
         }
-        (self.startable, self.startable_alone, self.open, self.joining, self.heard) = Default::default();
+        (self.startable, self.startable_alone, self.open, self.joining) = Default::default();
+        (self.heard, self.returned) = Default::default();
     }
 
     fn begun(&mut self, place: usize, version: &Version) {
@@ -734,7 +870,10 @@ impl Run {
     /// About how many bytes it takes.
     pub(crate) fn size(&self) -> usize {
         let stage = |stage: &Stage| {
-            let attempts = stage.attempts.iter().map(|attempt| 256 + attempt.error.as_ref().map_or(0, String::len));
+            let attempts = stage.attempts.iter().map(|attempt| {
+                let delegated = attempt.delegated.as_ref().map_or(0, |delegated| delegated.definition.stages.len());
+                256 + 1024 * delegated + attempt.error.as_ref().map_or(0, String::len)
+            });
             64 + stage.result.as_ref().map_or(0, Json::size) + attempts.sum::<usize>()
         };
         let items = self.fans.values().flat_map(|fan| &fan.items).map(|item| 16 + item.size());

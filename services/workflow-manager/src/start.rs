@@ -15,7 +15,7 @@ use baton_protocol::{Budget, Code, Json, Millis, Rejection, RunId, StageName, Wo
 
 use crate::run::{self, fingerprint};
 use crate::workflows::Version;
-use crate::{Turn, WorkflowManager, advance, schedule, telemetry, text, trigger, view};
+use crate::{Turn, WorkflowManager, advance, child, schedule, telemetry, text, trigger, view};
 
 /// How many runs are cancelled at a time, and how many attempts may be under way in them.
 const MAX_CANCELLED: u32 = 100;
@@ -56,9 +56,22 @@ pub(crate) fn start(
     let trace = request.trace.or(context.trace);
     let due = request.due_ms.map(|due_ms| turn.now().saturating_add(due_ms));
     let StartRun { workflow, priority, key, strategy, metadata, .. } = request;
-    let rerun = None;
-    let record =
-        RunStarted { run, workflow, version, input, priority, key, trace, strategy, due, budget, metadata, rerun };
+    let (rerun, parent) = (None, None);
+    let record = RunStarted {
+        run,
+        workflow,
+        version,
+        input,
+        priority,
+        key,
+        trace,
+        strategy,
+        due,
+        budget,
+        metadata,
+        rerun,
+        parent,
+    };
     turn.emit(WorkflowRecord::RunStarted(record));
     telemetry::run_started(turn, run);
     advance::advance(turn, run);
@@ -165,7 +178,7 @@ fn matters_too_little(turn: &Turn<'_>, priority: i32) -> Result<(), Rejection> {
 /// When there will be room again follows from how fast runs have been ending lately. Everybody who is refused is told the
 /// same; clients spread their next attempts themselves.
 fn is_one_too_many(turn: &Turn<'_>) -> Result<(), Rejection> {
-    let (live, most) = (turn.state().runs.len(), turn.config().max_live_runs);
+    let (live, most) = (turn.state().live_alone(), turn.config().max_live_runs);
     if live < most {
         return Ok(());
     }
@@ -191,6 +204,8 @@ pub(crate) fn cancel(turn: &mut Turn<'_>, request: CancelRun) -> Result<RunAccep
             let reason = reason
                 .map_or_else(|| "it was cancelled".to_owned(), |reason| text::cut(reason, text::MAX_REASON_BYTES));
             advance::finish(turn, run, RunStatus::Cancelled, Some(reason));
+            // The one that it is a part of goes on without it.
+            advance::advance(turn, run);
             Ok(RunAccepted { status: RunStatus::Cancelled, ..known.accepted(false) })
         }
         RunStatus::Cancelled => Ok(known.accepted(true)),
@@ -219,12 +234,15 @@ pub(crate) fn cancel_many(turn: &mut Turn<'_>, request: CancelRuns) -> Result<Ru
 
 /// Live runs that a filter means, the oldest first, and whether there are more than are given.
 fn meant(state: &WorkflowManager, filter: &RunFilter, limit: usize) -> (Vec<RunId>, bool) {
-    let mut meant = state.runs.iter().filter(|(_, run)| filter.is_meant(&view::summary(run)));
+    // Those that are a part of others end with these.
+    let alone = state.runs.iter().filter(|(_, run)| run.parent.is_none());
+    let mut meant = alone.filter(|(_, run)| filter.is_meant(&view::summary(run)));
     let (mut runs, mut attempts) = (Vec::new(), 0);
     for (id, run) in meant.by_ref().take(limit) {
         runs.push(*id);
         // Each of these is a record.
-        attempts += run.attempted().len();
+        let within = child::within(state, *id).into_iter().filter_map(|run| state.runs.get(&run));
+        attempts += run.attempted().len() + within.map(|run| 1 + run.attempted().len()).sum::<usize>();
         if attempts > MAX_ATTEMPTS_CANCELLED {
             break;
         }

@@ -49,9 +49,13 @@ pub(crate) fn run_finished(turn: &mut Turn<'_>, id: RunId) {
     let failed = matches!(run.status, RunStatus::Failed | RunStatus::TimedOut);
     let span = (failed || turn.shows(run.span())).then(|| run_span(run));
     let duration = run.ended_at.unwrap_or(run.started_at).saturating_sub(run.started_at);
-    let (workflow, status, busy) = (run.workflow.clone(), run.status, run.busy_ms);
+    let (workflow, status, busy, is_part) = (run.workflow.clone(), run.status, run.busy_ms, run.parent.is_some());
     if let Some(span) = span {
         turn.effect(Effect::Span(span));
+    }
+    // What a part took is in what the run around it took.
+    if is_part {
+        return;
     }
     turn.count("workflows_executed_total", &[workflow.as_str(), status.as_str()], 1.0);
     // The first source's measure: what a run took beyond the work itself. Stages that overlap can hide all of it.
@@ -64,7 +68,7 @@ pub(crate) fn run_finished(turn: &mut Turn<'_>, id: RunId) {
 pub(crate) fn attempt_ended(turn: &mut Turn<'_>, id: RunId, place: usize) {
     let Some((run, version)) = turn.state().run(id) else { return };
     let Some(attempt) = run.stages[place].attempts.last() else { return };
-    let well = matches!(attempt.outcome, Some(Outcome::Succeeded | Outcome::Cancelled));
+    let well = matches!(attempt.outcome, Some(Outcome::Succeeded | Outcome::Cancelled | Outcome::Delegated));
     let span = if well && !turn.shows(run.span()) {
         None
     } else {
@@ -117,7 +121,7 @@ fn attempt_span(run: &Run, version: &Version, place: usize, index: usize) -> Opt
         end: attempt.ended_at?,
         attributes,
         error: match outcome {
-            Outcome::Succeeded | Outcome::Cancelled => None,
+            Outcome::Succeeded | Outcome::Cancelled | Outcome::Delegated => None,
             Outcome::Failed | Outcome::Lost | Outcome::TimedOut => attempt.error.clone(),
         },
     })
@@ -169,7 +173,7 @@ pub(crate) fn reported(turn: &mut Turn<'_>, report: &Report, agent: &AgentId) {
 
 /// How many runs there are.
 pub(crate) fn live_runs(turn: &mut Turn<'_>) {
-    let live = turn.state().runs.len() as f64;
+    let live = turn.state().live_alone() as f64;
     turn.gauge("active_coordinations", &[], live);
 }
 

@@ -1,6 +1,7 @@
 //! Transcripts: what is asked of a workflow-manager, and what then is in the log. One line a record: position, time,
 //! record, cause. `UPDATE_EXPECT=1 cargo test -p baton-workflow-manager` writes the expectations anew.
 
+mod children;
 mod each;
 mod flow;
 mod harness;
@@ -94,9 +95,9 @@ fn w1_what_is_wrong_with_a_definition_is_said_with_its_place() {
     let said = bad.map(|(what, text)| format!("{what}: {}\n", definition::parse(text).unwrap_err()));
     expect![[r#"
         empty: unexpected end of input at line 1, column 1
-        unknown key: unknown field `depend_on`, expected one of name, agent_type, approval, wait_for, requires, depends_on, join, when, for_each, parallel, optional, on_failure, input, output, input_schema, output_schema, params, resources, budget, estimate, retry, start_timeout_ms, timeout_ms, heartbeat_timeout_ms, total_timeout_ms; did you mean `depends_on`? at line 5, column 5
+        unknown key: unknown field `depend_on`, expected one of name, agent_type, approval, wait_for, workflow, workflow_version, requires, depends_on, join, when, for_each, parallel, optional, on_failure, input, output, input_schema, output_schema, params, resources, budget, estimate, retry, start_timeout_ms, timeout_ms, heartbeat_timeout_ms, total_timeout_ms; did you mean `depends_on`? at line 5, column 5
         unknown key of retry: unknown field `attempts`, expected one of max_attempts, initial_ms, factor, max_ms, jitter, non_retryable at line 6, column 7
-        missing key: stage a: agent_type: it is missing: which agents can do the stage? (Or else approval, or wait_for.) at line 3, column 5
+        missing key: stage a: agent_type: it is missing: which agents can do the stage? (Or else workflow, approval, or wait_for.) at line 3, column 5
         key twice: duplicate key `name` at line 5, column 5
         key twice in metadata: duplicate key `k` at line 4, column 3
         boolean: invalid boolean, expected `true` or `false` at line 5, column 15
@@ -501,6 +502,7 @@ fn run_started(run: RunId, workflow: &str) -> WorkflowRecord {
         budget: None,
         metadata: Default::default(),
         rerun: None,
+        parent: None,
     })
 }
 
@@ -1406,7 +1408,9 @@ fn crashes(prepare: impl Fn(&mut World), act: impl Fn(&mut World), finish: impl 
         world.lead();
         finish(&mut world);
         assert!(world.processor.machine().runs.is_empty(), "a run did not end after {stores} commits");
-        assert_eq!(world.documents.len(), 1, "a run was not kept after {stores} commits");
+        let all = ListRuns { children: true, ..ListRuns::default() };
+        let list: RunList = world.ask(WorkflowRequest::ListRuns(all)).unwrap();
+        assert_eq!(world.documents.len(), list.runs.len(), "a run was not kept after {stores} commits");
         results.push(ends(&mut world));
         if !died {
             return results;

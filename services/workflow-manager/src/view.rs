@@ -1,6 +1,7 @@
 //! Runs as they are shown.
 
 use std::iter::Peekable;
+use std::sync::Arc;
 
 use baton_machine::{Reply, Shelves};
 use baton_protocol::request::{ListRuns, MAX_MESSAGE_BYTES, RunFilter, RunList};
@@ -43,8 +44,14 @@ pub(crate) fn list(state: &WorkflowManager, request: &ListRuns) -> RunList {
         metadata: request.metadata.clone(),
         paused: request.paused,
     };
-    let wanted =
-        |summary: &RunSummary| request.status.is_none_or(|status| status == summary.status) && filter.is_meant(summary);
+    let within = |summary: &RunSummary| match (&summary.parent, request.parent) {
+        (parent, Some(of)) => parent.as_ref().is_some_and(|parent| parent.task.run == of),
+        (Some(_), None) => request.children,
+        (None, None) => true,
+    };
+    let wanted = |summary: &RunSummary| {
+        request.status.is_none_or(|status| status == summary.status) && within(summary) && filter.is_meant(summary)
+    };
     let live = up_to(&state.runs, request.before).rev().map(|(_, run)| summary(run));
     let ended = state.history.newest_first(request.before).cloned();
     let mut found = Merged { live: live.peekable(), ended: ended.peekable() }.filter(wanted);
@@ -91,6 +98,7 @@ pub(crate) fn summary(run: &Run) -> RunSummary {
         cost: run.cost,
         metadata: run.metadata.clone(),
         paused: run.paused.is_some(),
+        parent: run.parent.as_deref().cloned(),
     }
 }
 
@@ -101,7 +109,9 @@ pub(crate) fn document(run: &Run, version: &Version) -> Json {
     let reason = view.reason.clone();
     let mut whole = Json::of(&view).expect(WRITABLE);
     let mut left_out = Vec::new();
-    for leave_out in [leave_out_results, leave_out_dependencies, leave_out_items, leave_out_stages] {
+    for leave_out in
+        [leave_out_results, leave_out_dependencies, leave_out_definition, leave_out_items, leave_out_stages]
+    {
         if whole.size() <= MAX_DOCUMENT_BYTES {
             break;
         }
@@ -133,6 +143,11 @@ fn leave_out_results(view: &mut RunView, excess: usize) -> Option<String> {
 fn leave_out_dependencies(view: &mut RunView, _: usize) -> Option<String> {
     let had = view.stages.iter_mut().map(|stage| std::mem::take(&mut stage.depends_on).len()).sum::<usize>();
     (had > 0).then(|| "what stages depend on".to_owned())
+}
+
+/// What was delegated: the log has it.
+fn leave_out_definition(view: &mut RunView, _: usize) -> Option<String> {
+    view.definition.take().map(|_| "the definition".to_owned())
 }
 
 /// The attempts of items that succeeded, and then all items.
@@ -179,6 +194,7 @@ fn view(run: &Run, version: &Version) -> RunView {
     let stages = stages.map(|(place, (stage, definition))| StageView {
         name: definition.name.clone(),
         agent_type: definition.agent_type.clone(),
+        workflow: definition.workflow.clone(),
         depends_on: definition.depends_on.clone(),
         optional: definition.optional,
         status: stage.status,
@@ -207,6 +223,8 @@ fn view(run: &Run, version: &Version) -> RunView {
         metadata: run.metadata.clone(),
         paused: run.paused.as_ref().map(|paused| PausedView { since: paused.since, reason: paused.reason.clone() }),
         rerun: run.rerun.as_deref().cloned(),
+        parent: run.parent.as_deref().cloned(),
+        definition: run.own.as_ref().map(|own| Arc::clone(&own.definition)),
         stages: stages.collect(),
     }
 }
@@ -217,6 +235,7 @@ fn attempt((number, attempt): (u32, &Attempt)) -> AttemptView {
         ready_at: attempt.ready_at,
         assigned_at: attempt.assigned_at,
         agent: attempt.agent.clone(),
+        child: attempt.child,
         lease: attempt.lease,
         ended_at: attempt.ended_at,
         outcome: attempt.outcome,

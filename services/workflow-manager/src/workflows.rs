@@ -13,6 +13,7 @@ use baton_protocol::{Code, Definition, Json, Millis, Rejection, StageName, Workf
 use serde::{Deserialize, Serialize};
 
 use crate::flow::Flows;
+use crate::run::Run;
 use crate::{Turn, definition};
 
 /// How many names a rejection lists.
@@ -45,6 +46,13 @@ pub(crate) struct Version {
 struct Registered {
     definition: Arc<Definition>,
     registered_at: Millis,
+}
+
+impl Version {
+    /// A definition that no workflow has.
+    pub(crate) fn new(definition: &Arc<Definition>, at: Millis) -> Self {
+        Registered { definition: Arc::clone(definition), registered_at: at }.into()
+    }
 }
 
 impl From<Registered> for Version {
@@ -111,6 +119,17 @@ impl Workflows {
 
     pub(crate) fn version(&self, name: &WorkflowName, version: u32) -> Option<&Arc<Version>> {
         self.0.get(name)?.get((version as usize).checked_sub(1)?)
+    }
+
+    /// What a run does: the version that it keeps, or what an agent has delegated to it.
+    pub(crate) fn version_of<'a>(&'a self, run: &'a Run) -> Option<&'a Version> {
+        let known = || self.version(&run.workflow, run.version);
+        run.own.as_ref().or_else(known).map(Arc::as_ref)
+    }
+
+    /// The same, for whoever changes the run.
+    pub(crate) fn of(&self, run: &Run) -> Option<Arc<Version>> {
+        run.own.as_ref().or_else(|| self.version(&run.workflow, run.version)).cloned()
     }
 
     /// The version asked for, or the latest one.

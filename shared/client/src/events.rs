@@ -153,8 +153,7 @@ impl Watch {
 
     fn take(&mut self, seq: u64, commit: &AnyCommit) -> Result<(), ClientError> {
         let events = commit.events(seq).map_err(|error| ClientError::Log(format!("message {seq}: {error}")))?;
-        let wanted =
-            |event: &Event| event.run == Some(self.run) && self.after.is_none_or(|after| event.position > after);
+        let wanted = |event: &Event| event.is_of(self.run) && self.after.is_none_or(|after| event.position > after);
         self.ready.extend(events.into_iter().filter(wanted));
         Ok(())
     }

@@ -24,13 +24,21 @@ impl Client {
     /// moments that follow each other closely: the run's, then the agents', then that of the pools.
     pub async fn why(&self, run: RunId, stage: &StageName) -> Result<Why, ClientError> {
         let view = self.get_run(run).await?;
-        let request = GetWorkflow { name: view.workflow.clone(), version: Some(view.version) };
-        let definition = self.get_workflow(&request).await?.definition;
+        let definition = self.definition_of(&view).await?;
         let agents = self.list_agents(&ListAgents::default()).await?;
         let none = Pools::new();
         let wanted = Known::new(&view, &definition, &agents, &none).pools_wanted(stage);
         let pools = self.pools(wanted).await?;
         why(&view, &definition, &agents, &pools, stage).map_err(ClientError::Rejected)
+    }
+
+    /// What a run does: what its workflow says in the version that it keeps, or what an agent has delegated.
+    pub async fn definition_of(&self, view: &RunView) -> Result<Definition, ClientError> {
+        if let Some(definition) = &view.definition {
+            return Ok(Definition::clone(definition));
+        }
+        let request = GetWorkflow { name: view.workflow.clone(), version: Some(view.version) };
+        Ok(self.get_workflow(&request).await?.definition)
     }
 
     /// Those of these resources that are pools, with what they are parts of; and, where there are any, the accounts of agents.
@@ -199,17 +207,25 @@ impl<'a> Known<'a> {
             StageStatus::Waiting => {
                 let attempt = last.attempt;
                 let task = TaskId { run: self.view.run, stage: definition.name.clone(), item, attempt };
-                let wait = if last.outcome == Some(Outcome::Lost) { 0 } else { definition.retry.wait_ms(&task) };
+                let at_once = matches!(last.outcome, Some(Outcome::Lost | Outcome::Delegated));
+                let wait = if at_once { 0 } else { definition.retry.wait_ms(&task) };
                 let at = last.ended_at.map(|ended| ended.saturating_add(wait));
                 let at = at.filter(|_| self.view.paused.is_none());
                 vec![Missing::Attempt { attempt: attempt + 1, at, error: last.error.clone() }]
             }
             StageStatus::Running => {
-                let (Some(agent), Some(since)) = (last.agent.clone(), last.assigned_at) else { return Vec::new() };
                 let total = attempts.first().zip(definition.total_timeout_ms);
                 let total = total.map_or(Millis::MAX, |(first, total)| first.ready_at.saturating_add(total));
-                let until = since.saturating_add(definition.timeout_ms).min(total);
-                vec![Missing::Report { agent, since, until }]
+                let until = |since: Millis| since.saturating_add(definition.timeout_ms).min(total);
+                match (&last.agent, last.assigned_at, last.child) {
+                    (_, _, Some(run)) => {
+                        vec![Missing::Run { run, since: last.ready_at, until: until(last.ready_at) }]
+                    }
+                    (Some(agent), Some(since), None) => {
+                        vec![Missing::Report { agent: agent.clone(), since, until: until(since) }]
+                    }
+                    _ => Vec::new(),
+                }
             }
             StageStatus::Pending
             | StageStatus::Succeeded

@@ -283,6 +283,8 @@ impl Writer {
                 metadata: Default::default(),
                 paused: None,
                 rerun: None,
+                parent: None,
+                definition: None,
                 stages: vec![],
             };
             while let Some(request) = requests.next().await {
@@ -306,6 +308,7 @@ fn started(run: RunId) -> WorkflowRecord {
         budget: None,
         metadata: Default::default(),
         rerun: None,
+        parent: None,
     })
 }
 

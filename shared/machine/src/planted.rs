@@ -176,11 +176,21 @@ pub enum Bug {
     PressureIgnoredByLeases,
     /// Tasks of a low priority wait as long as there is pressure, whatever else waits and for however long.
     HeldBackForEver,
+    /// A run that does a stage goes on when the stage is over.
+    ChildOutlivesStage,
+    /// The end of a run that does a stage is not noted there.
+    ReturnForgotten,
+    /// A run that does a stage goes on while the run is paused that it is a part of.
+    ChildNotPaused,
+    /// A stage may be delegated any number of times.
+    DelegatedForEver,
+    /// What was delegated to be put together by an agent is the stage's result as it is.
+    NotPutTogether,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 85] = [
+    pub const ALL: [Self; 90] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -266,6 +276,11 @@ impl Bug {
         Self::PressureIgnoredAtTheDoor,
         Self::PressureIgnoredByLeases,
         Self::HeldBackForEver,
+        Self::ChildOutlivesStage,
+        Self::ReturnForgotten,
+        Self::ChildNotPaused,
+        Self::DelegatedForEver,
+        Self::NotPutTogether,
     ];
 }
 

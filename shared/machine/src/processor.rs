@@ -714,6 +714,7 @@ impl<M: Machine> Processor<M> {
                 cause,
                 kind: emitted.kind.into(),
                 run: emitted.run,
+                part_of: emitted.part_of,
                 record: emitted.json,
             };
             (emitted.subject, event)

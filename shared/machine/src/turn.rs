@@ -32,6 +32,7 @@ pub(crate) struct Emitted {
     pub(crate) kind: &'static str,
     pub(crate) subject: String,
     pub(crate) run: Option<RunId>,
+    pub(crate) part_of: Option<RunId>,
 }
 
 impl<M: Machine> Turn<'_, M> {
@@ -92,7 +93,8 @@ impl<M: Machine> Turn<'_, M> {
             Topic::Run(run) => Some(*run),
             Topic::Agent(_) | Topic::Workflow(_) | Topic::Pool(_) | Topic::Alert(..) | Topic::Service(_) => None,
         };
-        self.emitted.push(Emitted { json, kind: record.kind(), subject: subject::event(topic, record.kind()), run });
+        let (kind, part_of) = (record.kind(), record.part_of());
+        self.emitted.push(Emitted { json, kind, subject: subject::event(topic, kind), run, part_of });
         self.machine.apply(Stamp { number, at: self.now, seen: self.seen }, &record);
         number
     }

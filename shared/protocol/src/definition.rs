@@ -64,7 +64,7 @@ pub struct StageDefinition {
     /// The stage's name, unique within the workflow.
     pub name: StageName,
     /// Which agents can do it: those of this type, or with a capability of this name. Nobody can where people decide
-    /// (`approval`), or a signal is waited for (`wait_for`).
+    /// (`approval`), a signal is waited for (`wait_for`), or a run of another workflow does it (`workflow`).
     #[serde(default = "nobody", skip_serializing_if = "is_nobody")]
     pub agent_type: Capability,
     /// People decide on it; no agent has it.
@@ -73,6 +73,12 @@ pub struct StageDefinition {
     /// It waits for a signal to its run; no agent has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait_for: Option<WaitFor>,
+    /// A run of this workflow does it, and no agent has it. What comes of that run is the stage's result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow: Option<WorkflowName>,
+    /// Which version of that workflow; the latest one when it begins, unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow_version: Option<u32>,
     /// What such an agent's metadata of that capability must be.
     #[serde(default, skip_serializing_if = "Requirements::is_empty")]
     pub requires: Requirements,
@@ -488,8 +494,12 @@ impl Definition {
             if stage.for_each.as_ref().is_some_and(|each| each.max_parallel == Some(0)) {
                 return wrong("for_each.max_parallel", "it is 0; it must be at least 1".to_owned());
             }
-            if let Some((key, what)) = stage.asks_wrongly() {
+            if let Some((key, what)) = stage.asks_wrongly().or_else(|| stage.done_wrongly()) {
                 return wrong(key, what);
+            }
+            if stage.workflow.as_ref() == Some(&self.name) {
+                let what = format!("{} is this workflow itself: a run of it would begin without end", self.name);
+                return wrong("workflow", what);
             }
             let OnFailure::Fallback(fallback) = &stage.on_failure else { continue };
             let key = "on_failure.fallback";
@@ -568,6 +578,17 @@ impl Definition {
             of.dedup();
         }
         waits
+    }
+
+    /// The places of the stages whose results are what comes of a run as a whole: those on which no other depends, fallbacks left
+    /// out. There is always one.
+    #[must_use]
+    pub fn last_stages(&self) -> Vec<usize> {
+        let fallbacks: BTreeSet<_> = self.stages.iter().filter_map(|stage| stage.on_failure.fallback()).collect();
+        let own = || self.stages.iter().filter(|stage| !fallbacks.contains(&stage.name));
+        let depended_on: BTreeSet<_> = own().flat_map(|stage| &stage.depends_on).collect();
+        let is_last = |stage: &StageDefinition| !fallbacks.contains(&stage.name) && !depended_on.contains(&stage.name);
+        (0..self.stages.len()).filter(|place| is_last(&self.stages[*place])).collect()
     }
 
     /// The stage of that name.
@@ -678,13 +699,16 @@ impl StageDefinition {
         self.approval.is_some() || self.wait_for.is_some()
     }
 
-    /// What is wrong with how it says who has it, and at which key.
+    /// Whether agents do it, and not people, or a run of another workflow.
+    #[must_use]
+    pub fn has_agent(&self) -> bool {
+        !self.asks() && self.workflow.is_none()
+    }
+
+    /// What is wrong with how it says whose word it waits for, and at which key.
     fn asks_wrongly(&self) -> Option<(&'static str, String)> {
         let what = match (&self.approval, &self.wait_for) {
-            (None, None) => {
-                let missing = "it is missing: which agents can do the stage? (Or else approval, or wait_for.)";
-                return is_nobody(&self.agent_type).then(|| ("agent_type", missing.to_owned()));
-            }
+            (None, None) => return None,
             (Some(_), Some(_)) => {
                 return Some(("wait_for", "it has an approval already; give one of the two".to_owned()));
             }
@@ -701,6 +725,8 @@ impl StageDefinition {
         let plain = |timeout| timeout == default_stage_timeout_ms();
         let keys = [
             ("agent_type", is_nobody(&self.agent_type)),
+            ("workflow", self.workflow.is_none()),
+            ("workflow_version", self.workflow_version.is_none()),
             ("requires", self.requires.is_empty()),
             ("for_each", self.for_each.is_none()),
             ("input", self.input.is_none()),
@@ -718,6 +744,37 @@ impl StageDefinition {
         ];
         let (key, _) = keys.into_iter().find(|(_, absent)| !absent)?;
         Some((key, format!("no agent has {what}, so that this means nothing; how long it waits is timeout_ms")))
+    }
+
+    /// What is wrong with how it says who does it, and at which key.
+    fn done_wrongly(&self) -> Option<(&'static str, String)> {
+        if self.workflow.is_none() {
+            if is_nobody(&self.agent_type) && !self.asks() {
+                let missing =
+                    "it is missing: which agents can do the stage? (Or else workflow, approval, or wait_for.)";
+                return Some(("agent_type", missing.to_owned()));
+            }
+            let what = "only a stage with a workflow has one".to_owned();
+            return self.workflow_version.map(|_| ("workflow_version", what));
+        }
+        if self.workflow_version == Some(0) {
+            return Some(("workflow_version", "it is 0; versions are counted from 1".to_owned()));
+        }
+        let keys = [
+            ("agent_type", is_nobody(&self.agent_type)),
+            ("requires", self.requires.is_empty()),
+            ("params", self.params.is_empty()),
+            ("resources", self.resources.is_empty()),
+            ("estimate", self.estimate.is_none()),
+            ("start_timeout_ms", is_default_stage_timeout_ms(&self.start_timeout_ms)),
+            ("heartbeat_timeout_ms", self.heartbeat_timeout_ms.is_none()),
+        ];
+        if let Some((key, _)) = keys.into_iter().find(|(_, absent)| !absent) {
+            let what = "a run of its workflow does the stage, and no agent has it: this means nothing here";
+            return Some((key, what.to_owned()));
+        }
+        let what = "it is missing: with for_each it says what the run for each item is given, as item: item";
+        (self.for_each.is_some() && self.input.is_none()).then(|| ("input", what.to_owned()))
     }
 
     /// Whether the run goes on without a result of this stage when it has failed.
@@ -786,6 +843,8 @@ impl Builder {
                 agent_type: Capability::new(agent_type)?,
                 approval: None,
                 wait_for: None,
+                workflow: None,
+                workflow_version: None,
                 requires: Requirements::none(),
                 depends_on: depends_on.iter().map(|d| StageName::new(d)).collect::<Result<_, _>>()?,
                 join: Join::default(),
@@ -823,6 +882,19 @@ impl Builder {
     #[must_use]
     pub fn add_wait(self, name: &str, wait_for: WaitFor, depends_on: &[&str]) -> Self {
         self.add_stage(name, NOBODY, depends_on).with(|stage| stage.wait_for = Some(wait_for))
+    }
+
+    /// Adds a stage that a run of another workflow does.
+    #[must_use]
+    pub fn add_workflow(mut self, name: &str, workflow: &str, depends_on: &[&str]) -> Self {
+        self = self.add_stage(name, NOBODY, depends_on);
+        match WorkflowName::new(workflow) {
+            Ok(workflow) => self.with(|stage| stage.workflow = Some(workflow)),
+            Err(error) => {
+                self.stages.push(Err(error));
+                self
+            }
+        }
     }
 
     /// Changes the stage added last.

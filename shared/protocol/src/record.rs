@@ -190,7 +190,8 @@ pub struct RunStarted {
     pub run: RunId,
     /// Its workflow.
     pub workflow: WorkflowName,
-    /// The version it keeps to its end.
+    /// The version it keeps to its end. 0 where an agent of the run that it is a part of has said what is to be done: then it is
+    /// in the record with which that agent's attempt ended.
     pub version: u32,
     /// What it was given.
     pub input: Json,
@@ -218,6 +219,10 @@ pub struct RunStarted {
     /// The run that it repeats a part of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rerun: Option<Box<Rerun>>,
+    /// The attempt at a stage of another run that it makes. That attempt begins with this record, and ends when this run has
+    /// ended; nothing else is written of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Box<Parent>>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
@@ -263,7 +268,8 @@ pub struct StageEnded {
     pub agent: Option<AgentId>,
     /// How it ended.
     pub outcome: Outcome,
-    /// What came of it.
+    /// What came of it. Where it was delegated, and is to be put together by an agent: what came of that, a
+    /// [`Gathered`](crate::request::Gathered).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<Json>,
     /// Why it failed.
@@ -290,6 +296,9 @@ pub struct StageEnded {
     /// The model that the agent says it used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// What its agent wants to be done by others: the run that begins next does it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delegated: Option<Box<Delegated>>,
 }
 
 /// See [`WorkflowRecord::StageSkipped`].
@@ -392,6 +401,9 @@ pub enum Outcome {
     TimedOut,
     /// Its run was cancelled, or failed elsewhere.
     Cancelled,
+    /// It goes on as the next attempt: its agent has handed the work on to a run, or that run has ended and an agent is to put
+    /// together what came of it.
+    Delegated,
 }
 
 impl Outcome {
@@ -404,7 +416,14 @@ impl Outcome {
             Self::Lost => "lost",
             Self::TimedOut => "timed_out",
             Self::Cancelled => "cancelled",
+            Self::Delegated => "delegated",
         }
+    }
+
+    /// Whether it is one of those after which another attempt may be made because this one came to nothing.
+    #[must_use]
+    pub fn is_failure(self) -> bool {
+        matches!(self, Self::Failed | Self::Lost | Self::TimedOut)
     }
 }
 
@@ -677,6 +696,11 @@ pub trait Record:
     /// What it is about, for the subject of its event.
     fn topic(&self) -> Topic<'_>;
 
+    /// The run that it is told of beside the one that it is about: that one does a stage of it from here on.
+    fn part_of(&self) -> Option<RunId> {
+        None
+    }
+
     /// The commit, if it is one of these records' writer.
     fn commit(commit: &AnyCommit) -> Option<&Commit<Self>>;
 }
@@ -746,6 +770,13 @@ impl Record for WorkflowRecord {
             Self::TriggerRemoved(r) => Topic::Workflow(&r.workflow),
             Self::EventRaised(_) => Topic::Service(Service::WorkflowManager),
             Self::TriggerFired(r) => Topic::Workflow(&r.workflow),
+        }
+    }
+
+    fn part_of(&self) -> Option<RunId> {
+        match self {
+            Self::RunStarted(r) => r.parent.as_ref().map(|parent| parent.task.run),
+            _ => None,
         }
     }
 
@@ -952,6 +983,14 @@ pub fn decode<R: Record>(payload: &[u8]) -> Result<Commit<R>, CommitError> {
     Ok(commit)
 }
 
+impl Event {
+    /// Whether it belongs to what happens to a run.
+    #[must_use]
+    pub fn is_of(&self, run: RunId) -> bool {
+        self.run == Some(run) || self.part_of == Some(run)
+    }
+}
+
 impl<R: Record> Commit<R> {
     /// The records as observers see them, if the commit is message `seq` of the log.
     pub fn events(&self, seq: u64) -> Result<Vec<Event>, serde_json::Error> {
@@ -970,6 +1009,7 @@ impl<R: Record> Commit<R> {
                         Topic::Run(run) => Some(*run),
                         _ => None,
                     },
+                    part_of: record.part_of(),
                     record: Json::of(record)?,
                 })
             })
@@ -995,6 +1035,9 @@ pub struct Event {
     /// The run it is about, if it is about one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<RunId>,
+    /// The run that it is told of, too: that one has begun which does a stage of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part_of: Option<RunId>,
     /// The record: an object with one key, its kind.
     pub record: Json,
 }
@@ -1020,6 +1063,7 @@ mod tests {
                 budget: None,
                 metadata: Default::default(),
                 rerun: None,
+                parent: None,
             }),
             WorkflowRecord::StageReady(StageReady {
                 task,

@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::amount::Money;
 use crate::budget::Budget;
+use crate::definition::Definition;
 use crate::id::{LeaseId, Millis, RunId};
 use crate::json::Json;
 use crate::name::{AgentId, Capability, SignalName, StageName, WorkflowName};
-use crate::record::{Outcome, SkipReason};
+use crate::record::{Outcome, Parent, SkipReason};
 use crate::request::Usage;
 
 /// What the starter of a run notes about it, to find it again: who asked, for which customer.
@@ -163,6 +165,12 @@ pub struct RunView {
     /// The run that it repeats a part of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rerun: Option<RerunView>,
+    /// The attempt at a stage of another run that it makes, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
+    /// What it does, where no workflow says it: an agent has delegated it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definition: Option<Arc<Definition>>,
     /// The stages, in the order of the definition.
     pub stages: Vec<StageView>,
 }
@@ -193,8 +201,11 @@ pub struct RerunView {
 pub struct StageView {
     /// Its name.
     pub name: StageName,
-    /// Which agents can do it.
+    /// Which agents can do it; `no-agent` where none does.
     pub agent_type: Capability,
+    /// The workflow of which a run does it, if none of agents do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow: Option<WorkflowName>,
     /// What it waits for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub depends_on: Vec<StageName>,
@@ -257,6 +268,14 @@ pub struct Decision {
     pub timed_out: bool,
 }
 
+impl StageView {
+    /// Who does it, as it is said to people: which agents, or a run of which workflow.
+    #[must_use]
+    pub fn done_by(&self) -> &str {
+        self.workflow.as_ref().map_or(self.agent_type.as_str(), WorkflowName::as_str)
+    }
+}
+
 /// One item of a [`StageView`]. Its result is in the stage's, at the same place, when the stage is over.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ItemView {
@@ -280,6 +299,9 @@ pub struct AttemptView {
     /// Who.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentId>,
+    /// Which run, if no agent: what it cost and used is what the attempt did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub child: Option<RunId>,
     /// Under which lease.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<LeaseId>,
@@ -334,6 +356,9 @@ pub struct RunSummary {
     /// Whether it is paused.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
+    /// The attempt at a stage of another run that it makes, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
 }
 
 /// Counts of runs by status.

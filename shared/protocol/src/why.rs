@@ -162,6 +162,15 @@ pub enum Missing {
         /// When the stage ends without it, in milliseconds since 1970.
         until: Millis,
     },
+    /// That the run ends which does it.
+    Run {
+        /// That run.
+        run: RunId,
+        /// Since when it does, in milliseconds since 1970.
+        since: Millis,
+        /// When it is cancelled at the latest.
+        until: Millis,
+    },
     /// That its agent reports.
     Report {
         /// The agent.

@@ -7,6 +7,7 @@
 mod alerts;
 mod answers;
 mod breakers;
+mod children;
 pub(crate) mod flow;
 mod handoffs;
 mod ledger;
@@ -22,7 +23,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use baton_protocol::amount::covers;
-use baton_protocol::record::{AgentRegistered, Outcome};
+use baton_protocol::record::{AgentRegistered, Delegated, Outcome, Parent};
 use baton_protocol::request::{Lesson, Report, Strategy};
 use baton_protocol::run::RunStatus;
 use baton_protocol::{
@@ -73,6 +74,8 @@ pub(crate) use hold;
 pub(crate) struct Facts {
     /// How many runs may be live at a time.
     max_live_runs: usize,
+    /// How many runs may be a part of one over its whole life.
+    max_parts: u32,
     /// The sequence of its last message.
     pub(crate) seq: u64,
     /// Virtual time of its last message, in microseconds.
@@ -158,6 +161,14 @@ pub(crate) struct Run {
     forgotten: bool,
     pub(crate) finished: Option<(u64, RunStatus)>,
     ended_at: Millis,
+    /// Virtual time, in microseconds.
+    ended_on: u64,
+    /// The attempt that it makes at a stage of another run.
+    pub(crate) parent: Option<Parent>,
+    /// How many were a part of it so far, directly or through others, if it is a part of none.
+    parts: u32,
+    /// When that was over before it was, in virtual microseconds.
+    orphaned_on: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -169,9 +180,18 @@ struct Stage {
     over: Option<Outcome>,
     skipped: bool,
     result: Option<Json>,
+    /// Why its last attempt failed, if a run made it or could not.
+    code: Option<String>,
+    /// What came of what was delegated, to be put together.
+    gathered: Option<Json>,
 }
 
 impl Stage {
+    /// What a run is to do as its next attempt, because an agent said so.
+    fn delegated(&self) -> Option<&Delegated> {
+        self.attempts.last().filter(|attempt| attempt.ended.is_some())?.delegated.as_ref()
+    }
+
     fn is_over(&self) -> bool {
         self.over.is_some() || self.skipped
     }
@@ -186,6 +206,13 @@ struct Attempt {
     agent_type: Capability,
     requires: Requirements,
     resources: Resources,
+    /// The run that makes it, if no agent does.
+    child: Option<RunId>,
+    /// What its agent is given that was delegated before.
+    gathered: Option<Json>,
+    /// What its agent delegated.
+    delegated: Option<Delegated>,
+    outcome: Option<Outcome>,
     lease: Option<LeaseId>,
     /// The leases that it had before it was handed over, in order.
     before: Vec<LeaseId>,
@@ -229,6 +256,11 @@ pub(crate) struct Lease {
 }
 
 impl Attempt {
+    /// Whether it waits for an agent.
+    fn waits(&self) -> bool {
+        self.ended.is_none() && self.lease.is_none() && self.child.is_none()
+    }
+
     /// The first lease that it had: its time goes on when it is handed over.
     fn first(&self) -> Option<LeaseId> {
         self.before.first().copied().or(self.lease)
@@ -320,10 +352,7 @@ impl Facts {
         let Some(calm) = self.calm else { return Ok(()) };
         for (id, run) in self.runs.iter().filter(|(_, run)| run.finished.is_none() && !run.is_paused()) {
             for (_, stage, definition) in run.parts() {
-                let Some(task) = stage.attempts.last().filter(|task| task.ended.is_none() && task.lease.is_none())
-                else {
-                    continue;
-                };
+                let Some(task) = stage.attempts.last().filter(|task| task.waits()) else { continue };
                 let (of_pools, own) = self.split(&task.resources);
                 if !self.pools.has_room(&of_pools) && !self.pools.must_act(&of_pools) {
                     continue;
@@ -365,7 +394,7 @@ impl Facts {
     pub(crate) fn open_tasks(&self) -> Vec<TaskId> {
         let of_run = |(id, run): (&RunId, &Run)| {
             let open = |(_, stage, _): &(usize, &Stage, &baton_protocol::StageDefinition)| {
-                stage.attempts.last().is_some_and(|attempt| attempt.ended.is_none())
+                stage.attempts.last().is_some_and(|attempt| attempt.ended.is_none() && attempt.child.is_none())
             };
             let open = run.parts().filter(open);
             let task = |(place, stage, definition): (usize, &Stage, &baton_protocol::StageDefinition)| TaskId {
@@ -383,8 +412,7 @@ impl Facts {
     fn waiting(&self) -> usize {
         let going_on = self.runs.values().filter(|run| run.finished.is_none() && !run.is_paused());
         let parts = going_on.flat_map(Run::parts);
-        let waits = |attempt: &Attempt| attempt.ended.is_none() && attempt.lease.is_none();
-        parts.filter(|(_, stage, of)| !of.asks() && stage.attempts.last().is_some_and(waits)).count()
+        parts.filter(|(_, stage, of)| !of.asks() && stage.attempts.last().is_some_and(Attempt::waits)).count()
     }
 
     /// The number of a service's last record.
@@ -403,11 +431,13 @@ impl Facts {
         self.schedules_fire_in_time(calm, late)?;
         self.triggers_look_in_time(|since| late(since, 0))?;
         for (id, run) in self.runs.iter().filter(|(_, run)| run.finished.is_none()) {
+            let orphaned = run.orphaned_on.is_some_and(|since| late(since, 0));
+            hold!(!orphaned, children::PART, "run {id} goes on, and the stage that it did is over");
             let definition = &run.definition;
             hold!(!late(run.started_on, definition.timeout_ms), "nothing waits for ever", "run {id} goes on");
             for (place, stage, definition) in run.parts() {
                 let Some(task) = stage.attempts.last().filter(|_| !stage.is_over()) else { continue };
-                if run.is_paused() && !definition.asks() && (task.ended.is_some() || task.lease.is_none()) {
+                if run.is_paused() && !definition.asks() && (task.ended.is_some() || task.waits()) {
                     continue;
                 }
                 let name = &definition.name;
@@ -418,7 +448,18 @@ impl Facts {
                 let too_long =
                     in_all.is_some_and(|(first, total)| late(first.ready_on, total) && late(run.resumed_on(), 0));
                 hold!(!too_long, "nothing waits for ever", "stage {name} of run {id} takes too long in all");
+                if let Some(ended_on) =
+                    task.child.filter(|_| task.ended.is_none()).and_then(|child| self.ended_on(child))
+                {
+                    let (what, name) = ("nothing waits for ever", &definition.name);
+                    hold!(
+                        !late(ended_on, 0),
+                        what,
+                        "stage {name} of run {id} goes on, and the run that does it has ended"
+                    );
+                }
                 let (since, ms) = match (task.ended_on, task.first()) {
+                    (None, _) if task.child.is_some() => (task.ready_on, definition.timeout_ms),
                     (Some(ended), _) => (ended.max(run.resumed_on()), definition.retry.max_ms),
                     (None, None) if definition.asks() => (task.ready_on, definition.timeout_ms),
                     (None, None) => (task.ready_on.max(run.resumed_on()), definition.start_timeout_ms),
@@ -442,6 +483,11 @@ impl Facts {
     /// How many runs have not ended.
     pub(crate) fn live(&self) -> usize {
         self.runs.values().filter(|run| run.finished.is_none()).count()
+    }
+
+    /// How many of them are counted by the limit: those that are a part of no other.
+    fn live_alone(&self) -> usize {
+        self.runs.values().filter(|run| run.finished.is_none() && run.parent.is_none()).count()
     }
 
     /// How many leases have not ended.

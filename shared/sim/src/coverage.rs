@@ -180,6 +180,34 @@ counted! {
         TriggerChain = "a circle of triggers ends",
         /// Runs were cancelled together.
         CancelledTogether = "runs are cancelled together",
+        /// A run began that does a stage of another one.
+        ChildStarted = "a run does a stage of another one",
+        /// The same, several levels deep.
+        ChildDeep = "a run does a stage, deep within others",
+        /// A stage succeeded with what came of the run that did it.
+        ChildSucceeded = "a stage succeeds that a run does",
+        /// A stage failed because the run that did it did, or its result does not do.
+        ChildFailed = "a stage fails that a run does",
+        /// A run took longer than the attempt that it made may.
+        ChildTimedOut = "a run takes longer than its stage may",
+        /// A run was cancelled because the attempt that it made was over.
+        ChildCancelled = "a run is cancelled with its stage",
+        /// A run could not begin, too deep within others.
+        TooDeep = "a run would be too deep within others",
+        /// A run could not begin, as too many were a part of the one around it.
+        TooManyParts = "a run would be one part too many",
+        /// A run could not begin, as there is no such workflow.
+        NoSuchWorkflow = "a stage's workflow is not there",
+        /// A run was paused with the one that it is a part of.
+        PausedWithParent = "a run is paused with the one around it",
+        /// An agent handed its task on to others.
+        Delegated = "an agent delegates",
+        /// What came of what was delegated is put together by an agent.
+        Gathered = "what was delegated is put together",
+        /// What was delegated is no sound list of stages.
+        DelegationRefused = "what is delegated is not sound",
+        /// A stage was delegated as often as it may be.
+        DelegatedTooOften = "a stage is delegated too often",
         /// Runs that ended were forgotten.
         Forgotten = "old runs are forgotten",
         /// A run went on without an optional stage.

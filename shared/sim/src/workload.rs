@@ -35,6 +35,8 @@ pub(crate) enum Wish {
     CancelAll(usize),
     /// To pause a run that it knows of.
     Pause(u32),
+    /// To pause or to cancel a run that is a part of another one.
+    OfPart(u32, bool),
     /// To let a run go on that it knows of.
     Resume(u32),
     /// To repeat a run that it knows of, from one of its stages on.
@@ -126,6 +128,8 @@ pub(crate) struct Workload {
     pub(crate) pools: Vec<NamedPool>,
     pub(crate) schedules: Vec<(ScheduleName, Schedule)>,
     pub(crate) triggers: Vec<(TriggerName, Trigger)>,
+    /// How many of a thousand tasks agents delegate, and of those that put together what was delegated before.
+    pub(crate) delegates: (u32, u32),
     /// What clients want to acquire.
     pub(crate) wanted: Vec<Wanted>,
     /// When, in virtual microseconds, and what.
@@ -186,7 +190,11 @@ impl Workload {
         let agents: Vec<_> = (0..least + draws.below(3)).map(|n| agent(draws, n, kinds)).collect();
         let sick = agents.iter().map(|_| draws.chance(150).then(|| sick(draws, length))).collect();
         let pools = if draws.chance(600) { pools(draws, &agents) } else { Vec::new() };
-        let definitions: Vec<_> = (0..1 + draws.below(3)).map(|n| definition(draws, n, kinds, &pools)).collect();
+        let mut definitions: Vec<_> = (0..1 + draws.below(3)).map(|n| definition(draws, n, kinds, &pools)).collect();
+        if draws.chance(350) {
+            nest(draws, &mut definitions, kinds, &pools);
+        }
+        let delegates = if draws.chance(300) { *draws.pick(&[(150, 100), (100, 300), (400, 980)]) } else { (0, 0) };
         let mut wishes: Vec<_> = (0..definitions.len()).map(|n| (1000 * n as u64, Wish::Register(n))).collect();
         let pressed = draws.chance(500);
         let pressure = if pressed { pressure(draws) } else { no_pressure() };
@@ -212,6 +220,7 @@ impl Workload {
         }
         for _ in 0..draws.below(12) {
             let wish = match draws.below(26) {
+                22 if draws.chance(300) => Wish::OfPart(draws.below(8), draws.chance(500)),
                 22 => Wish::Pause(draws.below(4)),
                 23 => Wish::Resume(draws.below(4)),
                 24 => Wish::Rerun(draws.below(4), draws.below(5)),
@@ -301,7 +310,19 @@ impl Workload {
                 wishes.push((draws.between(0, length), wish));
             }
         }
-        Self { definitions, agents, sick, pools, schedules, triggers, wanted: all_wanted, wishes, pressure, memory }
+        Self {
+            definitions,
+            agents,
+            sick,
+            pools,
+            schedules,
+            triggers,
+            delegates,
+            wanted: all_wanted,
+            wishes,
+            pressure,
+            memory,
+        }
     }
 }
 
@@ -535,6 +556,8 @@ fn definition(draws: &mut Draws, number: u32, kinds: usize, pools: &[NamedPool])
                 } else {
                     capability(draws.pick::<&str>(&CAPABILITIES[..kinds]))
                 },
+                workflow: None,
+                workflow_version: None,
                 requires: if draws.chance(150) { requires(draws) } else { Requirements::none() },
                 depends_on,
                 join: Join::default(),
@@ -616,6 +639,44 @@ fn asks(draws: &mut Draws, stage: &StageDefinition) -> StageDefinition {
         timeout_ms: draws.between(300, 12_000),
         ..plain
     }
+}
+
+impl Workload {
+    /// Whether who puts together what was delegated nearly always finds that more is to be done.
+    pub(crate) fn delegates_for_ever(&self) -> bool {
+        self.delegates.1 > 900
+    }
+}
+
+/// Stages that runs do: of a workflow of its own, or of each other's, without end.
+fn nest(draws: &mut Draws, definitions: &mut Vec<Definition>, kinds: usize, pools: &[NamedPool]) {
+    let name = |number: u32| WorkflowName::new(&format!("w{number}")).expect("a valid name");
+    let inner = Definition { name: name(2), ..definition(draws, 2, kinds, pools) };
+    for definition in definitions.iter_mut() {
+        let place = draws.below(u32::try_from(definition.stages.len()).unwrap_or(1)) as usize;
+        let other = if definition.name == name(0) { name(1) } else { name(0) };
+        let before = definition.clone();
+        let stage = &mut definition.stages[place];
+        let endless = draws.chance(400) && stage.for_each.is_none();
+        stage.agent_type = Definition::builder("w")
+            .add_workflow("s", "w2", &[])
+            .build()
+            .map_or_else(|_| capability("z"), |nobody| nobody.stages[0].agent_type.clone());
+        stage.workflow = Some(if endless { other } else { inner.name.clone() });
+        stage.workflow_version = draws.chance(150).then(|| 1 + draws.below(2));
+        stage.requires = Requirements::none();
+        (stage.resources, stage.estimate) = (Resources::new(), None);
+        (stage.start_timeout_ms, stage.heartbeat_timeout_ms) = (60 * 60 * 1000, None);
+        stage.timeout_ms = millis(draws, 40_000, 1_500);
+        if stage.for_each.is_some() && stage.input.is_none() {
+            let pairs = ITEM_INPUT.map(|(key, value)| (key.to_owned(), value.into()));
+            stage.input = Some(Mapping::Each(pairs.into()));
+        }
+        if definition.check().is_err() {
+            *definition = before;
+        }
+    }
+    definitions.push(inner);
 }
 
 /// Conditions, joins, mappings, schemas, and what failures lead to.

@@ -311,9 +311,16 @@ impl World {
         let max_live_runs = *draws.pick(&[100, 100, 100, 2]);
         let keep_ended = *draws.pick(&[100, 100, 100, 1]);
         let keep_ended_ms = *draws.pick(&[0, 0, 0, 5_000]);
+        let max_parts = *draws.pick(&[20_000, 20_000, 5]);
         let workload = Workload::draw(&mut draws, calm_at * 9 / 10);
         let configs = Configs {
-            workflow: baton_workflow_manager::Config { max_live_runs, keep_ended, keep_ended_ms, known_ms: KNOWN_MS },
+            workflow: baton_workflow_manager::Config {
+                max_live_runs,
+                keep_ended,
+                keep_ended_ms,
+                known_ms: KNOWN_MS,
+                max_parts,
+            },
             resource: baton_resource_manager::Config {
                 lease_ms: 2000,
                 heartbeat_ms: 600,
@@ -340,11 +347,9 @@ impl World {
             prove_by_commit: draws.chance(250),
         };
         let resource = configs.resource.clone();
-        let mut facts = Facts::new(max_live_runs, resource.breakers, resource.alerts, resource.pressure).keeping(
-            keep_ended,
-            keep_ended_ms,
-            KNOWN_MS,
-        );
+        let mut facts = Facts::new(max_live_runs, resource.breakers, resource.alerts, resource.pressure)
+            .keeping(keep_ended, keep_ended_ms, KNOWN_MS)
+            .with_parts(max_parts);
         facts.memory_taken(MEMORY);
         let shadows = SERVICES.map(|service| engine(service, &configs, None).expect("a fresh one")).into();
         let mut world = Self {

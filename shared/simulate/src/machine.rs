@@ -181,6 +181,7 @@ impl Policy for Machine {
             budget: None,
             metadata: Default::default(),
             rerun: None,
+            parent: None,
         }));
     }
 
@@ -220,6 +221,7 @@ impl Policy for Machine {
             cost: Money::ZERO,
             usage: Usage::default(),
             model: None,
+            delegated: None,
         }));
     }
 

@@ -541,6 +541,7 @@ impl Baton {
                 budget: None,
                 metadata: Default::default(),
                 rerun: None,
+                parent: None,
             }));
             records.extend(chunk.iter().enumerate().map(|(stage, request)| {
                 WorkflowRecord::StageReady(StageReady {
@@ -573,6 +574,7 @@ impl Baton {
             cost: Money::ZERO,
             usage: Usage::default(),
             model: None,
+            delegated: None,
         })];
         let place = end.request / RUN;
         self.left[place] -= 1;

@@ -342,6 +342,7 @@ impl World {
                 cost: Money::ZERO,
                 usage: Usage::default(),
                 model: None,
+                delegate: None,
             };
             self.ask_workflow("agent.report", WorkflowRequest::Report(agent, report));
         }

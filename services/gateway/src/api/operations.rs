@@ -27,17 +27,20 @@ pub(crate) struct Wanted {
     until: Option<Millis>,
     metadata: Option<String>,
     paused: Option<bool>,
+    #[serde(default)]
+    children: bool,
+    parent: Option<RunId>,
 }
 
 pub(crate) async fn list(State(door): State<Door>, Query(wanted): Query<Wanted>) -> Result<Json<RunList>, Problem> {
-    let Wanted { workflow, status, limit, before, since, until, metadata, paused } = wanted;
+    let Wanted { workflow, status, limit, before, since, until, metadata, paused, children, parent } = wanted;
     let read = |text: String| {
         serde_json::from_str(&text).map_err(|error| {
             Problem::invalid(format!("the query parameter metadata is not a JSON object of texts: {error}"))
         })
     };
     let metadata = metadata.map(read).transpose()?.unwrap_or_default();
-    let request = ListRuns { workflow, status, limit, before, since, until, metadata, paused };
+    let request = ListRuns { workflow, status, limit, before, since, until, metadata, paused, children, parent };
     Ok(Json(door.client.list_runs(&request).await?))
 }
 

@@ -533,6 +533,8 @@ fn view(run: RunId, status: RunStatus, first_seq: u64) -> RunView {
         metadata: BTreeMap::new(),
         paused: None,
         rerun: None,
+        parent: None,
+        definition: None,
         stages: vec![],
     }
 }
@@ -552,6 +554,7 @@ pub(crate) fn started(run: RunId) -> WorkflowRecord {
         budget: None,
         metadata: Default::default(),
         rerun: None,
+        parent: None,
     })
 }
 

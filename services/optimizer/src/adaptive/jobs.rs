@@ -180,7 +180,7 @@ impl Job {
         }
         let mut work = vec![0.0; groups.fields];
         for ((at, of), over) in of.iter().enumerate().zip(&self.over) {
-            work[*of] += if *over { 0.0 } else { self.work[at] };
+            work[*of] += if *over || self.graph.stages[at].asks { 0.0 } else { self.work[at] };
         }
         let bottleneck = bottleneck(&work, &groups.speeds);
         let far = FAR * self.longest;

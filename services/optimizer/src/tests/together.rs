@@ -418,7 +418,11 @@ impl World {
                 let going_on = self.facts.open.keys().filter(|task| !self.facts.paused.contains(&task.run));
                 let runs: Vec<_> = going_on.map(|task| task.run).collect();
                 if let Some(run) = runs.get(nth as usize % runs.len().max(1)) {
-                    self.workflow(vec![WorkflowRecord::RunPaused(RunPaused { run: *run, reason: None })]);
+                    self.workflow(vec![WorkflowRecord::RunPaused(RunPaused {
+                        run: *run,
+                        reason: None,
+                        with_parent: false,
+                    })]);
                 }
             }
             Act::Resume { nth } => {

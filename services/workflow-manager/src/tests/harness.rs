@@ -2,7 +2,7 @@
 //!
 //! Whenever all is committed, the log is replayed: the state must be the one that the leader has.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use baton_machine::{Effect, Foreign, Machine as _, Outgoing, Processor, Reply, RequestContext, Token};
@@ -47,6 +47,8 @@ pub(crate) struct World {
     pub(crate) check: bool,
     lines: Vec<String>,
     runs: Vec<RunId>,
+    /// Those of them that do stages of others.
+    children: BTreeSet<RunId>,
     answers: BTreeMap<Token, Reply>,
     token: Token,
     leaders: u64,
@@ -76,6 +78,7 @@ impl World {
             check: true,
             lines: Vec::new(),
             runs: Vec::new(),
+            children: BTreeSet::new(),
             answers: BTreeMap::new(),
             token: 0,
             leaders: 0,
@@ -372,7 +375,18 @@ impl World {
                     format!(" again from {}, keeps {}", rerun.from, kept.join(", "))
                 });
                 self.runs.push(r.run);
-                format!("run_started {} v{}{}", r.workflow, r.version, rerun.unwrap_or_default())
+                let parent = r.parent.as_ref().map(|parent| {
+                    self.children.insert(r.run);
+                    let paid = r.budget.as_ref().map(|budget| format!(" for {budget:?}")).unwrap_or_default();
+                    format!(
+                        " as {} given {} does {}{paid}",
+                        self.label(r.run),
+                        r.input.as_str(),
+                        self.name(&parent.task)
+                    )
+                });
+                let (rerun, parent) = (rerun.unwrap_or_default(), parent.unwrap_or_default());
+                format!("run_started {} v{}{rerun}{parent}", r.workflow, r.version)
             }
             WorkflowRecord::StageReady(r) => {
                 let inputs: Vec<_> = r.inputs.iter().map(|input| input.as_str()).collect();
@@ -391,6 +405,15 @@ impl World {
                 if let Some(error) = &r.error {
                     write!(text, ": {error}").unwrap();
                 }
+                if let Some(delegated) = &r.delegated {
+                    let names: Vec<_> = delegated.definition.stages.iter().map(|stage| stage.name.as_str()).collect();
+                    write!(text, " {}", names.join(", ")).unwrap();
+                }
+                if let (baton_protocol::record::Outcome::Delegated, Some(gathered)) = (r.outcome, &r.result) {
+                    let run = self.runs.iter().position(|run| gathered.as_str().contains(&run.to_string()));
+                    let text_of = gathered.as_str().replace(&self.runs[run.unwrap_or(0)].to_string(), "RUN");
+                    write!(text, " {text_of}").unwrap();
+                }
                 if let Some(at) = r.retry_at {
                     write!(text, "; again at +{}ms", at - START).unwrap();
                 }
@@ -408,8 +431,10 @@ impl World {
                 r.reason
             )
             .replace("/1:", ":"),
-            WorkflowRecord::RunPaused(r) => format!("run_paused {:?}", r.reason.as_deref().unwrap_or_default()),
-            WorkflowRecord::RunResumed(_) => "run_resumed".to_owned(),
+            WorkflowRecord::RunPaused(r) => {
+                format!("run_paused {}{:?}", self.label(r.run), r.reason.as_deref().unwrap_or_default())
+            }
+            WorkflowRecord::RunResumed(r) => format!("run_resumed {}", self.label(r.run)).trim_end().to_owned(),
             WorkflowRecord::RunsForgotten(r) => {
                 let label = |run: &RunId| format!(" r{}", 1 + self.runs.iter().position(|id| id == run).unwrap_or(0));
                 format!("runs_forgotten{}", r.runs.iter().map(label).collect::<String>())
@@ -448,7 +473,7 @@ impl World {
             }
             WorkflowRecord::RunFinished(r) => {
                 let reason = r.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
-                format!("run_finished {}{reason}", r.status)
+                format!("run_finished {}{}{reason}", self.label(r.run), r.status)
             }
         }
     }
@@ -480,6 +505,17 @@ impl World {
             | ResourceRecord::Released(_)
             | ResourceRecord::ApprovalAsked(_) => panic!("pools are nothing to this service"),
         }
+    }
+
+    /// What a run is called that does a stage of another one.
+    fn label(&self, run: RunId) -> String {
+        let number = self.runs.iter().position(|known| *known == run).unwrap_or(0) + 1;
+        if self.children.contains(&run) { format!("r{number} ") } else { String::new() }
+    }
+
+    /// The run that began as the so-manieth, from 1.
+    pub(crate) fn nth_run(&self, number: usize) -> RunId {
+        self.runs[number - 1]
     }
 
     fn name(&self, task: &TaskId) -> String {
@@ -525,6 +561,7 @@ pub(crate) fn succeeded(lease: LeaseId, task: &TaskId, result: &str) -> Report {
         cost: "0.01".parse().unwrap(),
         usage: Usage { tokens_in: 10, tokens_out: 2 },
         model: None,
+        delegate: None,
     }
 }
 

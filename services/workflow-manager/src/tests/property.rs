@@ -219,7 +219,7 @@ impl Run {
                 }
             }
             Outcome::Cancelled => self.ending = true,
-            Outcome::Lost | Outcome::TimedOut => panic!("nobody has {name} as a whole"),
+            Outcome::Lost | Outcome::TimedOut | Outcome::Delegated => panic!("nobody has {name} as a whole"),
         }
         self.stages.get_mut(&Part::from(name.clone())).unwrap().over = Some(outcome);
     }
@@ -354,6 +354,7 @@ impl Model {
                     }
                     Outcome::Cancelled if record.task.item.is_some() && too_many_failed => {}
                     Outcome::Cancelled => run.ending = true,
+                    Outcome::Delegated => panic!("nobody delegates here"),
                 }
                 assert!(!run.ending || record.outcome == Outcome::Cancelled);
                 stage.result.clone_from(&record.result);

@@ -70,6 +70,15 @@ pub enum OnFailure {
 }
 
 impl OnFailure {
+    /// The stage that runs in its place, if one does.
+    #[must_use]
+    pub fn fallback(&self) -> Option<&StageName> {
+        match self {
+            Self::Fallback(name) => Some(name),
+            Self::Fail | Self::Continue => None,
+        }
+    }
+
     pub(super) fn is_default(&self) -> bool {
         *self == Self::default()
     }

@@ -382,6 +382,10 @@ pub struct Assignment {
     /// Where to go on, if another agent has handed it over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handover: Option<Handover>,
+    /// What came of the stages that were delegated, if they are to be put together: a [`Gathered`](super::Gathered).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<super::Gathered>")]
+    pub delegated: Option<Json>,
 }
 
 /// Several tasks for an agent that said that it takes them so: on `baton.to.AGENT.assignments`.

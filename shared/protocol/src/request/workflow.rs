@@ -17,7 +17,7 @@ use crate::id::{LeaseId, Millis, RunId, Service, TaskId};
 use crate::json::Json;
 use crate::name::{AgentId, SignalName, StageName, WorkflowName};
 use crate::rejection::Rejection;
-use crate::run::{Metadata, RunCounts, RunStatus, RunSummary, RunView};
+use crate::run::{Metadata, RunCounts, RunStatus, RunSummary, RunView, StageStatus};
 use crate::subject::AgentVerb;
 use crate::trace::TraceContext;
 
@@ -416,6 +416,12 @@ pub struct ListRuns {
     /// Only paused runs, or only others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused: Option<bool>,
+    /// Also runs that are a part of another one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub children: bool,
+    /// Only those that are a part of this run: that make an attempt at one of its stages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<RunId>,
 }
 
 /// Some runs.
@@ -423,7 +429,7 @@ pub struct ListRuns {
 pub struct RunList {
     /// The newest first.
     pub runs: Vec<RunSummary>,
-    /// How many there are in all, by status, since the log began.
+    /// How many there are in all, by status, since the log began. Those that are a part of another one are not counted.
     pub counts: RunCounts,
     /// Whether there are older ones.
     pub more: bool,
@@ -528,6 +534,55 @@ pub struct Report {
     /// The model that it used, if it used one: what was spent is added up by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// What others are to do, in place of a result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delegate: Option<Delegate>,
+}
+
+/// Work that an agent hands on: a run is started that does these stages, and what comes of it is the result of the agent's stage,
+/// or is given to the next agent that has it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Delegate {
+    /// The stages, as in the definition of a workflow: a list of
+    /// [`StageDefinition`](crate::definition::StageDefinition).
+    #[schemars(with = "Vec<crate::definition::StageDefinition>")]
+    pub stages: Json,
+    /// What the run is given: a JSON object. The input of the run around it, unless given.
+    #[serde(default, skip_serializing_if = "Json::is_null")]
+    pub input: Json,
+    /// Whether an agent is to put together what comes of them: then the stage has another task, with all of it, and its result is
+    /// that of this task. Otherwise its result is that of the last stages, by their names.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub aggregate: bool,
+}
+
+/// What came of the stages that were delegated, for the agent that is to put it together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Gathered {
+    /// The run that did them.
+    pub run: RunId,
+    /// How it ended.
+    pub status: RunStatus,
+    /// Why, unless it succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The stages, in their order.
+    pub stages: Vec<GatheredStage>,
+}
+
+/// What came of one stage that was delegated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct GatheredStage {
+    /// Its name.
+    pub name: StageName,
+    /// How it ended.
+    pub status: StageStatus,
+    /// What came of it, if anything did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Json>,
+    /// Why its last attempt failed, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 fn yes() -> bool {

@@ -389,7 +389,8 @@ impl Facts {
                 lie(!request.new_run.is_some_and(|run| self.runs.contains_key(&run)))
             }
             (Code::Overloaded, AnyRequest::Workflow(WorkflowRequest::RerunRun(request))) => {
-                let live = self.runs.values().filter(|run| run.finished.is_none_or(|(at, _)| at > sent)).count();
+                let alone = self.runs.values().filter(|run| run.parent.is_none());
+                let live = alone.filter(|run| run.finished.is_none_or(|(at, _)| at > sent)).count();
                 let priority = self.runs.get(&request.run).map(|run| run.priority);
                 let pressed = priority.is_some_and(|priority| self.was_pressed_at_the_door(sent, priority));
                 lie((live < self.max_live_runs && !pressed) || rejection.retry_after_ms.is_none())
@@ -402,7 +403,8 @@ impl Facts {
                     .filter(|(id, run)| request.run == Some(**id) || (request.key.is_some() && run.key == request.key));
                 lie(known.count() > 0 || rejection.retry_after_ms.is_none())?;
                 // Runs that have ended since may have been live when that was decided.
-                let live = self.runs.values().filter(|run| run.finished.is_none_or(|(at, _)| at > sent)).count();
+                let alone = self.runs.values().filter(|run| run.parent.is_none());
+                let live = alone.filter(|run| run.finished.is_none_or(|(at, _)| at > sent)).count();
                 lie(live < self.max_live_runs && !self.was_pressed_at_the_door(sent, request.priority))
             }
             (Code::StaleLease, AnyRequest::Resource(ResourceRequest::Acquire(agent, request))) => {

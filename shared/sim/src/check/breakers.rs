@@ -115,7 +115,7 @@ impl Facts {
     pub(super) fn breakers_ended(&mut self, record: &StageEnded, capability: &Capability, lease: Option<LeaseId>) {
         let seq = self.seq;
         let counts = match record.outcome {
-            Outcome::Succeeded => Some(false),
+            Outcome::Succeeded | Outcome::Delegated => Some(false),
             Outcome::Failed | Outcome::TimedOut if !record.hopeless => Some(true),
             Outcome::Failed | Outcome::TimedOut | Outcome::Lost | Outcome::Cancelled => None,
         };

@@ -44,6 +44,8 @@ pub(super) struct Made {
     pub(super) result: Option<Json>,
     pub(super) code: Option<String>,
     pub(super) may_retry: bool,
+    /// What was delegated, and whether it is to be put together.
+    pub(super) delegated: Option<(Vec<StageDefinition>, bool)>,
 }
 
 /// The lists that are drawn for stages that have a task for each item, and what they are; `?` is a stage that it depends on.
@@ -231,21 +233,34 @@ impl Run {
     pub(super) fn made(&self, place: usize, report: &Report) -> Made {
         if report.status == ReportStatus::Failed {
             let (outcome, code, may_retry) = (Outcome::Failed, report.code.clone(), report.retryable);
-            return Made { outcome, result: None, code, may_retry };
+            return Made { outcome, result: None, code, may_retry, delegated: None };
         }
+        match &report.delegate {
+            Some(delegate) => self.made_of_delegation(place, report, delegate),
+            None => self.made_of(place, report.result.as_ref()),
+        }
+    }
+
+    /// What a result makes of the attempt that it ends.
+    pub(super) fn made_of(&self, place: usize, given: Option<&Json>) -> Made {
         let stage = self.definition(place);
-        let value: Value = report.result.as_ref().and_then(|result| result.read().ok()).unwrap_or_default();
-        let refused =
-            |code: &str| Made { outcome: Outcome::Failed, result: None, code: Some(code.to_owned()), may_retry: true };
+        let value: Value = given.and_then(|result| result.read().ok()).unwrap_or_default();
+        let refused = |code: &str| Made {
+            outcome: Outcome::Failed,
+            result: None,
+            code: Some(code.to_owned()),
+            may_retry: true,
+            delegated: None,
+        };
         if stage.output_schema.is_some() && !value.is_object() {
             return refused("invalid_result");
         }
         let result = match (&stage.output, value["lease"].as_i64()) {
-            (None, _) => report.result.clone(),
+            (None, _) => given.cloned(),
             (Some(_), Some(lease)) => Json::of(&json!({ "lease": lease, "n": self.n() + 1 })).ok(),
             (Some(_), None) => return refused("output_failed"),
         };
-        Made { outcome: Outcome::Succeeded, result, code: None, may_retry: false }
+        Made { outcome: Outcome::Succeeded, result, code: None, may_retry: false, delegated: None }
     }
 
     /// When a stage's attempts have taken too long together.
@@ -264,7 +279,7 @@ impl Run {
         let base = self.base(place);
         let (Some(index), Some(fan)) = (self.item(place), self.fans.get(&base)) else { return Ok(()) };
         let name = &self.definition(place).name;
-        let begun = |item: &usize| !self.stages[*item].attempts.is_empty();
+        let begun = |item: &usize| !self.stages[*item].attempts.is_empty() || self.stages[*item].is_over();
         let before = fan.clone().take(index as usize).all(|item| begun(&item));
         hold!(before, FLOW, "item {index} of {name} begins before one that comes before it");
         hold!(!self.too_many_failed(base), FLOW, "item {index} of {name} begins, and too many have failed");
@@ -339,6 +354,9 @@ impl Facts {
             GIVEN,
             "{task} is given the item {given:?}, not {item:?}"
         );
+        let attempt = run.stages[place].attempts.get((task.attempt as usize).wrapping_sub(1));
+        let (given, right) = (&assignment.delegated, attempt.and_then(|attempt| attempt.gathered.clone()));
+        hold!(*given == right, GIVEN, "{task} is given {given:?} of what was delegated, not {right:?}");
         for name in &run.definition(place).depends_on {
             let result = run.place(name.as_str()).and_then(|other| run.result_before(other, run.base(place)));
             let given = assignment.results.get(name);
@@ -376,6 +394,10 @@ impl Facts {
             agent_type: definition.agent_type,
             requires: definition.requires,
             resources: definition.resources,
+            child: None,
+            gathered: None,
+            delegated: None,
+            outcome: None,
             lease: None,
             before: Vec::new(),
             ended: None,
@@ -400,7 +422,7 @@ impl Facts {
             Outcome::Succeeded => over && !failed && !run.ending,
             Outcome::Failed => over && failed && !run.ending,
             Outcome::Cancelled => true,
-            Outcome::Lost | Outcome::TimedOut => false,
+            Outcome::Lost | Outcome::TimedOut | Outcome::Delegated => false,
         };
         hold!(
             right && record.retry_at.is_none(),
@@ -430,14 +452,27 @@ impl Facts {
 
     /// A stage could not begin.
     pub(super) fn never_began(&mut self, id: RunId, place: usize, code: Option<&str>) -> Checked {
-        let Some(run) = self.runs.get_mut(&id) else { return Ok(()) };
-        let name = run.definition.stages[place].name.clone();
+        let Some(run) = self.runs.get(&id) else { return Ok(()) };
+        let no_run = self.no_run_can_begin(id, run, place);
+        let name = run.definition(place).name.clone();
         hold!(run.may_begin(place), FLOW, "stage {name} of run {id} ended before what it waits for was over");
-        let verdict = run.verdict(place);
-        let right = matches!(verdict, Verdict::Fails(why) if Some(why) == code);
+        let goes_on = run.item(place).is_some() || !run.stages[place].attempts.is_empty();
+        let verdict = if goes_on { Verdict::Runs } else { run.verdict(place) };
+        let right = match verdict {
+            Verdict::Fails(why) => Some(why) == code,
+            Verdict::Runs => no_run.is_some() && no_run == code,
+            Verdict::Skipped(_) => false,
+        };
+        let Some(run) = self.runs.get_mut(&id) else { return Ok(()) };
         hold!(right, FLOW, "stage {name} of run {id} could not begin: {code:?}, {verdict:?}");
         run.stages[place].over = Some(Outcome::Failed);
-        self.seen.push(Branch::ConditionFailed);
+        run.stages[place].code = code.map(ToOwned::to_owned);
+        self.seen.push(match no_run {
+            Some("too_deep") => Branch::TooDeep,
+            Some("too_many_parts") => Branch::TooManyParts,
+            Some(_) => Branch::NoSuchWorkflow,
+            None => Branch::ConditionFailed,
+        });
         Ok(())
     }
 }

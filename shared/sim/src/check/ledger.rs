@@ -9,7 +9,7 @@ use baton_protocol::record::{
     ResourceRecord, RunFinished, RunStarted, StageEnded, StageReady, Stamp, WorkflowRecord, WorkflowRegistered,
 };
 use baton_protocol::run::RunStatus;
-use baton_protocol::{LeaseId, Service};
+use baton_protocol::{LeaseId, Service, TaskId};
 
 use baton_resource_manager::ResourceManager;
 use baton_workflow_manager::WorkflowManager;
@@ -191,14 +191,21 @@ impl Facts {
     fn run_started(&mut self, stamp: Stamp, record: &RunStarted) -> Checked {
         let versions = self.definitions.get(&record.workflow);
         let version = versions.and_then(|versions| versions.get((record.version as usize).checked_sub(1)?));
-        let Some((_, definition)) = version else {
+        let definition = match &record.parent {
+            Some(parent) if record.version == 0 => self.delegated_to(&parent.task),
+            _ => version.map(|(_, definition)| definition.clone()),
+        };
+        let Some(definition) = definition else {
             return Err(super::broken(ORDER, format!("run {} is of a workflow that is not there", record.run)));
         };
         if let Some(key) = &record.key {
             let other = self.runs.iter().find(|(_, run)| run.key.as_ref() == Some(key) && !run.forgotten);
             hold!(other.is_none(), "one key starts one run", "{key:?} started {:?} and {}", other, record.run);
         }
-        self.may_start_now(stamp, record.run, record.priority)?;
+        match &record.parent {
+            None => self.may_start_now(stamp, record.run, record.priority)?,
+            Some(parent) => self.child_started(stamp, record, parent, &definition)?,
+        }
         let mut run = Run {
             started: self.seq,
             started_at: stamp.at,
@@ -222,23 +229,83 @@ impl Facts {
             forgotten: false,
             finished: None,
             ended_at: 0,
+            ended_on: 0,
+            parent: record.parent.as_deref().cloned(),
+            parts: 0,
+            orphaned_on: None,
         };
         if let Some(rerun) = &record.rerun {
             self.rerun(record, rerun, &mut run)?;
         }
-        self.schedule_started(record)?;
-        self.trigger_started(record)?;
+        // What is a part of a run bears what that bears, and so does what repeats one.
+        if record.parent.is_none() && record.rerun.is_none() {
+            self.schedule_started(record)?;
+            self.trigger_started(record)?;
+        }
         hold!(self.runs.insert(record.run, run).is_none(), ONE_END, "run {} started twice", record.run);
         if let Some(budget) = &record.budget {
             self.pools_run_started(stamp, record.run, budget);
         }
-        let (live, most) = (self.live(), self.max_live_runs);
+        let (live, most) = (self.live_alone(), self.max_live_runs);
         hold!(live <= most, "no more runs are live than may be", "{live} are, and {most} may be");
         Ok(())
     }
 
     fn stage_ready(&mut self, stamp: Stamp, record: &StageReady) -> Checked {
         let (task, seq, now) = (&record.task, self.seq, self.now);
+        let place = self.attempt_begins(stamp, task)?;
+        let Some(run) = self.runs.get_mut(&task.run) else { return Ok(()) };
+        let definition = run.definition(place);
+        let by_run = !definition.has_agent() || run.stages[place].delegated().is_some();
+        hold!(!by_run, FLOW, "{task} is ready, and a run should do it");
+        let given = record.input.as_ref().map(|input| input.read::<serde_json::Value>().unwrap_or_default());
+        let right = definition.input.as_ref().map(|_| run.input_of(place));
+        hold!(given == right, GIVEN, "{task} is given {given:?}, not {right:?}");
+        let mut inputs = Vec::new();
+        for dependency in &definition.depends_on {
+            let other = run.definition.stages.iter().position(|stage| stage.name == *dependency).unwrap_or(place);
+            if run.result(other).is_some() {
+                inputs.push(dependency.clone());
+            }
+        }
+        hold!(record.inputs == inputs, ORDER, "{task} is given {:?}, not {inputs:?}", record.inputs);
+        let priority = run.priority;
+        hold!(
+            record.priority == priority,
+            ORDER,
+            "{task} is of priority {}, and its run of {priority}",
+            record.priority
+        );
+        let same = record.agent_type == definition.agent_type && record.requires == definition.requires;
+        hold!(same, ORDER, "{task} asks for {} and {}, which its stage does not", record.agent_type, record.requires);
+        let mut needs = definition.resources.clone();
+        if let Some(account) = run.budget.as_ref().and_then(|budget| budget.account(task.run)) {
+            needs.entry(account).or_insert_with(|| expected(definition));
+        }
+        hold!(record.resources == needs, ORDER, "{task} needs {needs:?}, and asks for {:?}", record.resources);
+        let gathered = run.stages[place].gathered.clone();
+        run.stages[place].attempts.push(Attempt {
+            ready: seq,
+            ready_at: stamp.at,
+            ready_on: now,
+            agent_type: record.agent_type.clone(),
+            requires: record.requires.clone(),
+            resources: record.resources.clone(),
+            child: None,
+            gathered,
+            delegated: None,
+            outcome: None,
+            lease: None,
+            before: Vec::new(),
+            ended: None,
+            ended_on: None,
+        });
+        Ok(())
+    }
+
+    /// An attempt at a stage begins here in the log, by whoever makes it. Its place.
+    pub(super) fn attempt_begins(&mut self, stamp: Stamp, task: &TaskId) -> Result<usize, super::Violation> {
+        self.no_pause_around(task)?;
         let Some(run) = self.runs.get_mut(&task.run) else {
             return Err(super::broken(ORDER, format!("{task} is ready in a run that never started")));
         };
@@ -261,10 +328,6 @@ impl Facts {
                 self.seen.push(Branch::FallbackRan);
             }
         }
-        let given = record.input.as_ref().map(|input| input.read::<serde_json::Value>().unwrap_or_default());
-        let right = definition.input.as_ref().map(|_| run.input_of(place));
-        hold!(given == right, GIVEN, "{task} is given {given:?}, not {right:?}");
-        let mut inputs = Vec::new();
         for dependency in &definition.depends_on {
             let other = run.definition.stages.iter().position(|stage| stage.name == *dependency).unwrap_or(place);
             let may_go_on = match run.stages[other].over {
@@ -273,27 +336,9 @@ impl Facts {
                 None => run.stages[other].skipped,
             };
             hold!(may_go_on, ORDER, "{task} is ready and {dependency} is not done");
-            if run.result(other).is_some() {
-                inputs.push(dependency.clone());
-            }
         }
-        hold!(record.inputs == inputs, ORDER, "{task} is given {:?}, not {inputs:?}", record.inputs);
         run.runs_alone(place)?;
         run.items_in_order(place)?;
-        let priority = run.priority;
-        hold!(
-            record.priority == priority,
-            ORDER,
-            "{task} is of priority {}, and its run of {priority}",
-            record.priority
-        );
-        let same = record.agent_type == definition.agent_type && record.requires == definition.requires;
-        hold!(same, ORDER, "{task} asks for {} and {}, which its stage does not", record.agent_type, record.requires);
-        let mut needs = definition.resources.clone();
-        if let Some(account) = run.budget.as_ref().and_then(|budget| budget.account(task.run)) {
-            needs.entry(account).or_insert_with(|| expected(definition));
-        }
-        hold!(record.resources == needs, ORDER, "{task} needs {needs:?}, and asks for {:?}", record.resources);
         let stage = &mut run.stages[place];
         let open = stage.attempts.last().is_some_and(|attempt| attempt.ended.is_none());
         hold!(!open && !stage.is_over(), ONCE, "{task} is ready, and the attempt before is not over");
@@ -311,19 +356,7 @@ impl Facts {
         if retry_at.is_some() {
             self.seen.push(Branch::Retried);
         }
-        stage.attempts.push(Attempt {
-            ready: seq,
-            ready_at: stamp.at,
-            ready_on: now,
-            agent_type: record.agent_type.clone(),
-            requires: record.requires.clone(),
-            resources: record.resources.clone(),
-            lease: None,
-            before: Vec::new(),
-            ended: None,
-            ended_on: None,
-        });
-        Ok(())
+        Ok(place)
     }
 
     fn stage_ended(&mut self, stamp: Stamp, record: &StageEnded) -> Checked {
@@ -337,7 +370,15 @@ impl Facts {
         if run.fans.contains_key(&place) {
             return self.joined(record);
         }
-        if run.stages[place].attempts.is_empty() && !run.ending && task.item.is_none() {
+        let by_run = !run.definition(place).has_agent();
+        let last = run.stages[place].attempts.last();
+        // Runs may be refused at any attempt: as parts of one they become more.
+        let could_not = match last {
+            None => task.item.is_none() || by_run,
+            Some(last) => by_run && last.ended.is_some(),
+        };
+        // Those that no run could begin which was to do what an agent delegated.
+        if (could_not || run.stages[place].delegated().is_some()) && !run.ending {
             let right = record.outcome == Outcome::Failed && record.lease.is_none() && record.retry_at.is_none();
             hold!(right, ONCE, "{task} ended, and was not open");
             return self.never_began(task.run, place, record.code.as_deref());
@@ -354,17 +395,20 @@ impl Facts {
         let Some(attempt) = current.filter(|_| task.attempt as usize == number) else {
             return Err(super::broken(ONCE, format!("{task} ended, and was not open")));
         };
-        (attempt.ended, attempt.ended_on) = (Some(seq), Some(self.now));
-        let held = attempt.lease;
+        (attempt.ended, attempt.ended_on, attempt.outcome) = (Some(seq), Some(self.now), Some(record.outcome));
+        attempt.delegated = record.delegated.as_deref().cloned();
+        let (held, child) = (attempt.lease, attempt.child);
         // The writer may not have read yet that an agent has it, or another one.
         let lease = attempt.lease_at(&self.leases, stamp.seen);
         hold!(record.lease == lease, UNDER_LEASE, "{task} ended under lease {:?}, not {lease:?}", record.lease);
         let known_lost = lease.is_some_and(|lease| self.leases[&lease].lost.is_some_and(|lost| lost <= stamp.seen));
         let stood_still = run.pauses.iter().map(|pause| pause.overlap(attempt.ready_at, stamp.at)).sum::<u64>();
         let first = attempt.first().filter(|_| lease.is_some());
-        let since = first.map_or((attempt.ready_at + stood_still, definition.start_timeout_ms), |lease| {
-            (self.leases[&lease].granted_at, definition.timeout_ms)
-        });
+        let since = match (first, child) {
+            (Some(lease), _) => (self.leases[&lease].granted_at, definition.timeout_ms),
+            (None, Some(_)) => (attempt.ready_at, definition.timeout_ms),
+            (None, None) => (attempt.ready_at + stood_still, definition.start_timeout_ms),
+        };
         if attempt.lease != lease && lease.is_some() {
             self.seen.push(Branch::ReportedByGiver);
         }
@@ -385,17 +429,26 @@ impl Facts {
         }
         let (held_as, capability) = (attempt.lease, attempt.agent_type.clone());
         let (mut may_retry, mut may_not) = (true, false);
-        let run = self.runs.get_mut(&task.run).expect("it was there above");
+        let run = &self.runs[&task.run];
         let definition = run.definition(place).clone();
         let definition = &definition;
         match record.outcome {
+            Outcome::Succeeded | Outcome::Failed | Outcome::Delegated if child.is_some() => {
+                let run = &self.runs[&task.run];
+                (may_retry, may_not) = self.gave(run, place, child, record)?;
+                self.seen.push(match record.outcome {
+                    Outcome::Succeeded => Branch::ChildSucceeded,
+                    Outcome::Delegated => Branch::Gathered,
+                    _ => Branch::ChildFailed,
+                });
+            }
             Outcome::Failed if lease.is_none() => {
                 let unpaid = self.pools.unpaid.get(task).is_some_and(|(at, _)| *at <= stamp.seen);
                 hold!(unpaid, UNDER_LEASE, "{task} failed under no lease, and was not refused");
                 hold!(record.hopeless, UNDER_LEASE, "{task} is not paid for, and not hopeless");
                 may_not = true;
             }
-            Outcome::Succeeded | Outcome::Failed => {
+            Outcome::Succeeded | Outcome::Failed | Outcome::Delegated => {
                 let Some(id) = lease else {
                     return Err(super::broken(UNDER_LEASE, format!("{task} was reported under no lease")));
                 };
@@ -409,19 +462,27 @@ impl Facts {
                 let sent = sent.filter(|(agent, report)| *agent == lease.agent && report.task == *task);
                 let made = sent.map(|(_, report)| run.made(place, report));
                 let made = made.filter(|made| {
-                    made.outcome == record.outcome && made.result == record.result && made.code == record.code
+                    let delegated =
+                        record.delegated.as_ref().map(|delegated| (&delegated.definition.stages, delegated.aggregate));
+                    let wanted = made.delegated.as_ref().map(|(stages, aggregate)| (stages, *aggregate));
+                    let same = made.outcome == record.outcome && made.result == record.result;
+                    same && made.code == record.code && delegated == wanted
                 });
                 let sent: Vec<_> = made.map(|made| made.may_retry).collect();
                 hold!(!sent.is_empty(), UNDER_LEASE, "nobody reported what {task} ended with");
                 may_retry = record.outcome == Outcome::Failed && sent.contains(&true);
-                may_not = record.outcome == Outcome::Succeeded || sent.contains(&false);
+                may_not = record.outcome != Outcome::Failed || sent.contains(&false);
                 let said = match record.outcome {
                     Outcome::Failed => sent.contains(&!record.hopeless),
                     _ => !record.hopeless,
                 };
                 hold!(said, UNDER_LEASE, "nobody said of {task} that it is hopeless: {}", record.hopeless);
-                if record.code.as_deref().is_some_and(|code| code != FLAKY) {
-                    self.seen.push(Branch::ResultRefused);
+                match (record.outcome, record.code.as_deref()) {
+                    (Outcome::Delegated, _) => self.seen.push(Branch::Delegated),
+                    (_, Some("invalid_delegation")) => self.seen.push(Branch::DelegationRefused),
+                    (_, Some("too_many_delegations")) => self.seen.push(Branch::DelegatedTooOften),
+                    (_, Some(code)) if code != FLAKY => self.seen.push(Branch::ResultRefused),
+                    _ => {}
                 }
             }
             Outcome::Lost => {
@@ -437,20 +498,33 @@ impl Facts {
                     (may_retry, may_not) = (false, true);
                     self.seen.push(Branch::TotalTimedOut);
                 }
-                self.seen.push(if lease.is_some() { Branch::RunTimedOut } else { Branch::StartTimedOut });
+                self.seen.push(match (lease, child) {
+                    (_, Some(_)) => Branch::ChildTimedOut,
+                    (Some(_), None) => Branch::RunTimedOut,
+                    (None, None) => Branch::StartTimedOut,
+                });
                 let leased_in_calm =
                     first.is_some_and(|lease| calm.is_some_and(|calm| self.leases[&lease].granted_on > calm + SETTLES));
                 // Of the time in all, it may have waited the most.
                 hold!(!leased_in_calm || in_all, CALM, "{task} was leased in the calm and timed out");
             }
             // One of a stage too many of whose items have failed, or of a run that ends.
-            Outcome::Cancelled if run.is_dropped(place) => self.seen.push(Branch::ItemDropped),
-            Outcome::Cancelled => run.ending = true,
+            Outcome::Cancelled => {
+                let run = self.runs.get_mut(&task.run).expect("it was there above");
+                if run.is_dropped(place) {
+                    self.seen.push(Branch::ItemDropped);
+                } else {
+                    run.ending = true;
+                }
+            }
         }
+        let run = self.runs.get_mut(&task.run).expect("it was there above");
         let ending = run.ending && record.outcome != Outcome::Cancelled;
         hold!(!ending, ONE_END, "{task} ended {} in a run that is ending", record.outcome);
         let with_result = record.result.is_some();
-        hold!(!with_result || record.outcome == Outcome::Succeeded, ONCE, "{task} has a result and {}", record.outcome);
+        let gathered = record.outcome == Outcome::Delegated && child.is_some();
+        let may_have = record.outcome == Outcome::Succeeded || gathered;
+        hold!(!with_result || may_have, ONCE, "{task} has a result and {}", record.outcome);
         let code = record.code.as_deref().unwrap_or(record.outcome.as_str());
         let hopeless = definition.retry.non_retryable.iter().any(|known| known == code);
         if hopeless {
@@ -462,11 +536,16 @@ impl Facts {
         };
         let in_time = total_due.is_none_or(|due| stamp.at + wait < due);
         (may_retry, may_not) = (may_retry && !hopeless && in_time, may_not || hopeless || !in_time);
-        let (last, may_fail) = (task.attempt >= definition.retry.max_attempts, definition.may_fail());
         let stage = &mut run.stages[place];
-        stage.result.clone_from(&record.result);
+        let failed = stage.attempts.iter().filter(|attempt| attempt.outcome.is_some_and(Outcome::is_failure)).count();
+        let (last, may_fail) = (failed >= definition.retry.max_attempts as usize, definition.may_fail());
+        let result = if gathered { &mut stage.gathered } else { &mut stage.result };
+        result.clone_from(&record.result);
         (stage.retry_at, stage.ended_at) = (record.retry_at, stamp.at);
         match (record.outcome, record.retry_at) {
+            (Outcome::Delegated, at) => {
+                hold!(at == Some(stamp.at), WAITS, "{task} was delegated, and goes on at {at:?}");
+            }
             (Outcome::Succeeded | Outcome::Cancelled, Some(_)) => {
                 return Err(super::broken(WAITS, format!("{task} is tried again after {}", record.outcome)));
             }
@@ -483,6 +562,9 @@ impl Facts {
                 }
             }
         }
+        if let Some(child) = child {
+            return self.child_is_over(child, record);
+        }
         self.breakers_ended(record, &capability, held_as);
         self.pools_paid(record);
         if let Some(lease) = held {
@@ -498,7 +580,8 @@ impl Facts {
             return Err(super::broken(ONE_END, format!("run {} ended and never started", record.run)));
         };
         hold!(run.finished.is_none(), ONE_END, "run {} ended twice", record.run);
-        (run.finished, run.ended_at) = (Some((seq, record.status)), stamp.at);
+        (run.finished, run.ended_at, run.ended_on) = (Some((seq, record.status)), stamp.at, self.now);
+        let orphaned = run.orphaned_on.is_some();
         let open = run.stages.iter().any(|stage| stage.attempts.last().is_some_and(|attempt| attempt.ended.is_none()));
         hold!(!open, ONE_END, "run {} ended with an attempt open", record.run);
         let stages = run.stages[..run.definition.stages.len()].iter();
@@ -512,13 +595,13 @@ impl Facts {
             RunStatus::Failed => (Branch::RunFailed, failed),
             RunStatus::Cancelled => {
                 let (alone, together) = (self.cancels.contains(&record.run), self.cancels_of.contains(&run.workflow));
-                if together && !alone {
+                if together && !alone && !orphaned {
                     self.seen.push(Branch::CancelledTogether);
                 }
                 if gives_way && !alone && !together {
                     self.seen.push(Branch::ScheduleCancelled);
                 }
-                let asked = alone || together || gives_way;
+                let asked = alone || together || gives_way || orphaned;
                 (Branch::Cancelled, asked)
             }
             RunStatus::TimedOut => {
@@ -526,9 +609,14 @@ impl Facts {
             }
         };
         hold!(right, ONE_END, "run {} ended {}, and should not", record.run, record.status);
-        let workflow = run.workflow.clone();
-        self.trigger_run_ended(stamp, &workflow, record);
-        self.alerts_run_finished(workflow, record.status);
+        let as_part = !orphaned || record.status == RunStatus::Cancelled;
+        hold!(as_part, super::children::PART, "run {} ended {}, and what it did was over", record.run, record.status);
+        let (workflow, is_part) = (run.workflow.clone(), run.parent.is_some());
+        if !is_part {
+            self.trigger_run_ended(stamp, &workflow, record);
+            self.alerts_run_finished(workflow, record.status);
+        }
+        self.no_part_is_left(record.run)?;
         self.seen.push(branch);
         self.pools_run_finished(record.run);
         Ok(())

@@ -85,13 +85,14 @@ impl Facts {
     }
 
     pub(super) fn run_paused(&mut self, stamp: Stamp, record: &RunPaused) -> Checked {
-        let (seq, asked) = (self.seq, self.pauses.contains(&record.run));
+        let with_parent = record.with_parent && self.is_part_of_a_paused(record.run);
+        let (seq, asked) = (self.seq, with_parent || (!record.with_parent && self.pauses.contains(&record.run)));
         let run = self.runs.get_mut(&record.run).filter(|run| run.finished.is_none() && !run.is_paused());
         let Some(run) = run.filter(|_| asked) else {
             return Err(broken(PAUSES, format!("run {} was paused", record.run)));
         };
         run.pauses.push(Pause { from: seq, from_at: stamp.at, to: None });
-        self.seen.push(Branch::Paused);
+        self.seen.push(if with_parent { Branch::PausedWithParent } else { Branch::Paused });
         Ok(())
     }
 
@@ -153,10 +154,12 @@ impl Facts {
     pub(super) fn runs_forgotten(&mut self, stamp: Stamp, record: &RunsForgotten) -> Checked {
         let (count, age, grace) = self.keeps;
         for id in &record.runs {
+            // Those that are a part of another one go with it.
+            let all_known = self.known_ended();
             let mut known: Vec<_> = self
                 .runs
                 .iter()
-                .filter(|(_, run)| run.finished.is_some() && !run.forgotten)
+                .filter(|(_, run)| run.finished.is_some() && !run.forgotten && run.parent.is_none())
                 .map(|(id, run)| (run.finished.map(|(seq, _)| seq), run.ended_at, *id))
                 .collect();
             known.sort_unstable();
@@ -166,9 +169,14 @@ impl Facts {
             hold!(is_oldest, FORGOTTEN, "run {id} was forgotten");
             let Some(run) = self.runs.get_mut(id) else { continue };
             let since = stamp.at.saturating_sub(run.ended_at);
-            let due = (known.len() > count && since >= grace) || (age > 0 && since >= age);
+            let due = (all_known > count && since >= grace) || (age > 0 && since >= age);
             hold!(due, FORGOTTEN, "run {id} was forgotten at {}, it ended at {}", stamp.at, run.ended_at);
             run.forgotten = true;
+            for part in self.within(*id) {
+                if let Some(part) = self.runs.get_mut(&part) {
+                    part.forgotten = true;
+                }
+            }
         }
         self.seen.push(Branch::Forgotten);
         Ok(())

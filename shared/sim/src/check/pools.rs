@@ -496,8 +496,9 @@ impl Facts {
 
     /// A task's lease ended here in the log, by a record of the workflow-manager.
     pub(super) fn pools_task_ended(&mut self, lease: LeaseId, outcome: Outcome, cost: Money) {
-        let reported = matches!(outcome, Outcome::Succeeded | Outcome::Failed);
-        let end = End { succeeded: outcome == Outcome::Succeeded, cost: reported.then_some(cost) };
+        let succeeded = matches!(outcome, Outcome::Succeeded | Outcome::Delegated);
+        let reported = succeeded || outcome == Outcome::Failed;
+        let end = End { succeeded, cost: reported.then_some(cost) };
         let place = self.pools_place();
         self.pools.ends.insert(lease, (place, end));
         let concerns = |held: &Held| held.under == Some(lease);

@@ -77,7 +77,10 @@ impl Facts {
     /// The priorities of the tasks that wait for an agent, as the resource-manager knows when it has read so far.
     fn waiting_as_read(&self, seen: u64) -> impl Iterator<Item = i32> {
         let waits = move |attempt: &&Attempt| {
-            attempt.ready <= seen && attempt.lease.is_none() && attempt.ended.is_none_or(|at| at > seen)
+            attempt.ready <= seen
+                && attempt.lease.is_none()
+                && attempt.child.is_none()
+                && attempt.ended.is_none_or(|at| at > seen)
         };
         let of_run = move |run: &Run| {
             let parts = run.parts().filter(|(_, _, definition)| !definition.asks());

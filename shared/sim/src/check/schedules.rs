@@ -78,10 +78,6 @@ impl Facts {
         let Some(name) = record.metadata.get(SCHEDULE_KEY) else { return Ok(()) };
         let time = record.metadata.get(SCHEDULED_KEY).cloned().unwrap_or_default();
         let name: ScheduleName = name.parse().map_err(|error| broken(STARTED, format!("{error}")))?;
-        // What repeats a run bears what that bore.
-        if record.rerun.is_some() {
-            return Ok(());
-        }
         let once = self.schedules.runs.values().all(|(other, when, _)| *other != name || *when != time);
         hold!(once, STARTED, "run {} is the second of schedule {name} for {time}", record.run);
         let known = self.schedules.all.get(&name).filter(|known| known.next.is_some());

@@ -89,7 +89,7 @@ impl Facts {
 
     /// A run was started that says it is a trigger's.
     pub(super) fn trigger_started(&mut self, record: &RunStarted) -> Checked {
-        let Some(name) = record.metadata.get(TRIGGER_KEY).filter(|_| record.rerun.is_none()) else { return Ok(()) };
+        let Some(name) = record.metadata.get(TRIGGER_KEY) else { return Ok(()) };
         let name: TriggerName = name.parse().map_err(|error| broken(STARTED, format!("{error}")))?;
         let event = record.metadata.get(EVENT_KEY).cloned().unwrap_or_default();
         let waits = |open: &Open| open.id == event && open.names.contains(&name);

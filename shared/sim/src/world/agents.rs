@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use baton_machine::Reply;
 use baton_protocol::request::{
-    AcknowledgeHandoff, Assignment, Decline, HandoffAcknowledged, HandoffOffer, Heartbeat, HeartbeatAnswer, Leave,
-    OfferHandoff, Progress, RegisterAgent, Registered, Report, ReportStatus, Reports, ResourceRequest, RestartAgent,
-    Usage, WorkflowRequest,
+    AcknowledgeHandoff, Assignment, Decline, Delegate, HandoffAcknowledged, HandoffOffer, Heartbeat, HeartbeatAnswer,
+    Leave, OfferHandoff, Progress, RegisterAgent, Registered, Report, ReportStatus, Reports, ResourceRequest,
+    RestartAgent, Usage, WorkflowRequest,
 };
-use baton_protocol::{AgentId, Code, Json, LeaseId, Money, Number, TaskId};
+use baton_protocol::{AgentId, Capability, Code, Json, LeaseId, Money, Number, TaskId};
+
+use serde_json::json;
 
 use super::{Asker, Doing, Event, Micros, Purpose, Told, World};
 use crate::check::{Asked, Checked, hold};
@@ -274,6 +276,7 @@ impl World {
         let Some((assignment, working)) = self.processes[process].held.get_mut(&lease) else { return };
         *working = false;
         let (task, agent_type) = (assignment.task.clone(), assignment.agent_type.clone());
+        let (gathered, in_part) = (assignment.delegated.is_some(), assignment.task.stage.as_str().starts_with('d'));
         let mut report = succeeded(lease, task, &id, &self.processes[process].session);
         if self.draws.chance(400) {
             // Sometimes more than was set aside.
@@ -287,11 +290,25 @@ impl World {
             report.code = self.draws.chance(300).then(|| FLAKY.to_owned());
             report.retryable = !self.draws.chance(200);
         }
+        let (often, again) = self.workload.delegates;
+        // Those who delegate without end do it at once, and nobody below them: they must get there before the history is over.
+        let fewer = if self.calm { 3 } else { 1 };
+        let chance = match (self.workload.delegates_for_ever(), gathered) {
+            (true, _) if in_part => 0,
+            (true, true) => again,
+            (_, true) => again / fewer,
+            (_, false) => often / fewer,
+        };
+        if report.status == ReportStatus::Succeeded && chance > 0 && self.draws.chance(chance) {
+            report.result = None;
+            report.delegate = Some(self.delegates(&agent_type));
+        }
         let who = self.processes[process].who;
         let sick = self.workload.sick[who].is_some_and(|(from, until)| (from..until).contains(&self.now));
         if !self.calm && sick && agent_type == self.workload.agents[who].1.agent_type {
             self.coverage.fault(Fault::Sick);
             (report.status, report.result, report.retryable) = (ReportStatus::Failed, None, true);
+            report.delegate = None;
             report.error = Some("it does not work today".to_owned());
         }
         if !self.calm && wrong > 0 {
@@ -311,6 +328,21 @@ impl World {
         } else {
             self.report(process, report, Purpose::Report(lease), true);
         }
+    }
+
+    /// Work for others: some stages, one after the other or side by side, for the same kind of agents; at times not sound.
+    fn delegates(&mut self, agent_type: &Capability) -> Delegate {
+        let again = self.workload.delegates_for_ever();
+        let count = if again { 1 } else { 1 + self.draws.below(3) };
+        let chain = self.draws.chance(500);
+        let wrong = !self.calm && self.draws.chance(80);
+        let stage = |n: u32| {
+            let before = if wrong { Some(count) } else { n.checked_sub(1).filter(|_| chain) };
+            let before: Vec<_> = before.into_iter().map(|before| format!("d{before}")).collect();
+            json!({ "name": format!("d{n}"), "agent_type": agent_type, "depends_on": before, "retry": { "max_attempts": 2 } })
+        };
+        let stages = Json::of(&(0..count).map(stage).collect::<Vec<_>>()).unwrap_or_default();
+        Delegate { stages, input: Json::null(), aggregate: again || self.draws.chance(600) }
     }
 
     /// Reports what has been done since the last time.
@@ -533,5 +565,6 @@ fn succeeded(lease: LeaseId, task: TaskId, agent: &AgentId, session: &str) -> Re
         cost: Money::ZERO,
         usage: Usage::default(),
         model: None,
+        delegate: None,
     }
 }

@@ -84,6 +84,16 @@ impl World {
                 self.facts.pause_asked(run);
                 WorkflowRequest::PauseRun(PauseRun { run, reason: None })
             }
+            Wish::OfPart(number, pause) => {
+                let Some(run) = self.facts.part(number as usize) else { return };
+                if pause {
+                    self.facts.pause_asked(run);
+                    WorkflowRequest::PauseRun(PauseRun { run, reason: None })
+                } else {
+                    self.facts.cancel_asked(run);
+                    WorkflowRequest::CancelRun(CancelRun { run, reason: None })
+                }
+            }
             Wish::Resume(number) => {
                 let Some(run) = known(self, number) else { return };
                 WorkflowRequest::ResumeRun(ResumeRun { run })
@@ -154,7 +164,7 @@ impl World {
                 WorkflowRequest::GetRun(GetRun { run })
             }
             Wish::GetNothing => WorkflowRequest::GetRun(GetRun { run: RunId::derive(EPOCH, 1 << 90) }),
-            Wish::List => WorkflowRequest::ListRuns(ListRuns::default()),
+            Wish::List => WorkflowRequest::ListRuns(ListRuns { children: true, ..ListRuns::default() }),
             Wish::Agents => {
                 let request = AnyRequest::Resource(ResourceRequest::ListAgents(ListAgents::default()));
                 return self.ask(Asker::Client(Wanted::Other), request, true);

@@ -81,6 +81,7 @@ impl Writing {
             budget: None,
             metadata: Default::default(),
             rerun: None,
+            parent: None,
         })])
     }
 
@@ -124,6 +125,7 @@ impl Writing {
             cost: Money::ZERO,
             usage: Default::default(),
             model: None,
+            delegated: None,
         })])
     }
 
