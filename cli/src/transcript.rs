@@ -153,7 +153,7 @@ fn workflow(record: &WorkflowRecord) -> (String, Tone) {
         }
         WorkflowRecord::TriggerSet(r) => {
             let state = if r.trigger.paused { ", paused" } else { "" };
-            (format!("{} of {}{state}", r.name, r.trigger.start.workflow), Tone::Plain)
+            (format!("{} of {}{state}", r.name, r.trigger.then.workflow()), Tone::Plain)
         }
         WorkflowRecord::TriggerRemoved(r) => (format!("{} of {}", r.name, r.workflow), Tone::Plain),
         WorkflowRecord::EventRaised(r) => (format!("{} {}", r.event, short(&r.id, INPUT)), Tone::Plain),

@@ -1,9 +1,10 @@
 //! Every example in `examples/` runs to its end, as its comments say.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use baton_protocol::record::Outcome;
-use baton_protocol::request::SignalRun;
+use baton_protocol::request::{ListRuns, SignalRun};
 use baton_protocol::run::{RunStatus, RunView, StageStatus};
 use baton_protocol::{Code, Json};
 use baton_sdk::{Delegation, GatheredStage, Output, Task, TaskError};
@@ -63,7 +64,7 @@ async fn does(task: Task) -> Result<Output, TaskError> {
             Ok(json!({ "text": format!("{}: {}", input["number"], task.item::<Value>()?["title"]) }))
         }
         ("map", "book") => Ok(input),
-        ("approval", "deliver") => Ok(input),
+        ("approval", "deliver") | ("order", "send") => Ok(input),
         ("sub-workflows", "collect") => {
             Ok(json!({ "questions": ["Is it ready?", "Why is it not ready, which is urgent?", "Is it?"] }))
         }
@@ -114,6 +115,28 @@ impl Stage<'_> {
     }
 }
 
+/// Runs the commands that an example's comments give, but that by which it is registered.
+async fn as_commented(fleet: &Fleet, name: &str) -> String {
+    let text = std::fs::read_to_string(folder().join(name)).unwrap();
+    let mut said = String::new();
+    for command in text.lines().filter_map(|line| line.strip_prefix("#   baton ")) {
+        // What stands between quotes is one word.
+        let parts = command.split('"').enumerate().flat_map(|(n, part)| match n % 2 {
+            0 => part.split_whitespace().collect(),
+            _ => vec![part],
+        });
+        let words: Vec<_> = parts.collect();
+        if words[..2] != ["workflow", "register"] {
+            said += &fleet.baton(&words).await;
+        }
+    }
+    said
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples")
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_example_runs_as_it_says() {
     use StageStatus::{Failed, Skipped, Succeeded};
@@ -123,9 +146,8 @@ async fn every_example_runs_as_it_says() {
         let id = format!("{}-1", capability.replace('_', "-"));
         stops.push(agent(&fleet, &id, capability, 4, does).await);
     }
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
+    for entry in std::fs::read_dir(folder()).unwrap() {
         let path = entry.unwrap().path();
         fleet.baton(&["workflow", "register", path.to_str().unwrap()]).await;
         names.push(path.file_stem().unwrap().to_str().unwrap().to_owned());
@@ -224,6 +246,17 @@ async fn every_example_runs_as_it_says() {
     let log = fleet.baton(&["log", &view.run.to_string()]).await;
     assert!(log.contains("report/1 delegated") && log.contains("does report/2"), "{log}");
     seen.push("supervisor");
+
+    // W19, W21: by the commands that its comments give.
+    let said = as_commented(&fleet, "order.yaml").await;
+    assert!(said.contains("order: run ") && said.contains("paid: 1 run was given the signal"), "{said}");
+    let of_it = ListRuns { workflow: Some("order".parse().unwrap()), ..ListRuns::default() };
+    let started = fleet.client.list_runs(&of_it).await.unwrap().runs;
+    assert_eq!(started.len(), 1, "{started:?}");
+    let view = fleet.wait_for_end(started[0].run).await;
+    assert_eq!(Stage(&view).result("send"), json!({ "sum": 12 }));
+    assert!(fleet.baton(&["schedules"]).await.contains("Europe/Berlin"));
+    seen.push("order");
 
     // W8
     let view = run("retries", json!({})).await;

@@ -6,8 +6,8 @@ use baton_client::now;
 use baton_protocol::definition::{Expression, Mapping};
 use baton_protocol::request::{ListTriggers, RaiseEvent, SetTrigger, TriggerList, TriggerView};
 use baton_protocol::run::RunStatus;
-use baton_protocol::trigger::{On, Reaction, RunEnded, StartBy};
-use baton_protocol::{EventName, Trigger, TriggerName, WorkflowName};
+use baton_protocol::trigger::{On, Reaction, RunEnded, SignalBy, StartBy, Then};
+use baton_protocol::{EventName, SignalName, Trigger, TriggerName, WorkflowName};
 use clap::{Args, Subcommand};
 
 use crate::Context;
@@ -19,7 +19,7 @@ use crate::output::{Cell, Table};
 use crate::style::Tone;
 use crate::text::ago;
 
-/// Lists triggers, by which events start runs; makes, changes and removes them
+/// Lists triggers, by which events start or signal runs; makes, changes and removes them
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Triggers {
@@ -51,7 +51,7 @@ enum Change {
 struct SetArgs {
     /// The trigger
     name: TriggerName,
-    /// The workflow that it starts
+    /// The workflow that it starts, or whose runs it gives a signal to
     workflow: WorkflowName,
     /// For events that are raised under this name
     #[arg(long, value_name = "NAME", required_unless_present = "run_ended")]
@@ -65,7 +65,13 @@ struct SetArgs {
     /// Only where this gives true, in CEL: `event.data.rows > 100`
     #[arg(long, value_name = "CEL")]
     when: Option<String>,
-    /// A part of the input, in CEL: `topic=event.data.topic`; the event's data as it is unless given
+    /// Give this signal to live runs of the workflow, and start none
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["meta", "priority", "version"])]
+    signal: Option<SignalName>,
+    /// Signal only runs whose metadata has this, in CEL: `order=event.data.order`
+    #[arg(long, value_name = "KEY=CEL", value_parser = expression, requires = "signal")]
+    only: Vec<(String, String)>,
+    /// A part of the input or of what comes with the signal, in CEL: `topic=event.data.topic`
     #[arg(long, short, value_name = "KEY=CEL", value_parser = expression)]
     input: Vec<(String, String)>,
     /// Noted about each run, to find it again: `--meta customer=acme`
@@ -99,25 +105,38 @@ impl SetArgs {
             (None, Some(workflow)) => On::RunEnded(RunEnded { workflow, status: self.status }),
             (None, None) => return Err(Failure::usage("say --event or --run-ended".to_owned()).into()),
         };
-        let mut each: BTreeMap<String, Expression> = BTreeMap::new();
-        for (key, expression) in self.input {
-            if each.insert(key.clone(), expression.as_str().into()).is_some() {
-                return Err(Failure::usage(format!("the input {key:?} is given twice")).into());
+        let each = expressions("input", self.input)?;
+        let mapping = (!each.is_empty()).then_some(Mapping::Each(each));
+        let workflow = self.workflow;
+        let then = match self.signal {
+            Some(signal) => {
+                let runs = expressions("key", self.only)?;
+                Then::Signal(SignalBy { workflow, signal, runs, payload: mapping })
             }
-        }
-        let start = StartBy {
-            workflow: self.workflow,
-            version: self.version,
-            input: (!each.is_empty()).then_some(Mapping::Each(each)),
-            priority: self.priority,
-            strategy: None,
-            due_ms: None,
-            budget: None,
-            metadata: metadata(self.meta)?,
+            None => Then::Start(StartBy {
+                workflow,
+                version: self.version,
+                input: mapping,
+                priority: self.priority,
+                strategy: None,
+                due_ms: None,
+                budget: None,
+                metadata: metadata(self.meta)?,
+            }),
         };
         let when = self.when.map(|when| when.as_str().into());
-        Ok(SetTrigger { name: self.name, trigger: Trigger { on, when, start, paused: self.paused } })
+        Ok(SetTrigger { name: self.name, trigger: Trigger { on, when, then, paused: self.paused } })
     }
+}
+
+fn expressions(what: &str, given: Vec<(String, String)>) -> anyhow::Result<BTreeMap<String, Expression>> {
+    let mut each = BTreeMap::new();
+    for (key, expression) in given {
+        if each.insert(key.clone(), expression.as_str().into()).is_some() {
+            return Err(Failure::usage(format!("the {what} {key:?} is given twice")).into());
+        }
+    }
+    Ok(each)
 }
 
 impl Triggers {
@@ -141,8 +160,8 @@ impl Triggers {
                 if json {
                     context.out.json(&view)?;
                 } else {
-                    let start = &view.trigger.start.workflow;
-                    context.out.line(&format!("trigger {} starts {start} {}", view.name, on(&view.trigger)))?;
+                    let (does, when) = (does(&view.trigger), on(&view.trigger));
+                    context.out.line(&format!("trigger {} {does} {when}", view.name))?;
                 }
             }
             Some(Change::Remove { name, json }) => {
@@ -158,6 +177,14 @@ impl Triggers {
     }
 }
 
+/// What it does, in words.
+fn does(trigger: &Trigger) -> String {
+    match &trigger.then {
+        Then::Start(start) => format!("starts {}", start.workflow),
+        Then::Signal(by) => format!("signals {} to {}", by.signal, by.workflow),
+    }
+}
+
 /// Which events it is for, in words.
 fn on(trigger: &Trigger) -> String {
     match &trigger.on {
@@ -168,7 +195,7 @@ fn on(trigger: &Trigger) -> String {
 }
 
 fn table(list: &TriggerList) -> Table {
-    let mut table = Table::new(["name", "starts", "on", "when", "last", "came to"]);
+    let mut table = Table::new(["name", "does", "on", "when", "last", "came to"]);
     for view in &list.triggers {
         table.row(row(view));
     }
@@ -187,7 +214,7 @@ fn row(view: &TriggerView) -> Vec<Cell> {
     };
     vec![
         view.name.to_string().into(),
-        trigger.start.workflow.to_string().into(),
+        does(trigger).into(),
         on(trigger).into(),
         trigger.when.as_ref().map(|when| when.as_str().to_owned()).unwrap_or_default().into(),
         last.into(),

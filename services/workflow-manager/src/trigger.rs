@@ -1,4 +1,4 @@
-//! Triggers: events that start runs.
+//! Triggers: events that start runs, or give signals to them.
 //!
 //! An event is kept until every trigger that is for it has come to something, and each is written down by itself. So a trigger that
 //! fails silences no other, a start that has to wait for room is not forgotten, and a leader that dies half-way leaves the rest to
@@ -18,7 +18,8 @@ use baton_protocol::request::{
 };
 use baton_protocol::run::Metadata;
 use baton_protocol::trigger::{
-    CHAIN_KEY, EVENT_KEY, EventRaised, MAX_CHAIN, On, Reaction, TRIGGER_KEY, TriggerFired, TriggerRemoved, TriggerSet,
+    CHAIN_KEY, EVENT_KEY, EventRaised, MAX_CHAIN, On, Reaction, SignalBy, StartBy, TRIGGER_KEY, Then, TriggerFired,
+    TriggerRemoved, TriggerSet,
 };
 use baton_protocol::{AgentId, Code, Json, Millis, Number, Rejection, Trigger, TriggerName, WorkflowName};
 use serde::{Deserialize, Serialize};
@@ -27,7 +28,7 @@ use serde_json::{Value, json};
 use crate::expression::{Place, Program, Scope, Values};
 use crate::run::Run;
 use crate::workflows::Version;
-use crate::{Turn, WorkflowManager, start, text};
+use crate::{Turn, WorkflowManager, start, text, word};
 
 /// How the keys of triggers' runs begin. Nobody else may use such keys.
 pub(crate) const KEY: &str = "trigger:";
@@ -44,6 +45,10 @@ const MAX_KNOWN: usize = 10_000;
 const LATE_MS: Millis = 3_600_000;
 /// How many events are looked at in one turn, the oldest first.
 const EVENTS: usize = 1000;
+/// How many runs are given a signal for an event at the most: it is done at once, or not at all.
+const MAX_SIGNALLED: usize = 1000;
+/// How many keys of the metadata may say which runs are given one.
+const MAX_KEYS: usize = 16;
 /// The longest name of who raised an event, in bytes.
 const MAX_SOURCE_BYTES: usize = 200;
 
@@ -251,31 +256,60 @@ pub(crate) fn set(turn: &mut Turn<'_>, request: SetTrigger) -> Result<TriggerVie
 }
 
 fn check(turn: &Turn<'_>, trigger: &Trigger) -> Result<(), Rejection> {
-    let invalid = |why: String| Rejection::invalid(format!("the trigger is not valid: {why}"));
-    let start = &trigger.start;
     let bytes = Json::of(trigger).map_or(usize::MAX, |json| json.size());
     if bytes > MAX_TRIGGER_BYTES {
         let message = format!("the trigger has {bytes} bytes as JSON; at most {MAX_TRIGGER_BYTES} are allowed");
         return Err(Rejection::new(Code::TooLarge, message));
     }
-    turn.state().workflows.find(&start.workflow, start.version)?;
     if let On::RunEnded(ended) = &trigger.on {
         turn.state().workflows.find(&ended.workflow, None)?;
         if ended.status.is_some_and(|status| !status.is_end()) {
             return Err(invalid("on.run_ended.status: it must be how a run ends".to_owned()));
         }
-        if ended.workflow == start.workflow && trigger.when.is_none() {
-            let why = "each run would start the next one; say with `when` which may";
-            return Err(invalid(format!("it starts the workflow whose ends it is for: {why}")));
-        }
     }
     if let Some(when) = &trigger.when {
         program(when).map_err(|why| invalid(format!("when: {why}")))?;
     }
-    for (key, expression) in start.input.iter().flat_map(Mapping::expressions) {
-        let key = key.map(|key| format!(".{key}")).unwrap_or_default();
-        program(expression).map_err(|why| invalid(format!("start.input{key}: {why}")))?;
+    match &trigger.then {
+        Then::Start(start) => check_start(turn, trigger, start),
+        Then::Signal(signal) => check_signal(turn, signal),
     }
+}
+
+fn invalid(why: impl std::fmt::Display) -> Rejection {
+    Rejection::invalid(format!("the trigger is not valid: {why}"))
+}
+
+fn check_mapping(what: &str, mapping: Option<&Mapping>) -> Result<(), Rejection> {
+    for (key, expression) in mapping.into_iter().flat_map(Mapping::expressions) {
+        let key = key.map(|key| format!(".{key}")).unwrap_or_default();
+        program(expression).map_err(|why| invalid(format!("{what}{key}: {why}")))?;
+    }
+    Ok(())
+}
+
+fn check_signal(turn: &Turn<'_>, by: &SignalBy) -> Result<(), Rejection> {
+    let (_, version) = turn.state().workflows.find(&by.workflow, None)?;
+    word::check_awaited(version, &by.workflow, &by.signal)?;
+    if by.runs.len() > MAX_KEYS {
+        return Err(invalid(format!("signal.runs: it has {} keys; at most {MAX_KEYS} are allowed", by.runs.len())));
+    }
+    for (key, expression) in &by.runs {
+        program(expression).map_err(|why| invalid(format!("signal.runs.{key}: {why}")))?;
+    }
+    check_mapping("signal.payload", by.payload.as_ref())
+}
+
+fn check_start(turn: &Turn<'_>, trigger: &Trigger, start: &StartBy) -> Result<(), Rejection> {
+    turn.state().workflows.find(&start.workflow, start.version)?;
+    if let On::RunEnded(ended) = &trigger.on
+        && ended.workflow == start.workflow
+        && trigger.when.is_none()
+    {
+        let why = "each run would start the next one; say with `when` which may";
+        return Err(invalid(format!("it starts the workflow whose ends it is for: {why}")));
+    }
+    check_mapping("start.input", start.input.as_ref())?;
     if let Some(budget) = &start.budget {
         budget.check().map_err(|error| invalid(format!("start.budget: {error}")))?;
     }
@@ -302,7 +336,7 @@ fn noted(own: &Metadata, name: &TriggerName, event: String, chain: u32) -> Metad
 pub(crate) fn remove(turn: &mut Turn<'_>, request: RemoveTrigger) -> Result<TriggerView, Rejection> {
     let RemoveTrigger { name } = request;
     let known = turn.state().triggers.known(&name)?;
-    let (view, workflow) = (known.view(&name), known.trigger.start.workflow.clone());
+    let (view, workflow) = (known.view(&name), known.trigger.then.workflow().clone());
     turn.emit(WorkflowRecord::TriggerRemoved(TriggerRemoved { name, workflow }));
     Ok(view)
 }
@@ -368,8 +402,13 @@ pub(crate) fn fire(turn: &mut Turn<'_>) {
     let triggers = &turn.state().triggers;
     let events = triggers.open.iter().take(EVENTS);
     let each = events.flat_map(|(number, open)| open.triggers.iter().map(|name| (*number, name)));
+    let priority = |trigger: &Trigger| match &trigger.then {
+        Then::Start(start) => start.priority,
+        // It needs no room, so it waits for nobody.
+        Then::Signal(_) => i32::MAX,
+    };
     let open = each
-        .filter_map(|(number, name)| Some((triggers.all.get(name)?.trigger.start.priority, (number, name.clone()))))
+        .filter_map(|(number, name)| Some((priority(&triggers.all.get(name)?.trigger), (number, name.clone()))))
         .collect();
     turn.soft.triggers_wait = start::by_themselves(turn, open, |turn, (number, name)| fire_one(turn, *number, name));
 }
@@ -379,10 +418,11 @@ fn fire_one(turn: &mut Turn<'_>, number: Number, name: &TriggerName) -> Option<M
     let triggers = &turn.state().triggers;
     let event = Arc::clone(&triggers.open.get(&number)?.event);
     let entry = Arc::clone(triggers.all.get(name)?);
-    let outcome = match start_of(&entry.trigger, (name, number), &event) {
+    let outcome = match wish(&entry.trigger, (name, number), &event) {
         Err(why) => Reaction::Failed(why),
         Ok(None) => Reaction::Unmatched,
-        Ok(Some(request)) => match start::start(turn, request, &RequestContext::default()) {
+        Ok(Some(Wish::Signal(by, meant, payload))) => signal(turn, (name, &event), by, &meant, &payload),
+        Ok(Some(Wish::Start(request))) => match start::start(turn, *request, &RequestContext::default()) {
             Ok(accepted) => Reaction::Started(accepted.run),
             Err(rejection) if rejection.code.is_retryable() => {
                 if turn.now().saturating_sub(event.at) <= LATE_MS {
@@ -398,17 +438,24 @@ fn fire_one(turn: &mut Turn<'_>, number: Number, name: &TriggerName) -> Option<M
         other => other,
     };
     turn.count("baton_triggers_fired_total", &[outcome.as_str()], 1.0);
-    let workflow = entry.trigger.start.workflow.clone();
+    let workflow = entry.trigger.then.workflow().clone();
     turn.emit(WorkflowRecord::TriggerFired(TriggerFired { name: name.clone(), workflow, event: number, outcome }));
     None
 }
 
-/// The run that a trigger starts for an event; none if its condition gives false.
-fn start_of(
-    trigger: &Trigger,
+/// What a trigger is to do for an event.
+enum Wish<'a> {
+    Start(Box<StartRun>),
+    /// To give a signal to runs which bear that in their metadata, and what comes with it.
+    Signal(&'a SignalBy, Metadata, Json),
+}
+
+/// What a trigger is to do for an event; nothing if its condition gives false.
+fn wish<'a>(
+    trigger: &'a Trigger,
     (name, number): (&TriggerName, Number),
     event: &Happened,
-) -> Result<Option<StartRun>, String> {
+) -> Result<Option<Wish<'a>>, String> {
     let seen = event.value()?;
     let values = || Values { event: Some(seen.clone()), ..Values::default() };
     if let Some(when) = &trigger.when {
@@ -417,26 +464,37 @@ fn start_of(
             return Ok(None);
         }
     }
+    let of = |what: &str, expression: &Expression| {
+        let value = program(expression).and_then(|program| program.value(values()));
+        value.map_err(|why| format!("{what}: {why}"))
+    };
+    let mapped = |what: &str, mapping: Option<&Mapping>| {
+        let value = match mapping {
+            None => return Ok(event.data.clone()),
+            Some(Mapping::One(expression)) => of(what, expression)?,
+            Some(Mapping::Each(each)) => {
+                let made = each.iter().map(|(key, one)| Ok((key.clone(), of(&format!("{what}.{key}"), one)?)));
+                Value::Object(made.collect::<Result<_, String>>()?)
+            }
+        };
+        Json::of(&value).map_err(|error| error.to_string())
+    };
+    let start = match &trigger.then {
+        Then::Start(start) => start,
+        Then::Signal(by) => {
+            let meant = by.runs.iter().map(|(key, expression)| {
+                let what = format!("signal.runs.{key}");
+                Ok((key.clone(), as_noted(of(&what, expression)?).map_err(|why| format!("{what}: {why}"))?))
+            });
+            let meant = meant.collect::<Result<_, String>>()?;
+            return Ok(Some(Wish::Signal(by, meant, mapped("signal.payload", by.payload.as_ref())?)));
+        }
+    };
     if event.chain >= MAX_CHAIN {
         return Err(format!("{MAX_CHAIN} triggers led to this event already, one by the run of the other"));
     }
-    let of = |expression: &Expression| program(expression)?.value(values());
-    let start = &trigger.start;
-    let input = match &start.input {
-        None => event.data.clone(),
-        Some(Mapping::One(expression)) => {
-            let value = of(expression).map_err(|why| format!("start.input: {why}"))?;
-            Json::of(&value).map_err(|error| error.to_string())?
-        }
-        Some(Mapping::Each(each)) => {
-            let made = each.iter().map(|(key, expression)| {
-                let value = of(expression).map_err(|why| format!("start.input.{key}: {why}"))?;
-                Ok((key.as_str(), value))
-            });
-            Json::of(&made.collect::<Result<BTreeMap<_, _>, String>>()?).map_err(|error| error.to_string())?
-        }
-    };
-    Ok(Some(StartRun {
+    let input = mapped("start.input", start.input.as_ref())?;
+    Ok(Some(Wish::Start(Box::new(StartRun {
         version: start.version,
         priority: start.priority,
         key: Some(format!("{KEY}{name}:{number}")),
@@ -445,5 +503,54 @@ fn start_of(
         budget: start.budget.clone(),
         metadata: noted(&start.metadata, name, text::cut_to(event.id.clone(), 255), event.chain + 1),
         ..StartRun::new(start.workflow.clone(), input)
-    }))
+    }))))
+}
+
+/// A value as metadata bear it.
+fn as_noted(value: Value) -> Result<String, &'static str> {
+    match value {
+        Value::String(text) => Ok(text),
+        Value::Number(number) => Ok(number.to_string()),
+        Value::Bool(truth) => Ok(truth.to_string()),
+        Value::Null | Value::Array(_) | Value::Object(_) => Err("it gives no text, and no number"),
+    }
+}
+
+/// Gives a signal to the runs that are meant, at once or not at all. What a leader that died left undone is done by its
+/// successor: who has the signal already counts, as if it were given now.
+fn signal(
+    turn: &mut Turn<'_>,
+    (name, event): (&TriggerName, &Happened),
+    by: &SignalBy,
+    meant: &Metadata,
+    payload: &Json,
+) -> Reaction {
+    if payload.size() > MAX_JSON_BYTES {
+        let bytes = payload.size();
+        return Reaction::Failed(format!("signal.payload: it has {bytes} bytes; at most {MAX_JSON_BYTES} are allowed"));
+    }
+    let is_meant = |run: &Run| {
+        run.workflow == by.workflow
+            && run.started_at <= event.at
+            && meant.iter().all(|(key, value)| run.metadata.get(key) == Some(value))
+            && run.signals.get(&by.signal).is_none_or(|given| given == payload)
+    };
+    let state = turn.state();
+    let waits = |run: &Run| state.live(run.id).is_some_and(|(_, version)| word::is_awaited(version, &by.signal));
+    let runs = state.runs.iter().filter(|(_, run)| is_meant(run) && waits(run));
+    let mut runs: Vec<_> = runs.map(|(id, run)| (*id, run.signals.contains_key(&by.signal))).collect();
+    if runs.len() > MAX_SIGNALLED {
+        let count = runs.len();
+        let why = format!("{count} runs are meant; at most {MAX_SIGNALLED} are given a signal for one event");
+        return Reaction::Failed(format!("{why}: say with `runs` which"));
+    }
+    if is_planted(Bug::TriggerSignalsOne) {
+        runs.truncate(1);
+    }
+    for (run, given) in &runs {
+        if !given {
+            word::give(turn, *run, &by.signal, payload, Some(format!("trigger {name}")));
+        }
+    }
+    Reaction::Signalled(u32::try_from(runs.len()).unwrap_or(u32::MAX))
 }

@@ -6,10 +6,11 @@ use baton_protocol::nearest::nearest;
 use baton_protocol::record::{Outcome, Signalled, WorkflowRecord};
 use baton_protocol::request::{DecideStage, MAX_JSON_BYTES, SignalRun, SignalStored, StageDecided};
 use baton_protocol::run::{Decision, StageStatus, Waits};
-use baton_protocol::{Code, Json, Rejection, RunId};
+use baton_protocol::{Code, Json, Rejection, RunId, SignalName, WorkflowName};
 
 use crate::advance::{self, Again, Ending};
 use crate::run::{Run, Stage};
+use crate::workflows::Version;
 use crate::{Turn, text};
 
 /// The longest name of who gave a word, in bytes.
@@ -80,18 +81,38 @@ pub(crate) fn signal(turn: &mut Turn<'_>, request: SignalRun) -> Result<SignalSt
         }
         None => {}
     }
-    let known = || version.definition.stages.iter().filter_map(|stage| Some(stage.wait_for.as_ref()?.signal.as_str()));
-    if !known().any(|known| known == signal.as_str()) {
-        let hint = nearest(signal.as_str(), known()).map(|name| format!("; did you mean {name}?")).unwrap_or_default();
-        let message = format!("no stage of workflow {} waits for the signal {signal}{hint}", run.workflow);
-        return Err(Rejection::invalid(message));
-    }
+    check_awaited(version, &run.workflow, &signal)?;
     if run.status.is_end() {
         return Err(Rejection::new(Code::RunEnded, format!("run {id} has already ended: {}", run.status)));
     }
-    turn.emit(WorkflowRecord::Signalled(Signalled { run: id, signal: signal.clone(), payload, by }));
-    advance::advance(turn, id);
+    give(turn, id, &signal, &payload, by);
     Ok(SignalStored { run: id, signal, existing: false })
+}
+
+/// Gives a signal to a live run.
+pub(crate) fn give(turn: &mut Turn<'_>, run: RunId, signal: &SignalName, payload: &Json, by: Option<String>) {
+    let (signal, payload) = (signal.clone(), payload.clone());
+    turn.emit(WorkflowRecord::Signalled(Signalled { run, signal, payload, by }));
+    advance::advance(turn, run);
+}
+
+fn awaited(version: &Version) -> impl Iterator<Item = &str> {
+    version.definition.stages.iter().filter_map(|stage| Some(stage.wait_for.as_ref()?.signal.as_str()))
+}
+
+/// Whether a stage waits for a signal, in runs of that version.
+pub(crate) fn is_awaited(version: &Version, signal: &SignalName) -> bool {
+    awaited(version).any(|known| known == signal.as_str())
+}
+
+/// Refuses a signal that no stage waits for.
+pub(crate) fn check_awaited(version: &Version, workflow: &WorkflowName, signal: &SignalName) -> Result<(), Rejection> {
+    if is_awaited(version, signal) {
+        return Ok(());
+    }
+    let near = nearest(signal.as_str(), awaited(version));
+    let hint = near.map(|name| format!("; did you mean {name}?")).unwrap_or_default();
+    Err(Rejection::invalid(format!("no stage of workflow {workflow} waits for the signal {signal}{hint}")))
 }
 
 /// A stage for whose word a run was given a signal.

@@ -82,6 +82,8 @@ pub enum Bug {
     EndsTriggerNothing,
     /// Where one trigger fails, those that come after it do not look at the event.
     FailureSilencesOthers,
+    /// A trigger gives its signal to the first run that is meant, and to no other.
+    TriggerSignalsOne,
     /// A lease is granted whether the agent has a free slot or not.
     SlotsNotCounted,
     /// A lease is granted whether the agent has the resources or not.
@@ -190,7 +192,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 90] = [
+    pub const ALL: [Self; 91] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -229,6 +231,7 @@ impl Bug {
         Self::MissedTimeForgotten,
         Self::EndsTriggerNothing,
         Self::FailureSilencesOthers,
+        Self::TriggerSignalsOne,
         Self::SlotsNotCounted,
         Self::ResourcesNotCounted,
         Self::LeasedTwice,

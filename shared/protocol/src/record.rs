@@ -766,7 +766,7 @@ impl Record for WorkflowRecord {
             Self::ScheduleSet(r) => Topic::Workflow(&r.schedule.workflow),
             Self::ScheduleRemoved(r) => Topic::Workflow(&r.workflow),
             Self::ScheduleFired(r) => Topic::Workflow(&r.workflow),
-            Self::TriggerSet(r) => Topic::Workflow(&r.trigger.start.workflow),
+            Self::TriggerSet(r) => Topic::Workflow(r.trigger.then.workflow()),
             Self::TriggerRemoved(r) => Topic::Workflow(&r.workflow),
             Self::EventRaised(_) => Topic::Service(Service::WorkflowManager),
             Self::TriggerFired(r) => Topic::Workflow(&r.workflow),

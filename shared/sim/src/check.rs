@@ -25,7 +25,7 @@ use std::sync::Arc;
 use baton_protocol::amount::covers;
 use baton_protocol::record::{AgentRegistered, Delegated, Outcome, Parent};
 use baton_protocol::request::{Lesson, Report, Strategy};
-use baton_protocol::run::RunStatus;
+use baton_protocol::run::{Metadata, RunStatus};
 use baton_protocol::{
     AgentId, Budget, Capability, Definition, Json, LeaseId, Millis, Number, Requirements, Resources, RunId, Service,
     SignalName, TaskId, WorkflowName,
@@ -143,6 +143,7 @@ pub(crate) struct Run {
     budget: Option<Budget>,
     definition: Arc<Definition>,
     input: Json,
+    metadata: Metadata,
     /// Those of the definition, then the items of those that have a task for each.
     stages: Vec<Stage>,
     /// Of each place that is an item's: its stage, and which item.

@@ -172,6 +172,8 @@ counted! {
         SchedulePaused = "a schedule is paused",
         /// A trigger started a run.
         TriggerStarted = "a trigger starts a run",
+        /// A trigger gave runs a signal.
+        TriggerSignalled = "a trigger gives a signal",
         /// A trigger's condition gave false.
         TriggerUnmatched = "a trigger's condition gives false",
         /// A trigger could not start its run.

@@ -10,7 +10,7 @@ use baton_protocol::definition::{
 use baton_protocol::request::{Acquire, RegisterAgent, SpentBy, Strategy};
 use baton_protocol::run::RunStatus;
 use baton_protocol::schedule::Overlap;
-use baton_protocol::trigger::{On, RunEnded, StartBy};
+use baton_protocol::trigger::{On, RunEnded, SignalBy, StartBy, Then};
 use baton_protocol::{
     AgentId, Amount, AtLimit, Balance, Budget, Capability, EventName, Json, Measure, Metadata, Millis, Pool, PoolKind,
     Refill, Requirements, ResourceName, Resources, Schedule, ScheduleName, SignalName, StageName, Take, Takes, Trigger,
@@ -350,6 +350,7 @@ fn triggers(draws: &mut Draws, definitions: &[Definition]) -> Vec<(TriggerName, 
         };
         let input =
             if ends { Mapping::Each([("n".to_owned(), "0".into())].into()) } else { Mapping::One("event.data".into()) };
+        let signal = signal_by(draws, definitions);
         let start = StartBy {
             workflow: to,
             version: None,
@@ -360,10 +361,21 @@ fn triggers(draws: &mut Draws, definitions: &[Definition]) -> Vec<(TriggerName, 
             budget: None,
             metadata: BTreeMap::new(),
         };
-        let trigger = Trigger { on, when: when.map(Into::into), start, paused: draws.chance(50) };
+        let when = when.map(Into::into);
+        let trigger =
+            Trigger { on, when, then: signal.map_or(Then::Start(start), Then::Signal), paused: draws.chance(50) };
         (TriggerName::new(&format!("t{n}")).expect("a valid name"), trigger)
     };
     (0..1 + draws.below(3)).map(|n| one(draws, n)).collect()
+}
+
+/// What a trigger does that gives a signal, where a workflow waits for one.
+fn signal_by(draws: &mut Draws, definitions: &[Definition]) -> Option<SignalBy> {
+    let awaited = |of: &Definition| of.stages.iter().find_map(|stage| Some(stage.wait_for.as_ref()?.signal.clone()));
+    let (workflow, signal) = definitions.iter().find_map(|of| Some((of.name.clone(), awaited(of)?)))?;
+    let only = draws.chance(200).then(|| ("trigger".to_owned(), "\"t0\"".into()));
+    let by = SignalBy { workflow, signal, runs: only.into_iter().collect(), payload: None };
+    draws.chance(700).then_some(by)
 }
 
 /// One or two, with times every few seconds.

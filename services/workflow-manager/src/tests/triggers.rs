@@ -1,4 +1,4 @@
-//! Events that start runs.
+//! Events that start runs, and give signals to them.
 
 use baton_protocol::Trigger;
 use baton_protocol::request::{
@@ -183,6 +183,8 @@ fn w21_what_is_wrong_with_a_trigger_is_said() {
             "too large",
             value!({ "on": on, "when": format!("event.data.n > {}1", " ".repeat(9000)), "start": { "workflow": "w" } }),
         ),
+        ("no such signal", value!({ "on": on, "signal": { "workflow": "w", "signal": "paid" } })),
+        ("no workflow to signal", value!({ "on": on, "signal": { "workflow": "nothing", "signal": "paid" } })),
         ("its own key", value!({ "on": on, "start": { "workflow": "w", "metadata": { "chain": "1" } } })),
     ];
     let mut text = String::new();
@@ -201,6 +203,8 @@ fn w21_what_is_wrong_with_a_trigger_is_said() {
         misspelt: the trigger is not valid: when: there is nothing called `evnt`; did you mean `event`? (invalid_request)
         in the input: the trigger is not valid: start.input.n: results.a: there are no stages (invalid_request)
         too large: the trigger has 9071 bytes as JSON; at most 8192 are allowed (too_large)
+        no such signal: no stage of workflow w waits for the signal paid (invalid_request)
+        no workflow to signal: there is no workflow nothing; there are: article, paper, v, w (unknown_workflow)
         its own key: the trigger is not valid: start.metadata: the key "chain" is written by the trigger itself (invalid_request)
     "#]].assert_eq(&text);
     let mut refuse = |id: &str, data: &str| {
@@ -213,6 +217,98 @@ fn w21_what_is_wrong_with_a_trigger_is_said() {
     let request = RemoveTrigger { name: "t".parse().unwrap() };
     let rejection = world.ask::<TriggerView>(WorkflowRequest::RemoveTrigger(request)).unwrap_err();
     assert_eq!(rejection.code, Code::UnknownTrigger);
+}
+
+/// A world with a workflow that waits for a signal.
+fn waiting_world() -> World {
+    let mut world = World::new();
+    let source = "name: order\nstages:\n- {name: payment, wait_for: {signal: paid}, timeout_ms: 60000}\n\
+                  - {name: deliver, agent_type: x, depends_on: [payment]}\n";
+    let request = RegisterWorkflow { source: Some(source.to_owned()), definition: None };
+    world.ask::<WorkflowView>(WorkflowRequest::RegisterWorkflow(request)).unwrap();
+    world
+}
+
+#[test]
+fn w21_an_event_releases_the_runs_that_are_meant() {
+    let mut world = waiting_world();
+    let start = value!({ "on": { "event": "ordered" }, "start": { "workflow": "order" } });
+    set(&mut world, "start", start).unwrap();
+    let pay = value!({ "on": { "event": "paid" }, "when": "event.data.sum > 0", "signal": { "workflow": "order", "signal": "paid",
+        "runs": { "event": "event.data.order" }, "payload": { "sum": "event.data.sum" } } });
+    let view = set(&mut world, "pay", pay.clone()).unwrap();
+    assert_eq!(serde_json::to_value(&view.trigger).unwrap(), pay);
+    for order in ["o1", "o2"] {
+        raise(&mut world, "ordered", order, "{}");
+    }
+    world.transcript();
+    assert_eq!(outcomes(&raise(&mut world, "paid", "p1", r#"{"order":"o2","sum":0}"#)), ["pay: unmatched"]);
+    let stored = raise(&mut world, "paid", "p2", r#"{"order":"o2","sum":12}"#);
+    assert_eq!(outcomes(&stored), ["pay: signalled"]);
+    let said = |stored: &EventStored| stored.reactions[0].outcome.to_string();
+    assert_eq!(said(&raise(&mut world, "paid", "p3", r#"{"order":"o3","sum":12}"#)), "no run waits for it");
+    assert_eq!(said(&raise(&mut world, "paid", "p4", r#"{"order":"o2","sum":13}"#)), "no run waits for it");
+    assert_eq!(
+        said(&raise(&mut world, "paid", "p5", r#"{"order":[],"sum":13}"#)),
+        "failed: signal.runs.event: it gives no text, and no number"
+    );
+    check(
+        &mut world,
+        &expect![[r#"
+        7.0        +0ms  event_raised paid p1 {"order":"o2","sum":0}  (request event.raise)
+        7.1        +0ms  trigger_fired pay by #14: its condition gave false  (request event.raise)
+        8.0        +0ms  event_raised paid p2 {"order":"o2","sum":12}  (request event.raise)
+        8.1        +0ms  signalled paid by trigger pay: {"sum":12}  (request event.raise)
+        8.2        +0ms  stage_ended r2:payment/1 succeeded  (request event.raise)
+        8.3        +0ms  stage_ready r2:deliver/1 with payment  (request event.raise)
+        8.4        +0ms  trigger_fired pay by #16: 1 run was given the signal  (request event.raise)
+        9.0        +0ms  event_raised paid p3 {"order":"o3","sum":12}  (request event.raise)
+        9.1        +0ms  trigger_fired pay by #21: no run waits for it  (request event.raise)
+        10.0       +0ms  event_raised paid p4 {"order":"o2","sum":13}  (request event.raise)
+        10.1       +0ms  trigger_fired pay by #23: no run waits for it  (request event.raise)
+        11.0       +0ms  event_raised paid p5 {"order":[],"sum":13}  (request event.raise)
+        11.1       +0ms  trigger_fired pay by #25: failed: signal.runs.event: it gives no text, and no number  (request event.raise)
+    "#]],
+    );
+    // Without `runs`, all of the workflow are meant, but not those that come later.
+    let all = value!({ "on": { "event": "all" }, "signal": { "workflow": "order", "signal": "paid" } });
+    set(&mut world, "all", all).unwrap();
+    world.wait(10);
+    raise(&mut world, "ordered", "o3", "{}");
+    assert_eq!(said(&raise(&mut world, "all", "a", r#"{"sum":1}"#)), "2 runs were given the signal");
+    raise(&mut world, "ordered", "o4", "{}");
+    let waits = |world: &World| world.processor.machine().runs.values().filter(|run| run.signals.is_empty()).count();
+    assert_eq!(waits(&world), 1);
+}
+
+#[test]
+fn w21_a_crash_at_any_commit_signals_every_run_that_is_meant() {
+    for stores in 0.. {
+        let mut world = waiting_world();
+        let all = value!({ "on": { "event": "all" }, "signal": { "workflow": "order", "signal": "paid" } });
+        set(&mut world, "all", all).unwrap();
+        for _ in 0..3 {
+            world.start("order");
+        }
+        // Each record is a commit of its own from here on.
+        world.max_bytes = 1;
+        world.stores = stores;
+        let request = RaiseEvent { event: "all".parse().unwrap(), id: "a".to_owned(), source: None, data: json("1") };
+        let answer = world.try_ask(WorkflowRequest::RaiseEvent(None, request.clone()), None);
+        let died = world.stores == 0;
+        world.lead();
+        if answer.is_none() {
+            world.try_ask(WorkflowRequest::RaiseEvent(None, request), None);
+        }
+        world.wait(10);
+        let views = list(&mut world).triggers;
+        assert_eq!(views[0].last.as_ref().unwrap().outcome, Reaction::Signalled(3), "after {stores} commits");
+        assert!(world.processor.machine().runs.values().all(|run| run.signals.len() == 1));
+        if !died {
+            assert!(stores > 5, "there was a commit to die at");
+            return;
+        }
+    }
 }
 
 #[test]

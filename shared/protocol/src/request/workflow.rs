@@ -146,7 +146,7 @@ impl Requests for WorkflowRequest {
         endpoint(
             "trigger.set",
             None,
-            "Makes a trigger, by which events start runs, or changes one.",
+            "Makes a trigger, by which events start runs or give them signals, or changes one.",
             schema::<SetTrigger>,
             schema::<TriggerView>,
         ),

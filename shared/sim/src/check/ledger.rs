@@ -219,6 +219,7 @@ impl Facts {
             budget: record.budget.clone(),
             definition: definition.clone(),
             input: record.input.clone(),
+            metadata: record.metadata.clone(),
             stages: definition.stages.iter().map(|_| Stage::default()).collect(),
             owners: Vec::new(),
             fans: std::collections::BTreeMap::new(),

@@ -2,19 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use baton_protocol::definition::Expression;
 use baton_protocol::record::{RunFinished, RunStarted, Stamp};
 use baton_protocol::request::EventStored;
 use baton_protocol::trigger::{
-    EVENT_KEY, EventRaised, MAX_CHAIN, On, Reaction, TRIGGER_KEY, TriggerFired, TriggerRemoved, TriggerSet,
+    EVENT_KEY, EventRaised, MAX_CHAIN, On, Reaction, TRIGGER_KEY, Then, TriggerFired, TriggerRemoved, TriggerSet,
 };
-use baton_protocol::{Number, RunId, Trigger, TriggerName, WorkflowName};
+use baton_protocol::{Millis, Number, RunId, SignalName, Trigger, TriggerName, WorkflowName};
 
 use super::answers::COMMITTED;
-use super::{Checked, Facts, broken, hold};
+use super::{Checked, Facts, Run, broken, hold};
 use crate::coverage::Branch;
 
 const FIRED: &str = "each trigger comes to something once for each event that it is for";
 const STARTED: &str = "a trigger's run is started by it, once for each event";
+const SIGNALLED: &str = "a trigger gives its signal to every run that is meant, and to no other";
 const RAISED: &str = "an event is raised once";
 
 /// What is known of triggers.
@@ -33,11 +35,31 @@ pub(crate) struct Triggers {
 struct Open {
     id: String,
     names: BTreeSet<TriggerName>,
-    /// When it happened, in virtual microseconds.
+    /// When it happened, in virtual microseconds, and as the workflow-manager's clock had it.
     on: u64,
+    at: Millis,
+}
+
+impl Triggers {
+    /// The signal that a trigger gives to a run for an event of that time, if it means it.
+    fn gives(&self, name: &TriggerName, at: Millis, run: &Run) -> Option<&SignalName> {
+        let Then::Signal(by) = &self.all.get(name)?.then else { return None };
+        // All that is drawn is a text.
+        let text = |expression: &Expression| expression.as_str().trim_matches('"').to_owned();
+        let noted = by.runs.iter().all(|(key, value)| run.metadata.get(key) == Some(&text(value)));
+        let meant = run.workflow == by.workflow && run.started_at <= at && noted && run.waits_for(&by.signal);
+        meant.then_some(&by.signal)
+    }
 }
 
 impl Facts {
+    /// Whether a trigger gives that signal to a run, for an event that it has still to look at.
+    pub(super) fn is_given_by(&self, name: &str, run: &Run, signal: &SignalName) -> bool {
+        let Ok(name) = name.parse::<TriggerName>() else { return false };
+        let open = self.triggers.open.values().filter(|open| open.names.contains(&name));
+        open.into_iter().any(|open| self.triggers.gives(&name, open.at, run) == Some(signal))
+    }
+
     /// The triggers that there are.
     pub(crate) fn triggers(&self) -> Vec<TriggerName> {
         self.triggers.all.keys().cloned().collect()
@@ -67,7 +89,7 @@ impl Facts {
         let once = self.triggers.events.insert(record.id.clone());
         hold!(once, RAISED, "event {} {} was raised twice", record.event, record.id);
         let is_for = |trigger: &Trigger| matches!(&trigger.on, On::Event(name) if *name == record.event);
-        self.opened(stamp.number, record.id.clone(), is_for);
+        self.opened(stamp, record.id.clone(), is_for);
         Ok(())
     }
 
@@ -76,14 +98,14 @@ impl Facts {
             On::RunEnded(on) => on.workflow == *workflow && on.status.is_none_or(|status| status == record.status),
             On::Event(_) => false,
         };
-        self.opened(stamp.number, record.run.to_string(), is_for);
+        self.opened(stamp, record.run.to_string(), is_for);
     }
 
-    fn opened(&mut self, number: Number, id: String, is_for: impl Fn(&Trigger) -> bool) {
+    fn opened(&mut self, stamp: Stamp, id: String, is_for: impl Fn(&Trigger) -> bool) {
         let meant = self.triggers.all.iter().filter(|(_, trigger)| is_for(trigger) && !trigger.paused);
         let names: BTreeSet<_> = meant.map(|(name, _)| name.clone()).collect();
         if !names.is_empty() {
-            self.triggers.open.insert(number, Open { id, names, on: self.now });
+            self.triggers.open.insert(stamp.number, Open { id, names, on: self.now, at: stamp.at });
         }
     }
 
@@ -97,8 +119,10 @@ impl Facts {
         hold!(meant, STARTED, "run {} of trigger {name}, which is not for event {event}", record.run);
         let once = self.triggers.runs.values().all(|(other, of)| *other != name || *of != event);
         hold!(once, STARTED, "run {} is the second of trigger {name} for event {event}", record.run);
-        let start = self.triggers.all.get(&name).map(|trigger| &trigger.start);
-        let same = start.is_some_and(|start| start.workflow == record.workflow && start.priority == record.priority);
+        let same = self.triggers.all.get(&name).is_some_and(|trigger| match &trigger.then {
+            Then::Start(start) => start.workflow == record.workflow && start.priority == record.priority,
+            Then::Signal(_) => false,
+        });
         hold!(same, STARTED, "run {} is not as trigger {name} says", record.run);
         self.triggers.runs.insert(record.run, (name, event));
         Ok(())
@@ -110,7 +134,7 @@ impl Facts {
         let Some(open) = open.filter(|open| open.names.contains(name)) else {
             return Err(broken(FIRED, format!("trigger {name} fired for {event}, for which it is not, or no more")));
         };
-        let id = open.id.clone();
+        let (id, at) = (open.id.clone(), open.at);
         open.names.remove(name);
         if open.names.is_empty() {
             self.triggers.open.remove(event);
@@ -120,6 +144,17 @@ impl Facts {
                 let own = self.triggers.runs.get(run) == Some(&(name.clone(), id));
                 hold!(own, STARTED, "trigger {name} started {run} for {event}, it says");
                 Branch::TriggerStarted
+            }
+            Reaction::Signalled(runs) => {
+                let without = self.runs.iter().find(|(_, run)| {
+                    let goes_on = run.finished.is_none() && !run.ending;
+                    goes_on && self.triggers.gives(name, at, run).is_some_and(|signal| !run.has(signal))
+                });
+                hold!(without.is_none(), SIGNALLED, "trigger {name} gave {runs} runs a signal, and not {without:?}");
+                match runs {
+                    0 => Branch::TriggerUnmatched,
+                    _ => Branch::TriggerSignalled,
+                }
             }
             Reaction::Unmatched => Branch::TriggerUnmatched,
             Reaction::Failed(why) if why.contains(&MAX_CHAIN.to_string()) => Branch::TriggerChain,
@@ -132,7 +167,12 @@ impl Facts {
     /// In the calm a trigger looks at an event soon, where nothing is ever too much.
     pub(super) fn triggers_look_in_time(&self, late: impl Fn(u64) -> bool) -> Checked {
         for (number, open) in &self.triggers.open {
-            let priority = |name: &TriggerName| self.triggers.all.get(name).map_or(0, |trigger| trigger.start.priority);
+            let priority = |name: &TriggerName| {
+                self.triggers.all.get(name).map_or(0, |trigger| match &trigger.then {
+                    Then::Start(start) => start.priority,
+                    Then::Signal(_) => 0,
+                })
+            };
             let pressed = open.names.iter().any(|name| self.was_pressed(0, priority(name)));
             let room = self.max_live_runs >= 10 && !pressed;
             hold!(!room || !late(open.on), FIRED, "triggers {:?} have not looked at event {number}", open.names);

@@ -39,6 +39,17 @@ impl Run {
         }
     }
 
+    /// Whether it was given a signal.
+    pub(super) fn has(&self, signal: &SignalName) -> bool {
+        self.signals.contains_key(signal)
+    }
+
+    /// Whether a stage of it waits for a signal.
+    pub(super) fn waits_for(&self, signal: &SignalName) -> bool {
+        let awaited = self.definition.stages.iter().filter_map(|stage| stage.wait_for.as_ref());
+        awaited.into_iter().any(|wait_for| wait_for.signal == *signal)
+    }
+
     /// When the signal came that a stage waits for that goes on waiting.
     pub(super) fn heard_on(&self, place: usize) -> Option<u64> {
         let signal = &self.definition.stages.get(place)?.wait_for.as_ref()?.signal;
@@ -109,8 +120,12 @@ impl Facts {
     }
 
     pub(super) fn signalled(&mut self, record: &Signalled) -> Checked {
-        let Signalled { run: id, signal, payload, .. } = record;
-        let said = self.words.signals.get(&(*id, signal.clone())).is_some_and(|said| said.contains(payload));
+        let Signalled { run: id, signal, payload, by } = record;
+        let trigger = by.as_ref().and_then(|by| by.strip_prefix("trigger "));
+        let said = match (trigger, self.runs.get(id)) {
+            (Some(trigger), Some(run)) => self.is_given_by(trigger, run, signal),
+            _ => self.words.signals.get(&(*id, signal.clone())).is_some_and(|said| said.contains(payload)),
+        };
         hold!(said, WORD, "run {id} is given the signal {signal}, and nobody said so");
         let run = self.runs.get_mut(id).filter(|run| run.finished.is_none() && !run.ending);
         let Some(run) = run else {
