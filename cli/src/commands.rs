@@ -19,6 +19,7 @@ pub(crate) mod learning;
 pub(crate) mod leases;
 pub(crate) mod log;
 pub(crate) mod message;
+pub(crate) mod objects;
 pub(crate) mod operate;
 pub(crate) mod resources;
 pub(crate) mod run;

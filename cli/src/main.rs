@@ -157,8 +157,11 @@ enum Command {
     Signal(c::word::Signal),
     /// List schedules of workflows; make, change and remove them
     Schedules(c::schedules::Schedules),
-    /// List triggers of runs by events; make, change and remove them
+    /// List triggers, by which events start or signal runs; change them
     Triggers(c::triggers::Triggers),
+    /// Keep what is too large for a message, and get it
+    #[command(subcommand)]
+    Objects(c::objects::Objects),
     /// Raise an event, for triggers
     Event(c::triggers::Event),
     /// List the agents
@@ -306,6 +309,7 @@ async fn dispatch(command: Command, context: Context) -> anyhow::Result<Exit> {
         Command::Schedules(command) => command.run(&context).await,
         Command::Triggers(command) => command.run(&context).await,
         Command::Event(command) => command.run(&context).await,
+        Command::Objects(command) => command.run(&context).await,
         Command::Rerun(command) => command.run(&context).await,
         Command::Approve(command) => command.run(&context, true).await,
         Command::Reject(command) => command.run(&context, false).await,

@@ -18,6 +18,7 @@ mod import;
 mod items;
 mod live;
 mod messages;
+mod objects;
 mod operations;
 mod order;
 mod overload;

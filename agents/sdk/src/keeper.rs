@@ -678,7 +678,11 @@ async fn attempt(handler: Handler, task: Task, deadline: Instant, patience: Dura
     let cancelled = task.cancelled().clone();
     let allowed: Millis = task.timeout_ms;
     // The handler gets a task of its own, so that a panic in it ends nothing but itself.
-    let doing = async move { handler(task).await }.in_current_span();
+    let doing = async move {
+        let client = task.client().clone();
+        handler(task.expanded().await?).await?.shrunk(&client).await
+    };
+    let doing = doing.in_current_span();
     let mut doing = AbortOnDrop(tokio::spawn(doing));
     let too_long = async {
         let why = tokio::select! {

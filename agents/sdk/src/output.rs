@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use baton_client::Client;
+use baton_protocol::object::MAX_OBJECT_BYTES;
 use baton_protocol::request::{Delegate, MAX_JSON_BYTES, Usage};
 use baton_protocol::{Json, Money};
 use serde::Serialize;
@@ -21,7 +23,8 @@ pub struct Output {
 }
 
 impl Output {
-    /// A result: anything that is JSON.
+    /// A result: anything that is JSON. What of it is too large for a message is kept as an object, and the stages that read the
+    /// result get it whole; conditions and mappings see a reference in its place.
     pub fn json<T: Serialize + ?Sized>(result: &T) -> Result<Self, TaskError> {
         match Json::of(result) {
             Ok(json) => Ok(Self::raw(json)),
@@ -69,13 +72,27 @@ impl Output {
         self.delegate.as_ref().map_or(0, |delegate| delegate.stages.size() + delegate.input.size())
     }
 
+    /// With a result that is small enough for a message.
+    pub(crate) async fn shrunk(mut self, client: &Client) -> TaskResult {
+        if (MAX_JSON_BYTES + 1..=MAX_OBJECT_BYTES).contains(&self.result.size()) {
+            match client.shrink(self.result.clone()).await {
+                Ok(result) => self.result = result,
+                Err(error) => {
+                    let failed = TaskError::failed(format!("the result can not be kept: {error}"));
+                    let model = self.model.map(Into::into);
+                    return Err(TaskError { cost: self.cost, usage: self.usage, model, ..failed });
+                }
+            }
+        }
+        Ok(self)
+    }
+
     /// The result, unless it can not be reported.
     pub(crate) fn checked(self) -> TaskResult {
         let wrong = match &self.cost.wrong {
             Some(wrong) => wrong.clone(),
             None if self.result.size() > MAX_JSON_BYTES => format!(
-                "the result has {} bytes, and at most {MAX_JSON_BYTES} travel in a message: keep it elsewhere and give a \
-                 reference",
+                "the result has {} bytes; at most {MAX_OBJECT_BYTES} are kept: keep it elsewhere and give a reference",
                 self.result.size()
             ),
             None if self.delegated() > MAX_JSON_BYTES => format!(

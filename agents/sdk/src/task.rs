@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use baton_client::{Client, Headers};
 use baton_protocol::message::MessageType;
+use baton_protocol::object::may_refer;
 use baton_protocol::request::{
     Assignment, EventStored, Gathered, HandoffAnswer, HandoffOpen, OfferHandoff, Progress, RaiseEvent,
 };
@@ -28,6 +29,10 @@ use crate::speech::{Voice, headers};
 /// How long the answer to an offer may be under way when its time is up: the services look at the clock, and a push takes a
 /// while.
 const LATE: Duration = Duration::from_secs(5);
+
+/// What may be put in the place of references in one value, in bytes. Whoever gets more reads it by itself
+/// ([`Client::get_object`]).
+const MAX_EXPANDED_BYTES: u64 = 64 * 1024 * 1024;
 
 /// A task to be done: the [`Assignment`] and what can be done with it. Copies are the same task.
 #[derive(Clone)]
@@ -81,6 +86,27 @@ impl Task {
         let context = assignment.trace.at(random_span());
         let (cancelled, handed) = (CancellationToken::new(), watch::Sender::default());
         Self { inner: Arc::new(Inner { assignment, voice, context, cancelled, spans, handed }) }
+    }
+
+    /// The same task, with what it was given instead of references to it; as long as that is not very much.
+    pub(crate) async fn expanded(self) -> Result<Self, TaskError> {
+        let given = &self.inner.assignment;
+        let values = [Some(&given.input), given.item.as_ref()].into_iter().flatten().chain(given.results.values());
+        if !values.into_iter().any(|value| may_refer(value.as_str())) {
+            return Ok(self);
+        }
+        let mut assignment = given.clone();
+        let Assignment { input, item, results, .. } = &mut assignment;
+        for value in [Some(input), item.as_mut()].into_iter().flatten().chain(results.values_mut()) {
+            let whole = self.client().expand(std::mem::take(value), MAX_EXPANDED_BYTES).await;
+            *value = whole.map_err(|error| {
+                let failed = TaskError::failed(format!("what the task is about can not be read: {error}"));
+                if error.code() == Some(Code::UnknownObject) { failed.permanent() } else { failed }
+            })?;
+        }
+        let Inner { voice, context, cancelled, spans, handed, .. } = &*self.inner;
+        let (voice, cancelled, spans, handed) = (voice.clone(), cancelled.clone(), spans.clone(), handed.clone());
+        Ok(Self { inner: Arc::new(Inner { assignment, voice, context: *context, cancelled, spans, handed }) })
     }
 
     /// Its id: the run, the stage and the attempt.

@@ -90,6 +90,7 @@ impl Run {
         // Waiting for room is for those who asked to: a script may have something better to do.
         let patience = Duration::from_secs(self.patience);
         let starter = client.clone().waits_when_refused(!patience.is_zero()).with_deadline(patience.max(DEADLINE));
+        let request = StartRun { input: client.shrink(request.input).await?, ..request };
         let accepted = starter.start_run(request).await?;
         let run = accepted.run;
         if !self.watch {

@@ -2,6 +2,7 @@
 
 pub(crate) mod agents;
 pub(crate) mod alerts;
+pub(crate) mod objects;
 pub(crate) mod operations;
 pub(crate) mod pages;
 pub(crate) mod placement;

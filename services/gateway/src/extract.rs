@@ -98,25 +98,30 @@ pub(crate) fn is_json(media: &str) -> bool {
 
 /// Reads a body to its end.
 pub(crate) async fn read(body: Body) -> Result<Bytes, Problem> {
-    let slow = |_| Problem::new(Kind::SlowRequest, format!("the body did not come within {} s", BODY.as_secs()));
-    timeout(BODY, read_all(body)).await.map_err(slow)?
+    read_up_to(body, MAX_BODY).await
 }
 
-async fn read_all(body: Body) -> Result<Bytes, Problem> {
+/// Reads a body to its end, which may have so many bytes.
+pub(crate) async fn read_up_to(body: Body, most: usize) -> Result<Bytes, Problem> {
+    let slow = |_| Problem::new(Kind::SlowRequest, format!("the body did not come within {} s", BODY.as_secs()));
+    timeout(BODY, read_all(body, most)).await.map_err(slow)?
+}
+
+async fn read_all(body: Body, most: usize) -> Result<Bytes, Problem> {
     let mut chunks = body.into_data_stream();
     let mut kept = BytesMut::new();
     let mut length = 0;
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|error| Problem::invalid(format!("the body did not come whole: {error}")))?;
         length += chunk.len();
-        if length <= MAX_BODY {
+        if length <= most {
             kept.extend_from_slice(&chunk);
-        } else if length > MAX_BODY + MAX_IGNORED {
+        } else if length > most + MAX_IGNORED {
             break;
         }
     }
-    if length > MAX_BODY {
-        let detail = format!("the body is larger than {MAX_BODY} bytes");
+    if length > most {
+        let detail = format!("the body is larger than {most} bytes");
         return Err(Problem::new(Kind::Code(Code::TooLarge), detail));
     }
     Ok(kept.freeze())

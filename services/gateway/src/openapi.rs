@@ -16,9 +16,12 @@ use crate::problem::{self, ProblemDetails};
 use crate::routes::{ROUTES, Route};
 
 /// What the tags stand for.
-const TAGS: [(&str, &str); 8] = [
+const TAGS: [(&str, &str); 11] = [
     ("workflows", "Definitions: what is to be done, in which stages."),
     ("runs", "Executions of workflows."),
+    ("schedules", "Runs that start at certain times."),
+    ("triggers", "Events, and what they start or let go on."),
+    ("objects", "What is too large for a message."),
     ("agents", "Who does the work."),
     ("resources", "Who holds what: pools, locks, budgets, and the leases on them."),
     ("alerts", "What a person should know of."),

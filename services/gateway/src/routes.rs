@@ -20,16 +20,16 @@ use baton_protocol::request::{
 use baton_protocol::run::{RunStatus, RunView, StageStatus};
 use baton_protocol::why::Why;
 use baton_protocol::{
-    Capability, EventName, LeaseId, Millis, Pool, Position, ResourceName, RunId, Schedule, ScheduleName, StageName,
-    Trigger, TriggerName, WorkflowName,
+    Capability, EventName, LeaseId, Millis, ObjectName, ObjectRef, Pool, Position, ResourceName, RunId, Schedule,
+    ScheduleName, StageName, Trigger, TriggerName, WorkflowName,
 };
 use baton_telemetry::Metrics;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::api::{
-    agents, alerts, operations, pages, placement, pools, pressure, runs, schedules, services, stages, triggers,
-    workflows,
+    agents, alerts, objects, operations, pages, placement, pools, pressure, runs, schedules, services, stages,
+    triggers, workflows,
 };
 use crate::problem::{Kind, Problem, everywhere, panicked};
 use crate::security::{self, Policy};
@@ -580,7 +580,7 @@ pub(crate) const ROUTES: &[Route] = &[
         path: "/v1/triggers/{name}",
         id: "setTrigger",
         tag: "triggers",
-        about: "Makes a trigger, by which events start runs, or changes one. It is for events that come after.",
+        about: "Makes a trigger, by which events start runs or give them signals, or changes one. It is for events that come after.",
         parameters: &[TRIGGER],
         body: json(&[("application/json", of::<Trigger>)]),
         answers: &[answer(200, "The trigger as it is now.", of::<TriggerView>)],
@@ -611,6 +611,29 @@ pub(crate) const ROUTES: &[Route] = &[
         body: json(&[("application/json", of::<triggers::Happened>)]),
         answers: &[answer(200, "The event was raised, now or before.", of::<EventStored>)],
         handler: |method| on(method, triggers::raise),
+    },
+    Route {
+        method: Method::Post,
+        path: "/v1/objects",
+        id: "putObject",
+        tag: "objects",
+        about: "Keeps what is too large for a message, at most 64 MiB, and gives a reference to it, to be put where it would stand. The \
+                header Content-Type says what it is.",
+        parameters: &[],
+        body: Some(Body { required: true, content: &[("*/*", of::<String>)] }),
+        answers: &[Answer { location: true, ..answer(201, "The reference.", of::<ObjectRef>) }],
+        handler: |method| on(method, objects::put),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/objects/{name}",
+        id: "getObject",
+        tag: "objects",
+        about: "Gives an object's bytes.",
+        parameters: &[path("name", "Its name, which is the digest of its bytes: `sha256-…`.", of::<ObjectName>)],
+        body: None,
+        answers: &[other("*/*", "The bytes.")],
+        handler: |method| on(method, objects::get),
     },
     Route {
         method: Method::Get,

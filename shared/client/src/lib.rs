@@ -4,6 +4,7 @@
 //! - [`Client`] asks every question of [`baton_protocol::request`], and asks again while a service has no leader.
 //! - [`Client::run_events`] follows a run, complete and in order; [`Client::log`] reads the log.
 //! - [`Client::live_agents`] and its like give what a service answers whenever it is something else.
+//! - [`Client::put_object`] and its like keep what is too large for a message.
 //! - [`Client::why`] says what a stage waits for.
 //!
 //! ```no_run
@@ -29,6 +30,7 @@ mod events;
 mod gather;
 mod headers;
 mod live;
+mod objects;
 mod settings;
 mod why;
 

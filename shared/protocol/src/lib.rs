@@ -57,6 +57,7 @@ pub mod json;
 pub mod message;
 pub mod name;
 pub mod nearest;
+pub mod object;
 pub mod pool;
 pub mod post;
 pub mod pressure;
@@ -83,6 +84,7 @@ pub use name::{
     AgentId, Capability, EventName, NameError, ResourceName, ScheduleName, SignalName, StageName, TriggerName,
     WorkflowName,
 };
+pub use object::{ObjectName, ObjectRef};
 pub use pool::{Balance, Holder, Pool, PoolKind, Refill, Take, Takes};
 pub use record::{Commit, OptimizerRecord, ResourceRecord, WorkflowRecord};
 pub use rejection::{Code, Rejection};

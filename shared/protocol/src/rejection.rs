@@ -41,6 +41,8 @@ pub enum Code {
     UnknownSchedule,
     /// No such trigger.
     UnknownTrigger,
+    /// No such object: there never was, or it was kept as long as objects are.
+    UnknownObject,
     /// The agent has registered again with another session: this process should stop.
     AgentReplaced,
     /// The lease has ended or was never given: the report changes nothing, the work should be dropped.
@@ -78,7 +80,7 @@ pub enum Code {
 
 impl Code {
     /// Every code, for the documentation.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::InvalidRequest,
         Self::InvalidWorkflow,
         Self::UnknownWorkflow,
@@ -88,6 +90,7 @@ impl Code {
         Self::UnknownHandoff,
         Self::UnknownSchedule,
         Self::UnknownTrigger,
+        Self::UnknownObject,
         Self::AgentReplaced,
         Self::StaleLease,
         Self::KeyConflict,
@@ -117,6 +120,7 @@ impl Code {
             Self::UnknownHandoff => "unknown_handoff",
             Self::UnknownSchedule => "unknown_schedule",
             Self::UnknownTrigger => "unknown_trigger",
+            Self::UnknownObject => "unknown_object",
             Self::AgentReplaced => "agent_replaced",
             Self::StaleLease => "stale_lease",
             Self::KeyConflict => "key_conflict",
@@ -148,6 +152,7 @@ impl Code {
             Self::UnknownHandoff => "No such handoff",
             Self::UnknownSchedule => "No such schedule",
             Self::UnknownTrigger => "No such trigger",
+            Self::UnknownObject => "No such object",
             Self::AgentReplaced => "The agent has registered again elsewhere",
             Self::StaleLease => "The lease has ended",
             Self::KeyConflict => "The idempotency key was used for another request",
@@ -179,6 +184,7 @@ impl Code {
             | Self::UnknownHandoff
             | Self::UnknownSchedule
             | Self::UnknownTrigger
+            | Self::UnknownObject
             | Self::UnknownResource => 404,
             Self::AgentReplaced
             | Self::StaleLease

@@ -61,6 +61,9 @@ pub fn runs_stream() -> (String, String) {
     (format!("KV_{RUNS_BUCKET}"), format!("$KV.{RUNS_BUCKET}.>"))
 }
 
+/// The object store of what is too large for a message: see [`crate::object`].
+pub const OBJECTS_BUCKET: &str = "baton-objects";
+
 /// The object store of snapshots.
 pub const SNAPSHOTS_BUCKET: &str = "baton-snapshots";
 

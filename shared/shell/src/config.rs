@@ -16,6 +16,8 @@ pub struct Settings {
     pub workflows: WorkflowSettings,
     /// The log.
     pub log: LogSettings,
+    /// What is too large for a message.
+    pub objects: ObjectSettings,
     /// Leadership.
     pub leader: LeaderSettings,
     /// Agents and their leases.
@@ -55,6 +57,22 @@ pub struct WorkflowSettings {
 impl Default for WorkflowSettings {
     fn default() -> Self {
         Self { max_live_runs: 10_000, keep_ended: 10_000, keep_ended_ms: 0, keep_documents: 0 }
+    }
+}
+
+/// Settings of objects: what is too large for a message.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ObjectSettings {
+    /// How long one is kept after it was put last, in milliseconds; 0 for ever. Live runs need theirs for as long as they live.
+    pub keep_ms: Millis,
+    /// The most bytes of all objects together; -1 for no limit but the broker's own. Beyond it none can be put.
+    pub max_bytes: i64,
+}
+
+impl Default for ObjectSettings {
+    fn default() -> Self {
+        Self { keep_ms: 30 * 24 * 60 * 60 * 1000, max_bytes: -1 }
     }
 }
 

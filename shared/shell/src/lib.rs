@@ -21,6 +21,7 @@ mod instance;
 mod leadership;
 mod log;
 mod memory;
+mod objects;
 mod room;
 mod service;
 mod session;

@@ -30,6 +30,7 @@ use crate::instance::{Instance, serve_status};
 use crate::leadership::{Campaign, Leadership, Pulse};
 use crate::log::{self, CommitFailure, LogError, TailError, other};
 use crate::memory::Memory;
+use crate::objects;
 use crate::service::{ShellError, Telemetry};
 use crate::snapshots::Snapshots;
 
@@ -153,6 +154,9 @@ impl<M: Machine> Session<M> {
             ensure_aside(&js, settings).await?;
             let leads_runs = M::Record::SERVICE == Service::WorkflowManager;
             let runs = runs_bucket(&js, settings, leads_runs).await?;
+            if leads_runs {
+                objects::ensure(&js, settings).await?;
+            }
             let log_id = stream.cached_info().created.to_string();
             if known_log.get_or_insert_with(|| log_id.clone()) != &log_id {
                 // Going on in an empty log would forget every run as if it had never been.

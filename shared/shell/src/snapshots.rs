@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 
 use crate::config::Settings;
-use crate::log::{LogError, other};
+use crate::log::LogError;
+use crate::objects;
 
 /// Whether a log that ends at `last` is the one that the snapshot was made of.
 async fn fits<M: Machine>(snapshot: &Snapshot<M>, stream: &Stream, last: u64) -> bool {
@@ -50,16 +51,7 @@ impl Snapshots {
             num_replicas: settings.log.replicas,
             ..object_store::Config::default()
         };
-        let store = match js.get_object_store(&config.bucket).await {
-            Ok(store) => store,
-            Err(_) => {
-                let name = config.bucket.clone();
-                if let Err(error) = js.create_object_store(config).await {
-                    tracing::debug!(%error, "the object store could not be created; looking again");
-                }
-                js.get_object_store(&name).await.map_err(|error| other("opening the object store", error))?
-            }
-        };
+        let store = objects::open(js, config).await?;
         Ok(Self { store, log })
     }
 

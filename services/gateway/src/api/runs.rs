@@ -162,6 +162,7 @@ pub(crate) async fn start(
     extract::Json(mut request): extract::Json<StartRun>,
 ) -> Result<Response, Problem> {
     request.key = key(extract::header(&headers, &IDEMPOTENCY_KEY)?, request.key)?;
+    request.input = door.client.shrink(request.input).await?;
     // With a key it is the key that makes a repeated start the same, so the run's id is left to the service: a new one
     // here would contradict the run that bears the key.
     if request.run.is_none() && request.key.is_none() {
