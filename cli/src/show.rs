@@ -97,14 +97,14 @@ pub(crate) fn stages<'a>(stages: impl IntoIterator<Item = &'a StageView>) -> Tab
     for stage in stages {
         if stage.attempts.is_empty() {
             let waits: Vec<_> = stage.depends_on.iter().map(ToString::to_string).collect();
-            let waits = match stage.skipped {
-                Some(reason) => reason.text().to_owned(),
+            let result = || stage.result.as_ref().map(|result| json(result, RESULT)).unwrap_or_default();
+            let waits = match (stage.skipped, stage.cached) {
+                (Some(reason), _) => reason.text().to_owned(),
+                (None, Some(of)) => format!("as in run {of}: {}", result()),
                 // Another run has done it.
-                None if stage.status == StageStatus::Succeeded => {
-                    format!("kept: {}", stage.result.as_ref().map(|result| json(result, RESULT)).unwrap_or_default())
-                }
-                None if waits.is_empty() => String::new(),
-                None => format!("waits for {}", short(&waits.join(", "), WAITS)),
+                (None, None) if stage.status == StageStatus::Succeeded => format!("kept: {}", result()),
+                (None, None) if waits.is_empty() => String::new(),
+                (None, None) => format!("waits for {}", short(&waits.join(", "), WAITS)),
             };
             let status = Cell::status(stage.status.as_str());
             table.row([

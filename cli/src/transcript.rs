@@ -137,6 +137,9 @@ fn workflow(record: &WorkflowRecord) -> (String, Tone) {
         WorkflowRecord::StageWaits(r) => {
             (format!("{}: nobody has it, it waits for somebody's word", r.stage), Tone::Plain)
         }
+        WorkflowRecord::StageCached(r) => {
+            (format!("{} as in run {}: {}", r.stage, r.of, json(&r.result, ERROR)), Tone::Plain)
+        }
         WorkflowRecord::Signalled(r) => {
             let by = r.by.as_ref().map(|by| format!(" by {by}")).unwrap_or_default();
             (format!("{}{by}: {}", r.signal, short(r.payload.as_str(), ERROR)), Tone::Plain)
@@ -331,6 +334,7 @@ mod tests {
             metadata: Default::default(),
             rerun: None,
             parent: None,
+            no_cache: false,
         })
     }
 
@@ -341,6 +345,7 @@ mod tests {
             requires: Default::default(),
             inputs: vec![],
             input: None,
+            cache: None,
             resources: [("cpu".parse().unwrap(), 2.into())].into(),
             priority: 0,
         })

@@ -232,6 +232,10 @@ impl Bars {
             | WorkflowRecord::RunResumed(_)
             | WorkflowRecord::Signalled(_)
             | WorkflowRecord::RunsForgotten(_) => {}
+            WorkflowRecord::StageCached(record) => self.on(&record.stage, |bar| {
+                bar.set_position(WHOLE);
+                bar.abandon_with_message(self.style.dim("done before: its result is used again"));
+            }),
             WorkflowRecord::StageWaits(record) => self.on(&record.stage, |bar| {
                 bar.set_position(0);
                 bar.set_message(self.style.dim("waits for somebody's word"));

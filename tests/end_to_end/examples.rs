@@ -70,6 +70,7 @@ async fn does(task: Task) -> Result<Output, TaskError> {
         }
         ("sub-workflows", "publish") => Ok(input),
         ("supervisor", "publish") => Ok(input),
+        ("cache", stage) => Ok(json!({ "text": format!("{stage} in run {}", task.run) })),
         ("timeouts", "somebody_sleeps" | "somebody_says_nothing") => {
             task.cancelled().cancelled().await;
             Err(TaskError::failed("too late"))
@@ -257,6 +258,20 @@ async fn every_example_runs_as_it_says() {
     assert_eq!(Stage(&view).result("send"), json!({ "sum": 12 }));
     assert!(fleet.baton(&["schedules"]).await.contains("Europe/Berlin"));
     seen.push("order");
+
+    // W11
+    let first = run("cache", json!({ "topic": "tea", "for": "ann" })).await;
+    let other = run("cache", json!({ "topic": "tea", "for": "bob" })).await;
+    assert_eq!((other.stages[0].cached, other.stages[1].cached), (Some(first.run), None), "{other:?}");
+    assert_eq!(Stage(&other).result("facts"), Stage(&first).result("facts"));
+    let same = run("cache", json!({ "topic": "tea", "for": "ann" })).await;
+    assert_eq!((same.stages[0].cached, same.stages[1].cached), (Some(first.run), Some(first.run)), "{same:?}");
+    let shown = fleet.baton(&["show", &same.run.to_string()]).await;
+    assert!(shown.contains(&format!("as in run {}: ", first.run)), "{shown}");
+    let id = fleet.baton(&["run", "cache", "--input", "topic=tea", "--no-cache"]).await;
+    let view = fleet.wait_for_end(id.trim().parse().unwrap()).await;
+    assert_eq!((view.stages[0].cached, view.stages[1].cached), (None, None), "{view:?}");
+    seen.push("cache");
 
     // W8
     let view = run("retries", json!({})).await;

@@ -53,6 +53,9 @@ pub(crate) struct Run {
     /// What becomes of a task when its budget is used up: wait, fail or ask
     #[arg(long, value_name = "WHAT", default_value_t = AtLimit::Wait)]
     at_limit: AtLimit,
+    /// Do all its stages, whatever was done before: no result is used again
+    #[arg(long)]
+    no_cache: bool,
     /// The workflow's version; the latest one unless given
     #[arg(long, value_name = "N")]
     version: Option<u32>,
@@ -84,6 +87,7 @@ impl Run {
             due_ms: self.due.map(|seconds| seconds.saturating_mul(1000)),
             metadata: metadata(self.meta)?,
             budget,
+            no_cache: self.no_cache,
             ..StartRun::new(self.workflow, input(self.input_file.as_deref(), &self.input)?)
         };
         let client = context.client().await?;

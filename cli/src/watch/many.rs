@@ -75,6 +75,11 @@ impl Known {
                 WorkflowRecord::StageSkipped(record) => Some(Self::Skipped(record.stage)),
                 _ => None,
             },
+            // Nobody does it either.
+            "stage_cached" => match event.record.read().ok()? {
+                WorkflowRecord::StageCached(record) => Some(Self::Skipped(record.stage)),
+                _ => None,
+            },
             _ => None,
         }
     }

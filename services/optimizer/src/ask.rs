@@ -413,6 +413,12 @@ fn settle_workflow(soft: &mut Soft, state: &Optimizer, record: &WorkflowRecord, 
             }
             false
         }
+        WorkflowRecord::StageCached(record) => {
+            if let Some(planner) = &mut soft.planner {
+                planner.learned(state, (record.run, &record.stage), clock);
+            }
+            false
+        }
         WorkflowRecord::StageSkipped(record) => {
             if let Some(planner) = &mut soft.planner {
                 planner.learned(state, (record.run, &record.stage), clock);

@@ -227,6 +227,7 @@ impl Optimizer {
             WorkflowRecord::StageReady(record) => self.stage_ready(stamp, record),
             WorkflowRecord::StageEnded(record) => self.stage_ended(stamp, record),
             WorkflowRecord::StageSkipped(record) => self.stage_over(record.run, &record.stage),
+            WorkflowRecord::StageCached(record) => self.stage_over(record.run, &record.stage),
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record.run),
             WorkflowRecord::RunPaused(record) => self.run_paused(record.run),
             WorkflowRecord::RunResumed(record) => self.run_resumed(record.run),

@@ -110,6 +110,7 @@ fn started(n: u64) -> WorkflowRecord {
         metadata: Default::default(),
         rerun: None,
         parent: None,
+        no_cache: false,
     })
 }
 
@@ -120,6 +121,7 @@ fn ready(task: TaskId, agent_type: &str, priority: i32, cpu: u32) -> WorkflowRec
         requires: Default::default(),
         inputs: vec![],
         input: None,
+        cache: None,
         resources: resources(cpu),
         priority,
     })

@@ -755,6 +755,7 @@ pub(crate) fn recall(turn: &mut Turn<'_, ResourceManager>, commit: &Commit<Workf
             | WorkflowRecord::RunResumed(_)
             | WorkflowRecord::RunsForgotten(_)
             | WorkflowRecord::StageWaits(_)
+            | WorkflowRecord::StageCached(_)
             | WorkflowRecord::Signalled(_)
             | WorkflowRecord::ScheduleSet(_)
             | WorkflowRecord::ScheduleRemoved(_)

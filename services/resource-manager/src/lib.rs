@@ -284,6 +284,7 @@ impl Machine for ResourceManager {
             WorkflowRecord::RunPaused(record) => self.tasks.run_paused(record.run),
             WorkflowRecord::RunResumed(record) => self.tasks.run_resumed(record.run),
             WorkflowRecord::StageWaits(record) => self.tasks.stage_waits(record),
+            WorkflowRecord::StageCached(record) => self.tasks.stage_cached(record),
             WorkflowRecord::StageSkipped(_)
             | WorkflowRecord::Signalled(_)
             | WorkflowRecord::RunsForgotten(_)

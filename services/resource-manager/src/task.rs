@@ -7,7 +7,8 @@ use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Priorities, Shelves};
 use baton_protocol::definition::{Definition, OnFailure, StageDefinition};
 use baton_protocol::record::{
-    KeptStage, Outcome, RunStarted, StageEnded, StageExpanded, StageReady, StageWaits, Stamp, WorkflowRegistered,
+    KeptStage, Outcome, RunStarted, StageCached, StageEnded, StageExpanded, StageReady, StageWaits, Stamp,
+    WorkflowRegistered,
 };
 use baton_protocol::request::Assignment;
 use baton_protocol::trace::{TraceContext, task_span};
@@ -280,6 +281,12 @@ impl Tasks {
     pub(crate) fn stage_waits(&mut self, record: &StageWaits) {
         if let Some(run) = self.runs.change(&record.run) {
             run.waits.insert(record.stage.clone());
+        }
+    }
+
+    pub(crate) fn stage_cached(&mut self, record: &StageCached) {
+        if let Some(run) = self.runs.change(&record.run) {
+            run.results.insert(record.stage.clone(), record.result.clone());
         }
     }
 

@@ -289,6 +289,7 @@ fn started(n: u64) -> WorkflowRecord {
         metadata: Default::default(),
         rerun: None,
         parent: None,
+        no_cache: false,
     })
 }
 
@@ -299,6 +300,7 @@ fn ready(task: TaskId, resources: &str) -> WorkflowRecord {
         requires: Default::default(),
         inputs: if writing { vec![StageName::new("research").unwrap()] } else { vec![] },
         input: None,
+        cache: None,
         resources: serde_json::from_str::<Resources>(resources).unwrap(),
         priority: 0,
         task,
@@ -975,6 +977,7 @@ impl Checker {
             | WorkflowRecord::StageExpanded(_)
             | WorkflowRecord::RunsForgotten(_)
             | WorkflowRecord::StageWaits(_)
+            | WorkflowRecord::StageCached(_)
             | WorkflowRecord::Signalled(_)
             | WorkflowRecord::ScheduleSet(_)
             | WorkflowRecord::ScheduleRemoved(_)

@@ -18,7 +18,7 @@ use baton_protocol::{Amount, AtLimit, Json, Millis, Money, Resources, RunId, Sta
 use crate::flow::{self, Failure};
 use crate::run::{Move, Run};
 use crate::workflows::Version;
-use crate::{Turn, child, telemetry, text, view, word};
+use crate::{Turn, cache, child, telemetry, text, view, word};
 
 /// The most that an agent is given with a task: input, results, parameters and metadata together, in bytes. An
 /// assignment must fit into a message, with some room for what goes around it.
@@ -323,11 +323,21 @@ fn ready(turn: &mut Turn<'_>, id: RunId, place: usize) {
         }
         Some(Err((failure, again))) => return end(turn, id, place, Ending { again, ..Ending::before(failure) }),
     }
-    let stage = run.definition(version, place);
     let input = match flow::input(run, version, place) {
         Ok(input) => input,
         Err(failure) => return end(turn, id, place, Ending::before(failure)),
     };
+    let key = match cache::key(run, version, place, input.as_ref()) {
+        Ok(key) => key,
+        Err(failure) => return end(turn, id, place, Ending::before(failure)),
+    };
+    if let Some(key) = &key
+        && cache::hit(turn, id, place, key)
+    {
+        return;
+    }
+    let Some((run, version)) = turn.state().live(id) else { return };
+    let stage = run.definition(version, place);
     let (inputs, results) = inputs(run, version, place);
     let base = run.base(place);
     let item = run.item(place).and_then(|item| run.fan(base)?.items.get(item as usize)).map_or(0, Json::size);
@@ -349,6 +359,7 @@ fn ready(turn: &mut Turn<'_>, id: RunId, place: usize) {
         input,
         resources: resources(run, stage),
         priority: run.priority,
+        cache: key,
     };
     turn.emit(WorkflowRecord::StageReady(record));
 }

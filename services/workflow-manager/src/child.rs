@@ -106,6 +106,7 @@ pub(crate) fn begin(
         metadata: run.metadata.clone(),
         rerun: None,
         parent: Some(Box::new(Parent { task, depth })),
+        no_cache: run.no_cache,
     }))
 }
 

@@ -39,6 +39,8 @@ pub(crate) struct Flow {
     items: Option<Ready<Program>>,
     input: Option<Ready<Made>>,
     output: Option<Ready<Made>>,
+    /// What the stage's result depends on, where that is said.
+    cache: Option<Ready<Program>>,
     input_schema: Option<Ready<Schema>>,
     output_schema: Option<Ready<Schema>>,
 }
@@ -141,6 +143,7 @@ impl<'a> Builder<'a> {
                 && flow.items.is_none()
                 && flow.input.is_none()
                 && flow.output.is_none()
+                && flow.cache.is_none()
                 && flow.input_schema.is_none()
                 && flow.output_schema.is_none();
             flows.push((!plain).then(|| Box::new(flow)));
@@ -191,6 +194,8 @@ impl<'a> Builder<'a> {
                 .output
                 .as_ref()
                 .map(|output| self.mapping(place, "output", output, Place::Output { each: stage.for_each.is_some() })),
+            cache: (stage.cache.as_ref().and_then(|cache| cache.key.as_ref()))
+                .map(|key| self.program(place, "cache.key", None, key, Place::Stage)),
             input_schema: stage.input_schema.as_ref().map(|s| self.schema(Some(place), "input_schema", s)),
             output_schema: stage.output_schema.as_ref().map(|s| self.schema(Some(place), "output_schema", s)),
         }
@@ -339,6 +344,16 @@ pub(crate) fn input(run: &Run, version: &Version, place: usize) -> Result<Option
     }
     let made = made.as_ref().map(write).transpose();
     made.map_err(|why| Failure { code: "input_failed", error: format!("its input can not be made: {why}") })
+}
+
+/// What a stage's result depends on, where the definition says it.
+pub(crate) fn cache_key(run: &Run, version: &Version, place: usize) -> Result<Option<Json>, Failure> {
+    let flow = version.plan.flows.get(run.base(place));
+    let Some((flow, key)) = flow.and_then(|flow| Some((flow, flow.cache.as_ref()?))) else { return Ok(None) };
+    let about = About { run, version, flow, result: None, item: None };
+    let made = ready(key).and_then(|key| key.value(about.values(key)?)).and_then(|made| write(&made));
+    let error = |why| Failure { code: "cache_failed", error: format!("the key of its cache can not be made: {why}") };
+    made.map(Some).map_err(error)
 }
 
 /// What a stage's result is, where its agent reported this.

@@ -11,13 +11,15 @@ use baton_protocol::budget::run_of;
 use baton_protocol::handoff::HandedOver;
 use baton_protocol::pressure::{PressureChanged, PressureLevel};
 use baton_protocol::record::{
-    AgentLeft, AgentRegistered, Assigned, BudgetRefused, LeaseEnded, LeftReason, PoolSet, RunFinished, RunStarted,
-    RunsForgotten, Signalled, StageEnded, StageExpanded, StageReady, StageSkipped, StageWaits, Stamp,
+    AgentLeft, AgentRegistered, Assigned, BudgetRefused, LeaseEnded, LeftReason, Outcome, PoolSet, RunFinished,
+    RunStarted, RunsForgotten, Signalled, StageCached, StageEnded, StageExpanded, StageReady, StageSkipped, StageWaits,
+    Stamp,
 };
 use baton_protocol::run::{RunCounts, RunStatus};
 use baton_protocol::{AgentId, Capability, LeaseId, Millis, RunId, TaskId};
 use serde::{Deserialize, Serialize};
 
+use crate::cache::{Cache, Entry};
 use crate::history::History;
 use crate::run::Run;
 use crate::schedule::Schedules;
@@ -35,6 +37,9 @@ pub struct WorkflowManager {
     #[serde(default)]
     pub(crate) live_children: usize,
     pub(crate) history: History,
+    /// Results that may be used again.
+    #[serde(default)]
+    pub(crate) cache: Cache,
     /// Idempotency keys of live runs and of those in the history.
     pub(crate) keys: Shelves<String, RunId>,
     /// Runs by status, since the log began; those that run are counted where they are, and those that are a part of others not
@@ -218,6 +223,7 @@ impl WorkflowManager {
         let Some(version) = &self.workflows.of(run) else { return };
         let Some(place) = run.place(version, task) else { return };
         if run.stage_ready(stamp.at, place, task.attempt, version) {
+            run.stages[place].cache = record.cache.as_deref().map(Into::into);
             let due = run.until(place, version, stamp.at, run.definition(version, place).start_timeout_ms);
             self.timers.set(run, place, Some(due).filter(|_| !is_planted(Bug::StartTimerForgotten)));
         }
@@ -257,8 +263,13 @@ impl WorkflowManager {
             for item in given_up {
                 self.timers.set(run, item, None);
             }
-            let attempt = run.stages[place].attempts.last();
-            let (lease, child) = attempt.map_or((None, None), |attempt| (attempt.lease, attempt.child));
+            let stage = &mut run.stages[place];
+            let key = stage.cache.take();
+            let (lease, child) = stage.attempts.last().map_or((None, None), |attempt| (attempt.lease, attempt.child));
+            let result = record.result.clone().filter(|_| record.outcome == Outcome::Succeeded);
+            if let (Some(key), Some(result)) = (key, result) {
+                self.cache.put(key.into(), Entry { result, run: task.run, at: stamp.at });
+            }
             self.lease_over(lease);
             if let Some(child) = child.and_then(|child| self.runs.change(&child))
                 && !is_planted(Bug::ChildOutlivesStage)
@@ -267,6 +278,13 @@ impl WorkflowManager {
                 child.orphaned = Some(why.into());
             }
         }
+    }
+
+    pub(crate) fn stage_cached(&mut self, record: &StageCached) {
+        let Some(run) = self.runs.change(&record.run) else { return };
+        let Some(version) = &self.workflows.of(run) else { return };
+        let Some(place) = version.plan.place(&record.stage) else { return };
+        run.stage_cached(place, record, version);
     }
 
     pub(crate) fn stage_skipped(&mut self, record: &StageSkipped) {

@@ -13,6 +13,7 @@
 //! | `run.rs` | one run: its stages, its attempts, what is to be done next |
 //! | `flow.rs`, `expression.rs` | what a definition says of a stage beyond its dependencies; CEL within bounds |
 //! | `history.rs` | runs that have ended |
+//! | `cache.rs` | results that may be used again |
 //! | `pause.rs`, `rerun.rs`, `retention.rs` | runs are paused, repeated from a stage on, forgotten |
 //! | `start.rs`, `report.rs`, `word.rs`, `advance.rs` | decisions: a run is asked for, an agent reports, people decide and signal, everything else |
 //! | `schedule.rs`, `trigger.rs` | runs that are started by themselves: at certain times, for events |
@@ -34,6 +35,7 @@
 //!   finished by the next leader.
 
 mod advance;
+mod cache;
 mod child;
 pub mod definition;
 mod expression;
@@ -126,6 +128,7 @@ impl Machine for WorkflowManager {
             WorkflowRecord::StageExpanded(record) => self.stage_expanded(stamp, record),
             WorkflowRecord::StageWaits(record) => self.stage_waits(stamp, record),
             WorkflowRecord::Signalled(record) => self.signalled(record),
+            WorkflowRecord::StageCached(record) => self.stage_cached(record),
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record),
             WorkflowRecord::RunPaused(record) => self.run_paused(stamp, record),
             WorkflowRecord::RunResumed(record) => self.run_resumed(stamp, record),

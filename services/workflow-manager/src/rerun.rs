@@ -69,6 +69,7 @@ pub(crate) fn rerun(
         metadata: other.metadata.clone(),
         rerun: Some(Box::new(Rerun { of: request.run, from: request.from.clone(), kept })),
         parent: None,
+        no_cache: other.no_cache,
     };
     start::admit(turn, record.priority)?;
     let run = request.new_run.unwrap_or_else(|| start::unused(turn));

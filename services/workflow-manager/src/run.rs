@@ -10,7 +10,8 @@ use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::definition::{OnFailure, StageDefinition};
 use baton_protocol::handoff::HandedOver;
 use baton_protocol::record::{
-    Delegated, KeptStage, Outcome, Parent, Rerun, RunFinished, RunStarted, Signalled, SkipReason, StageEnded, Stamp,
+    Delegated, KeptStage, Outcome, Parent, Rerun, RunFinished, RunStarted, Signalled, SkipReason, StageCached,
+    StageEnded, Stamp,
 };
 use baton_protocol::request::{Strategy, Usage};
 use baton_protocol::run::{Metadata, RerunView, RunStatus, StageStatus};
@@ -110,6 +111,9 @@ pub(crate) struct Run {
     /// The stages under way whose runs have ended.
     #[serde(default, skip_serializing_if = "Places::is_empty")]
     returned: Places,
+    /// Its stages are done, whatever was done before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) no_cache: bool,
 }
 
 /// A stage with a task for each item.
@@ -148,6 +152,12 @@ pub(crate) struct Stage {
     /// How many bytes came of what was delegated: whoever puts it together is given them.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) gathered: usize,
+    /// Under what the result of the attempt under way is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cache: Option<Box<str>>,
+    /// The run in which it was done, if its result was used again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cached: Option<RunId>,
     pub(crate) attempts: Box<[Attempt]>,
 }
 
@@ -249,6 +259,8 @@ impl Run {
             due: None,
             result: None,
             gathered: 0,
+            cache: None,
+            cached: None,
             attempts: Box::default(),
         });
         let mut run = Self {
@@ -292,6 +304,8 @@ impl Run {
             children: Vec::new(),
             parts: 0,
             returned: Places::default(),
+            // Who repeats a run wants other results.
+            no_cache: record.no_cache || record.rerun.is_some(),
         };
         for place in 0..run.stages.len() {
             run.release(place, version);
@@ -624,6 +638,19 @@ impl Run {
         true
     }
 
+    /// A stage has the result that was given before.
+    pub(crate) fn stage_cached(&mut self, place: usize, record: &StageCached, version: &Version) {
+        let stage = &mut self.stages[place];
+        if stage.status != StageStatus::Pending || stage.waits_for > 0 {
+            return;
+        }
+        stage.status = StageStatus::Succeeded;
+        stage.result = Some(record.result.clone());
+        stage.cached = Some(record.of);
+        self.begun(place, version);
+        self.over(place, version);
+    }
+
     /// It is known which items a stage has a task each for. Whether that was so.
     pub(crate) fn stage_expanded(&mut self, at: Millis, place: usize, items: Vec<Json>, version: &Version) -> bool {
         let stage = &mut self.stages[place];
@@ -643,6 +670,8 @@ impl Run {
                 due: None,
                 result: None,
                 gathered: 0,
+                cache: None,
+                cached: None,
                 attempts: Box::default(),
             });
         }

@@ -55,7 +55,7 @@ pub(crate) fn start(
     };
     let trace = request.trace.or(context.trace);
     let due = request.due_ms.map(|due_ms| turn.now().saturating_add(due_ms));
-    let StartRun { workflow, priority, key, strategy, metadata, .. } = request;
+    let StartRun { workflow, priority, key, strategy, metadata, no_cache, .. } = request;
     let (rerun, parent) = (None, None);
     let record = RunStarted {
         run,
@@ -71,6 +71,7 @@ pub(crate) fn start(
         metadata,
         rerun,
         parent,
+        no_cache,
     };
     turn.emit(WorkflowRecord::RunStarted(record));
     telemetry::run_started(turn, run);

@@ -202,6 +202,7 @@ fn view(run: &Run, version: &Version) -> RunView {
         result: stage.result.clone(),
         attempts: (1..).zip(&stage.attempts).map(attempt).collect(),
         items: items(place),
+        cached: stage.cached,
         waits: word::waits(stage, definition),
     });
     RunView {

@@ -309,6 +309,7 @@ fn started(run: RunId) -> WorkflowRecord {
         metadata: Default::default(),
         rerun: None,
         parent: None,
+        no_cache: false,
     })
 }
 
@@ -319,6 +320,7 @@ fn ready(run: RunId, stage: &str) -> WorkflowRecord {
         requires: Default::default(),
         inputs: vec![],
         input: None,
+        cache: None,
         resources: Resources::new(),
         priority: 0,
     })

@@ -84,6 +84,10 @@ pub enum Bug {
     FailureSilencesOthers,
     /// A trigger gives its signal to the first run that is meant, and to no other.
     TriggerSignalsOne,
+    /// A result is used again however old it is.
+    CacheOutlived,
+    /// A result is used again whatever it was given for.
+    CacheConfused,
     /// A lease is granted whether the agent has a free slot or not.
     SlotsNotCounted,
     /// A lease is granted whether the agent has the resources or not.
@@ -192,7 +196,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 91] = [
+    pub const ALL: [Self; 93] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -232,6 +236,8 @@ impl Bug {
         Self::EndsTriggerNothing,
         Self::FailureSilencesOthers,
         Self::TriggerSignalsOne,
+        Self::CacheOutlived,
+        Self::CacheConfused,
         Self::SlotsNotCounted,
         Self::ResourcesNotCounted,
         Self::LeasedTwice,

@@ -22,8 +22,8 @@ use crate::pool::PoolError;
 use crate::requirement::Requirements;
 
 pub use flow::{
-    Approval, Expression, ForEach, Join, MAX_EXPRESSION_BYTES, MAX_ITEMS, Mapping, OnFailure, OnTimeout, Otherwise,
-    WaitFor,
+    Approval, Cache, Expression, ForEach, Join, MAX_EXPRESSION_BYTES, MAX_ITEMS, Mapping, OnFailure, OnTimeout,
+    Otherwise, WaitFor,
 };
 
 /// The most stages that a workflow may have.
@@ -110,6 +110,9 @@ pub struct StageDefinition {
     /// What its result is instead of what its agent reported, which is `result` in here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<Mapping>,
+    /// Its result may be used again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<Cache>,
     /// A JSON Schema (2020-12) that what its agent is given must fit. If it does not, the stage fails and is not retried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input_schema: Option<Value>,
@@ -149,6 +152,9 @@ pub struct StageDefinition {
 
 /// What stands for an agent type where no agent has a stage.
 const NOBODY: &str = "no-agent";
+
+/// The longest time for which a result may be used again, in milliseconds: 30 days.
+const MAX_CACHE_MS: Millis = 30 * 24 * 60 * 60 * 1000;
 
 /// The longest text that people are asked, in bytes.
 const MAX_ASK_BYTES: usize = 4096;
@@ -494,6 +500,9 @@ impl Definition {
             if stage.for_each.as_ref().is_some_and(|each| each.max_parallel == Some(0)) {
                 return wrong("for_each.max_parallel", "it is 0; it must be at least 1".to_owned());
             }
+            if let Some((key, what)) = stage.cached_wrongly() {
+                return wrong(key, what);
+            }
             if let Some((key, what)) = stage.asks_wrongly().or_else(|| stage.done_wrongly()) {
                 return wrong(key, what);
             }
@@ -699,6 +708,20 @@ impl StageDefinition {
         self.approval.is_some() || self.wait_for.is_some()
     }
 
+    /// What is wrong with how its result is used again, and at which key.
+    fn cached_wrongly(&self) -> Option<(&'static str, String)> {
+        let cache = self.cache.as_ref()?;
+        if !(1..=MAX_CACHE_MS).contains(&cache.ttl_ms) {
+            return Some(("cache.ttl_ms", format!("it is {}; it must be 1 to {MAX_CACHE_MS}", cache.ttl_ms)));
+        }
+        if self.for_each.is_some() {
+            return Some(("cache", "a stage with a task for each item has none".to_owned()));
+        }
+        // What an output looks at, nobody's agent is given.
+        let unknown = self.output.is_some() && cache.key.is_none();
+        unknown.then(|| ("cache.key", "it is missing: what do the results depend on that `output` makes?".to_owned()))
+    }
+
     /// Whether agents do it, and not people, or a run of another workflow.
     #[must_use]
     pub fn has_agent(&self) -> bool {
@@ -731,6 +754,7 @@ impl StageDefinition {
             ("for_each", self.for_each.is_none()),
             ("input", self.input.is_none()),
             ("output", self.output.is_none()),
+            ("cache", self.cache.is_none()),
             ("input_schema", self.input_schema.is_none()),
             ("output_schema", self.output_schema.is_none()),
             ("params", self.params.is_empty()),
@@ -766,6 +790,7 @@ impl StageDefinition {
             ("params", self.params.is_empty()),
             ("resources", self.resources.is_empty()),
             ("estimate", self.estimate.is_none()),
+            ("cache", self.cache.is_none()),
             ("start_timeout_ms", is_default_stage_timeout_ms(&self.start_timeout_ms)),
             ("heartbeat_timeout_ms", self.heartbeat_timeout_ms.is_none()),
         ];
@@ -855,6 +880,7 @@ impl Builder {
                 on_failure: OnFailure::default(),
                 input: None,
                 output: None,
+                cache: None,
                 input_schema: None,
                 output_schema: None,
                 params: BTreeMap::new(),

@@ -150,6 +150,8 @@ pub enum WorkflowRecord {
     StageWaits(StageWaits),
     /// A run was told something.
     Signalled(Signalled),
+    /// A stage need not run: its result is one that was given before.
+    StageCached(StageCached),
     /// A run is over.
     RunFinished(RunFinished),
     /// A run begins nothing new until it is resumed.
@@ -223,6 +225,9 @@ pub struct RunStarted {
     /// ended; nothing else is written of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<Box<Parent>>,
+    /// Its stages are done, whatever was done before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_cache: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
@@ -253,6 +258,9 @@ pub struct StageReady {
     /// Larger goes first.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub priority: i32,
+    /// Under what its result is kept, to be used again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<String>,
 }
 
 /// See [`WorkflowRecord::StageEnded`].
@@ -345,6 +353,19 @@ pub struct Signalled {
     /// Who gave it, as far as that was said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
+}
+
+/// See [`WorkflowRecord::StageCached`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct StageCached {
+    /// The run.
+    pub run: RunId,
+    /// The stage.
+    pub stage: StageName,
+    /// The run in which it was done.
+    pub of: RunId,
+    /// What came of it there.
+    pub result: Json,
 }
 
 /// Why a stage does not run.
@@ -735,6 +756,7 @@ impl Record for WorkflowRecord {
             Self::StageExpanded(_) => "stage_expanded",
             Self::StageWaits(_) => "stage_waits",
             Self::Signalled(_) => "signalled",
+            Self::StageCached(_) => "stage_cached",
             Self::RunFinished(_) => "run_finished",
             Self::RunPaused(_) => "run_paused",
             Self::RunResumed(_) => "run_resumed",
@@ -759,6 +781,7 @@ impl Record for WorkflowRecord {
             Self::StageExpanded(r) => Topic::Run(&r.run),
             Self::StageWaits(r) => Topic::Run(&r.run),
             Self::Signalled(r) => Topic::Run(&r.run),
+            Self::StageCached(r) => Topic::Run(&r.run),
             Self::RunFinished(r) => Topic::Run(&r.run),
             Self::RunPaused(r) => Topic::Run(&r.run),
             Self::RunResumed(r) => Topic::Run(&r.run),
@@ -1064,6 +1087,7 @@ mod tests {
                 metadata: Default::default(),
                 rerun: None,
                 parent: None,
+                no_cache: false,
             }),
             WorkflowRecord::StageReady(StageReady {
                 task,
@@ -1071,6 +1095,7 @@ mod tests {
                 requires: Requirements::none(),
                 inputs: vec![],
                 input: None,
+                cache: None,
                 resources: Resources::new(),
                 priority: 0,
             }),

@@ -226,6 +226,9 @@ pub struct StageView {
     /// The items that it has a task each for, in their order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub items: Vec<ItemView>,
+    /// The run in which it was done, if its result was used again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cached: Option<RunId>,
     /// Whose word it waits for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits: Option<Waits>,

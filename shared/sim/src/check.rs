@@ -7,6 +7,7 @@
 mod alerts;
 mod answers;
 mod breakers;
+pub(crate) mod cache;
 mod children;
 pub(crate) mod flow;
 mod handoffs;
@@ -98,6 +99,8 @@ pub(crate) struct Facts {
     /// Runs that somebody asked to be cancelled.
     cancels: BTreeSet<RunId>,
     words: words::Words,
+    /// What was done and may be used again.
+    done: Vec<cache::Done>,
     breakers: Breakers,
     alerts: Alerts,
     handoffs: Handoffs,
@@ -152,6 +155,8 @@ pub(crate) struct Run {
     fans: BTreeMap<usize, std::ops::Range<usize>>,
     /// The signals that it was given.
     signals: BTreeMap<SignalName, words::Given>,
+    /// Results are used again in it.
+    uses_cache: bool,
     /// A stage was cancelled: nothing but the end may follow.
     ending: bool,
     /// When it was paused, and when it went on.

@@ -248,6 +248,10 @@ counted! {
         SignalBefore = "a signal comes before its stage begins",
         /// A signal did not come in time.
         NotSignalled = "a signal does not come in time",
+        /// A result of a run that has ended was used again.
+        CachedOfEnded = "a result of a run that has ended is used again",
+        /// A result of a run that goes on was used again.
+        CachedOfLive = "a result of a run that goes on is used again",
         /// A lease was granted for a task that had just ended.
         DeadOnArrival = "a lease comes after its task's end",
         /// A report counted though the agent was gone, because that was not known yet.
@@ -342,7 +346,7 @@ counted! {
 }
 
 /// The kinds of records, in the order of their counters.
-pub(crate) const RECORDS: [&str; 42] = [
+pub(crate) const RECORDS: [&str; 43] = [
     "workflow_registered",
     "run_started",
     "run_paused",
@@ -361,6 +365,7 @@ pub(crate) const RECORDS: [&str; 42] = [
     "stage_expanded",
     "stage_waits",
     "signalled",
+    "stage_cached",
     "run_finished",
     "agent_registered",
     "agent_left",

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use baton_protocol::budget::agent_account;
 use baton_protocol::definition::{
-    Approval, Definition, Estimate, ForEach, Join, Mapping, OnFailure, OnTimeout, Otherwise, RetryPolicy,
+    Approval, Cache, Definition, Estimate, ForEach, Join, Mapping, OnFailure, OnTimeout, Otherwise, RetryPolicy,
     StageDefinition, WaitFor,
 };
 use baton_protocol::request::{Acquire, RegisterAgent, SpentBy, Strategy};
@@ -19,6 +19,7 @@ use baton_protocol::{
 use baton_resource_manager::{PressureConfig, PressureLimits};
 use serde_json::json;
 
+use crate::check::cache::CACHE_KEY;
 use crate::check::flow::{CONDITIONS, INPUT, ITEM_INPUT, ITEMS, OUTPUT};
 use crate::draws::Draws;
 
@@ -116,6 +117,8 @@ pub(crate) struct Placed {
     pub(crate) priority: i32,
     /// The limit of what it may cost.
     pub(crate) limit: Option<u32>,
+    /// No result is used again.
+    pub(crate) no_cache: bool,
 }
 
 /// What is to be done in a history.
@@ -210,6 +213,7 @@ impl Workload {
                 due_ms: draws.chance(200).then(|| draws.between(1, 20_000)),
                 priority: *draws.pick(&[0, 0, -1, 1, -2]),
                 limit: draws.chance(150).then(|| draws.below(12)),
+                no_cache: draws.chance(150),
             };
             let start = Wish::Start { workflow, own_id: draws.chance(300), key, placed };
             let at = match rush {
@@ -582,6 +586,7 @@ fn definition(draws: &mut Draws, number: u32, kinds: usize, pools: &[NamedPool])
                 on_failure: OnFailure::default(),
                 input: None,
                 output: None,
+                cache: None,
                 input_schema: None,
                 output_schema: None,
                 params: BTreeMap::new(),
@@ -677,7 +682,7 @@ fn nest(draws: &mut Draws, definitions: &mut Vec<Definition>, kinds: usize, pool
         stage.workflow = Some(if endless { other } else { inner.name.clone() });
         stage.workflow_version = draws.chance(150).then(|| 1 + draws.below(2));
         stage.requires = Requirements::none();
-        (stage.resources, stage.estimate) = (Resources::new(), None);
+        (stage.resources, stage.estimate, stage.cache) = (Resources::new(), None, None);
         (stage.start_timeout_ms, stage.heartbeat_timeout_ms) = (60 * 60 * 1000, None);
         stage.timeout_ms = millis(draws, 40_000, 1_500);
         if stage.for_each.is_some() && stage.input.is_none() {
@@ -726,6 +731,11 @@ fn flow(draws: &mut Draws, definition: &mut Definition) {
         }
         if draws.chance(250) {
             stage.total_timeout_ms = Some(draws.between(800, 9_000));
+        }
+        if stage.for_each.is_none() && draws.chance(250) {
+            let keyed = stage.output.is_some() || draws.chance(600);
+            let key = keyed.then(|| CACHE_KEY.into());
+            stage.cache = Some(Cache { ttl_ms: draws.between(500, 15_000), key });
         }
         if draws.chance(150) {
             *stage = asks(draws, stage);

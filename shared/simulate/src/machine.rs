@@ -182,6 +182,7 @@ impl Policy for Machine {
             metadata: Default::default(),
             rerun: None,
             parent: None,
+            no_cache: false,
         }));
     }
 
@@ -198,6 +199,7 @@ impl Policy for Machine {
                 requires: Requirements::none(),
                 inputs: parents.map(|&parent| self.view.stages[parent].clone()).collect(),
                 input: None,
+                cache: None,
                 resources: Resources::new(),
                 priority: priority(it),
             }));

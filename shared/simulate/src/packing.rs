@@ -542,6 +542,7 @@ impl Baton {
                 metadata: Default::default(),
                 rerun: None,
                 parent: None,
+                no_cache: false,
             }));
             records.extend(chunk.iter().enumerate().map(|(stage, request)| {
                 WorkflowRecord::StageReady(StageReady {
@@ -550,6 +551,7 @@ impl Baton {
                     requires: Requirements::none(),
                     inputs: Vec::new(),
                     input: None,
+                    cache: None,
                     resources: need(*request),
                     priority: 0,
                 })

@@ -300,6 +300,7 @@ impl Checker {
             WorkflowRecord::StageExpanded(record) => record.run,
             WorkflowRecord::StageWaits(record) => record.run,
             WorkflowRecord::Signalled(record) => record.run,
+            WorkflowRecord::StageCached(record) => record.run,
             WorkflowRecord::RunFinished(record) => record.run,
         };
         let facts = self.runs.entry(run).or_default();
@@ -320,6 +321,7 @@ impl Checker {
             | WorkflowRecord::RunPaused(_)
             | WorkflowRecord::RunResumed(_)
             | WorkflowRecord::StageWaits(_)
+            | WorkflowRecord::StageCached(_)
             | WorkflowRecord::Signalled(_) => {}
             WorkflowRecord::RunStarted(record) => {
                 facts.starts += 1;

@@ -555,6 +555,7 @@ pub(crate) fn started(run: RunId) -> WorkflowRecord {
         metadata: Default::default(),
         rerun: None,
         parent: None,
+        no_cache: false,
     })
 }
 
@@ -565,6 +566,7 @@ pub(crate) fn ready(run: RunId, stage: &str) -> WorkflowRecord {
         requires: Default::default(),
         inputs: vec![],
         input: None,
+        cache: None,
         resources: Resources::new(),
         priority: 0,
     })

@@ -76,6 +76,7 @@ impl Facts {
             | WorkflowRecord::StageSkipped(_)
             | WorkflowRecord::StageExpanded(_)
             | WorkflowRecord::StageWaits(_)
+            | WorkflowRecord::StageCached(_)
             | WorkflowRecord::Signalled(_)
             | WorkflowRecord::RunsForgotten(_)
             | WorkflowRecord::ScheduleSet(_)

@@ -424,6 +424,11 @@ impl World {
                 let by = r.by.as_ref().map(|by| format!(" by {by}")).unwrap_or_default();
                 format!("signalled {}{by}: {}", r.signal, r.payload.as_str())
             }
+            WorkflowRecord::StageCached(r) => {
+                let task = TaskId { run: r.run, stage: r.stage.clone(), item: None, attempt: 1 };
+                let of = 1 + self.runs.iter().position(|id| *id == r.of).unwrap_or(0);
+                format!("stage_cached {} of r{of}: {}", self.name(&task).trim_end_matches("/1"), r.result.as_str())
+            }
             WorkflowRecord::StageExpanded(r) => format!("stage_expanded {} to {}", r.stage, r.items.as_str()),
             WorkflowRecord::StageSkipped(r) => format!(
                 "stage_skipped {}: {}",

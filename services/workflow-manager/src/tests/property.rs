@@ -390,6 +390,7 @@ impl Model {
                 state.skipped = true;
             }
             WorkflowRecord::StageWaits(_) | WorkflowRecord::Signalled(_) => panic!("no stage asks for anybody's word"),
+            WorkflowRecord::StageCached(_) => panic!("no stage has a cache"),
             WorkflowRecord::StageExpanded(record) => {
                 let whole = definition.unwrap();
                 let stage = whole.stage(record.stage.as_str()).unwrap();

@@ -11,6 +11,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 
+use crate::id::Millis;
 use crate::name::{SignalName, StageName};
 
 /// The longest expression, in bytes.
@@ -132,6 +133,17 @@ pub struct WaitFor {
     /// What becomes of the stage when none comes in time.
     #[serde(default, skip_serializing_if = "Otherwise::is_default")]
     pub on_timeout: Otherwise,
+}
+
+/// That a stage's result may be used again, instead of doing the same once more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Cache {
+    /// For how long a result may be used, in milliseconds from the end of the attempt that gave it.
+    pub ttl_ms: Millis,
+    /// What the result depends on, beside the stage itself; all that its agent is given, unless said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<Expression>,
 }
 
 /// What becomes of a stage for which the word that was hoped for is not given.

@@ -339,6 +339,9 @@ pub struct StartRun {
     /// Noted about it, to find it again: at most 16 keys of 1 to 63 bytes with values of at most 255.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: Metadata,
+    /// Its stages are done, whatever was done before: no result is used again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_cache: bool,
 }
 
 impl StartRun {
@@ -357,6 +360,7 @@ impl StartRun {
             due_ms: None,
             budget: None,
             metadata: Metadata::new(),
+            no_cache: false,
         }
     }
 }

@@ -164,7 +164,7 @@ impl Run {
         }
     }
 
-    fn n(&self) -> i64 {
+    pub(super) fn n(&self) -> i64 {
         self.input.read::<Value>().ok().and_then(|input| input["n"].as_i64()).unwrap_or(0)
     }
 

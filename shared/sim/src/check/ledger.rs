@@ -133,6 +133,7 @@ impl Facts {
             WorkflowRecord::StageExpanded(record) => self.stage_expanded(stamp.at, record),
             WorkflowRecord::StageWaits(record) => self.stage_waits(stamp, record),
             WorkflowRecord::Signalled(record) => self.signalled(record),
+            WorkflowRecord::StageCached(record) => self.stage_cached(stamp, record),
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record),
             WorkflowRecord::RunPaused(record) => self.run_paused(stamp, record),
             WorkflowRecord::RunResumed(record) => self.run_resumed(stamp, record),
@@ -224,6 +225,7 @@ impl Facts {
             owners: Vec::new(),
             fans: std::collections::BTreeMap::new(),
             signals: std::collections::BTreeMap::new(),
+            uses_cache: !record.no_cache && record.rerun.is_none(),
             ending: false,
             pauses: Vec::new(),
             repeats: record.rerun.as_ref().map(|rerun| rerun.of),
@@ -255,6 +257,7 @@ impl Facts {
     fn stage_ready(&mut self, stamp: Stamp, record: &StageReady) -> Checked {
         let (task, seq, now) = (&record.task, self.seq, self.now);
         let place = self.attempt_begins(stamp, task)?;
+        self.not_done_before(stamp, place, record)?;
         let Some(run) = self.runs.get_mut(&task.run) else { return Ok(()) };
         let definition = run.definition(place);
         let by_run = !definition.has_agent() || run.stages[place].delegated().is_some();
@@ -566,6 +569,7 @@ impl Facts {
         if let Some(child) = child {
             return self.child_is_over(child, record);
         }
+        self.may_be_used_again(stamp, place, record);
         self.breakers_ended(record, &capability, held_as);
         self.pools_paid(record);
         if let Some(lease) = held {

@@ -325,6 +325,7 @@ impl World {
             strategy: placed.strategy,
             due_ms: placed.due_ms,
             priority: placed.priority,
+            no_cache: placed.no_cache,
             budget: placed.limit.map(|limit| Budget {
                 limit: Some(Amount::from(limit)),
                 currency: Some("EUR".to_owned()),

@@ -82,6 +82,7 @@ impl Writing {
             metadata: Default::default(),
             rerun: None,
             parent: None,
+            no_cache: false,
         })])
     }
 
@@ -92,6 +93,7 @@ impl Writing {
             requires: Default::default(),
             inputs: vec![],
             input: None,
+            cache: None,
             resources: Resources::from([(ResourceName::new("cpu").unwrap(), Amount::from(1))]),
             priority: 0,
         })])
