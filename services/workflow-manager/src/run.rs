@@ -16,7 +16,7 @@ use baton_protocol::record::{
 use baton_protocol::request::{Strategy, Usage};
 use baton_protocol::run::{Metadata, RerunView, RunStatus, StageStatus};
 use baton_protocol::trace::{self, TraceContext};
-use baton_protocol::{AgentId, Budget, Json, LeaseId, Millis, Money, RunId, SignalName, TaskId, WorkflowName};
+use baton_protocol::{AgentId, Budget, Json, LeaseId, Millis, Money, Number, RunId, SignalName, TaskId, WorkflowName};
 use serde::{Deserialize, Serialize};
 
 use crate::pause::Paused;
@@ -45,6 +45,9 @@ pub(crate) struct Run {
     pub(crate) trace: Option<TraceContext>,
     /// Tells starts apart: see [`fingerprint`].
     pub(crate) fingerprint: u64,
+    /// The record that started it.
+    #[serde(default)]
+    pub(crate) started_by: Number,
     pub(crate) started_at: Millis,
     pub(crate) first_seq: u64,
     /// When it has taken too long.
@@ -274,6 +277,7 @@ impl Run {
             key: record.key.clone(),
             trace: record.trace,
             fingerprint: fingerprint(&record.workflow, &record.input),
+            started_by: stamp.number,
             started_at: stamp.at,
             first_seq: stamp.seen,
             due: stamp.at.saturating_add(version.definition.timeout_ms),

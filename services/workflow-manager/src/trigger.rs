@@ -421,7 +421,7 @@ fn fire_one(turn: &mut Turn<'_>, number: Number, name: &TriggerName) -> Option<M
     let outcome = match wish(&entry.trigger, (name, number), &event) {
         Err(why) => Reaction::Failed(why),
         Ok(None) => Reaction::Unmatched,
-        Ok(Some(Wish::Signal(by, meant, payload))) => signal(turn, (name, &event), by, &meant, &payload),
+        Ok(Some(Wish::Signal(by, meant, payload))) => signal(turn, (name, number), by, &meant, &payload),
         Ok(Some(Wish::Start(request))) => match start::start(turn, *request, &RequestContext::default()) {
             Ok(accepted) => Reaction::Started(accepted.run),
             Err(rejection) if rejection.code.is_retryable() => {
@@ -520,7 +520,7 @@ fn as_noted(value: Value) -> Result<String, &'static str> {
 /// successor: who has the signal already counts, as if it were given now.
 fn signal(
     turn: &mut Turn<'_>,
-    (name, event): (&TriggerName, &Happened),
+    (name, number): (&TriggerName, Number),
     by: &SignalBy,
     meant: &Metadata,
     payload: &Json,
@@ -531,7 +531,7 @@ fn signal(
     }
     let is_meant = |run: &Run| {
         run.workflow == by.workflow
-            && run.started_at <= event.at
+            && run.started_by < number
             && meant.iter().all(|(key, value)| run.metadata.get(key) == Some(value))
             && run.signals.get(&by.signal).is_none_or(|given| given == payload)
     };

@@ -135,6 +135,8 @@ struct Writer {
 pub(crate) struct Run {
     started: u64,
     started_at: Millis,
+    /// The record that started it.
+    started_by: Number,
     /// Virtual time, in microseconds.
     started_on: u64,
     pub(crate) workflow: WorkflowName,

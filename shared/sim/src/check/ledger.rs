@@ -210,6 +210,7 @@ impl Facts {
         let mut run = Run {
             started: self.seq,
             started_at: stamp.at,
+            started_by: stamp.number,
             started_on: self.now,
             workflow: record.workflow.clone(),
             version: record.version,

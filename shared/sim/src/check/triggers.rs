@@ -8,7 +8,7 @@ use baton_protocol::request::EventStored;
 use baton_protocol::trigger::{
     EVENT_KEY, EventRaised, MAX_CHAIN, On, Reaction, TRIGGER_KEY, Then, TriggerFired, TriggerRemoved, TriggerSet,
 };
-use baton_protocol::{Millis, Number, RunId, SignalName, Trigger, TriggerName, WorkflowName};
+use baton_protocol::{Number, RunId, SignalName, Trigger, TriggerName, WorkflowName};
 
 use super::answers::COMMITTED;
 use super::{Checked, Facts, Run, broken, hold};
@@ -35,19 +35,18 @@ pub(crate) struct Triggers {
 struct Open {
     id: String,
     names: BTreeSet<TriggerName>,
-    /// When it happened, in virtual microseconds, and as the workflow-manager's clock had it.
+    /// When it happened, in virtual microseconds.
     on: u64,
-    at: Millis,
 }
 
 impl Triggers {
-    /// The signal that a trigger gives to a run for an event of that time, if it means it.
-    fn gives(&self, name: &TriggerName, at: Millis, run: &Run) -> Option<&SignalName> {
+    /// The signal that a trigger gives to a run for the event of that record, if it means it.
+    fn gives(&self, name: &TriggerName, event: Number, run: &Run) -> Option<&SignalName> {
         let Then::Signal(by) = &self.all.get(name)?.then else { return None };
         // All that is drawn is a text.
         let text = |expression: &Expression| expression.as_str().trim_matches('"').to_owned();
         let noted = by.runs.iter().all(|(key, value)| run.metadata.get(key) == Some(&text(value)));
-        let meant = run.workflow == by.workflow && run.started_at <= at && noted && run.waits_for(&by.signal);
+        let meant = run.workflow == by.workflow && run.started_by < event && noted && run.waits_for(&by.signal);
         meant.then_some(&by.signal)
     }
 }
@@ -56,8 +55,8 @@ impl Facts {
     /// Whether a trigger gives that signal to a run, for an event that it has still to look at.
     pub(super) fn is_given_by(&self, name: &str, run: &Run, signal: &SignalName) -> bool {
         let Ok(name) = name.parse::<TriggerName>() else { return false };
-        let open = self.triggers.open.values().filter(|open| open.names.contains(&name));
-        open.into_iter().any(|open| self.triggers.gives(&name, open.at, run) == Some(signal))
+        let open = self.triggers.open.iter().filter(|(_, open)| open.names.contains(&name));
+        open.into_iter().any(|(event, _)| self.triggers.gives(&name, *event, run) == Some(signal))
     }
 
     /// The triggers that there are.
@@ -105,7 +104,7 @@ impl Facts {
         let meant = self.triggers.all.iter().filter(|(_, trigger)| is_for(trigger) && !trigger.paused);
         let names: BTreeSet<_> = meant.map(|(name, _)| name.clone()).collect();
         if !names.is_empty() {
-            self.triggers.open.insert(stamp.number, Open { id, names, on: self.now, at: stamp.at });
+            self.triggers.open.insert(stamp.number, Open { id, names, on: self.now });
         }
     }
 
@@ -134,7 +133,7 @@ impl Facts {
         let Some(open) = open.filter(|open| open.names.contains(name)) else {
             return Err(broken(FIRED, format!("trigger {name} fired for {event}, for which it is not, or no more")));
         };
-        let (id, at) = (open.id.clone(), open.at);
+        let id = open.id.clone();
         open.names.remove(name);
         if open.names.is_empty() {
             self.triggers.open.remove(event);
@@ -148,7 +147,7 @@ impl Facts {
             Reaction::Signalled(runs) => {
                 let without = self.runs.iter().find(|(_, run)| {
                     let goes_on = run.finished.is_none() && !run.ending;
-                    goes_on && self.triggers.gives(name, at, run).is_some_and(|signal| !run.has(signal))
+                    goes_on && self.triggers.gives(name, *event, run).is_some_and(|signal| !run.has(signal))
                 });
                 hold!(without.is_none(), SIGNALLED, "trigger {name} gave {runs} runs a signal, and not {without:?}");
                 match runs {
