@@ -101,6 +101,8 @@ pub(crate) struct Facts {
     words: words::Words,
     /// What was done and may be used again.
     done: Vec<cache::Done>,
+    /// What attempts were given whose results may be used again.
+    given: BTreeMap<TaskId, serde_json::Value>,
     breakers: Breakers,
     alerts: Alerts,
     handoffs: Handoffs,

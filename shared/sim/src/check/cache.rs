@@ -52,12 +52,17 @@ impl Run {
 
 impl Facts {
     /// An attempt begins: nothing that may be used again has the result already.
-    pub(super) fn not_done_before(&self, stamp: Stamp, place: usize, record: &StageReady) -> Checked {
+    pub(super) fn not_done_before(&mut self, stamp: Stamp, place: usize, record: &StageReady) -> Checked {
         let task = &record.task;
         let Some(run) = self.runs.get(&task.run) else { return Ok(()) };
         let keeps = run.definition(place).cache.is_some();
         hold!(record.cache.is_some() == keeps, CACHED, "{task} is kept under {:?}", record.cache);
-        if !keeps || !run.uses_cache || task.attempt > 1 {
+        if !keeps {
+            return Ok(());
+        }
+        // Where any of several dependencies will do, another one may have a result by the time that this one ends.
+        self.given.insert(task.clone(), run.depends_on(place));
+        if !run.uses_cache || task.attempt > 1 {
             return Ok(());
         }
         let done = self.done.iter().find(|done| done.is_for(run, place, stamp.at));
@@ -74,7 +79,7 @@ impl Facts {
                 run: record.task.run,
                 workflow: run.workflow.clone(),
                 stage: run.definition(place).clone(),
-                depends_on: run.depends_on(place),
+                depends_on: self.given.get(&record.task).cloned().unwrap_or_default(),
                 result,
                 at: stamp.at,
             });
