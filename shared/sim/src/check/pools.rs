@@ -728,7 +728,10 @@ impl Facts {
         let needs = Resources::from([(account.clone(), *wanted)]);
         let beyond = self.pools.is_beyond(&needs, |stock| stock.pool.at_limit == AtLimit::Ask);
         hold!(beyond, LIMIT, "somebody is asked for more of {account}, for {wanted}, and it has as much");
-        let stock = self.pools.pools.get_mut(account).filter(|stock| stock.asked.is_none());
+        // The one that was asked for may have ended: then nobody is asked for it any more.
+        let asked = self.pools.pools.get(account).and_then(|stock| stock.asked.clone()).flatten();
+        let over = asked.is_some_and(|task| self.attempt(&task).is_none_or(|attempt| attempt.ended.is_some()));
+        let stock = self.pools.pools.get_mut(account).filter(|stock| stock.asked.is_none() || over);
         let Some(stock) = stock else {
             return Err(broken(LIMIT, format!("somebody is asked again for more of {account}")));
         };
