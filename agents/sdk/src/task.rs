@@ -91,13 +91,15 @@ impl Task {
     /// The same task, with what it was given instead of references to it; as long as that is not very much.
     pub(crate) async fn expanded(self) -> Result<Self, TaskError> {
         let given = &self.inner.assignment;
-        let values = [Some(&given.input), given.item.as_ref()].into_iter().flatten().chain(given.results.values());
+        let values = [Some(&given.input), given.item.as_ref(), given.delegated.as_ref()];
+        let values = values.into_iter().flatten().chain(given.results.values());
         if !values.into_iter().any(|value| may_refer(value.as_str())) {
             return Ok(self);
         }
         let mut assignment = given.clone();
-        let Assignment { input, item, results, .. } = &mut assignment;
-        for value in [Some(input), item.as_mut()].into_iter().flatten().chain(results.values_mut()) {
+        let Assignment { input, item, delegated, results, .. } = &mut assignment;
+        let values = [Some(input), item.as_mut(), delegated.as_mut()];
+        for value in values.into_iter().flatten().chain(results.values_mut()) {
             let whole = self.client().expand(std::mem::take(value), MAX_EXPANDED_BYTES).await;
             *value = whole.map_err(|error| {
                 let failed = TaskError::failed(format!("what the task is about can not be read: {error}"));

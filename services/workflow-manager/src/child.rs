@@ -177,12 +177,7 @@ pub(crate) fn output(run: &Run, version: &Version) -> Result<Json, Failure> {
         format!("\"{}\":{}", version.definition.stages[place].name, result.map_or("null", Json::as_str))
     };
     let members: Vec<_> = version.definition.last_stages().into_iter().map(member).collect();
-    let made = Json::from_text(format!("{{{}}}", members.join(","))).map_err(|error| error.to_string());
-    let made = made.and_then(|made| match made.size() {
-        0..=MAX_JSON_BYTES => Ok(made),
-        bytes => Err(format!("it has {bytes} bytes; at most {MAX_JSON_BYTES} are allowed")),
-    });
-    made.map_err(|why| Failure {
+    flow::fits(Json::from_text(format!("{{{}}}", members.join(",")))).map_err(|why| Failure {
         code: "output_failed",
         error: format!("what came of run {} is no result: {why}", run.id),
     })
@@ -197,12 +192,7 @@ fn gathered(run: &Run, version: &Version) -> Result<Json, Failure> {
         error: stage.attempts.last().and_then(|attempt| attempt.error.clone()),
     });
     let whole = Gathered { run: run.id, status: run.status, reason: run.reason.clone(), stages: stages.collect() };
-    let made = Json::of(&whole).map_err(|error| error.to_string());
-    let made = made.and_then(|made| match made.size() {
-        0..=MAX_JSON_BYTES => Ok(made),
-        bytes => Err(format!("it has {bytes} bytes; at most {MAX_JSON_BYTES} are allowed")),
-    });
-    made.map_err(|why| Failure {
+    flow::fits(Json::of(&whole)).map_err(|why| Failure {
         code: "output_failed",
         error: format!("what came of run {} can not be given to an agent: {why}", run.id),
     })
@@ -268,7 +258,11 @@ pub(crate) fn follow(turn: &mut Turn<'_>, id: RunId) {
 
 /// The live runs that are a part of this one, directly or through others; each after the one that it is a part of.
 pub(crate) fn within(state: &WorkflowManager, id: RunId) -> Vec<RunId> {
-    let of = |run: &RunId| state.runs.get(run).map(|run| run.children.clone()).unwrap_or_default();
+    all_within(id, |run| state.runs.get(run).map(|run| run.children.clone()).unwrap_or_default())
+}
+
+/// What is within a run, where this says what is a part of each; each after what it is a part of.
+pub(crate) fn all_within(id: RunId, of: impl Fn(&RunId) -> Vec<RunId>) -> Vec<RunId> {
     let mut found = of(&id);
     let mut next = 0;
     while let Some(run) = found.get(next) {

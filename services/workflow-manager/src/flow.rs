@@ -385,7 +385,12 @@ fn ready<T>(part: &Ready<T>) -> Result<&T, String> {
 }
 
 fn write(value: &Value) -> Result<Json, String> {
-    let json = Json::of(value).map_err(|error| error.to_string())?;
+    fits(Json::of(value))
+}
+
+/// What was written, if it is small enough to be kept.
+pub(crate) fn fits(written: serde_json::Result<Json>) -> Result<Json, String> {
+    let json = written.map_err(|error| error.to_string())?;
     match json.size() {
         0..=MAX_JSON_BYTES => Ok(json),
         bytes => Err(format!("it has {bytes} bytes; at most {MAX_JSON_BYTES} are allowed")),

@@ -13,7 +13,7 @@ use baton_protocol::{Millis, RunId, StageName};
 use serde::{Deserialize, Serialize};
 
 use crate::run::Run;
-use crate::view;
+use crate::{child, view};
 
 /// How many runs are known: they can be listed, and are not started again.
 pub(crate) const MAX_KNOWN: usize = 10_000;
@@ -106,13 +106,8 @@ impl History {
 
     /// The runs that are a part of this one, directly or through others, and are known.
     fn within(&self, run: RunId) -> Vec<RunId> {
-        let of = |run: &RunId| self.known.get(run).map(|past| past.children.clone()).unwrap_or_default();
-        let mut found = of(&run);
-        let mut next = 0;
-        while let Some(run) = found.get(next) {
-            found.extend(of(run));
-            next += 1;
-        }
+        let children = |run: &RunId| self.known.get(run).map(|past| past.children.clone()).unwrap_or_default();
+        let mut found = child::all_within(run, children);
         found.retain(|run| self.known.contains_key(run));
         found
     }

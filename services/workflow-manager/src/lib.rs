@@ -17,7 +17,6 @@
 //! | `pause.rs`, `rerun.rs`, `retention.rs` | runs are paused, repeated from a stage on, forgotten |
 //! | `start.rs`, `report.rs`, `word.rs`, `advance.rs` | decisions: a run is asked for, an agent reports, people decide and signal, everything else |
 //! | `schedule.rs`, `trigger.rs` | runs that are started by themselves: at certain times, for events |
-//! | `start.rs`, `report.rs`, `advance.rs` | decisions: a run is asked for, an agent reports, everything else |
 //! | `view.rs` | runs as they are shown |
 //! | `telemetry.rs` | spans and measurements |
 //!

@@ -538,7 +538,9 @@ fn signal(
     let state = turn.state();
     let waits = |run: &Run| state.live(run.id).is_some_and(|(_, version)| word::is_awaited(version, &by.signal));
     let runs = state.runs.iter().filter(|(_, run)| is_meant(run) && waits(run));
-    let mut runs: Vec<_> = runs.map(|(id, run)| (*id, run.signals.contains_key(&by.signal))).collect();
+    let mut runs: Vec<_> = runs.map(|(id, run)| (run.depth(), *id, run.signals.contains_key(&by.signal))).collect();
+    // What a run is a part of comes before it.
+    runs.sort_unstable();
     if runs.len() > MAX_SIGNALLED {
         let count = runs.len();
         let why = format!("{count} runs are meant; at most {MAX_SIGNALLED} are given a signal for one event");
@@ -547,10 +549,16 @@ fn signal(
     if is_planted(Bug::TriggerSignalsOne) {
         runs.truncate(1);
     }
-    for (run, given) in &runs {
+    let mut have = 0;
+    for (_, run, given) in runs {
         if !given {
-            word::give(turn, *run, &by.signal, payload, Some(format!("trigger {name}")));
+            // The signal to one may have ended another, which was a part of it.
+            if !turn.state().runs.contains_key(&run) {
+                continue;
+            }
+            word::give(turn, run, &by.signal, payload, Some(format!("trigger {name}")));
         }
+        have += 1;
     }
-    Reaction::Signalled(u32::try_from(runs.len()).unwrap_or(u32::MAX))
+    Reaction::Signalled(have)
 }

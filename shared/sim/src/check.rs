@@ -231,6 +231,34 @@ struct Attempt {
     ended_on: Option<u64>,
 }
 
+impl Attempt {
+    /// One that begins at that place in the log, at that time of the writer's clock and that virtual time.
+    fn begun((ready, ready_at, ready_on): (u64, Millis, u64), of: (Capability, Requirements, Resources)) -> Self {
+        let (agent_type, requires, resources) = of;
+        Self {
+            ready,
+            ready_at,
+            ready_on,
+            agent_type,
+            requires,
+            resources,
+            child: None,
+            gathered: None,
+            delegated: None,
+            outcome: None,
+            lease: None,
+            before: Vec::new(),
+            ended: None,
+            ended_on: None,
+        }
+    }
+
+    /// The same, of whoever does a stage.
+    fn of_stage(when: (u64, Millis, u64), stage: &baton_protocol::StageDefinition) -> Self {
+        Self::begun(when, (stage.agent_type.clone(), stage.requires.clone(), stage.resources.clone()))
+    }
+}
+
 #[derive(Debug)]
 struct Agent {
     record: AgentRegistered,

@@ -282,6 +282,42 @@ fn w21_an_event_releases_the_runs_that_are_meant() {
 }
 
 #[test]
+fn w21_a_run_that_is_ended_by_the_signal_to_the_run_around_it_is_given_none() {
+    let mut world = World::new();
+    let word = "- {name: word, wait_for: {signal: go}, timeout_ms: 60000}";
+    let broken = "- {name: broken, agent_type: x, depends_on: [word], when: results.word.missing}";
+    for (name, stages) in [
+        ("w", word.to_owned()),
+        ("between", "- {name: part, workflow: w, workflow_version: 1}".to_owned()),
+        ("w", format!("{word}\n- {{name: part, workflow: between}}\n{broken}")),
+    ] {
+        let request = RegisterWorkflow { source: Some(format!("name: {name}\nstages:\n{stages}\n")), definition: None };
+        world.ask::<WorkflowView>(WorkflowRequest::RegisterWorkflow(request)).unwrap();
+    }
+    let all = value!({ "on": { "event": "e" }, "signal": { "workflow": "w", "signal": "go" } });
+    set(&mut world, "all", all).unwrap();
+    world.start("w");
+    assert_eq!(world.processor.machine().runs.len(), 3);
+    world.transcript();
+    let stored = raise(&mut world, "e", "1", r#"{"a":1}"#);
+    assert_eq!(stored.reactions[0].outcome, Reaction::Signalled(1));
+    check(&mut world, &expect![[r#"
+        7.0        +0ms  event_raised e 1 {"a":1}  (request event.raise)
+        7.1        +0ms  signalled go by trigger all: {"a":1}  (request event.raise)
+        7.2        +0ms  stage_ended word/1 succeeded  (request event.raise)
+        7.3        +0ms  stage_ended broken/1 failed (condition_failed): its condition (when) fails: there is no key "missing"  (request event.raise)
+        7.4        +0ms  stage_ended part/1 cancelled: stage broken failed after 1 attempt: its condition (when) fails: there is no key "missing"  (request event.raise)
+        7.5        +0ms  stage_ended r2:part/1 cancelled: stage part of run 019aa2a3-4380-7c26-be28-0f5eebac0977, which it did, ended: cancelled  (request event.raise)
+        7.6        +0ms  stage_ended r3:word/1 cancelled: stage part of run 019aa2a3-4380-7c26-911d-0ea56bf75da0, which it did, ended: cancelled  (request event.raise)
+        7.7        +0ms  run_finished r3 cancelled: stage part of run 019aa2a3-4380-7c26-911d-0ea56bf75da0, which it did, ended: cancelled  (request event.raise)
+        7.8        +0ms  run_finished r2 cancelled: stage part of run 019aa2a3-4380-7c26-be28-0f5eebac0977, which it did, ended: cancelled  (request event.raise)
+        7.9        +0ms  run_finished failed: stage broken failed after 1 attempt: its condition (when) fails: there is no key "missing"  (request event.raise)
+        7.10       +0ms  trigger_fired all by #12: 1 run was given the signal  (request event.raise)
+    "#]]);
+    assert!(world.processor.machine().runs.is_empty());
+}
+
+#[test]
 fn w21_a_crash_at_any_commit_signals_every_run_that_is_meant() {
     for stores in 0.. {
         let mut world = waiting_world();

@@ -178,23 +178,8 @@ impl Facts {
         let of_stage = definition.budget.filter(|_| delegated.is_none());
         let budget = run.budget_of_part(task.run, of_stage, definition_of_run.budget.as_ref());
         hold!(record.budget == budget, INHERITED, "run {id} may cost {:?}, not {budget:?}", record.budget);
-        let (agent_type, requires) = (definition.agent_type.clone(), definition.requires.clone());
-        let attempt = Attempt {
-            ready: self.seq,
-            ready_at: stamp.at,
-            ready_on: self.now,
-            agent_type,
-            requires,
-            resources: definition.resources.clone(),
-            child: Some(id),
-            gathered: None,
-            delegated: None,
-            outcome: None,
-            lease: None,
-            before: Vec::new(),
-            ended: None,
-            ended_on: None,
-        };
+        let begun = Attempt::of_stage((self.seq, stamp.at, self.now), &definition);
+        let attempt = Attempt { child: Some(id), ..begun };
         if let Some(run) = self.runs.get_mut(&task.run) {
             run.stages[place].attempts.push(attempt);
         }

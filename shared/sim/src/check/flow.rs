@@ -387,22 +387,7 @@ impl Facts {
         }
         run.fans.insert(place, start..run.stages.len());
         let definition = run.definition(place).clone();
-        run.stages[place].attempts.push(super::Attempt {
-            ready: seq,
-            ready_at: at,
-            ready_on: now,
-            agent_type: definition.agent_type,
-            requires: definition.requires,
-            resources: definition.resources,
-            child: None,
-            gathered: None,
-            delegated: None,
-            outcome: None,
-            lease: None,
-            before: Vec::new(),
-            ended: None,
-            ended_on: None,
-        });
+        run.stages[place].attempts.push(super::Attempt::of_stage((seq, at, now), &definition));
         self.seen.push(Branch::Expanded);
         Ok(())
     }

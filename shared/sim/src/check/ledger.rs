@@ -289,22 +289,9 @@ impl Facts {
         }
         hold!(record.resources == needs, ORDER, "{task} needs {needs:?}, and asks for {:?}", record.resources);
         let gathered = run.stages[place].gathered.clone();
-        run.stages[place].attempts.push(Attempt {
-            ready: seq,
-            ready_at: stamp.at,
-            ready_on: now,
-            agent_type: record.agent_type.clone(),
-            requires: record.requires.clone(),
-            resources: record.resources.clone(),
-            child: None,
-            gathered,
-            delegated: None,
-            outcome: None,
-            lease: None,
-            before: Vec::new(),
-            ended: None,
-            ended_on: None,
-        });
+        let asked = (record.agent_type.clone(), record.requires.clone(), record.resources.clone());
+        let attempt = Attempt::begun((seq, stamp.at, now), asked);
+        run.stages[place].attempts.push(Attempt { gathered, ..attempt });
         Ok(())
     }
 

@@ -100,22 +100,7 @@ impl Facts {
         if run.heard_on(place).is_some() {
             self.seen.push(Branch::SignalBefore);
         }
-        run.stages[place].attempts.push(super::Attempt {
-            ready: seq,
-            ready_at: stamp.at,
-            ready_on: now,
-            agent_type: definition.agent_type,
-            requires: definition.requires,
-            resources: definition.resources,
-            child: None,
-            gathered: None,
-            delegated: None,
-            outcome: None,
-            lease: None,
-            before: Vec::new(),
-            ended: None,
-            ended_on: None,
-        });
+        run.stages[place].attempts.push(super::Attempt::of_stage((seq, stamp.at, now), &definition));
         Ok(())
     }
 
