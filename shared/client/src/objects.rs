@@ -25,6 +25,9 @@ const FRESH: Duration = Duration::from_secs(3600);
 /// How long it may take until the next part of an object comes.
 const SILENCE: Duration = Duration::from_secs(10);
 
+/// A value that has less than this, in bytes, does not become a reference: that has about 130 bytes itself.
+const WORTH: usize = 1024;
+
 /// What the values that stay where they are may have together, in bytes, where others become references.
 const ROOM: usize = MAX_JSON_BYTES - 16 * 1024;
 
@@ -34,32 +37,7 @@ impl Client {
     /// # Errors
     /// There is more than [`MAX_OBJECT_BYTES`], or the object store can not be reached or has no room.
     pub async fn put_object(&self, bytes: Bytes, media_type: &str) -> Result<ObjectRef, ClientError> {
-        let (size, type_bytes) = (bytes.len(), media_type.len());
-        if size > MAX_OBJECT_BYTES {
-            let message = format!("the object has {size} bytes; at most {MAX_OBJECT_BYTES} are allowed");
-            return Err(ClientError::Rejected(Rejection::new(Code::TooLarge, message)));
-        }
-        if type_bytes == 0 || type_bytes > MAX_TYPE_BYTES || media_type.chars().any(char::is_control) {
-            let message =
-                format!("the object's type has {type_bytes} bytes; it must be a text of 1 to {MAX_TYPE_BYTES}");
-            return Err(ClientError::Rejected(Rejection::invalid(message)));
-        }
-        let name = ObjectName::of_digest(Sha256::digest(&bytes).into());
-        let reference = ObjectRef { name, bytes: size as u64, media_type: media_type.to_owned() };
-        let store = self.object_store().await?;
-        let known = store.info(reference.name.as_str()).await.ok();
-        if known.is_some_and(|known| is_fresh(&known) && media_type_of(&known) == media_type) {
-            return Ok(reference);
-        }
-        let metadata = ObjectMetadata {
-            name: reference.name.to_string(),
-            // Not every client knows the metadata of objects.
-            description: Some(media_type.to_owned()),
-            ..ObjectMetadata::default()
-        };
-        let put = store.put(metadata, &mut &*bytes).await;
-        put.map_err(|error| failed("the object can not be kept", &error))?;
-        Ok(reference)
+        put(&self.object_store().await?, bytes, media_type).await
     }
 
     /// What an object is, and its bytes.
@@ -67,31 +45,7 @@ impl Client {
     /// # Errors
     /// There is no such object ([`Code::UnknownObject`]): there never was, or its time is over. Or the object store can not be reached.
     pub async fn get_object(&self, name: &ObjectName) -> Result<(ObjectRef, Bytes), ClientError> {
-        let mut object = match self.object_store().await?.get(name.as_str()).await {
-            Ok(object) => object,
-            Err(error) if error.kind() == GetErrorKind::NotFound => return Err(unknown(name)),
-            Err(error) => return Err(failed("the object can not be read", &error)),
-        };
-        let (size, media_type) = (object.info().size, media_type_of(object.info()));
-        // Somebody else may have put it, and said of it what they like.
-        if object.info().deleted || size > MAX_OBJECT_BYTES {
-            return Err(unknown(name));
-        }
-        let mut bytes = Vec::with_capacity(size);
-        loop {
-            // Its parts may be gone a moment before it is itself: then nothing comes.
-            let read = timeout(SILENCE, object.read_buf(&mut bytes)).await.map_err(|_| unknown(name))?;
-            if read.map_err(|error| failed("the object can not be read", &error))? == 0 {
-                break;
-            }
-        }
-        if ObjectName::of_digest(Sha256::digest(&bytes).into()) != *name {
-            return Err(ClientError::Unreadable {
-                what: name.to_string(),
-                why: "it is not what its name says".to_owned(),
-            });
-        }
-        Ok((ObjectRef { name: name.clone(), bytes: size as u64, media_type }, bytes.into()))
+        get(&self.object_store().await?, name).await
     }
 
     /// Makes a value small enough for a message: what of it is large becomes references to objects. What is small stays, so
@@ -103,8 +57,9 @@ impl Client {
         if json.size() <= MAX_JSON_BYTES {
             return Ok(json);
         }
+        let store = self.object_store().await?;
         let whole = async |json: &Json| {
-            let reference = self.put_object(Bytes::copy_from_slice(json.as_ref()), JSON).await?;
+            let reference = put(&store, Bytes::copy_from_slice(json.as_ref()), JSON).await?;
             Json::of(&reference).map_err(|error| unreadable("a reference", &error))
         };
         let Ok(members) = json.read::<BTreeMap<String, Json>>() else { return whole(&json).await };
@@ -113,7 +68,7 @@ impl Client {
         by_size.sort_unstable_by(|a, b| b.cmp(a));
         let mut members = members;
         for (size, key) in by_size {
-            if left <= ROOM {
+            if left <= ROOM || size < WORTH {
                 break;
             }
             if let Some(value) = members.get_mut(&key) {
@@ -141,9 +96,10 @@ impl Client {
         if found.is_empty() || bytes > most {
             return Ok(json);
         }
+        let store = self.object_store().await?;
         let mut objects = BTreeMap::new();
         for name in found.into_keys() {
-            let (_, bytes) = self.get_object(&name).await?;
+            let (_, bytes) = get(&store, &name).await?;
             let object = serde_json::from_slice(&bytes).map_err(|error| unreadable(name.as_str(), &error))?;
             objects.insert(name, object);
         }
@@ -156,6 +112,60 @@ impl Client {
         let store = js.get_object_store(subject::OBJECTS_BUCKET).await;
         store.map_err(|error| failed("there is no store for objects (does Baton run?)", &error))
     }
+}
+
+async fn put(store: &ObjectStore, bytes: Bytes, media_type: &str) -> Result<ObjectRef, ClientError> {
+    let (size, type_bytes) = (bytes.len(), media_type.len());
+    if size > MAX_OBJECT_BYTES {
+        let message = format!("the object has {size} bytes; at most {MAX_OBJECT_BYTES} are allowed");
+        return Err(ClientError::Rejected(Rejection::new(Code::TooLarge, message)));
+    }
+    if type_bytes == 0 || type_bytes > MAX_TYPE_BYTES || media_type.chars().any(char::is_control) {
+        let message = format!("the object's type has {type_bytes} bytes; it must be a text of 1 to {MAX_TYPE_BYTES}");
+        return Err(ClientError::Rejected(Rejection::invalid(message)));
+    }
+    let name = ObjectName::of_digest(Sha256::digest(&bytes).into());
+    let reference = ObjectRef { name, bytes: size as u64, media_type: media_type.to_owned() };
+    let known = store.info(reference.name.as_str()).await.ok();
+    if known.is_some_and(|known| is_fresh(&known) && media_type_of(&known) == media_type) {
+        return Ok(reference);
+    }
+    let metadata = ObjectMetadata {
+        name: reference.name.to_string(),
+        // Not every client knows the metadata of objects.
+        description: Some(media_type.to_owned()),
+        ..ObjectMetadata::default()
+    };
+    let put = store.put(metadata, &mut &*bytes).await;
+    put.map_err(|error| failed("the object can not be kept", &error))?;
+    Ok(reference)
+}
+
+async fn get(store: &ObjectStore, name: &ObjectName) -> Result<(ObjectRef, Bytes), ClientError> {
+    let object = match store.get(name.as_str()).await {
+        Ok(object) => object,
+        Err(error) if error.kind() == GetErrorKind::NotFound => return Err(unknown(name)),
+        Err(error) => return Err(failed("the object can not be read", &error)),
+    };
+    let (size, media_type) = (object.info().size, media_type_of(object.info()));
+    if object.info().deleted {
+        return Err(unknown(name));
+    }
+    // Somebody else may have put it, and said of it what they like.
+    let mut object = object.take(MAX_OBJECT_BYTES as u64 + 1);
+    let mut bytes = Vec::with_capacity(size.min(MAX_OBJECT_BYTES));
+    loop {
+        // Its parts may be gone a moment before it is itself: then nothing comes.
+        let read = timeout(SILENCE, object.read_buf(&mut bytes)).await.map_err(|_| unknown(name))?;
+        if read.map_err(|error| failed("the object can not be read", &error))? == 0 {
+            break;
+        }
+    }
+    if ObjectName::of_digest(Sha256::digest(&bytes).into()) != *name {
+        let (what, why) = (name.to_string(), "it is not what its name says".to_owned());
+        return Err(ClientError::Unreadable { what, why });
+    }
+    Ok((ObjectRef { name: name.clone(), bytes: bytes.len() as u64, media_type }, bytes.into()))
 }
 
 fn is_fresh(known: &ObjectInfo) -> bool {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use async_nats::header::HeaderMap;
-use async_nats::jetstream::{self, stream};
+use async_nats::jetstream::{self, object_store, stream};
 use async_nats::{Message, Subscriber};
 use baton_client::{Client, ClientError, ConnectSettings, Connection, RunEvent, Shown};
 use baton_protocol::alert::{AlertKind, AlertSeverity, AlertView};
@@ -23,6 +23,7 @@ use baton_protocol::{
 use baton_testkit::{NatsCluster, NatsOptions, NatsServer, wait_for};
 use futures::StreamExt;
 use serde::Serialize;
+use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -526,4 +527,40 @@ async fn r11_a_live_view_asks_when_something_happens() {
     *alerts.lock().unwrap() = Some(AlertList { alerts: Vec::new() });
     tell().await;
     assert_eq!(next().await.unwrap(), Shown { answer: AlertList { alerts: Vec::new() }, changed: true });
+}
+
+#[tokio::test]
+async fn w1_what_is_too_large_becomes_references_and_comes_back_whole() {
+    let server = NatsServer::start().await;
+    let client = Client::new(server.connect().await);
+    let js = jetstream::new(server.connect().await);
+    let large = Json::of(&json!({ "text": "x".repeat(300_000), "pages": 3 })).unwrap();
+    let nowhere = client.shrink(large.clone()).await.unwrap_err();
+    assert!(nowhere.to_string().contains("there is no store for objects"), "{nowhere}");
+    let config = object_store::Config { bucket: subject::OBJECTS_BUCKET.to_owned(), ..Default::default() };
+    let store = js.create_object_store(config).await.unwrap();
+
+    let small = client.shrink(large.clone()).await.unwrap();
+    let read: serde_json::Value = small.read().unwrap();
+    assert_eq!((&read["pages"], &read["text"]["bytes"]), (&json!(3), &json!(300_002)));
+    let whole = |json: Json| {
+        let client = client.clone();
+        async move { client.expand(json, 10_000_000).await.unwrap().read::<serde_json::Value>().unwrap() }
+    };
+    assert_eq!(whole(small.clone()).await, large.read::<serde_json::Value>().unwrap());
+    assert_eq!(client.expand(small.clone(), 300_000).await.unwrap(), small, "it is too much, and stays as it is");
+
+    // Of many small values none is worth a reference.
+    let many: BTreeMap<_, _> = (0..30_000).map(|n| (format!("key {n}"), n)).collect();
+    let many = Json::of(&many).unwrap();
+    let small = client.shrink(many.clone()).await.unwrap();
+    assert!(small.size() < 200 && small.as_str().starts_with("{\"$object\""), "{small:?}");
+    assert_eq!(whole(small).await, many.read::<serde_json::Value>().unwrap());
+
+    // Somebody puts something else under its name.
+    let reference = client.put_object("right".into(), "text/plain").await.unwrap();
+    assert_eq!(client.get_object(&reference.name).await.unwrap().1, "right");
+    store.put(reference.name.as_str(), &mut "wrong".as_bytes()).await.unwrap();
+    let error = client.get_object(&reference.name).await.unwrap_err();
+    assert!(error.to_string().contains("not what its name says"), "{error}");
 }

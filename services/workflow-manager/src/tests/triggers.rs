@@ -301,7 +301,9 @@ fn w21_a_run_that_is_ended_by_the_signal_to_the_run_around_it_is_given_none() {
     world.transcript();
     let stored = raise(&mut world, "e", "1", r#"{"a":1}"#);
     assert_eq!(stored.reactions[0].outcome, Reaction::Signalled(1));
-    check(&mut world, &expect![[r#"
+    check(
+        &mut world,
+        &expect![[r#"
         7.0        +0ms  event_raised e 1 {"a":1}  (request event.raise)
         7.1        +0ms  signalled go by trigger all: {"a":1}  (request event.raise)
         7.2        +0ms  stage_ended word/1 succeeded  (request event.raise)
@@ -313,7 +315,8 @@ fn w21_a_run_that_is_ended_by_the_signal_to_the_run_around_it_is_given_none() {
         7.8        +0ms  run_finished r2 cancelled: stage part of run 019aa2a3-4380-7c26-be28-0f5eebac0977, which it did, ended: cancelled  (request event.raise)
         7.9        +0ms  run_finished failed: stage broken failed after 1 attempt: its condition (when) fails: there is no key "missing"  (request event.raise)
         7.10       +0ms  trigger_fired all by #12: 1 run was given the signal  (request event.raise)
-    "#]]);
+    "#]],
+    );
     assert!(world.processor.machine().runs.is_empty());
 }
 

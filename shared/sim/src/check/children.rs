@@ -178,7 +178,7 @@ impl Facts {
         let of_stage = definition.budget.filter(|_| delegated.is_none());
         let budget = run.budget_of_part(task.run, of_stage, definition_of_run.budget.as_ref());
         hold!(record.budget == budget, INHERITED, "run {id} may cost {:?}, not {budget:?}", record.budget);
-        let begun = Attempt::of_stage((self.seq, stamp.at, self.now), &definition);
+        let begun = Attempt::of_stage((self.seq, stamp.at, self.now), definition);
         let attempt = Attempt { child: Some(id), ..begun };
         if let Some(run) = self.runs.get_mut(&task.run) {
             run.stages[place].attempts.push(attempt);
