@@ -29,10 +29,26 @@ impl Done {
         let stage = run.definition(place);
         let ttl = stage.cache.as_ref().map_or(0, |cache| cache.ttl_ms);
         self.workflow == run.workflow
-            && self.stage == *stage
+            && same_work(&self.stage, stage)
             && at < self.at + ttl
             && self.depends_on == run.depends_on(place)
     }
+}
+
+/// Whether two versions of a stage ask for the same: when it may begin, how long it may take and how often it is tried make no
+/// other result of it.
+fn same_work(one: &StageDefinition, other: &StageDefinition) -> bool {
+    let key = |stage: &StageDefinition| stage.cache.as_ref().and_then(|cache| cache.key.clone());
+    // Without a key of its own the results that it is given count, by name.
+    let given = |stage: &StageDefinition| key(stage).is_none().then(|| stage.depends_on.clone());
+    one.name == other.name
+        && one.agent_type == other.agent_type
+        && one.requires == other.requires
+        && one.params == other.params
+        && one.output == other.output
+        && one.input_schema == other.input_schema
+        && one.output_schema == other.output_schema
+        && (key(one), given(one)) == (key(other), given(other))
 }
 
 impl Run {
