@@ -102,7 +102,7 @@ impl Run {
     fn failed_for_good(&self) -> Option<&'static str> {
         let stages = self.definition.stages.iter().enumerate();
         let mut fatal = stages.filter(|(place, stage)| {
-            Self::is_fatal(stage) && self.stages[*place].over.is_some_and(|over| over != Outcome::Succeeded)
+            Self::is_fatal(stage) && self.stages[*place].over.is_some_and(Outcome::is_failure)
         });
         let code = |place: usize| {
             let code = self.stages[place].code.as_deref()?;
