@@ -126,6 +126,10 @@ async fn g4_the_metrics_of_the_sources_by_their_exact_names() {
         "messages_received_total",
         "resource_acquisitions_total",
         "coordination_overhead_seconds_total",
+        // Of the rules of placement (O12): how long a task waits for them, and how long they take.
+        "baton_placement_seconds",
+        "baton_turn_seconds",
+        "baton_ask_seconds",
     ] {
         assert!(text.contains(&format!("# TYPE {name} ")), "{name} is missing in:\n{text}");
     }

@@ -68,6 +68,9 @@ pub(crate) struct Simulate {
     /// Let a fifth of the agents become slow and a tenth begin to fail, after a third of the time
     #[arg(long, help_heading = "Many runs at a time")]
     drift: bool,
+    /// Let ADAPTIVE go by the runs' deadlines alone, as with `deadlines_first = true` in the settings
+    #[arg(long, help_heading = "Many runs at a time")]
+    deadlines_first: bool,
     /// Draw so many requests to language models, all there at once [default: 10000 where --trace has some]
     #[arg(long, value_name = "N", help_heading = "Requests to language models")]
     requests: Option<usize>,
@@ -78,7 +81,7 @@ pub(crate) struct Simulate {
     #[arg(long, value_name = "S", requires = "rate", help_heading = "How many agents")]
     within: Option<f64>,
     /// Measure what better coordination is claimed to bring
-    #[arg(long, conflicts_with_all = ["rate", "load", "backlog", "drift"])]
+    #[arg(long, conflicts_with_all = ["rate", "load", "backlog", "drift", "deadlines_first"])]
     claims: bool,
     /// Show each measurement too, not the means alone
     #[arg(long)]
@@ -172,6 +175,9 @@ impl Simulate {
         if self.drift && self.load.is_empty() && !self.backlog {
             return Err(Failure::usage("--drift needs many runs: say --load or --backlog as well"));
         }
+        if self.deadlines_first && self.load.is_empty() && !self.backlog {
+            return Err(Failure::usage("--deadlines-first needs many runs: say --load or --backlog as well"));
+        }
         let positive = |value: Option<f64>| value.is_none_or(|value| value > 0.0 && value.is_finite());
         if !positive(self.rate) || !positive(self.within) {
             return Err(Failure::usage("--rate and --within must be more than 0"));
@@ -215,6 +221,7 @@ impl Simulate {
             runs: self.runs,
             arrivals: loads.chain(self.backlog.then_some(Arrivals::Backlog)).collect(),
             drift: self.drift,
+            deadlines_first: self.deadlines_first,
         };
         let all = stream::run(&plan, |it| told.line(it))?;
         told.table(&stream_table(&stream::table(&all)));

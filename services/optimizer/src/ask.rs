@@ -10,7 +10,7 @@ use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Effect, Reply, Turn};
 use baton_protocol::breaker::{BreakerClosed, BreakerHalfOpened, BreakerOpened};
 use baton_protocol::handoff::HandedOver;
-use baton_protocol::record::{AgentLeft, AgentRegistered, AnyCommit, ResourceRecord, WorkflowRecord};
+use baton_protocol::record::{AgentLeft, AgentRegistered, AnyCommit, ResourceRecord, Stamp, WorkflowRecord};
 use baton_protocol::request::{
     AssignAnswer, AssignTasks, Candidate, ExplainPlacement, Placement, PlacementExplained, Refusal, Strategy,
 };
@@ -356,8 +356,8 @@ pub(crate) fn settle(turn: &mut Turn<'_, Optimizer>, commit: &AnyCommit) -> bool
                 }
             }
             AnyCommit::Resource(commit) => {
-                for (_, record) in commit.stamped() {
-                    news |= settle_resource(soft, state, record, &mut placed);
+                for (stamp, record) in commit.stamped() {
+                    news |= settle_resource(soft, state, (stamp, record), &mut placed);
                     reshaped |= matches!(record, ResourceRecord::PoolSet(_) | ResourceRecord::PoolRemoved(_));
                 }
             }
@@ -382,7 +382,9 @@ pub(crate) fn settle(turn: &mut Turn<'_, Optimizer>, commit: &AnyCommit) -> bool
         }
         news
     });
-    for (task, asked) in placed {
+    for (at, task, asked) in placed {
+        let waited = at.saturating_sub(asked.since) as f64 / 1000.0;
+        turn.measure_value("baton_placement_seconds", &[asked.strategy.as_str()], waited);
         show_placement(turn, &task, &asked);
         if turn.soft.placed.len() >= MAX_EXPLAINED {
             turn.soft.placed.pop_front();
@@ -475,8 +477,8 @@ fn first_task(run: RunId) -> TaskId {
 fn settle_resource(
     soft: &mut Soft,
     state: &Optimizer,
-    record: &ResourceRecord,
-    placed: &mut Vec<(TaskId, Asked)>,
+    (stamp, record): (Stamp, &ResourceRecord),
+    placed: &mut Vec<(Millis, TaskId, Asked)>,
 ) -> bool {
     match record {
         ResourceRecord::Assigned(record) => {
@@ -491,7 +493,7 @@ fn settle_resource(
             let Some(asked) = asked else { return false };
             let as_asked = asked.agent == record.agent;
             if as_asked {
-                placed.push((record.task.clone(), asked));
+                placed.push((stamp.at, record.task.clone(), asked));
             }
             !as_asked
         }

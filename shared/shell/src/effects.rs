@@ -1,7 +1,7 @@
 //! Carries out what a machine wanted done.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::kv::Store;
 use async_nats::{Client, HeaderMap};
@@ -132,9 +132,11 @@ impl Hands {
             Effect::Ask { service, endpoint, body, tag } => {
                 let (client, answers) = (self.client.clone(), self.answers.clone());
                 let headers = self.headers(MessageType::CoordinationRequest).to_map();
+                let metrics = self.telemetry.metrics.clone();
                 tokio::spawn(async move {
-                    let subject = subject::request(service, endpoint);
+                    let (subject, begin) = (subject::request(service, endpoint), Instant::now());
                     let reply = ask(&client, subject, headers, &body).await;
+                    metrics.observe("baton_ask_seconds", &[endpoint], begin.elapsed().as_secs_f64());
                     let _ = answers.send((tag, reply)).await;
                 });
             }

@@ -14,6 +14,7 @@ use baton_protocol::record::Record;
 use baton_protocol::request::Role;
 use baton_protocol::subject::{self, Shard};
 use baton_protocol::{Millis, Service};
+use baton_telemetry::Metrics;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -254,9 +255,11 @@ impl<M: Machine> Session<M> {
             let service = M::Record::SERVICE;
             End::Fatal(ShellError::Unreadable { service, error })
         };
+        // Who follows decides nothing.
+        let metrics = Some(&self.telemetry.metrics).filter(|_| self.processor.is_leading());
         let taken = match read.map_err(|error| End::Broken(format!("the log's tail: {error}")))? {
             Read::Ended => return self.follow().await,
-            Read::Commit(seq, commit) => self.processor.read_commit(seq, &commit, now),
+            Read::Commit(seq, commit) => timed(metrics, "record", || self.processor.read_commit(seq, &commit, now)),
             Read::Message(message) => {
                 let info = message.info().map_err(|error| End::Broken(format!("the log's tail: {error}")))?;
                 let seq = info.stream_sequence;
@@ -264,7 +267,7 @@ impl<M: Machine> Session<M> {
                     return Err(unreadable(format!("message {seq} has the subject {:?}", message.subject)));
                 };
                 self.tail.brought(seq);
-                self.processor.read(seq, service, &message.payload, now)
+                timed(metrics, "record", || self.processor.read(seq, service, &message.payload, now))
             }
         };
         taken.map_err(|error| match error {
@@ -314,7 +317,7 @@ impl<M: Machine> Session<M> {
             // Under load something else is always ready: time must pass all the same.
             let now = self.now();
             if self.processor.deadline().is_some_and(|deadline| deadline <= now) {
-                self.processor.tick(now);
+                timed(Some(&self.telemetry.metrics), "timer", || self.processor.tick(now));
             }
             if let Err(end) = self.absorb().await {
                 return end;
@@ -360,7 +363,7 @@ impl<M: Machine> Session<M> {
                 }
                 Some((tag, reply)) = self.answers.recv() => {
                     let now = self.now();
-                    self.processor.answered(tag, reply, now);
+                    timed(Some(&self.telemetry.metrics), "answer", || self.processor.answered(tag, reply, now));
                 }
                 Some(first) = self.requests.1.recv() => {
                     self.take_request(first);
@@ -423,7 +426,7 @@ impl<M: Machine> Session<M> {
         }
         while let Ok((tag, reply)) = self.answers.try_recv() {
             let now = self.now();
-            self.processor.answered(tag, reply, now);
+            timed(Some(&self.telemetry.metrics), "answer", || self.processor.answered(tag, reply, now));
         }
         for _ in 0..BATCH {
             match self.requests.1.try_recv() {
@@ -448,7 +451,8 @@ impl<M: Machine> Session<M> {
         let endpoint = asked.endpoint.name;
         let token = self.hands.remember(asked);
         let now = self.now();
-        self.processor.request(token, endpoint, request, context, now);
+        let metrics = &self.telemetry.metrics;
+        timed(Some(metrics), "request", || self.processor.request(token, endpoint, request, context, now));
     }
 
     /// Begins the term, once the campaign is won and the log has been read to where it ended then.
@@ -582,6 +586,15 @@ impl<M: Machine> Session<M> {
     fn is_behind(&self) -> bool {
         self.shown.is_none_or(|(_, position, _)| position != self.processor.reached())
     }
+}
+
+/// Takes the time of a turn, where it is counted: a machine has no clock.
+fn timed<T>(metrics: Option<&Metrics>, input: &str, turn: impl FnOnce() -> T) -> T {
+    let Some(metrics) = metrics else { return turn() };
+    let begin = Instant::now();
+    let result = turn();
+    metrics.observe("baton_turn_seconds", &[input], begin.elapsed().as_secs_f64());
+    result
 }
 
 /// Waits for what is under way, or for ever.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use baton_optimizer::Config;
 use serde::Serialize;
 
 use crate::draws::uniform;
@@ -150,7 +151,8 @@ fn attempt(plan: &Plan, counts: &[usize]) -> Result<Tried, Stuck> {
         let fleet = Arc::new(Fleet::of_kinds(drawn, &kinds));
         let world = World::new(arrivals(plan, seed), &fleet);
         let conditions = Conditions { seed, ..Conditions::default() };
-        let (outcome, _) = plan.who.simulate(&world, &conditions, std::slice::from_ref(&plan.graph), None)?;
+        let (outcome, _) =
+            plan.who.simulate(&world, &conditions, std::slice::from_ref(&plan.graph), (&Config::default(), None))?;
         let Outcome { done, makespan, .. } = &outcome;
         let mut took: Vec<f64> = done.iter().zip(&world.jobs).map(|(done, job)| done - job.arrives).collect();
         took.sort_by(f64::total_cmp);

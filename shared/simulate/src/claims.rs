@@ -93,6 +93,7 @@ fn of_size(plan: &Plan, agents: usize) -> Result<Vec<Claim>, Error> {
                 runs: plan.runs,
                 arrivals: vec![arrivals],
                 drift,
+                deadlines_first: false,
             },
             |_| {},
         )

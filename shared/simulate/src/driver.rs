@@ -159,7 +159,12 @@ impl Driver {
 
     /// It is so many seconds after the simulation began.
     pub(crate) fn at(&mut self, seconds: f64) {
-        self.time = self.time.max(self.base + (seconds * 1000.0) as Millis);
+        self.time = self.time.max(self.in_millis(seconds));
+    }
+
+    /// So many seconds after the simulation began, in milliseconds since 1970.
+    pub(crate) fn in_millis(&self, seconds: f64) -> Millis {
+        self.base + (seconds * 1000.0) as Millis
     }
 
     /// The time, in milliseconds since 1970.

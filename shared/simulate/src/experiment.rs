@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use baton_optimizer::Config;
 use serde::Serialize;
 
 use crate::bounds::{Bounds, bounds, heft};
@@ -127,7 +128,7 @@ impl<'a> Cell<'a> {
         let learned = self.learn(who)?;
         let simulate = |seed: &u64| {
             let conditions = Conditions { seed: *seed, ..Conditions::default() };
-            who.simulate(&self.world, &conditions, &self.plan.graphs, learned.as_ref())
+            who.simulate(&self.world, &conditions, &self.plan.graphs, (&Config::default(), learned.as_ref()))
         };
         let outcomes = self.plan.luck.iter().map(simulate).collect::<Result<Vec<_>, _>>()?;
         Ok(self.mean(who, &outcomes))
@@ -142,12 +143,12 @@ impl<'a> Cell<'a> {
         }
         for (nth, graph) in graphs.iter().enumerate().filter(|(nth, _)| *nth != self.place) {
             let conditions = Conditions { seed: HISTORY_SEED + nth as u64, ..Conditions::default() };
-            learned =
-                who.learn(&World::new(vec![Job::new(graph)], self.fleet), &conditions, graphs, learned.as_ref())?;
+            let world = World::new(vec![Job::new(graph)], self.fleet);
+            learned = who.learn(&world, &conditions, graphs, (&Config::default(), learned.as_ref()))?;
         }
         if *history == History::Same {
             let conditions = Conditions { seed: REPEAT_SEED, noise: REPEAT_NOISE, ..Conditions::default() };
-            learned = who.learn(&self.world, &conditions, graphs, learned.as_ref())?;
+            learned = who.learn(&self.world, &conditions, graphs, (&Config::default(), learned.as_ref()))?;
         }
         Ok(learned)
     }

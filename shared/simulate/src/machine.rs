@@ -177,7 +177,7 @@ impl Policy for Machine {
             key: None,
             trace: None,
             strategy: None,
-            due: None,
+            due: it.deadline.map(|seconds| self.driver.in_millis(seconds)),
             budget: None,
             metadata: Default::default(),
             rerun: None,

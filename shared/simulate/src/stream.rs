@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use baton_optimizer::Config;
 use serde::Serialize;
 
 use crate::bounds::bounds;
@@ -67,6 +68,15 @@ pub struct Plan {
     /// Whether, after a third of the time in which runs come, a fifth of the agents become four times slower and another tenth
     /// fail nine times of ten.
     pub drift: bool,
+    /// Whether the optimizer has runs go by their deadlines alone, under ADAPTIVE.
+    pub deadlines_first: bool,
+}
+
+impl Plan {
+    /// The settings of the optimizer.
+    fn config(&self) -> Config {
+        Config { deadlines_first: self.deadlines_first, ..Config::default() }
+    }
 }
 
 /// A stream on one fleet under one policy: the mean over the seeds of luck. Times are in seconds.
@@ -228,7 +238,7 @@ fn measure(
     let drift = if plan.drift { stream.drift() } else { Vec::new() };
     let simulate = |luck: &u64| {
         let conditions = Conditions { seed: seed + luck, drift: drift.clone(), ..Conditions::default() };
-        who.simulate(world, &conditions, &plan.graphs, learned.as_ref())
+        who.simulate(world, &conditions, &plan.graphs, (&plan.config(), learned.as_ref()))
     };
     let outcomes: Vec<(Outcome, Option<Messages>)> = plan.luck.iter().map(simulate).collect::<Result<_, _>>()?;
     let average = |of: &dyn Fn(&Outcome) -> f64| mean(outcomes.iter().map(|(outcome, _)| of(outcome)));
@@ -284,7 +294,7 @@ fn learn(plan: &Plan, stream: &Stream, seen: &[Arc<Graph>], who: Who) -> Result<
     let (seed, (runs, load), (drawn, luck)) = (fleet.plan.seed, HISTORY, HISTORY_SEEDS);
     let before = Stream::draw(seen, fleet, seed + drawn, runs, Arrivals::Load(load));
     let conditions = Conditions { seed: seed + luck, ..Conditions::default() };
-    who.learn(&before.world, &conditions, &plan.graphs, None)
+    who.learn(&before.world, &conditions, &plan.graphs, (&plan.config(), None))
 }
 
 /// A row of the table: a policy on fleets of one size with runs that come in one way. Ratios are to least outstanding push, and

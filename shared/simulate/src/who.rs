@@ -57,14 +57,14 @@ impl Who {
         world: &World,
         conditions: &Conditions,
         graphs: &[Arc<Graph>],
-        learned: Option<&Learned>,
+        (config, learned): (&Config, Option<&Learned>),
     ) -> Result<(Outcome, Option<Messages>), Stuck> {
         let alone = |policy: &mut dyn Policy| Ok((Sim::run(world, conditions, policy)?, None));
         match self {
             Self::Reference(reference) => alone(&mut *reference.policy()),
             Self::HeftPlan => alone(&mut Follow::new(&heft(world), world.fleet.len())),
             Self::Strategy(strategy) => {
-                let new = || Machine::new(strategy, Config::default(), &world.fleet, graphs);
+                let new = || Machine::new(strategy, config.clone(), &world.fleet, graphs);
                 let mut machine = learned.map_or_else(new, Machine::resume);
                 let outcome = Sim::run(world, conditions, &mut machine)?;
                 Ok((outcome, Some(machine.messages())))
@@ -78,10 +78,10 @@ impl Who {
         world: &World,
         conditions: &Conditions,
         graphs: &[Arc<Graph>],
-        learned: Option<&Learned>,
+        (config, learned): (&Config, Option<&Learned>),
     ) -> Result<Option<Learned>, Stuck> {
         let Self::Strategy(strategy) = self else { return Ok(None) };
-        let new = || Machine::new(strategy, Config::default(), &world.fleet, graphs);
+        let new = || Machine::new(strategy, config.clone(), &world.fleet, graphs);
         let mut machine = learned.map_or_else(new, Machine::resume);
         Sim::run(world, conditions, &mut machine)?;
         Ok(Some(machine.learned()))

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use baton_protocol::request::Strategy;
 use baton_simulate::capacity;
 use baton_simulate::claims;
 use baton_simulate::engine::{Conditions, Sim};
@@ -74,6 +75,7 @@ fn o13_streams_are_those_of_the_model() {
             runs: 12,
             arrivals: vec![arrivals],
             drift,
+            deadlines_first: false,
         };
         let it = stream::run(&plan, |_| {}).unwrap().remove(0);
         let found =
@@ -146,6 +148,7 @@ fn o13_every_strategy_works_off_a_stream_on_agents_that_change() {
         runs: 8,
         arrivals: vec![Arrivals::Load(0.8), Arrivals::Backlog],
         drift: true,
+        deadlines_first: false,
     };
     let measured = stream::run(&plan, |_| {}).unwrap();
     assert_eq!(measured, stream::run(&plan, |_| {}).unwrap(), "the same digits again");
@@ -157,6 +160,27 @@ fn o13_every_strategy_works_off_a_stream_on_agents_that_change() {
     }
     let base = rows.iter().find(|row| row.policy == "least outstanding push").unwrap();
     assert_eq!((base.completion, base.weighted), (Some(1.0), Some(1.0)));
+}
+
+/// That it differs at all says that the optimizer is told when runs are due.
+#[test]
+fn o1_adaptive_meets_more_deadlines_where_runs_go_by_them_alone() {
+    let measure = |deadlines_first| {
+        let plan = stream::Plan {
+            graphs: graphs(30),
+            fleets: fleets(10, &[401, 402, 403]),
+            luck: vec![5],
+            who: vec![Who::Strategy(Strategy::Adaptive)],
+            history: History::Same,
+            runs: 30,
+            arrivals: vec![Arrivals::Load(0.85)],
+            drift: false,
+            deadlines_first,
+        };
+        stream::table(&stream::run(&plan, |_| {}).unwrap()).remove(0)
+    };
+    let (by_weight, by_deadline) = (measure(false), measure(true));
+    assert!(by_deadline.in_time > by_weight.in_time, "{by_deadline:?} {by_weight:?}");
 }
 
 /// A tenth fails nine times of ten from then on, and a fifth is four times slower.

@@ -23,6 +23,11 @@ const SECONDS: &[f64] =
 
 const RECORDS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0];
 
+/// A machine's turn takes from some microseconds to some milliseconds.
+const TURNS: &[f64] = &[
+    0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 1.0,
+];
+
 /// What a metric is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Definition {
@@ -108,7 +113,11 @@ pub const DEFINITIONS: &[Definition] = &[
     counter("baton_documents_dropped_total", "Finished runs that were not kept as documents.", &[]),
     counter("baton_requests_set_aside_total", "Requests that could not be read.", &[]),
     counter("baton_spans_dropped_total", "Spans that did not reach the collector.", &[]),
+    histogram("baton_turn_seconds", "Time that a leader's rules took for one input.", &["input"], TURNS),
+    seconds("baton_ask_seconds", "Time from a question to another service to its answer.", &["endpoint"]),
+    // The optimizer's.
     gauge("baton_run_queue", "Tasks that wait for an agent.", &[]),
+    seconds("baton_placement_seconds", "Time from when a task was ready to when it was placed.", &["strategy"]),
     // The post office's.
     counter("baton_post_asked_total", "Questions of agents to the post office, by what they ask.", &["ask"]),
     counter(

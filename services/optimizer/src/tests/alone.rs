@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use baton_machine::{Effect, Processor, RequestContext, Value, answer};
+use baton_machine::{Effect, Measure, Processor, RequestContext, Value, answer};
 use baton_protocol::definition::{Definition, Estimate};
 use baton_protocol::record::{
     Assigned, Outcome, PoolRemoved, PoolSet, ReleaseReason, Released, ResourceRecord, RunStarted, WorkflowRecord,
@@ -38,6 +38,8 @@ struct World {
     asked: BTreeMap<u64, AssignTasks>,
     /// Which lease each task has.
     leases: BTreeMap<TaskId, u64>,
+    /// How long tasks were measured to have waited, by strategy, in seconds.
+    waited: Vec<String>,
 }
 
 impl World {
@@ -51,6 +53,7 @@ impl World {
             transcript: String::new(),
             asked: BTreeMap::new(),
             leases: BTreeMap::new(),
+            waited: Vec::new(),
         };
         world.machine.lead("i", world.now);
         world.workflow(vec![workflow()]);
@@ -87,9 +90,11 @@ impl World {
                 let times = format!("+{}..+{}", span.start - START, span.end - START);
                 self.note(&format!("span {:?} {} {times} {}", span.kind, span.name, attributes.join(" ")));
             }
-            Effect::Measure(measure) => {
-                let Value::Set(value) = measure.value else { panic!("{measure:?}") };
-                self.note(&format!("gauge {} {value}", measure.metric));
+            Effect::Measure(Measure { metric, value: Value::Set(value), .. }) => {
+                self.note(&format!("gauge {metric} {value}"));
+            }
+            Effect::Measure(Measure { metric: "baton_placement_seconds", labels, value: Value::Observe(waited) }) => {
+                self.waited.push(format!("{} {waited}", labels.join(" ")));
             }
             _ => panic!("{effect:?}"),
         }
@@ -773,6 +778,23 @@ fn o12_figures_are_those_of_the_source() {
     assert_eq!(world.view().figures.throughput_per_hour, 2);
     world.wait(60_000);
     assert_eq!(world.view().figures.throughput_per_hour, 0);
+}
+
+#[test]
+fn o12_how_long_a_task_waits_is_measured_up_to_its_lease() {
+    let mut world = World::new();
+    world.ready(1, "research", 0, 0);
+    world.ready(2, "research", 0, 0);
+    world.wait(1500);
+    world.resource(vec![registered("ann", "s", "research", 1, 0, 0)]);
+    // The resource-manager takes its time.
+    world.wait(250);
+    world.grant();
+    assert_eq!(world.waited, ["LOAD_BALANCED 1.75"]);
+    // What somebody else gave away was not placed.
+    world.strategy(Strategy::RoundRobin);
+    world.resource(vec![registered("bob", "s", "research", 1, 0, 0), assigned(task(2, 1), "ann", 0)]);
+    assert_eq!(world.waited.len(), 1);
 }
 
 #[test]
