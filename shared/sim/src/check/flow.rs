@@ -146,10 +146,11 @@ impl Run {
         if place == began { None } else { self.stages[place].result.as_ref().or_else(fallback) }
     }
 
-    /// What the items of a stage gave, in their order.
-    fn list(&self, place: usize) -> Value {
+    /// What the items of a stage gave, in their order, each as it was written.
+    fn list(&self, place: usize) -> Option<Json> {
         let items = self.fans.get(&place).cloned().into_iter().flatten();
-        items.map(|item| self.stages[item].result.as_ref().and_then(|r| r.read().ok()).unwrap_or(Value::Null)).collect()
+        let written = items.map(|item| self.stages[item].result.as_ref().map_or("null", Json::as_str));
+        Json::from_text(format!("[{}]", written.collect::<Vec<_>>().join(","))).ok()
     }
 
     fn value(&self, place: usize) -> Value {
@@ -416,7 +417,7 @@ impl Facts {
             record.outcome,
             run.stages
         );
-        let list = Json::of(&run.list(place)).ok();
+        let list = run.list(place);
         let open = run.stages[place].attempts.last_mut().filter(|attempt| attempt.ended.is_none());
         let Some(attempt) = open else { return Err(broken(FLOW, format!("{task} ended, and was not open"))) };
         (attempt.ended, attempt.ended_on) = (Some(seq), Some(now));
