@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use baton_client::now;
 use baton_protocol::record::{Outcome, Parent};
-use baton_protocol::run::{AttemptView, RunView, StageStatus, StageView, Waits};
+use baton_protocol::run::{AttemptView, RunView, Speculation, StageStatus, StageView, Waits};
 use serde::Deserialize;
 
 use crate::groups;
@@ -190,6 +190,10 @@ fn row(stage: &StageView, attempt: &AttemptView, is_last: bool) -> Vec<Cell> {
         _ => String::new(),
     };
     let what = match (&attempt.error, &stage.result) {
+        (None, None) if attempt.speculation == Some(Speculation::Open) => {
+            "it began early: whether it counts is not known yet".into()
+        }
+        (None, _) if attempt.speculation == Some(Speculation::Discarded) => "it began early, and does not count".into(),
         (Some(error), _) => Cell::toned(short(error, 3 * RESULT), Tone::Bad),
         (None, Some(result)) if is_last => json(result, RESULT).into(),
         _ => "".into(),

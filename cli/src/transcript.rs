@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 
 use baton_protocol::pressure::PressureLevel;
 use baton_protocol::record::{
-    Event, LeftReason, OptimizerRecord, Parent, ReleaseReason, ResourceRecord, StageEnded, WorkflowRecord,
+    Event, LeftReason, OptimizerRecord, Outcome, Parent, ReleaseReason, ResourceRecord, StageEnded, WorkflowRecord,
 };
 use baton_protocol::{Json, Millis, Number, ResourceName, Service};
 
@@ -127,6 +127,12 @@ fn workflow(record: &WorkflowRecord) -> (String, Tone) {
         WorkflowRecord::StageReady(r) => {
             let mut says = format!("{}/{} for {}", r.task.part(), r.task.attempt, r.agent_type);
             says.push_str(&needs(&r.resources));
+            if r.speculative {
+                says.push_str(&format!(
+                    ", early: it counts if it is given {}",
+                    r.input.as_ref().map_or_else(String::new, |input| json(input, INPUT))
+                ));
+            }
             (says, Tone::Plain)
         }
         WorkflowRecord::StageEnded(r) => ended(r),
@@ -139,6 +145,9 @@ fn workflow(record: &WorkflowRecord) -> (String, Tone) {
         }
         WorkflowRecord::StageCached(r) => {
             (format!("{} as in run {}: {}", r.stage, r.of, json(&r.result, ERROR)), Tone::Plain)
+        }
+        WorkflowRecord::StageCommitted(r) => {
+            (format!("{}/{}: it was given what the stage is given", r.task.part(), r.task.attempt), Tone::Plain)
         }
         WorkflowRecord::Signalled(r) => {
             let by = r.by.as_ref().map(|by| format!(" by {by}")).unwrap_or_default();
@@ -197,6 +206,13 @@ fn ended(record: &StageEnded) -> (String, Tone) {
     }
     if record.outcome.is_failure() && record.retry_at.is_some() {
         says.push_str("; another attempt follows");
+    }
+    if record.speculative {
+        let then = match record.outcome {
+            Outcome::Succeeded => "; it began early, and whether it counts is not known yet",
+            _ => "; it began early: the stage begins when it is due",
+        };
+        says.push_str(then);
     }
     (says, Tone::of(record.outcome.as_str()))
 }
@@ -346,6 +362,7 @@ mod tests {
             inputs: vec![],
             input: None,
             cache: None,
+            speculative: false,
             resources: [("cpu".parse().unwrap(), 2.into())].into(),
             priority: 0,
         })
@@ -377,6 +394,7 @@ mod tests {
             usage: if ok { Usage { tokens_in: 10, tokens_out: 3 } } else { Usage::default() },
             model: None,
             delegated: None,
+            speculative: false,
         })
     }
 

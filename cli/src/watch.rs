@@ -3,7 +3,7 @@
 
 mod many;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, stderr};
 use std::time::Duration;
 
@@ -117,6 +117,8 @@ struct Bars {
     waits_for: BTreeMap<StageName, String>,
     /// Of a stage that has a task for each item of a list: how many items are over, and how many there are.
     items: BTreeMap<StageName, (u64, u64)>,
+    /// The stages that were done before it was known whether that counts.
+    done_early: BTreeSet<StageName>,
     style: Style,
 }
 
@@ -141,7 +143,7 @@ impl Bars {
             }
             bars.insert(stage.name.clone(), bar);
         }
-        Self { run: view.run, bars, waits_for, items: BTreeMap::new(), style }
+        Self { run: view.run, bars, waits_for, items: BTreeMap::new(), done_early: BTreeSet::new(), style }
     }
 
     fn take(&mut self, event: &RunEvent) {
@@ -185,26 +187,42 @@ impl Bars {
                     bar.set_message(format!("{over} of {items} items"));
                 });
             }
-            WorkflowRecord::StageReady(record) => self.on(&record.task.stage, |bar| {
-                bar.set_position(0);
-                let again =
-                    if record.task.attempt > 1 { format!(" (attempt {})", record.task.attempt) } else { String::new() };
-                bar.set_message(self.style.dim(&format!("waits for an agent{again}")));
-            }),
-            WorkflowRecord::StageEnded(record) => self.on(&record.task.stage, |bar| {
-                let agent = record.agent.as_ref().map(ToString::to_string).unwrap_or_default();
-                let outcome = self.style.tone(Tone::of(record.outcome.as_str()), record.outcome.as_str());
-                let error = record.error.as_ref().map(|error| format!(": {}", short(error, 60))).unwrap_or_default();
-                let message = format!("{outcome} {} {agent}{error}", span(record.duration_ms));
-                if record.outcome == Outcome::Delegated {
-                    bar.set_message(message);
-                } else if record.retry_at.is_some() {
-                    bar.set_message(format!("{message}; again soon"));
-                } else {
-                    bar.set_position(if record.outcome == Outcome::Succeeded { WHOLE } else { bar.position() });
-                    bar.abandon_with_message(message);
+            WorkflowRecord::StageReady(record) => {
+                self.done_early.remove(&record.task.stage);
+                self.on(&record.task.stage, |bar| {
+                    bar.set_position(0);
+                    let again = match record.task.attempt {
+                        1 if record.speculative => " (early)".to_owned(),
+                        1 => String::new(),
+                        attempt => format!(" (attempt {attempt})"),
+                    };
+                    bar.set_message(self.style.dim(&format!("waits for an agent{again}")));
+                });
+            }
+            WorkflowRecord::StageEnded(record) => {
+                let done_early = record.speculative && record.outcome == Outcome::Succeeded;
+                if done_early {
+                    self.done_early.insert(record.task.stage.clone());
                 }
-            }),
+                self.on(&record.task.stage, |bar| {
+                    let agent = record.agent.as_ref().map(ToString::to_string).unwrap_or_default();
+                    let outcome = self.style.tone(Tone::of(record.outcome.as_str()), record.outcome.as_str());
+                    let error =
+                        record.error.as_ref().map(|error| format!(": {}", short(error, 60))).unwrap_or_default();
+                    let message = format!("{outcome} {} {agent}{error}", span(record.duration_ms));
+                    if record.speculative {
+                        bar.set_position(0);
+                        bar.set_message(format!("{message}; {}", self.style.dim("it began early, and waits")));
+                    } else if record.outcome == Outcome::Delegated {
+                        bar.set_message(message);
+                    } else if record.retry_at.is_some() {
+                        bar.set_message(format!("{message}; again soon"));
+                    } else {
+                        bar.set_position(if record.outcome == Outcome::Succeeded { WHOLE } else { bar.position() });
+                        bar.abandon_with_message(message);
+                    }
+                });
+            }
             WorkflowRecord::StageSkipped(record) => self.on(&record.stage, |bar| {
                 bar.abandon_with_message(self.style.dim(&format!("skipped: {}", record.reason.text())));
             }),
@@ -236,6 +254,14 @@ impl Bars {
                 bar.set_position(WHOLE);
                 bar.abandon_with_message(self.style.dim("done before: its result is used again"));
             }),
+            // One that is under way goes on.
+            WorkflowRecord::StageCommitted(record) if self.done_early.contains(&record.task.stage) => {
+                self.on(&record.task.stage, |bar| {
+                    bar.set_position(WHOLE);
+                    bar.abandon_with_message(self.style.dim("done early, and it counts"));
+                });
+            }
+            WorkflowRecord::StageCommitted(_) => {}
             WorkflowRecord::StageWaits(record) => self.on(&record.stage, |bar| {
                 bar.set_position(0);
                 bar.set_message(self.style.dim("waits for somebody's word"));

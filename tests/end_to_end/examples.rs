@@ -65,6 +65,13 @@ async fn does(task: Task) -> Result<Output, TaskError> {
         }
         ("map", "book") => Ok(input),
         ("approval", "deliver") | ("order", "send") => Ok(input),
+        ("speculative", "text") => {
+            Ok(json!({ "text": format!("a text on {}", input["topic"].as_str().unwrap_or_default()) }))
+        }
+        ("speculative", "translation") => {
+            assert!(task.results.is_empty(), "it is given its input alone");
+            Ok(json!({ "text": format!("{}, translated", input["text"].as_str().unwrap_or_default()) }))
+        }
         ("sub-workflows", "collect") => {
             Ok(json!({ "questions": ["Is it ready?", "Why is it not ready, which is urgent?", "Is it?"] }))
         }
@@ -228,6 +235,29 @@ async fn every_example_runs_as_it_says() {
     assert_eq!(stage.result("deliver"), json!({ "sum": 12, "by": "eve" }));
     assert_eq!(stage.status("remind"), Skipped);
     seen.push("approval");
+
+    // W12: it is translated while somebody reviews it.
+    for (word, status) in [("approve", Succeeded), ("reject", Skipped)] {
+        let early = fleet.start_run("speculative", &json!({ "topic": "tea" })).await;
+        wait_for("it is translated early", PATIENCE, || async {
+            let view = fleet.client.get_run(early).await.unwrap();
+            view.stages[2].attempts.first().is_some_and(|attempt| attempt.outcome == Some(Outcome::Succeeded))
+        })
+        .await;
+        let id = early.to_string();
+        let shown = fleet.baton(&["show", &id]).await;
+        assert!(shown.contains("whether it counts is not known yet"), "{shown}");
+        fleet.baton(&[word, &id, "review", "--by", "ann"]).await;
+        let view = fleet.wait_for_end(early).await;
+        let stage = Stage(&view);
+        assert_eq!((stage.status("translation"), stage.attempts("translation")), (status, 1), "{view:?}");
+        let text = if word == "approve" { json!({ "text": "a text on tea, translated" }) } else { Value::Null };
+        assert_eq!(stage.result("translation"), text);
+        let log = fleet.baton(&["log", &id]).await;
+        assert_eq!(log.contains("stage_committed"), word == "approve", "{log}");
+    }
+    seen.push("speculative");
+
     // W6
     let view = run("sub-workflows", json!({ "topic": "tea" })).await;
     let answers = json!(["by quick", "by thorough", "by quick"]);

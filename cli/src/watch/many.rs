@@ -37,6 +37,7 @@ impl Tally {
                 self.over += usize::from(over);
                 self.failed += usize::from(over && *outcome != Outcome::Succeeded);
             }
+            Known::Committed(part) => self.over += usize::from(!self.running.contains(part)),
             Known::Skipped(_) => self.over += 1,
         }
     }
@@ -45,7 +46,13 @@ impl Tally {
 /// What counts of a record.
 enum Known {
     Begun(Part),
-    Ended { part: Part, outcome: Outcome, over: bool },
+    Ended {
+        part: Part,
+        outcome: Outcome,
+        over: bool,
+    },
+    /// It is over if it ended before.
+    Committed(Part),
     Skipped(StageName),
 }
 
@@ -60,7 +67,7 @@ impl Known {
                 WorkflowRecord::StageEnded(record) => Some(Self::Ended {
                     part: record.task.part(),
                     outcome: record.outcome,
-                    over: record.retry_at.is_none(),
+                    over: record.retry_at.is_none() && !record.speculative,
                 }),
                 _ => None,
             },
@@ -75,6 +82,10 @@ impl Known {
                 WorkflowRecord::StageSkipped(record) => Some(Self::Skipped(record.stage)),
                 _ => None,
             },
+            "stage_committed" => match event.record.read().ok()? {
+                WorkflowRecord::StageCommitted(record) => Some(Self::Committed(record.task.part())),
+                _ => None,
+            },
             // Nobody does it either.
             "stage_cached" => match event.record.read().ok()? {
                 WorkflowRecord::StageCached(record) => Some(Self::Skipped(record.stage)),
@@ -86,7 +97,7 @@ impl Known {
 
     fn stage(&self) -> &StageName {
         match self {
-            Self::Begun(part) | Self::Ended { part, .. } => &part.stage,
+            Self::Begun(part) | Self::Ended { part, .. } | Self::Committed(part) => &part.stage,
             Self::Skipped(stage) => stage,
         }
     }

@@ -415,6 +415,12 @@ fn settle_workflow(soft: &mut Soft, state: &Optimizer, record: &WorkflowRecord, 
             }
             false
         }
+        WorkflowRecord::StageCommitted(record) => {
+            if let Some(planner) = &mut soft.planner {
+                planner.learned(state, (record.task.run, &record.task.stage), clock);
+            }
+            false
+        }
         WorkflowRecord::StageCached(record) => {
             if let Some(planner) = &mut soft.planner {
                 planner.learned(state, (record.run, &record.stage), clock);

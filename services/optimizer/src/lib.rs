@@ -228,6 +228,12 @@ impl Optimizer {
             WorkflowRecord::StageEnded(record) => self.stage_ended(stamp, record),
             WorkflowRecord::StageSkipped(record) => self.stage_over(record.run, &record.stage),
             WorkflowRecord::StageCached(record) => self.stage_over(record.run, &record.stage),
+            // One that is under way is over when it ends.
+            WorkflowRecord::StageCommitted(record) => {
+                if !self.runs.is_open(&record.task) {
+                    self.stage_over(record.task.run, &record.task.stage);
+                }
+            }
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record.run),
             WorkflowRecord::RunPaused(record) => self.run_paused(record.run),
             WorkflowRecord::RunResumed(record) => self.run_resumed(record.run),
@@ -325,7 +331,7 @@ impl Optimizer {
 
     fn stage_ended(&mut self, stamp: Stamp, record: &StageEnded) {
         // A stage with items is over when it ends as a whole, which nobody was given.
-        if record.task.item.is_none() && record.retry_at.is_none() {
+        if record.task.item.is_none() && record.retry_at.is_none() && !record.speculative {
             self.stage_over(record.task.run, &record.task.stage);
         }
         let Some(Ended { run, agent_type, holder }) = self.runs.stage_ended(record) else { return };

@@ -140,6 +140,12 @@ impl Runs {
         true
     }
 
+    /// Whether an attempt is under way.
+    pub(crate) fn is_open(&self, task: &TaskId) -> bool {
+        let open = self.runs.get(&task.run).and_then(|run| run.open.get(&task.part()));
+        open.is_some_and(|open| open.attempt == task.attempt)
+    }
+
     /// A task is held by this.
     pub(crate) fn held(&mut self, task: &TaskId, holder: Holder) {
         if let Some(open) = self.open(task) {

@@ -122,6 +122,7 @@ fn ready(task: TaskId, agent_type: &str, priority: i32, cpu: u32) -> WorkflowRec
         inputs: vec![],
         input: None,
         cache: None,
+        speculative: false,
         resources: resources(cpu),
         priority,
     })
@@ -147,6 +148,7 @@ fn ended(task: TaskId, lease: Option<(u64, &str)>, outcome: Outcome, duration_ms
         usage: Usage::default(),
         model: None,
         delegated: None,
+        speculative: false,
     })
 }
 

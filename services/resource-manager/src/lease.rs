@@ -756,6 +756,7 @@ pub(crate) fn recall(turn: &mut Turn<'_, ResourceManager>, commit: &Commit<Workf
             | WorkflowRecord::RunsForgotten(_)
             | WorkflowRecord::StageWaits(_)
             | WorkflowRecord::StageCached(_)
+            | WorkflowRecord::StageCommitted(_)
             | WorkflowRecord::Signalled(_)
             | WorkflowRecord::ScheduleSet(_)
             | WorkflowRecord::ScheduleRemoved(_)

@@ -285,6 +285,7 @@ impl Machine for ResourceManager {
             WorkflowRecord::RunResumed(record) => self.tasks.run_resumed(record.run),
             WorkflowRecord::StageWaits(record) => self.tasks.stage_waits(record),
             WorkflowRecord::StageCached(record) => self.tasks.stage_cached(record),
+            WorkflowRecord::StageCommitted(record) => self.tasks.stage_committed(record),
             WorkflowRecord::StageSkipped(_)
             | WorkflowRecord::Signalled(_)
             | WorkflowRecord::RunsForgotten(_)

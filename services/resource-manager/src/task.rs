@@ -7,8 +7,8 @@ use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Priorities, Shelves};
 use baton_protocol::definition::{Definition, OnFailure, StageDefinition};
 use baton_protocol::record::{
-    KeptStage, Outcome, RunStarted, StageCached, StageEnded, StageExpanded, StageReady, StageWaits, Stamp,
-    WorkflowRegistered,
+    KeptStage, Outcome, RunStarted, StageCached, StageCommitted, StageEnded, StageExpanded, StageReady, StageWaits,
+    Stamp, WorkflowRegistered,
 };
 use baton_protocol::request::Assignment;
 use baton_protocol::trace::{TraceContext, task_span};
@@ -97,6 +97,9 @@ struct Run {
     /// The stages that wait for somebody's word. Nobody has them, and what comes of them is a result all the same.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     waits: BTreeSet<StageName>,
+    /// What stages gave that began early, as long as it is not known whether it counts. What does not is never asked for.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    early: BTreeMap<StageName, Json>,
     /// The attempt that is under way, by part: there is at most one.
     open: BTreeMap<Part, Arc<Open>>,
 }
@@ -205,6 +208,7 @@ impl Tasks {
                 results: record.rerun.iter().flat_map(|rerun| &rerun.kept).map(kept).collect(),
                 items: BTreeMap::new(),
                 waits: BTreeSet::new(),
+                early: BTreeMap::new(),
                 open: BTreeMap::new(),
             })
         });
@@ -272,8 +276,12 @@ impl Tasks {
         if !paused && open.lease.is_none() {
             self.waiting.take(open.priority);
         }
-        if record.outcome == Outcome::Succeeded {
-            run.gave(part, record.result.clone());
+        match record.outcome {
+            Outcome::Succeeded if record.speculative => {
+                run.early.insert(part.stage, record.result.clone().unwrap_or_default());
+            }
+            Outcome::Succeeded => run.gave(part, record.result.clone()),
+            Outcome::Failed | Outcome::Lost | Outcome::TimedOut | Outcome::Cancelled | Outcome::Delegated => {}
         }
         open.lease
     }
@@ -281,6 +289,14 @@ impl Tasks {
     pub(crate) fn stage_waits(&mut self, record: &StageWaits) {
         if let Some(run) = self.runs.change(&record.run) {
             run.waits.insert(record.stage.clone());
+        }
+    }
+
+    /// What a stage gave that began early counts, if it is over.
+    pub(crate) fn stage_committed(&mut self, record: &StageCommitted) {
+        let Some(run) = self.runs.change(&record.task.run) else { return };
+        if let Some(result) = run.early.remove(&record.task.stage) {
+            run.results.insert(record.task.stage.clone(), result);
         }
     }
 

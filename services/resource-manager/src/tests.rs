@@ -301,6 +301,7 @@ fn ready(task: TaskId, resources: &str) -> WorkflowRecord {
         inputs: if writing { vec![StageName::new("research").unwrap()] } else { vec![] },
         input: None,
         cache: None,
+        speculative: false,
         resources: serde_json::from_str::<Resources>(resources).unwrap(),
         priority: 0,
         task,
@@ -323,6 +324,7 @@ fn ended(task: TaskId, lease: Option<(u64, &str)>, outcome: Outcome) -> Workflow
         usage: Usage::default(),
         model: None,
         delegated: None,
+        speculative: false,
     })
 }
 
@@ -978,6 +980,7 @@ impl Checker {
             | WorkflowRecord::RunsForgotten(_)
             | WorkflowRecord::StageWaits(_)
             | WorkflowRecord::StageCached(_)
+            | WorkflowRecord::StageCommitted(_)
             | WorkflowRecord::Signalled(_)
             | WorkflowRecord::ScheduleSet(_)
             | WorkflowRecord::ScheduleRemoved(_)

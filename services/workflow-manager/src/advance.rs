@@ -8,10 +8,11 @@ use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::budget::least;
 use baton_protocol::definition::StageDefinition;
 use baton_protocol::record::{
-    Delegated, Outcome, RunFinished, StageEnded, StageExpanded, StageReady, StageSkipped, StageWaits, WorkflowRecord,
+    Delegated, Outcome, RunFinished, StageCommitted, StageEnded, StageExpanded, StageReady, StageSkipped, StageWaits,
+    WorkflowRecord,
 };
 use baton_protocol::request::{MAX_MESSAGE_BYTES, Usage};
-use baton_protocol::run::{RunStatus, StageStatus};
+use baton_protocol::run::{RunStatus, Speculation, StageStatus};
 use baton_protocol::subject::RUNS_BUCKET;
 use baton_protocol::{Amount, AtLimit, Json, Millis, Money, Resources, RunId, StageName};
 
@@ -35,6 +36,8 @@ pub(crate) struct Ending {
     pub(crate) error: Option<String>,
     pub(crate) code: Option<String>,
     pub(crate) again: Again,
+    /// It began early, or could not: the stage is not over by it.
+    pub(crate) speculative: bool,
     pub(crate) cost: Money,
     pub(crate) usage: Usage,
     pub(crate) model: Option<String>,
@@ -59,6 +62,7 @@ impl Ending {
             error: Some(error),
             code: None,
             again,
+            speculative: false,
             cost: Money::ZERO,
             usage: Usage::default(),
             model: None,
@@ -250,6 +254,7 @@ fn step(turn: &mut Turn<'_>, id: RunId) -> bool {
     let Some((run, version)) = turn.state().live(id) else { return false };
     match run.next(version, turn.now()) {
         Move::Begin(place) => begin(turn, id, place),
+        Move::BeginEarly(place) => begin_early(turn, id, place),
         Move::Drop(place) => {
             let why = "too many other items have failed".to_owned();
             end(turn, id, place, Ending::unreported(Outcome::Cancelled, why, Again::Never));
@@ -271,11 +276,15 @@ fn step(turn: &mut Turn<'_>, id: RunId) -> bool {
 
 /// A stage's first attempt, unless it is skipped, or its agent would be given more than a message can carry.
 fn begin(turn: &mut Turn<'_>, id: RunId, place: usize) {
-    let Some((run, version)) = turn.state().live(id) else { return };
+    let Some((run, _)) = turn.state().live(id) else { return };
     if run.item(place).is_some() {
         return ready(turn, id, place);
     }
-    match flow::gate(run, version, place) {
+    if run.stages[place].early.is_some() && settle(turn, id, place) {
+        return;
+    }
+    let Some((run, version)) = turn.state().live(id) else { return };
+    match flow::gate(run, version, place, None) {
         Ok(None) => {}
         Ok(Some(reason)) => {
             let stage = version.definition.stages[place].name.clone();
@@ -298,6 +307,46 @@ fn begin(turn: &mut Turn<'_>, id: RunId, place: usize) {
         }
         Some(Err(failure)) => end(turn, id, place, Ending::before(failure)),
     }
+}
+
+/// A stage's first attempt, before all that the stage waits for is over. Where nothing can be assumed, that is noted, and the
+/// stage begins when it is due.
+fn begin_early(turn: &mut Turn<'_>, id: RunId, place: usize) {
+    let Some((run, version)) = turn.state().live(id) else { return };
+    let input =
+        flow::assumed(run, version, place).and_then(|assumed| match flow::gate(run, version, place, Some(&assumed))? {
+            None => flow::input(run, version, place, Some(&assumed)),
+            Some(reason) => Err(flow::unassumed(format!("by what is assumed it does not run: {}", reason.text()))),
+        });
+    match input {
+        Ok(input) => give(turn, id, place, Given { input, cache: None, early: true }),
+        Err(failure) => end(turn, id, place, Ending { speculative: true, ..Ending::before(failure) }),
+    }
+}
+
+/// All that a stage waits for is over, and it began early: that counts if its agent was given what the stage is given. Whether
+/// the stage went on by that; if not, it is to begin now.
+fn settle(turn: &mut Turn<'_>, id: RunId, place: usize) -> bool {
+    let Some((run, version)) = turn.state().live(id) else { return false };
+    let stage = &run.stages[place];
+    let Some(early) = &stage.early else { return false };
+    let runs = matches!(flow::gate(run, version, place, None), Ok(None));
+    let given = if runs { flow::input(run, version, place, None).ok().flatten() } else { None };
+    // One value may be written in several ways.
+    let read = |json: &Json| json.read::<serde_json::Value>().ok();
+    let same = given.is_some_and(|given| given == early.input || read(&given) == read(&early.input));
+    if same || is_planted(Bug::AssumptionNotChecked) {
+        let task = run.task(version, place, attempts(run, place));
+        turn.emit(WorkflowRecord::StageCommitted(StageCommitted { task }));
+        return true;
+    }
+    if early.held {
+        return false;
+    }
+    let why = "it began early, and what it was given is not what the stage is given".to_owned();
+    let ending = Ending::unreported(Outcome::Cancelled, why, Again::Never);
+    end(turn, id, place, Ending { speculative: true, ..ending });
+    true
 }
 
 /// Ends a stage whose items are over.
@@ -323,7 +372,7 @@ fn ready(turn: &mut Turn<'_>, id: RunId, place: usize) {
         }
         Some(Err((failure, again))) => return end(turn, id, place, Ending { again, ..Ending::before(failure) }),
     }
-    let input = match flow::input(run, version, place) {
+    let input = match flow::input(run, version, place, None) {
         Ok(input) => input,
         Err(failure) => return end(turn, id, place, Ending::before(failure)),
     };
@@ -336,7 +385,22 @@ fn ready(turn: &mut Turn<'_>, id: RunId, place: usize) {
     {
         return;
     }
+    give(turn, id, place, Given { input, cache: key, early: false });
+}
+
+/// What an attempt begins with.
+struct Given {
+    input: Option<Json>,
+    /// Under what its result is kept.
+    cache: Option<String>,
+    /// Not all is over that its stage waits for.
+    early: bool,
+}
+
+/// The next attempt at a stage waits for an agent, unless that would be given more than a message can carry.
+fn give(turn: &mut Turn<'_>, id: RunId, place: usize, given: Given) {
     let Some((run, version)) = turn.state().live(id) else { return };
+    let Given { input, cache, early } = given;
     let stage = run.definition(version, place);
     let (inputs, results) = inputs(run, version, place);
     let base = run.base(place);
@@ -349,7 +413,8 @@ fn ready(turn: &mut Turn<'_>, id: RunId, place: usize) {
              most {MAX_TASK_BYTES} are allowed: keep large results elsewhere and pass references",
             text::count(inputs.len(), "stage")
         );
-        return end(turn, id, place, Ending::unreported(Outcome::Failed, error, Again::Never));
+        let ending = Ending::unreported(Outcome::Failed, error, Again::Never);
+        return end(turn, id, place, Ending { speculative: early, ..ending });
     }
     let record = StageReady {
         task: run.task(version, place, attempts(run, place) + 1),
@@ -359,7 +424,8 @@ fn ready(turn: &mut Turn<'_>, id: RunId, place: usize) {
         input,
         resources: resources(run, stage),
         priority: run.priority,
-        cache: key,
+        cache,
+        speculative: early,
     };
     turn.emit(WorkflowRecord::StageReady(record));
 }
@@ -373,10 +439,12 @@ fn resources(run: &Run, stage: &StageDefinition) -> Resources {
     resources
 }
 
-/// The dependencies of a stage that have a result, their own or a fallback's, and how many bytes those results have.
+/// The dependencies of a stage that have a result, their own or a fallback's, and how many bytes those results have. One that
+/// may begin early is given none: that some are not there yet must make no difference.
 fn inputs(run: &Run, version: &Version, place: usize) -> (Vec<StageName>, usize) {
     let mut bytes = 0;
-    let dependencies = run.definition(version, place).depends_on.iter();
+    let definition = run.definition(version, place);
+    let dependencies = definition.depends_on.iter().filter(|_| definition.speculative.is_none());
     let with_result = dependencies.filter(|dependency| {
         let giver = version.plan.place(dependency).and_then(|place| version.plan.flows.giver(run, place));
         let result = giver.and_then(|giver| run.stages[giver].result.as_ref());
@@ -408,9 +476,15 @@ pub(crate) fn end(turn: &mut Turn<'_>, id: RunId, place: usize, ending: Ending) 
     let ruled_out = !is_planted(Bug::CodeIgnored) && definition.retry.non_retryable.iter().any(|known| known == code);
     // An attempt that could not even begin in time is none.
     let in_time = |wait: &Millis| run.total_due(place, version).is_none_or(|due| now.saturating_add(*wait) < due);
+    let early = under_way.is_some_and(|attempt| attempt.speculation == Some(Speculation::Open));
+    // Its run ends with the one that is cancelled.
+    let speculative = ending.speculative || (early && ending.outcome != Outcome::Cancelled);
+    let speculative = speculative && !(is_planted(Bug::HeldAtOnce) && ending.outcome == Outcome::Succeeded);
     let wait = match ending.outcome {
         // It is the same try that goes on.
         Outcome::Delegated => Some(0),
+        // The stage is done when it is due.
+        _ if speculative => None,
         _ => wait.filter(|_| run.failures(place) + 1 < definition.retry.max_attempts && !ruled_out).filter(in_time),
     };
     let assigned_at = under_way.and_then(|attempt| attempt.assigned_at);
@@ -429,6 +503,7 @@ pub(crate) fn end(turn: &mut Turn<'_>, id: RunId, place: usize, ending: Ending) 
         usage: ending.usage,
         model: ending.model,
         delegated: ending.delegated,
+        speculative,
     };
     let child = under_way.and_then(|attempt| attempt.child);
     turn.emit(WorkflowRecord::StageEnded(record));

@@ -73,7 +73,7 @@ pub(crate) fn begin(
     }
     let given = match delegated {
         Some(delegated) => Ok(delegated.input.clone()),
-        None => flow::input(run, version, place),
+        None => flow::input(run, version, place, None),
     };
     let input = match given {
         Ok(input) => input.unwrap_or_else(|| run.input.clone()),

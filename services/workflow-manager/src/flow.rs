@@ -11,7 +11,7 @@ use baton_protocol::definition::{DefinitionError, Expression, Join, MAX_ITEMS, M
 use baton_protocol::record::SkipReason;
 use baton_protocol::request::MAX_JSON_BYTES;
 use baton_protocol::run::StageStatus;
-use baton_protocol::{Definition, Json};
+use baton_protocol::{Definition, Json, StageName};
 use serde_json::Value;
 
 use crate::expression::{Members, Place, Program, Scope, Values};
@@ -41,8 +41,29 @@ pub(crate) struct Flow {
     output: Option<Ready<Made>>,
     /// What the stage's result depends on, where that is said.
     cache: Option<Ready<Program>>,
+    /// When it may begin early, if it may.
+    early: Option<Early>,
     input_schema: Option<Ready<Schema>>,
     output_schema: Option<Ready<Schema>>,
+}
+
+/// When a stage may begin before all that it waits for is over, and what is assumed then.
+#[derive(Debug, Clone, PartialEq)]
+struct Early {
+    /// The stages that must have begun, each with its assumed result.
+    assume: Vec<(usize, Ready<Program>)>,
+    /// The stages that must be over.
+    needs: Vec<usize>,
+}
+
+/// Results that stages are assumed to give, which have begun.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Assumed(Vec<(usize, Value)>);
+
+impl Assumed {
+    fn of(&self, place: usize) -> Option<&Value> {
+        self.0.iter().find(|(assumed, _)| *assumed == place).map(|(_, value)| value)
+    }
 }
 
 /// What was made of a part of a definition. A part that another edition of Baton accepted and this one does not is an
@@ -62,6 +83,8 @@ pub(crate) struct Flows {
     flows: Vec<Option<Box<Flow>>>,
     /// The fallback of each stage.
     fallbacks: Vec<Option<usize>>,
+    /// The stages that may begin early.
+    early: Vec<usize>,
     input_schema: Option<Ready<Schema>>,
 }
 
@@ -73,6 +96,18 @@ impl Flows {
 
     pub(crate) fn get(&self, place: usize) -> Option<&Flow> {
         self.flows.get(place)?.as_deref()
+    }
+
+    /// The first stage that may begin early now, with what is assumed of others.
+    pub(crate) fn early(&self, run: &Run) -> Option<usize> {
+        let may = |place: &usize| {
+            let early = self.get(*place).and_then(|flow| flow.early.as_ref());
+            early.is_some_and(|early| {
+                early.needs.iter().all(|other| run.stages[*other].status.is_end())
+                    && early.assume.iter().all(|(other, _)| run.stages[*other].status != StageStatus::Pending)
+            })
+        };
+        self.early.iter().copied().filter(|place| run.may_begin_early(*place)).find(may)
     }
 
     /// The stage that gave the result that counts as this one's: itself, or the first of its fallbacks that has one.
@@ -137,20 +172,24 @@ impl<'a> Builder<'a> {
         let mut flows: Vec<Option<Box<Flow>>> = Vec::with_capacity(stages.len());
         for (place, dependencies) in dependencies.into_iter().enumerate() {
             let gated = stands_for[place].is_some() || dependencies.iter().any(|dependency| may_skip[*dependency]);
-            let flow = self.flow(place, dependencies, stands_for[place]);
+            let mut flow = self.flow(place, dependencies, stands_for[place]);
+            flow.early = self.early(place, &fallbacks, &flow);
             let plain = !gated
                 && flow.when.is_none()
                 && flow.items.is_none()
                 && flow.input.is_none()
                 && flow.output.is_none()
                 && flow.cache.is_none()
+                && flow.early.is_none()
                 && flow.input_schema.is_none()
                 && flow.output_schema.is_none();
             flows.push((!plain).then(|| Box::new(flow)));
         }
         let flows = if flows.iter().any(Option::is_some) { flows } else { Vec::new() };
         let fallbacks = if fallbacks.iter().any(Option::is_some) { fallbacks } else { Vec::new() };
-        (Flows { flows, fallbacks, input_schema }, self.error)
+        let early = (0..flows.len()).filter(|place| flows[*place].as_ref().is_some_and(|flow| flow.early.is_some()));
+        let early = early.collect();
+        (Flows { flows, fallbacks, early, input_schema }, self.error)
     }
 
     /// Which stages may turn out to be skipped. Those that others wait for are looked at before those.
@@ -196,9 +235,63 @@ impl<'a> Builder<'a> {
                 .map(|output| self.mapping(place, "output", output, Place::Output { each: stage.for_each.is_some() })),
             cache: (stage.cache.as_ref().and_then(|cache| cache.key.as_ref()))
                 .map(|key| self.program(place, "cache.key", None, key, Place::Stage)),
+            early: None,
             input_schema: stage.input_schema.as_ref().map(|s| self.schema(Some(place), "input_schema", s)),
             output_schema: stage.output_schema.as_ref().map(|s| self.schema(Some(place), "output_schema", s)),
         }
+    }
+
+    /// When a stage may begin early. What its agent reports is looked at before all that it depends on is over, and so must not
+    /// need that.
+    fn early(&mut self, place: usize, fallbacks: &[Option<usize>], flow: &Flow) -> Option<Early> {
+        let definition = self.definition;
+        let assume = &definition.stages[place].speculative.as_ref()?.assume;
+        let of = |name: &StageName| definition.stages.iter().position(|stage| stage.name == *name);
+        let assumed: Vec<usize> = assume.keys().filter_map(of).collect();
+        // A fallback may be needed where a stage does not give what is assumed.
+        let chain = |place| std::iter::successors(Some(place), |place: &usize| fallbacks[*place]).take(fallbacks.len());
+        let unknown: Vec<usize> = assumed.iter().copied().flat_map(chain).collect();
+        let needs: Vec<usize> = self.waits[place].iter().copied().filter(|other| !unknown.contains(other)).collect();
+        // All before a stage that has begun is over.
+        let over: Vec<usize> =
+            assumed.iter().flat_map(|other| &self.waits[*other]).copied().chain(needs.clone()).collect();
+        let known = |builder: &Self, name: &str| {
+            builder.may_look_at(place, name)?;
+            let other = definition.stages.iter().position(|stage| stage.name.as_str() == name).unwrap_or(place);
+            if unknown.contains(&other) || !builder.is_among_or_before(other, &over) {
+                return Err(format!("stage {name} need not be over by then: the stage may begin early (speculative)"));
+            }
+            Ok(())
+        };
+        let mut programs = Vec::new();
+        for ((name, expression), other) in assume.iter().zip(&assumed) {
+            let stage = |name: &str| known(self, name);
+            let program = Program::compile(expression, &Scope { place: Place::Stage, stage: &stage });
+            let program = program.and_then(|program| named_only(&program).map(|()| program));
+            if let (Err(what), None) = (&program, &self.error) {
+                let mut error = DefinitionError::wrong(definition, Some(place), "speculative.assume", what.clone());
+                if let DefinitionError::Wrong { place, path, .. } = &mut error {
+                    *place = format!("{place}.{name}");
+                    path.push(name.as_str().into());
+                }
+                self.error = Some(error);
+            }
+            programs.push((*other, program));
+        }
+        let output = match &flow.output {
+            Some(Ok(Made::One(program))) => vec![program],
+            Some(Ok(Made::Each(each))) => each.iter().map(|(_, program)| program).collect(),
+            Some(Err(_)) | None => Vec::new(),
+        };
+        for program in output {
+            let named = program.reads.results.named.iter().chain(&program.reads.status.named);
+            let mut named = named.map(|name| known(self, name));
+            let checked = named_only(program).and_then(|()| named.find(Result::is_err).unwrap_or(Ok(())));
+            if let (Err(what), None) = (checked, &self.error) {
+                self.error = Some(DefinitionError::wrong(definition, Some(place), "output", what));
+            }
+        }
+        Some(Early { assume: programs, needs })
     }
 
     fn mapping(&mut self, place: usize, key: &str, mapping: &Mapping, of: Place) -> Ready<Made> {
@@ -255,24 +348,65 @@ impl<'a> Builder<'a> {
                 None => format!("{name} is not a stage of this workflow{}", self.definition.hint(name)),
             });
         };
-        let mut seen = vec![false; stages.len()];
-        let mut open = vec![place];
-        while let Some(next) = open.pop() {
-            for &before in &self.waits[next] {
-                if before == other {
-                    return Ok(());
-                }
-                if !std::mem::replace(&mut seen[before], true) {
-                    open.push(before);
-                }
-            }
+        if self.is_among_or_before(other, &self.waits[place]) {
+            return Ok(());
         }
         Err(format!("stage {name} need not be over by then; name it in depends_on, or a stage that depends on it"))
     }
+
+    /// Whether a stage is one of these, or one that must be over before one of them begins.
+    fn is_among_or_before(&self, other: usize, of: &[usize]) -> bool {
+        let mut seen = vec![false; self.waits.len()];
+        let mut open = of.to_vec();
+        while let Some(next) = open.pop() {
+            if next == other {
+                return true;
+            }
+            if !std::mem::replace(&mut seen[next], true) {
+                open.extend(&self.waits[next]);
+            }
+        }
+        false
+    }
 }
 
-/// Whether a stage runs, now that all it waits for is over; if not, why.
-pub(crate) fn gate(run: &Run, version: &Version, place: usize) -> Result<Option<SkipReason>, Failure> {
+/// Whether an expression says of which stages it speaks, where some of those that a stage depends on need not be over.
+fn named_only(program: &Program) -> Result<(), String> {
+    if program.reads.results.any || program.reads.status.any {
+        return Err("it must name each stage that it looks at: the stage may begin early (speculative)".to_owned());
+    }
+    Ok(())
+}
+
+/// What others are assumed to give of which a stage need not wait for the end.
+pub(crate) fn assumed(run: &Run, version: &Version, place: usize) -> Result<Assumed, Failure> {
+    let flow = version.plan.flows.get(place);
+    let Some((flow, early)) = flow.and_then(|flow| Some((flow, flow.early.as_ref()?))) else {
+        return Ok(Assumed(Vec::new()));
+    };
+    let about = About { run, version, flow, result: None, item: None, assumed: None };
+    let assumed = early.assume.iter().map(|(other, program)| {
+        let value = ready(program).and_then(|program| program.value(about.values(program)?));
+        let name = &version.definition.stages[*other].name;
+        value
+            .map(|value| (*other, value))
+            .map_err(|why| unassumed(format!("what {name} gives can not be assumed: {why}")))
+    });
+    assumed.collect::<Result<_, _>>().map(Assumed)
+}
+
+/// Why a stage can not begin early.
+pub(crate) fn unassumed(error: String) -> Failure {
+    Failure { code: "assumption_failed", error }
+}
+
+/// Whether a stage runs, now that all it waits for is over, or if that gives what is assumed; if not, why.
+pub(crate) fn gate(
+    run: &Run,
+    version: &Version,
+    place: usize,
+    assumed: Option<&Assumed>,
+) -> Result<Option<SkipReason>, Failure> {
     let Some(flow) = version.plan.flows.get(place) else { return Ok(None) };
     let not_needed = flow.stands_for.is_some_and(|of| run.stages[of].status != StageStatus::Failed);
     if not_needed && !is_planted(Bug::FallbackAlways) {
@@ -290,7 +424,7 @@ pub(crate) fn gate(run: &Run, version: &Version, place: usize) -> Result<Option<
         return Ok(Some(SkipReason::Dependencies));
     }
     let Some(when) = &flow.when else { return Ok(None) };
-    let about = About { run, version, flow, result: None, item: None };
+    let about = About { run, version, flow, result: None, item: None, assumed };
     let holds = ready(when).and_then(|when| when.holds(about.values(when)?));
     match holds {
         Ok(holds) => Ok((!holds && !is_planted(Bug::ConditionIgnored)).then_some(SkipReason::Condition)),
@@ -302,7 +436,7 @@ pub(crate) fn gate(run: &Run, version: &Version, place: usize) -> Result<Option<
 pub(crate) fn items(run: &Run, version: &Version, place: usize) -> Option<Result<Json, Failure>> {
     let flow = version.plan.flows.get(place)?;
     let items = flow.items.as_ref()?;
-    let about = About { run, version, flow, result: None, item: None };
+    let about = About { run, version, flow, result: None, item: None, assumed: None };
     let made = ready(items).and_then(|items| items.value(about.values(items)?));
     let made = made.and_then(|made| match &made {
         Value::Array(items) if items.len() > MAX_ITEMS => {
@@ -318,13 +452,19 @@ pub(crate) fn items(run: &Run, version: &Version, place: usize) -> Option<Result
 }
 
 /// What a stage's agent is given instead of the run's input, if it is something else.
-pub(crate) fn input(run: &Run, version: &Version, place: usize) -> Result<Option<Json>, Failure> {
+pub(crate) fn input(
+    run: &Run,
+    version: &Version,
+    place: usize,
+    assumed: Option<&Assumed>,
+) -> Result<Option<Json>, Failure> {
     let Some(flow) = version.plan.flows.get(run.base(place)) else { return Ok(None) };
     let item = Item::of(run, place);
     let made =
         match &flow.input {
             Some(input) => {
-                let made = ready(input).and_then(|input| input.make(About { run, version, flow, result: None, item }));
+                let about = About { run, version, flow, result: None, item, assumed };
+                let made = ready(input).and_then(|input| input.make(about));
                 Some(made.map_err(|why| Failure {
                     code: "input_failed",
                     error: format!("its input can not be made: {why}"),
@@ -350,7 +490,7 @@ pub(crate) fn input(run: &Run, version: &Version, place: usize) -> Result<Option
 pub(crate) fn cache_key(run: &Run, version: &Version, place: usize) -> Result<Option<Json>, Failure> {
     let flow = version.plan.flows.get(run.base(place));
     let Some((flow, key)) = flow.and_then(|flow| Some((flow, flow.cache.as_ref()?))) else { return Ok(None) };
-    let about = About { run, version, flow, result: None, item: None };
+    let about = About { run, version, flow, result: None, item: None, assumed: None };
     let made = ready(key).and_then(|key| key.value(about.values(key)?)).and_then(|made| write(&made));
     let error = |why| Failure { code: "cache_failed", error: format!("the key of its cache can not be made: {why}") };
     made.map(Some).map_err(error)
@@ -374,8 +514,8 @@ pub(crate) fn output(
         fits.map_err(|why| invalid(format!("the result does not fit output_schema: {why}")))?;
     }
     let Some(output) = &flow.output else { return Ok(reported) };
-    let made = ready(output)
-        .and_then(|output| output.make(About { run, version, flow, result: Some(&value), item: Item::of(run, place) }));
+    let about = About { run, version, flow, result: Some(&value), item: Item::of(run, place), assumed: None };
+    let made = ready(output).and_then(|output| output.make(about));
     let made = made.and_then(|made| write(&made)).map(Some);
     made.map_err(|why| Failure { code: "output_failed", error: format!("its output can not be made: {why}") })
 }
@@ -425,6 +565,8 @@ struct About<'a> {
     /// What the agent reported, in `output`.
     result: Option<&'a Value>,
     item: Option<Item<'a>>,
+    /// What stages are taken to have given that are not over.
+    assumed: Option<&'a Assumed>,
 }
 
 /// One item of a list.
@@ -447,11 +589,16 @@ impl About<'_> {
     fn values(&self, program: &Program) -> Result<Values, String> {
         let Self { run, version, result, .. } = self;
         let reads = &program.reads;
-        let results = |place: usize| match version.plan.flows.giver(run, place) {
-            Some(giver) => run.stages[giver].result.as_ref().map_or(Ok(Value::Null), read),
-            None => Ok(Value::Null),
+        let assumed = |place: usize| self.assumed.and_then(|assumed| assumed.of(place));
+        let results = |place: usize| match (assumed(place), version.plan.flows.giver(run, place)) {
+            (Some(value), _) => Ok(value.clone()),
+            (None, Some(giver)) => run.stages[giver].result.as_ref().map_or(Ok(Value::Null), read),
+            (None, None) => Ok(Value::Null),
         };
-        let status = |place: usize| Ok(run.stages[place].status.as_str().into());
+        let status = |place: usize| match assumed(place) {
+            Some(_) => Ok(StageStatus::Succeeded.as_str().into()),
+            None => Ok(run.stages[place].status.as_str().into()),
+        };
         Ok(Values {
             event: None,
             input: if reads.input { Some(read(&run.input)?) } else { None },

@@ -12,8 +12,8 @@ use baton_protocol::handoff::HandedOver;
 use baton_protocol::pressure::{PressureChanged, PressureLevel};
 use baton_protocol::record::{
     AgentLeft, AgentRegistered, Assigned, BudgetRefused, LeaseEnded, LeftReason, Outcome, PoolSet, RunFinished,
-    RunStarted, RunsForgotten, Signalled, StageCached, StageEnded, StageExpanded, StageReady, StageSkipped, StageWaits,
-    Stamp,
+    RunStarted, RunsForgotten, Signalled, StageCached, StageCommitted, StageEnded, StageExpanded, StageReady,
+    StageSkipped, StageWaits, Stamp,
 };
 use baton_protocol::run::{RunCounts, RunStatus};
 use baton_protocol::{AgentId, Capability, LeaseId, Millis, RunId, TaskId};
@@ -224,6 +224,9 @@ impl WorkflowManager {
         let Some(place) = run.place(version, task) else { return };
         if run.stage_ready(stamp.at, place, task.attempt, version) {
             run.stages[place].cache = record.cache.as_deref().map(Into::into);
+            if record.speculative {
+                run.begun_early(place, record.input.clone().unwrap_or_default());
+            }
             let due = run.until(place, version, stamp.at, run.definition(version, place).start_timeout_ms);
             self.timers.set(run, place, Some(due).filter(|_| !is_planted(Bug::StartTimerForgotten)));
         }
@@ -285,6 +288,18 @@ impl WorkflowManager {
         let Some(version) = &self.workflows.of(run) else { return };
         let Some(place) = version.plan.place(&record.stage) else { return };
         run.stage_cached(place, record, version);
+    }
+
+    pub(crate) fn stage_committed(&mut self, record: &StageCommitted) {
+        let task = &record.task;
+        let Some(run) = self.runs.change(&task.run) else { return };
+        let Some(version) = &self.workflows.of(run) else { return };
+        let Some(place) = run.place(version, task) else { return };
+        if run.stage_committed(place, task.attempt, version)
+            && let Some((due, total)) = run.stages[place].due.zip(run.total_due(place, version))
+        {
+            self.timers.set(run, place, Some(due.min(total)));
+        }
     }
 
     pub(crate) fn stage_skipped(&mut self, record: &StageSkipped) {

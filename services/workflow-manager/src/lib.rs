@@ -27,6 +27,8 @@
 //! - A run has exactly one end, and keeps the version of its workflow that it started with.
 //! - Of a stage's attempts at most one is open, and only a report under its lease gives it a result. So a late report of
 //!   an old attempt changes nothing.
+//! - What began early is taken up only where its agent was given what the stage is given; otherwise nothing of it is left but
+//!   what it cost.
 //! - Nothing waits for ever: a stage that is ready, running or waiting has a timer, and so has a run.
 //! - A run that does a stage of another one is live only while that stage's attempt is under way: it ends in the turn in
 //!   which the attempt does, and the attempt in the turn in which it does.
@@ -128,6 +130,7 @@ impl Machine for WorkflowManager {
             WorkflowRecord::StageWaits(record) => self.stage_waits(stamp, record),
             WorkflowRecord::Signalled(record) => self.signalled(record),
             WorkflowRecord::StageCached(record) => self.stage_cached(record),
+            WorkflowRecord::StageCommitted(record) => self.stage_committed(record),
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record),
             WorkflowRecord::RunPaused(record) => self.run_paused(stamp, record),
             WorkflowRecord::RunResumed(record) => self.run_resumed(stamp, record),

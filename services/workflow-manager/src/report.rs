@@ -9,6 +9,8 @@ use baton_protocol::request::{
 use baton_protocol::{AgentId, Code, Json, Rejection};
 
 use crate::advance::{self, Again, Ending};
+use baton_protocol::run::Speculation;
+
 use crate::flow::{self, Failure};
 use crate::run::{Attempt, Run};
 use crate::workflows::Version;
@@ -68,7 +70,7 @@ pub(crate) fn reports(turn: &mut Turn<'_>, agent: &AgentId, request: Reports) ->
 /// Stores a report that was stored before: what [`Bug::ReportAppliedTwice`] does.
 fn planted_again(turn: &mut Turn<'_>, agent: &AgentId, report: Report) {
     let Report { lease, task, .. } = report.clone();
-    let Ending { outcome, result, error, code, again, cost, usage, model, delegated } = said(report);
+    let Ending { outcome, result, error, code, again, speculative: _, cost, usage, model, delegated } = said(report);
     let (lease, agent) = (Some(lease), Some(agent.clone()));
     let hopeless = outcome == Outcome::Failed && again == Again::Never;
     let ended = StageEnded {
@@ -86,6 +88,7 @@ fn planted_again(turn: &mut Turn<'_>, agent: &AgentId, report: Report) {
         usage,
         model,
         delegated,
+        speculative: false,
     };
     turn.emit(WorkflowRecord::StageEnded(ended));
 }
@@ -96,13 +99,19 @@ fn ending(mut report: Report, run: &Run, version: &Version, place: usize) -> End
     let (attempt, delegate) = (report.task.attempt, report.delegate.take());
     let both = report.result.as_ref().is_some_and(|result| !result.is_null());
     let mut ending = said(report);
+    let begun = run.stages[place].attempts.get((attempt as usize).wrapping_sub(1));
+    let early = begun.and_then(|attempt| attempt.speculation).is_some_and(|at| at != Speculation::Committed);
     if let Some(delegate) = delegate.filter(|_| ending.outcome == Outcome::Succeeded) {
         let refused = |(Failure { code, error }, again)| (Some(code.to_owned()), Some(error), again);
         let both = both.then(|| {
             let error = "it has a result, and delegates: give one of the two".to_owned();
             (Failure { code: "invalid_delegation", error }, Again::Later)
         });
-        match both.map_or_else(|| child::delegated(run, version, place, attempt, &delegate), Err) {
+        let early = early.then(|| {
+            let error = "it began early, and delegates: it may yet turn out that it does not count".to_owned();
+            (Failure { code: "invalid_delegation", error }, Again::Later)
+        });
+        match both.or(early).map_or_else(|| child::delegated(run, version, place, attempt, &delegate), Err) {
             Ok(delegated) => (ending.outcome, ending.delegated) = (Outcome::Delegated, Some(Box::new(delegated))),
             Err(why) => {
                 (ending.outcome, ending.result) = (Outcome::Failed, None);
@@ -135,6 +144,7 @@ fn said(report: Report) -> Ending {
             error: None,
             code: None,
             again: Again::Never,
+            speculative: false,
             cost,
             usage,
             model,
@@ -149,6 +159,7 @@ fn said(report: Report) -> Ending {
             )),
             code: code.filter(|code| !code.is_empty()).map(|code| text::cut_to(code, MAX_CODE_BYTES)),
             again: if retryable { Again::Later } else { Again::Never },
+            speculative: false,
             cost,
             usage,
             model,
@@ -202,7 +213,12 @@ fn find(state: &WorkflowManager, agent: &AgentId, report: &Report) -> Result<Fou
 fn is_stored(run: &Run, version: &Version, place: usize, attempt: &Attempt, report: &Report) -> bool {
     let Ending { outcome, result, error, code, delegated, .. } = ending(report.clone(), run, version, place);
     let same_result = match outcome {
-        Outcome::Succeeded => run.stages[place].result == result,
+        Outcome::Succeeded => match (attempt.speculation, &run.stages[place].early) {
+            (Some(Speculation::Open), Some(early)) => early.result == result,
+            // Of one that does not count nothing is left that could be compared.
+            (Some(Speculation::Open | Speculation::Discarded), _) => true,
+            (Some(Speculation::Committed) | None, _) => run.stages[place].result == result,
+        },
         _ => attempt.delegated == delegated,
     };
     attempt.outcome == Some(outcome) && attempt.error == error && attempt.code == code && same_result

@@ -14,7 +14,7 @@ use baton_protocol::record::{
     StageEnded, Stamp,
 };
 use baton_protocol::request::{Strategy, Usage};
-use baton_protocol::run::{Metadata, RerunView, RunStatus, StageStatus};
+use baton_protocol::run::{Metadata, RerunView, RunStatus, Speculation, StageStatus};
 use baton_protocol::trace::{self, TraceContext};
 use baton_protocol::{AgentId, Budget, Json, LeaseId, Millis, Money, Number, RunId, SignalName, TaskId, WorkflowName};
 use serde::{Deserialize, Serialize};
@@ -161,7 +161,22 @@ pub(crate) struct Stage {
     /// The run in which it was done, if its result was used again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cached: Option<RunId>,
+    /// The last attempt, if that began early and it is not known yet whether it counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) early: Option<Box<Early>>,
     pub(crate) attempts: Box<[Attempt]>,
+}
+
+/// An attempt that began before all that its stage waits for was over.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Early {
+    /// What its agent was given.
+    pub(crate) input: Json,
+    /// It is over, with a result or without one.
+    #[serde(default)]
+    pub(crate) held: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) result: Option<Json>,
 }
 
 fn is_zero<T: Default + PartialEq>(value: &T) -> bool {
@@ -199,6 +214,35 @@ impl Places {
 }
 
 impl Stage {
+    fn new(waits_for: usize) -> Self {
+        Self {
+            status: StageStatus::Pending,
+            waits_for,
+            skipped: None,
+            due: None,
+            result: None,
+            gathered: 0,
+            cache: None,
+            cached: None,
+            early: None,
+            attempts: Box::default(),
+        }
+    }
+
+    /// Whether what began early of it is under way.
+    fn is_early(&self) -> bool {
+        self.early.as_ref().is_some_and(|early| !early.held)
+    }
+
+    /// What began early of it does not count.
+    fn discard(&mut self) {
+        if self.early.take().is_some()
+            && let Some(attempt) = self.attempts.last_mut()
+        {
+            attempt.speculation = Some(Speculation::Discarded);
+        }
+    }
+
     /// Begins an attempt. The most stages have one.
     fn begin(&mut self, at: Millis) {
         let mut attempts = std::mem::take(&mut self.attempts).into_vec();
@@ -232,6 +276,16 @@ pub(crate) struct Attempt {
     /// What its agent handed on to others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) delegated: Option<Box<Delegated>>,
+    /// Where it stands if it began early.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) speculation: Option<Speculation>,
+}
+
+impl Attempt {
+    /// Whether it is one of those that the definition speaks of: not one that began early and does not count, or not yet.
+    fn counts(&self) -> bool {
+        !matches!(self.speculation, Some(Speculation::Open | Speculation::Discarded))
+    }
 }
 
 /// What is to be done with a run.
@@ -239,6 +293,8 @@ pub(crate) struct Attempt {
 pub(crate) enum Move {
     /// This stage may begin.
     Begin(usize),
+    /// This one may begin before all that it waits for is over.
+    BeginEarly(usize),
     /// The run is over.
     Finish(RunStatus, Option<String>),
     /// This item is not wanted any more: too many others have failed.
@@ -255,17 +311,7 @@ pub(crate) enum Move {
 
 impl Run {
     pub(crate) fn new(stamp: Stamp, record: &RunStarted, version: &Version) -> Self {
-        let stages = version.plan.waits_for.iter().map(|waits_for| Stage {
-            status: StageStatus::Pending,
-            waits_for: *waits_for,
-            skipped: None,
-            due: None,
-            result: None,
-            gathered: 0,
-            cache: None,
-            cached: None,
-            attempts: Box::default(),
-        });
+        let stages = version.plan.waits_for.iter().map(|waits_for| Stage::new(*waits_for));
         let mut run = Self {
             id: record.run,
             workflow: record.workflow.clone(),
@@ -379,8 +425,26 @@ impl Run {
             None if self.open.is_empty() => {
                 Move::Finish(RunStatus::Failed, Some(format!("the run can never go on: {}", self.blocked(version))))
             }
-            None => Move::Wait,
+            None if self.paused.is_some() => Move::Wait,
+            None => self.early(version).map_or(Move::Wait, Move::BeginEarly),
         }
+    }
+
+    /// The first stage that may begin before all that it waits for is over. What runs alone is not held up by what may not
+    /// count.
+    fn early(&self, version: &Version) -> Option<usize> {
+        let alone = |open: usize| !self.definition(version, open).parallel;
+        if !self.startable_alone.is_empty() || self.open.first().is_some_and(alone) {
+            return None;
+        }
+        version.plan.flows.early(self)
+    }
+
+    /// Whether a stage waits for others, and nothing of it ever began. Once is enough: what came to nothing then is done when
+    /// it is due.
+    pub(crate) fn may_begin_early(&self, place: usize) -> bool {
+        let stage = &self.stages[place];
+        stage.status == StageStatus::Pending && stage.waits_for > 0 && stage.attempts.is_empty()
     }
 
     /// The first stage, in the order of the definition, that may begin beside those that are open. One that runs alone
@@ -426,10 +490,39 @@ impl Run {
         if !due || stage.attempts.len() + 1 != attempt as usize {
             return false;
         }
+        stage.discard();
         stage.begin(at);
         stage.status = StageStatus::Ready;
         self.begun(place, version);
         true
+    }
+
+    /// The attempt that is ready now began early, and is given this.
+    pub(crate) fn begun_early(&mut self, place: usize, input: Json) {
+        let stage = &mut self.stages[place];
+        stage.early = Some(Box::new(Early { input, held: false, result: None }));
+        if let Some(attempt) = stage.attempts.last_mut() {
+            attempt.speculation = Some(Speculation::Open);
+        }
+    }
+
+    /// What began early of a stage counts. Whether it did, and goes on.
+    pub(crate) fn stage_committed(&mut self, place: usize, attempt: u32, version: &Version) -> bool {
+        let stage = &mut self.stages[place];
+        if stage.attempts.len() != attempt as usize || stage.waits_for > 0 {
+            return false;
+        }
+        let (Some(early), Some(attempt)) = (stage.early.take(), stage.attempts.last_mut()) else { return false };
+        attempt.speculation = Some(Speculation::Committed);
+        if !early.held {
+            self.startable.remove(place);
+            return true;
+        }
+        stage.result = early.result;
+        stage.status = StageStatus::Succeeded;
+        self.begun(place, version);
+        self.over(place, version);
+        false
     }
 
     /// A run makes the next attempt at a stage. Whether that was so.
@@ -486,7 +579,7 @@ impl Run {
 
     /// How many attempts at a stage came to nothing.
     pub(crate) fn failures(&self, place: usize) -> u32 {
-        let failed = |attempt: &&Attempt| attempt.outcome.is_some_and(Outcome::is_failure);
+        let failed = |attempt: &&Attempt| attempt.counts() && attempt.outcome.is_some_and(Outcome::is_failure);
         u32::try_from(self.stages[place].attempts.iter().filter(failed).count()).unwrap_or(u32::MAX)
     }
 
@@ -560,6 +653,7 @@ impl Run {
         match stage.status {
             // Something was wrong with it before it could begin.
             StageStatus::Pending | StageStatus::Waiting if stage.attempts.len() + 1 == record.task.attempt as usize => {
+                stage.discard();
                 stage.begin(at);
             }
             StageStatus::Ready | StageStatus::Running if stage.attempts.len() == record.task.attempt as usize => {}
@@ -578,12 +672,26 @@ impl Run {
         attempt.model = record.model.as_deref().map(Into::into);
         attempt.delegated.clone_from(&record.delegated);
         match record.outcome {
+            Outcome::Succeeded if record.speculative => {
+                if let Some(early) = &mut stage.early {
+                    early.held = true;
+                    early.result.clone_from(&record.result);
+                }
+            }
             Outcome::Delegated if record.delegated.is_none() => {
                 stage.gathered = record.result.as_ref().map_or(0, Json::size);
             }
             _ => stage.result.clone_from(&record.result),
         }
+        // One that could not even begin early is one that does not count, too.
+        if record.speculative && stage.early.is_none() {
+            stage.attempts.last_mut()?.speculation = Some(Speculation::Discarded);
+        }
+        if !(record.speculative && record.outcome == Outcome::Succeeded) {
+            stage.discard();
+        }
         stage.status = match record.outcome {
+            _ if record.speculative => StageStatus::Pending,
             Outcome::Succeeded => StageStatus::Succeeded,
             Outcome::Cancelled => StageStatus::Cancelled,
             Outcome::Delegated => StageStatus::Waiting,
@@ -610,11 +718,12 @@ impl Run {
         }
         self.heard.remove(place);
         match self.stages[place].status {
-            StageStatus::Pending
-            | StageStatus::Ready
-            | StageStatus::Running
-            | StageStatus::Waiting
-            | StageStatus::Skipped => {}
+            StageStatus::Ready | StageStatus::Running | StageStatus::Waiting | StageStatus::Skipped => {}
+            // It waits for its dependencies, as if nothing had begun.
+            StageStatus::Pending => {
+                self.open.remove(place);
+                self.release(place, version);
+            }
             StageStatus::Cancelled => {
                 self.open.remove(place);
                 self.cancelled.get_or_insert(place);
@@ -635,6 +744,7 @@ impl Run {
         if stage.status != StageStatus::Pending || stage.waits_for > 0 {
             return false;
         }
+        stage.discard();
         stage.status = StageStatus::Skipped;
         stage.skipped = Some(reason);
         self.begun(place, version);
@@ -667,17 +777,7 @@ impl Run {
         let start = self.stages.len();
         for item in 0..items.len() {
             self.owners.push((place, u32::try_from(item).unwrap_or(u32::MAX)));
-            self.stages.push(Stage {
-                status: StageStatus::Pending,
-                waits_for: 0,
-                skipped: None,
-                due: None,
-                result: None,
-                gathered: 0,
-                cache: None,
-                cached: None,
-                attempts: Box::default(),
-            });
+            self.stages.push(Stage::new(0));
         }
         let each = version.definition.stages[place].for_each.as_ref();
         let most = each.and_then(|each| each.max_parallel).map_or(usize::MAX, |most| most as usize);
@@ -838,7 +938,8 @@ impl Run {
     /// When all attempts at a stage have taken too long together, if there is such a time.
     pub(crate) fn total_due(&self, place: usize, version: &Version) -> Option<Millis> {
         let total = self.definition(version, place).total_timeout_ms?;
-        Some(self.stages[place].attempts.first()?.ready_at.saturating_add(total))
+        let first = self.stages[place].attempts.iter().find(|attempt| attempt.counts())?;
+        Some(first.ready_at.saturating_add(total))
     }
 
     /// The run is over: what has not ended never will.
@@ -849,6 +950,7 @@ impl Run {
         self.paused = None;
         for stage in &mut self.stages {
             stage.due = None;
+            stage.discard();
             if !stage.status.is_end() {
                 stage.status = StageStatus::Cancelled;
             }
@@ -877,7 +979,7 @@ impl Run {
 
     fn release(&mut self, place: usize, version: &Version) {
         let stage = &self.stages[place];
-        if stage.waits_for == 0 && stage.status == StageStatus::Pending {
+        if stage.waits_for == 0 && (stage.status == StageStatus::Pending || stage.is_early()) {
             let alone = !version.definition.stages[place].parallel;
             let startable = if alone { &mut self.startable_alone } else { &mut self.startable };
             startable.insert(place);
@@ -907,7 +1009,9 @@ impl Run {
                 let delegated = attempt.delegated.as_ref().map_or(0, |delegated| delegated.definition.stages.len());
                 256 + 1024 * delegated + attempt.error.as_ref().map_or(0, String::len)
             });
-            64 + stage.result.as_ref().map_or(0, Json::size) + attempts.sum::<usize>()
+            let early = stage.early.as_ref();
+            let early = early.map_or(0, |early| 64 + early.input.size() + early.result.as_ref().map_or(0, Json::size));
+            64 + stage.result.as_ref().map_or(0, Json::size) + early + attempts.sum::<usize>()
         };
         let items = self.fans.values().flat_map(|fan| &fan.items).map(|item| 16 + item.size());
         let signals = self.signals.values().map(|payload| 64 + payload.size()).sum::<usize>();

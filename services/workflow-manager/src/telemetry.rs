@@ -68,7 +68,7 @@ pub(crate) fn run_finished(turn: &mut Turn<'_>, id: RunId) {
 pub(crate) fn attempt_ended(turn: &mut Turn<'_>, id: RunId, place: usize) {
     let Some((run, version)) = turn.state().run(id) else { return };
     let Some(attempt) = run.stages[place].attempts.last() else { return };
-    let well = matches!(attempt.outcome, Some(Outcome::Succeeded | Outcome::Cancelled | Outcome::Delegated));
+    let well = attempt.outcome.is_some_and(|outcome| !outcome.is_failure());
     let span = if well && !turn.shows(run.span()) {
         None
     } else {
@@ -112,6 +112,9 @@ fn attempt_span(run: &Run, version: &Version, place: usize, index: usize) -> Opt
     let task = run.task(version, place, number);
     let mut attributes = of_task(&task, attempt.agent.as_ref());
     attributes.push(("baton.outcome", outcome.to_string()));
+    if attempt.speculation.is_some() {
+        attributes.push(("baton.speculative", "true".to_owned()));
+    }
     Some(Span {
         context: run.span().at(trace::task_span(&task)),
         parent: Some(trace::run_span(run.id)),
@@ -120,10 +123,7 @@ fn attempt_span(run: &Run, version: &Version, place: usize, index: usize) -> Opt
         start: attempt.ready_at,
         end: attempt.ended_at?,
         attributes,
-        error: match outcome {
-            Outcome::Succeeded | Outcome::Cancelled | Outcome::Delegated => None,
-            Outcome::Failed | Outcome::Lost | Outcome::TimedOut => attempt.error.clone(),
-        },
+        error: attempt.error.clone().filter(|_| outcome.is_failure()),
     })
 }
 

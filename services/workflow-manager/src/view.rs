@@ -245,5 +245,6 @@ fn attempt((number, attempt): (u32, &Attempt)) -> AttemptView {
         cost: attempt.cost,
         usage: attempt.usage,
         model: attempt.model.as_deref().map(ToOwned::to_owned),
+        speculation: attempt.speculation,
     }
 }

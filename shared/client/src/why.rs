@@ -7,7 +7,7 @@ use baton_protocol::budget::{agent_account, least};
 use baton_protocol::definition::{Definition, StageDefinition};
 use baton_protocol::record::Outcome;
 use baton_protocol::request::{AgentList, AgentStatus, AgentView, GetWorkflow, ListAgents, ListPools, PoolView};
-use baton_protocol::run::{AttemptView, ItemView, RunView, StageStatus, StageView, Waits};
+use baton_protocol::run::{AttemptView, ItemView, RunView, Speculation, StageStatus, StageView, Waits};
 use baton_protocol::why::{Lack, Missing, Root, Why};
 use baton_protocol::{Amount, Code, Measure, Millis, Rejection, ResourceName, Resources, RunId, StageName, TaskId};
 
@@ -214,7 +214,8 @@ impl<'a> Known<'a> {
                 vec![Missing::Attempt { attempt: attempt + 1, at, error: last.error.clone() }]
             }
             StageStatus::Running => {
-                let total = attempts.first().zip(definition.total_timeout_ms);
+                let counts = |attempt: &&AttemptView| attempt.speculation.is_none_or(|at| at == Speculation::Committed);
+                let total = attempts.iter().find(counts).zip(definition.total_timeout_ms);
                 let total = total.map_or(Millis::MAX, |(first, total)| first.ready_at.saturating_add(total));
                 let until = |since: Millis| since.saturating_add(definition.timeout_ms).min(total);
                 match (&last.agent, last.assigned_at, last.child) {

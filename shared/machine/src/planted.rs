@@ -88,6 +88,10 @@ pub enum Bug {
     CacheOutlived,
     /// A result is used again whatever it was given for.
     CacheConfused,
+    /// What began early counts, whatever it was given.
+    AssumptionNotChecked,
+    /// What was done early counts before all is over that its stage waits for.
+    HeldAtOnce,
     /// A lease is granted whether the agent has a free slot or not.
     SlotsNotCounted,
     /// A lease is granted whether the agent has the resources or not.
@@ -196,7 +200,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 93] = [
+    pub const ALL: [Self; 95] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -238,6 +242,8 @@ impl Bug {
         Self::TriggerSignalsOne,
         Self::CacheOutlived,
         Self::CacheConfused,
+        Self::AssumptionNotChecked,
+        Self::HeldAtOnce,
         Self::SlotsNotCounted,
         Self::ResourcesNotCounted,
         Self::LeasedTwice,

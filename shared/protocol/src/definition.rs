@@ -23,7 +23,7 @@ use crate::requirement::Requirements;
 
 pub use flow::{
     Approval, Cache, Expression, ForEach, Join, MAX_EXPRESSION_BYTES, MAX_ITEMS, Mapping, OnFailure, OnTimeout,
-    Otherwise, WaitFor,
+    Otherwise, Speculative, WaitFor,
 };
 
 /// The most stages that a workflow may have.
@@ -113,6 +113,9 @@ pub struct StageDefinition {
     /// Its result may be used again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<Cache>,
+    /// It may begin before all that it depends on is over. Its agent is given `input` alone, and no results.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speculative: Option<Speculative>,
     /// A JSON Schema (2020-12) that what its agent is given must fit. If it does not, the stage fails and is not retried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input_schema: Option<Value>,
@@ -506,6 +509,9 @@ impl Definition {
             if let Some((key, what)) = stage.asks_wrongly().or_else(|| stage.done_wrongly()) {
                 return wrong(key, what);
             }
+            if let Some((key, what)) = stage.assumed_wrongly() {
+                return wrong(key, what);
+            }
             if stage.workflow.as_ref() == Some(&self.name) {
                 let what = format!("{} is this workflow itself: a run of it would begin without end", self.name);
                 return wrong("workflow", what);
@@ -530,6 +536,11 @@ impl Definition {
             if other.when.is_some() {
                 let what =
                     format!("{fallback} has a condition (when); a fallback runs when its stage has failed, always");
+                return wrong(key, what);
+            }
+            if other.speculative.is_some() {
+                let what =
+                    format!("{fallback} is speculative; a fallback runs when its stage has failed, and no earlier");
                 return wrong(key, what);
             }
             if other.join == Join::All {
@@ -722,6 +733,38 @@ impl StageDefinition {
         unknown.then(|| ("cache.key", "it is missing: what do the results depend on that `output` makes?".to_owned()))
     }
 
+    /// What is wrong with how it begins early, and at which key.
+    fn assumed_wrongly(&self) -> Option<(&'static str, String)> {
+        let assume = &self.speculative.as_ref()?.assume;
+        let wrong = |key, what| Some((key, what));
+        if assume.is_empty() {
+            let what = "it is empty: of which stages of depends_on is a result to be assumed?".to_owned();
+            return wrong("speculative.assume", what);
+        }
+        if let Some(unknown) = assume.keys().find(|name| !self.depends_on.contains(name)) {
+            let names: Vec<_> = self.depends_on.iter().map(StageName::as_str).collect();
+            let hint = nearest(unknown.as_str(), names.iter().copied());
+            let hint = hint.map_or_else(
+                || match names.as_slice() {
+                    [] => "; the stage depends on none".to_owned(),
+                    _ => format!("; it depends on: {}", names.join(", ")),
+                },
+                |name| format!("; did you mean {name}?"),
+            );
+            return wrong("speculative.assume", format!("the stage does not depend on {unknown}{hint}"));
+        }
+        let has = [
+            ("for_each", self.for_each.is_some(), "have a task for each item"),
+            ("cache", self.cache.is_some(), "have a cache"),
+            ("parallel", !self.parallel, "run alone"),
+        ];
+        if let Some((key, _, has)) = has.into_iter().find(|(_, given, _)| *given) {
+            return wrong(key, format!("a stage that is speculative can not {has}"));
+        }
+        let what = "it is missing: what a speculative stage is given is compared with what was assumed";
+        if self.input.is_none() { wrong("input", what.to_owned()) } else { None }
+    }
+
     /// Whether agents do it, and not people, or a run of another workflow.
     #[must_use]
     pub fn has_agent(&self) -> bool {
@@ -755,6 +798,7 @@ impl StageDefinition {
             ("input", self.input.is_none()),
             ("output", self.output.is_none()),
             ("cache", self.cache.is_none()),
+            ("speculative", self.speculative.is_none()),
             ("input_schema", self.input_schema.is_none()),
             ("output_schema", self.output_schema.is_none()),
             ("params", self.params.is_empty()),
@@ -791,6 +835,7 @@ impl StageDefinition {
             ("resources", self.resources.is_empty()),
             ("estimate", self.estimate.is_none()),
             ("cache", self.cache.is_none()),
+            ("speculative", self.speculative.is_none()),
             ("start_timeout_ms", is_default_stage_timeout_ms(&self.start_timeout_ms)),
             ("heartbeat_timeout_ms", self.heartbeat_timeout_ms.is_none()),
         ];
@@ -881,6 +926,7 @@ impl Builder {
                 input: None,
                 output: None,
                 cache: None,
+                speculative: None,
                 input_schema: None,
                 output_schema: None,
                 params: BTreeMap::new(),

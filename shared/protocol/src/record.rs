@@ -152,6 +152,8 @@ pub enum WorkflowRecord {
     Signalled(Signalled),
     /// A stage need not run: its result is one that was given before.
     StageCached(StageCached),
+    /// What an attempt was given that began early, is what its stage is given: the attempt counts.
+    StageCommitted(StageCommitted),
     /// A run is over.
     RunFinished(RunFinished),
     /// A run begins nothing new until it is resumed.
@@ -261,6 +263,10 @@ pub struct StageReady {
     /// Under what its result is kept, to be used again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<String>,
+    /// It begins early: `input` is what the stage will be given if what is assumed turns out so. If it does, a
+    /// [`StageCommitted`] follows; if not, what it gave counts for nothing, and the stage begins as if it had never been.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub speculative: bool,
 }
 
 /// See [`WorkflowRecord::StageEnded`].
@@ -289,7 +295,7 @@ pub struct StageEnded {
     /// What kind of failure it was, if somebody said so: a code of the agent's own, or of Baton's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
-    /// When the next attempt may start; none: the stage is over.
+    /// When the next attempt may start; none: the stage is over, unless the attempt was speculative.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<Millis>,
     /// From assignment to report.
@@ -307,6 +313,9 @@ pub struct StageEnded {
     /// What its agent wants to be done by others: the run that begins next does it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delegated: Option<Box<Delegated>>,
+    /// It began early, and the stage is not over by it. Its result counts once a [`StageCommitted`] says so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub speculative: bool,
 }
 
 /// See [`WorkflowRecord::StageSkipped`].
@@ -366,6 +375,14 @@ pub struct StageCached {
     pub of: RunId,
     /// What came of it there.
     pub result: Json,
+}
+
+/// See [`WorkflowRecord::StageCommitted`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct StageCommitted {
+    /// The task. If its attempt is over, what that gave is the stage's result; if it is under way, it is one like others
+    /// from now on.
+    pub task: TaskId,
 }
 
 /// Why a stage does not run.
@@ -757,6 +774,7 @@ impl Record for WorkflowRecord {
             Self::StageWaits(_) => "stage_waits",
             Self::Signalled(_) => "signalled",
             Self::StageCached(_) => "stage_cached",
+            Self::StageCommitted(_) => "stage_committed",
             Self::RunFinished(_) => "run_finished",
             Self::RunPaused(_) => "run_paused",
             Self::RunResumed(_) => "run_resumed",
@@ -782,6 +800,7 @@ impl Record for WorkflowRecord {
             Self::StageWaits(r) => Topic::Run(&r.run),
             Self::Signalled(r) => Topic::Run(&r.run),
             Self::StageCached(r) => Topic::Run(&r.run),
+            Self::StageCommitted(r) => Topic::Run(&r.task.run),
             Self::RunFinished(r) => Topic::Run(&r.run),
             Self::RunPaused(r) => Topic::Run(&r.run),
             Self::RunResumed(r) => Topic::Run(&r.run),
@@ -1096,6 +1115,7 @@ mod tests {
                 inputs: vec![],
                 input: None,
                 cache: None,
+                speculative: false,
                 resources: Resources::new(),
                 priority: 0,
             }),

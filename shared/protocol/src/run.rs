@@ -329,6 +329,21 @@ pub struct AttemptView {
     /// The model that it used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// That it began before all that its stage depends on was over, and what became of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speculation: Option<Speculation>,
+}
+
+/// Where an attempt stands that began early.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Speculation {
+    /// It is not known yet whether it was given what its stage is given.
+    Open,
+    /// It was: it is an attempt like others.
+    Committed,
+    /// It was not, or it came to nothing before that was known: it does not count.
+    Discarded,
 }
 
 /// A run in a list.

@@ -9,6 +9,7 @@ mod answers;
 mod breakers;
 pub(crate) mod cache;
 mod children;
+pub(crate) mod early;
 pub(crate) mod flow;
 mod handoffs;
 mod ledger;
@@ -194,6 +195,8 @@ struct Stage {
     code: Option<String>,
     /// What came of what was delegated, to be put together.
     gathered: Option<Json>,
+    /// What began early of it.
+    early: Option<early::Early>,
 }
 
 impl Stage {
@@ -222,6 +225,10 @@ struct Attempt {
     gathered: Option<Json>,
     /// What its agent delegated.
     delegated: Option<Delegated>,
+    /// It did not begin early, or it did and counts all the same.
+    counts: bool,
+    /// What its agent is given, if it began early.
+    early: Option<serde_json::Value>,
     outcome: Option<Outcome>,
     lease: Option<LeaseId>,
     /// The leases that it had before it was handed over, in order.
@@ -245,6 +252,8 @@ impl Attempt {
             child: None,
             gathered: None,
             delegated: None,
+            counts: true,
+            early: None,
             outcome: None,
             lease: None,
             before: Vec::new(),
@@ -481,7 +490,11 @@ impl Facts {
                 let name = &definition.name;
                 let heard = run.heard_on(place).is_some_and(|on| late(on.max(task.ready_on), 0));
                 hold!(!heard, "nothing waits for ever", "stage {name} of run {id} waits for a signal that came");
-                let in_all = stage.attempts.first().zip(definition.total_timeout_ms);
+                // What came of it early, waits for what it depends on.
+                if !task.counts && task.ended.is_some() {
+                    continue;
+                }
+                let in_all = stage.attempts.iter().find(|task| task.counts).zip(definition.total_timeout_ms);
                 // What was late while the run was paused ends when it goes on.
                 let too_long =
                     in_all.is_some_and(|(first, total)| late(first.ready_on, total) && late(run.resumed_on(), 0));

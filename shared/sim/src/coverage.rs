@@ -252,6 +252,16 @@ counted! {
         CachedOfEnded = "a result of a run that has ended is used again",
         /// A result of a run that goes on was used again.
         CachedOfLive = "a result of a run that goes on is used again",
+        /// A stage began before all was over that it waits for.
+        BeganEarly = "a stage begins early",
+        /// By what is assumed it does not run.
+        NotEarly = "a stage can not begin early",
+        /// What it gave early was used, for it had been given what its stage is given.
+        CommittedLater = "what was done early counts",
+        /// The same, and it was under way.
+        CommittedUnderWay = "what began early counts, and is under way",
+        /// It was given something else, and was under way.
+        DiscardedUnderWay = "what began early is given up",
         /// A lease was granted for a task that had just ended.
         DeadOnArrival = "a lease comes after its task's end",
         /// A report counted though the agent was gone, because that was not known yet.
@@ -346,7 +356,7 @@ counted! {
 }
 
 /// The kinds of records, in the order of their counters.
-pub(crate) const RECORDS: [&str; 43] = [
+pub(crate) const RECORDS: [&str; 44] = [
     "workflow_registered",
     "run_started",
     "run_paused",
@@ -366,6 +376,7 @@ pub(crate) const RECORDS: [&str; 43] = [
     "stage_waits",
     "signalled",
     "stage_cached",
+    "stage_committed",
     "run_finished",
     "agent_registered",
     "agent_left",

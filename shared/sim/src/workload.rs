@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use baton_protocol::budget::agent_account;
 use baton_protocol::definition::{
     Approval, Cache, Definition, Estimate, ForEach, Join, Mapping, OnFailure, OnTimeout, Otherwise, RetryPolicy,
-    StageDefinition, WaitFor,
+    Speculative, StageDefinition, WaitFor,
 };
 use baton_protocol::request::{Acquire, RegisterAgent, SpentBy, Strategy};
 use baton_protocol::run::RunStatus;
@@ -20,6 +20,7 @@ use baton_resource_manager::{PressureConfig, PressureLimits};
 use serde_json::json;
 
 use crate::check::cache::CACHE_KEY;
+use crate::check::early::ASSUMED;
 use crate::check::flow::{CONDITIONS, INPUT, ITEM_INPUT, ITEMS, OUTPUT};
 use crate::draws::Draws;
 
@@ -587,6 +588,7 @@ fn definition(draws: &mut Draws, number: u32, kinds: usize, pools: &[NamedPool])
                 input: None,
                 output: None,
                 cache: None,
+                speculative: None,
                 input_schema: None,
                 output_schema: None,
                 params: BTreeMap::new(),
@@ -682,7 +684,7 @@ fn nest(draws: &mut Draws, definitions: &mut Vec<Definition>, kinds: usize, pool
         stage.workflow = Some(if endless { other } else { inner.name.clone() });
         stage.workflow_version = draws.chance(150).then(|| 1 + draws.below(2));
         stage.requires = Requirements::none();
-        (stage.resources, stage.estimate, stage.cache) = (Resources::new(), None, None);
+        (stage.resources, stage.estimate, stage.cache, stage.speculative) = (Resources::new(), None, None, None);
         (stage.start_timeout_ms, stage.heartbeat_timeout_ms) = (60 * 60 * 1000, None);
         stage.timeout_ms = millis(draws, 40_000, 1_500);
         if stage.for_each.is_some() && stage.input.is_none() {
@@ -737,6 +739,13 @@ fn flow(draws: &mut Draws, definition: &mut Definition) {
             let key = keyed.then(|| CACHE_KEY.into());
             stage.cache = Some(Cache { ttl_ms: draws.between(500, 15_000), key });
         }
+        let may_be_early = stage.for_each.is_none() && stage.cache.is_none() && stage.parallel && stage.input.is_some();
+        if may_be_early && draws.chance(800) {
+            let others = stage.depends_on.clone();
+            let assumed = others.into_iter().enumerate().filter(|(n, _)| *n == 0 || draws.chance(500));
+            let assume = assumed.map(|(_, name)| (name, ASSUMED.into())).collect();
+            stage.speculative = Some(Speculative { assume });
+        }
         if draws.chance(150) {
             *stage = asks(draws, stage);
         }
@@ -758,7 +767,7 @@ fn flow(draws: &mut Draws, definition: &mut Definition) {
     for n in 0..count {
         let OnFailure::Fallback(name) = definition.stages[n].on_failure.clone() else { continue };
         if let Some(fallback) = definition.stages.iter_mut().find(|stage| stage.name == name) {
-            (fallback.when, fallback.join) = (None, Join::Any);
+            (fallback.when, fallback.join, fallback.speculative) = (None, Join::Any, None);
         }
     }
 }

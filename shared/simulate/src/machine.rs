@@ -200,6 +200,7 @@ impl Policy for Machine {
                 inputs: parents.map(|&parent| self.view.stages[parent].clone()).collect(),
                 input: None,
                 cache: None,
+                speculative: false,
                 resources: Resources::new(),
                 priority: priority(it),
             }));
@@ -224,6 +225,7 @@ impl Policy for Machine {
             usage: Usage::default(),
             model: None,
             delegated: None,
+            speculative: false,
         }));
     }
 

@@ -552,6 +552,7 @@ impl Baton {
                     inputs: Vec::new(),
                     input: None,
                     cache: None,
+                    speculative: false,
                     resources: need(*request),
                     priority: 0,
                 })
@@ -577,6 +578,7 @@ impl Baton {
             usage: Usage::default(),
             model: None,
             delegated: None,
+            speculative: false,
         })];
         let place = end.request / RUN;
         self.left[place] -= 1;

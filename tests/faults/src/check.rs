@@ -301,6 +301,7 @@ impl Checker {
             WorkflowRecord::StageWaits(record) => record.run,
             WorkflowRecord::Signalled(record) => record.run,
             WorkflowRecord::StageCached(record) => record.run,
+            WorkflowRecord::StageCommitted(record) => record.task.run,
             WorkflowRecord::RunFinished(record) => record.run,
         };
         let facts = self.runs.entry(run).or_default();
@@ -322,6 +323,7 @@ impl Checker {
             | WorkflowRecord::RunResumed(_)
             | WorkflowRecord::StageWaits(_)
             | WorkflowRecord::StageCached(_)
+            | WorkflowRecord::StageCommitted(_)
             | WorkflowRecord::Signalled(_) => {}
             WorkflowRecord::RunStarted(record) => {
                 facts.starts += 1;

@@ -567,6 +567,7 @@ pub(crate) fn ready(run: RunId, stage: &str) -> WorkflowRecord {
         inputs: vec![],
         input: None,
         cache: None,
+        speculative: false,
         resources: Resources::new(),
         priority: 0,
     })

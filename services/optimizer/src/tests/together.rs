@@ -77,6 +77,7 @@ impl Facts {
             | WorkflowRecord::StageExpanded(_)
             | WorkflowRecord::StageWaits(_)
             | WorkflowRecord::StageCached(_)
+            | WorkflowRecord::StageCommitted(_)
             | WorkflowRecord::Signalled(_)
             | WorkflowRecord::RunsForgotten(_)
             | WorkflowRecord::ScheduleSet(_)

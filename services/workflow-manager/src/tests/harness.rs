@@ -392,10 +392,12 @@ impl World {
                 let inputs: Vec<_> = r.inputs.iter().map(|input| input.as_str()).collect();
                 let inputs = if inputs.is_empty() { String::new() } else { format!(" with {}", inputs.join(", ")) };
                 let given = r.input.as_ref().map(|input| format!(" given {}", input.as_str())).unwrap_or_default();
-                format!("stage_ready {}{inputs}{given}", self.name(&r.task))
+                let early = if r.speculative { " early" } else { "" };
+                format!("stage_ready {}{early}{inputs}{given}", self.name(&r.task))
             }
             WorkflowRecord::StageEnded(r) => {
-                let mut text = format!("stage_ended {} {}", self.name(&r.task), r.outcome);
+                let early = if r.speculative { " early" } else { "" };
+                let mut text = format!("stage_ended {}{early} {}", self.name(&r.task), r.outcome);
                 if r.duration_ms > 0 {
                     write!(text, " after {}ms", r.duration_ms).unwrap();
                 }
@@ -429,6 +431,7 @@ impl World {
                 let of = 1 + self.runs.iter().position(|id| *id == r.of).unwrap_or(0);
                 format!("stage_cached {} of r{of}: {}", self.name(&task).trim_end_matches("/1"), r.result.as_str())
             }
+            WorkflowRecord::StageCommitted(r) => format!("stage_committed {}", self.name(&r.task)),
             WorkflowRecord::StageExpanded(r) => format!("stage_expanded {} to {}", r.stage, r.items.as_str()),
             WorkflowRecord::StageSkipped(r) => format!(
                 "stage_skipped {}: {}",

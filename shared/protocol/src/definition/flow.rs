@@ -146,6 +146,16 @@ pub struct Cache {
     pub key: Option<Expression>,
 }
 
+/// That a stage may begin before all that it depends on is over, with results that are assumed. What it gives counts only if
+/// what it is given turns out to be that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Speculative {
+    /// The stages of `depends_on` that need not be over, but only have begun, each with the result that it is assumed to
+    /// give. An expression may look at what is before those stages.
+    pub assume: BTreeMap<StageName, Expression>,
+}
+
 /// What becomes of a stage for which the word that was hoped for is not given.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

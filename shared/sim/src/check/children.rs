@@ -78,6 +78,10 @@ impl Run {
         if report.result.as_ref().is_some_and(|result| !result.is_null()) {
             return refused("invalid_delegation", true);
         }
+        let attempt = self.stages[place].attempts.get(report.task.attempt as usize - 1);
+        if attempt.is_some_and(|attempt| !attempt.counts) {
+            return refused("invalid_delegation", true);
+        }
         let before = self.stages[place].attempts.iter().take(report.task.attempt as usize - 1);
         if before.filter(|attempt| attempt.delegated.is_some()).count() >= MAX_DELEGATIONS {
             return refused("too_many_delegations", false);

@@ -157,6 +157,15 @@ impl Run {
         self.result(place).and_then(|result| result.read().ok()).unwrap_or(Value::Null)
     }
 
+    /// The same for a stage that begins early, if it does.
+    fn value_if(&self, place: usize, early: bool, other: usize) -> Value {
+        if early && self.assumes(place, other) { json!({ "lease": 0 }) } else { self.value(other) }
+    }
+
+    fn status_if(&self, place: usize, early: bool, other: usize) -> &'static str {
+        if early && self.assumes(place, other) { "succeeded" } else { self.status(other) }
+    }
+
     fn status(&self, place: usize) -> &'static str {
         match self.stages[place].over {
             _ if self.stages[place].skipped => "skipped",
@@ -171,6 +180,11 @@ impl Run {
 
     /// What is to become of a stage that has not begun.
     pub(super) fn verdict(&self, place: usize) -> Verdict {
+        self.verdict_if(place, false)
+    }
+
+    /// The same, or if others give what is assumed.
+    pub(super) fn verdict_if(&self, place: usize, early: bool) -> Verdict {
         let stage = &self.definition.stages[place];
         let stages = || self.definition.stages.iter().enumerate();
         let stood_for = stages().find(|(_, other)| other.on_failure == OnFailure::Fallback(stage.name.clone()));
@@ -195,7 +209,7 @@ impl Run {
             _ => Verdict::Runs,
         };
         let Some(when) = &stage.when else { return runs() };
-        match self.holds(when.as_str(), count) {
+        match self.holds(place, early, when.as_str(), count) {
             Some(true) => runs(),
             Some(false) => Verdict::Skipped(SkipReason::Condition),
             None => Verdict::Fails("condition_failed"),
@@ -204,20 +218,26 @@ impl Run {
 
     /// What the condition of a stage with so many dependencies gives; none if it can not be evaluated. `results` as a whole
     /// has all that is depended on.
-    fn holds(&self, condition: &str, dependencies: usize) -> Option<bool> {
+    fn holds(&self, place: usize, early: bool, condition: &str, dependencies: usize) -> Option<bool> {
+        let (status, value) = (|other| self.status_if(place, early, other), |other| self.value_if(place, early, other));
         let name: String = condition.split_once('.')?.1.chars().take_while(char::is_ascii_alphanumeric).collect();
         let other = self.place(&name);
         match CONDITIONS.iter().position(|drawn| drawn.replace('?', &name) == condition)? {
             0 => Some(self.n() % 2 == 0),
-            1 => Some(self.status(other?) == "failed"),
-            2 => Some(self.status(other?) != "skipped"),
-            3 => self.value(other?)["lease"].as_i64().map(|lease| lease % 2 == 0),
-            _ => Some(self.value(other?) == Value::Null || dependencies == 1),
+            1 => Some(status(other?) == "failed"),
+            2 => Some(status(other?) != "skipped"),
+            3 => value(other?)["lease"].as_i64().map(|lease| lease % 2 == 0),
+            _ => Some(value(other?) == Value::Null || dependencies == 1),
         }
     }
 
     /// What a stage's agent is to be given as its input.
     pub(super) fn input_of(&self, place: usize) -> Value {
+        self.input_if(place, false)
+    }
+
+    /// The same, or if others give what is assumed.
+    pub(super) fn input_if(&self, place: usize, early: bool) -> Value {
         let stage = self.definition(place);
         let other = stage.depends_on.first().and_then(|name| self.place(name.as_str()));
         if let (Some(_), Some(index)) = (&stage.input, self.item(place)) {
@@ -225,7 +245,7 @@ impl Run {
             return json!({ "n": self.n(), "was": format!("{index}{item}") });
         }
         match (&stage.input, other) {
-            (Some(_), Some(other)) => json!({ "n": self.n(), "was": self.status(other) }),
+            (Some(_), Some(other)) => json!({ "n": self.n(), "was": self.status_if(place, early, other) }),
             _ => self.input.read().unwrap_or_default(),
         }
     }
@@ -266,7 +286,7 @@ impl Run {
 
     /// When a stage's attempts have taken too long together.
     pub(super) fn total_due(&self, place: usize) -> Option<Millis> {
-        let first = self.stages[place].attempts.first()?.ready_at;
+        let first = self.stages[place].attempts.iter().find(|attempt| attempt.counts)?.ready_at;
         Some(first + self.definition(place).total_timeout_ms?)
     }
 
@@ -294,7 +314,7 @@ impl Run {
     pub(super) fn runs_alone(&self, place: usize) -> Checked {
         let (base, parallel) = (self.base(place), self.definition(place).parallel);
         for (other, stage) in self.stages.iter().enumerate() {
-            let begun = self.base(other) != base && !stage.is_over() && !stage.attempts.is_empty();
+            let begun = self.base(other) != base && !stage.is_over() && stage.has_begun();
             let (both, name) = (parallel && self.definition(other).parallel, &self.definition(other).name);
             let own = &self.definition(place).name;
             hold!(
@@ -321,9 +341,10 @@ impl Facts {
         let Some((run, place)) = run.and_then(|run| run.place(stage.as_str()).map(|place| (run, place))) else {
             return Err(broken(FLOW, format!("stage {stage} is skipped in run {id}, which does not go on")));
         };
-        let begun = !run.stages[place].attempts.is_empty() || run.stages[place].is_over();
+        let begun = run.stages[place].has_begun() || run.stages[place].is_over();
         hold!(!begun, FLOW, "stage {stage} of run {id} is skipped, and had begun");
         hold!(run.may_begin(place), FLOW, "stage {stage} of run {id} is skipped before what it waits for is over");
+        run.thrown_away(stage, place)?;
         let verdict = run.verdict(place);
         hold!(
             verdict == Verdict::Skipped(*reason),
@@ -345,7 +366,8 @@ impl Facts {
         let run = self.runs.get(&task.run).and_then(|run| Some((run, run.place_of(task)?)));
         let Some((run, place)) = run else { return Ok(()) };
         let given: Value = assignment.input.read().unwrap_or_default();
-        let right = run.input_of(place);
+        let attempt = run.stages[place].attempts.get((task.attempt as usize).wrapping_sub(1));
+        let right = attempt.and_then(|attempt| attempt.early.clone()).unwrap_or_else(|| run.input_of(place));
         hold!(given == right, GIVEN, "{task} is given {given}, not {right}");
         let items = run.items(run.base(place));
         let item = task.item.and_then(|item| items?.get(item as usize).cloned());
@@ -355,11 +377,12 @@ impl Facts {
             GIVEN,
             "{task} is given the item {given:?}, not {item:?}"
         );
-        let attempt = run.stages[place].attempts.get((task.attempt as usize).wrapping_sub(1));
         let (given, right) = (&assignment.delegated, attempt.and_then(|attempt| attempt.gathered.clone()));
         hold!(*given == right, GIVEN, "{task} is given {given:?} of what was delegated, not {right:?}");
         for name in &run.definition(place).depends_on {
             let result = run.place(name.as_str()).and_then(|other| run.result_before(other, run.base(place)));
+            // It is given nothing that may not be there yet.
+            let result = result.filter(|_| run.definition(place).speculative.is_none());
             let given = assignment.results.get(name);
             hold!(given == result, GIVEN, "{task} is given {given:?} of {name}, not {result:?}");
         }
@@ -442,7 +465,7 @@ impl Facts {
         let no_run = self.no_run_can_begin(id, run, place);
         let name = run.definition(place).name.clone();
         hold!(run.may_begin(place), FLOW, "stage {name} of run {id} ended before what it waits for was over");
-        let goes_on = run.item(place).is_some() || !run.stages[place].attempts.is_empty();
+        let goes_on = run.item(place).is_some() || run.stages[place].has_begun();
         let verdict = if goes_on { Verdict::Runs } else { run.verdict(place) };
         let right = match verdict {
             Verdict::Fails(why) => Some(why) == code,
@@ -451,6 +474,7 @@ impl Facts {
         };
         let Some(run) = self.runs.get_mut(&id) else { return Ok(()) };
         hold!(right, FLOW, "stage {name} of run {id} could not begin: {code:?}, {verdict:?}");
+        run.thrown_away(&name, place)?;
         run.stages[place].over = Some(Outcome::Failed);
         run.stages[place].code = code.map(ToOwned::to_owned);
         self.seen.push(match no_run {

@@ -134,6 +134,7 @@ impl Facts {
             WorkflowRecord::StageWaits(record) => self.stage_waits(stamp, record),
             WorkflowRecord::Signalled(record) => self.signalled(record),
             WorkflowRecord::StageCached(record) => self.stage_cached(stamp, record),
+            WorkflowRecord::StageCommitted(record) => self.stage_committed(stamp, record),
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record),
             WorkflowRecord::RunPaused(record) => self.run_paused(stamp, record),
             WorkflowRecord::RunResumed(record) => self.run_resumed(stamp, record),
@@ -257,19 +258,22 @@ impl Facts {
 
     fn stage_ready(&mut self, stamp: Stamp, record: &StageReady) -> Checked {
         let (task, seq, now) = (&record.task, self.seq, self.now);
-        let place = self.attempt_begins(stamp, task)?;
+        let place = match record.speculative {
+            true => self.begins_early(task, record.input.as_ref())?,
+            false => self.attempt_begins(stamp, task)?,
+        };
         self.not_done_before(stamp, place, record)?;
         let Some(run) = self.runs.get_mut(&task.run) else { return Ok(()) };
         let definition = run.definition(place);
         let by_run = !definition.has_agent() || run.stages[place].delegated().is_some();
         hold!(!by_run, FLOW, "{task} is ready, and a run should do it");
         let given = record.input.as_ref().map(|input| input.read::<serde_json::Value>().unwrap_or_default());
-        let right = definition.input.as_ref().map(|_| run.input_of(place));
+        let right = definition.input.as_ref().map(|_| run.input_if(place, record.speculative));
         hold!(given == right, GIVEN, "{task} is given {given:?}, not {right:?}");
         let mut inputs = Vec::new();
         for dependency in &definition.depends_on {
             let other = run.definition.stages.iter().position(|stage| stage.name == *dependency).unwrap_or(place);
-            if run.result(other).is_some() {
+            if run.result(other).is_some() && definition.speculative.is_none() {
                 inputs.push(dependency.clone());
             }
         }
@@ -291,7 +295,8 @@ impl Facts {
         let gathered = run.stages[place].gathered.clone();
         let asked = (record.agent_type.clone(), record.requires.clone(), record.resources.clone());
         let attempt = Attempt::begun((seq, stamp.at, now), asked);
-        run.stages[place].attempts.push(Attempt { gathered, ..attempt });
+        let early = given.filter(|_| record.speculative);
+        run.stages[place].attempts.push(Attempt { gathered, counts: !record.speculative, early, ..attempt });
         Ok(())
     }
 
@@ -310,7 +315,9 @@ impl Facts {
         hold!(!definition.asks(), FLOW, "{task} is ready, and no agent's");
         hold!(definition.for_each.is_some() == task.item.is_some(), FLOW, "{task} is not of an item, or should not be");
         hold!(run.may_begin(place), FLOW, "{task} is ready before what it waits for is over");
-        if run.stages[place].attempts.is_empty() && task.item.is_none() {
+        run.thrown_away(&task.stage, place)?;
+        let definition = run.definition(place);
+        if !run.stages[place].has_begun() && task.item.is_none() {
             let verdict = run.verdict(place);
             hold!(verdict == Verdict::Runs, FLOW, "{task} is ready, and should not run: {verdict:?}");
             let stands_for = |other: &baton_protocol::StageDefinition| {
@@ -365,7 +372,10 @@ impl Facts {
         let by_run = !run.definition(place).has_agent();
         let last = run.stages[place].attempts.last();
         // Runs may be refused at any attempt: as parts of one they become more.
-        let could_not = match last {
+        if last.is_none() && record.speculative {
+            return self.never_began_early(stamp, place, record);
+        }
+        let could_not = match last.filter(|_| run.stages[place].has_begun()) {
             None => task.item.is_none() || by_run,
             Some(last) => by_run && last.ended.is_some(),
         };
@@ -505,11 +515,12 @@ impl Facts {
                 let run = self.runs.get_mut(&task.run).expect("it was there above");
                 if run.is_dropped(place) {
                     self.seen.push(Branch::ItemDropped);
-                } else {
+                } else if !record.speculative {
                     run.ending = true;
                 }
             }
         }
+        self.ended_early(place, record)?;
         let run = self.runs.get_mut(&task.run).expect("it was there above");
         let ending = run.ending && record.outcome != Outcome::Cancelled;
         hold!(!ending, ONE_END, "{task} ended {} in a run that is ending", record.outcome);
@@ -529,12 +540,16 @@ impl Facts {
         let in_time = total_due.is_none_or(|due| stamp.at + wait < due);
         (may_retry, may_not) = (may_retry && !hopeless && in_time, may_not || hopeless || !in_time);
         let stage = &mut run.stages[place];
-        let failed = stage.attempts.iter().filter(|attempt| attempt.outcome.is_some_and(Outcome::is_failure)).count();
+        let failed = stage.attempts.iter().filter(|attempt| attempt.counts);
+        let failed = failed.filter(|attempt| attempt.outcome.is_some_and(Outcome::is_failure)).count();
         let (last, may_fail) = (failed >= definition.retry.max_attempts as usize, definition.may_fail());
-        let result = if gathered { &mut stage.gathered } else { &mut stage.result };
-        result.clone_from(&record.result);
+        if !record.speculative {
+            let result = if gathered { &mut stage.gathered } else { &mut stage.result };
+            result.clone_from(&record.result);
+        }
         (stage.retry_at, stage.ended_at) = (record.retry_at, stamp.at);
         match (record.outcome, record.retry_at) {
+            _ if record.speculative => {}
             (Outcome::Delegated, at) => {
                 hold!(at == Some(stamp.at), WAITS, "{task} was delegated, and goes on at {at:?}");
             }

@@ -94,6 +94,7 @@ impl Writing {
             inputs: vec![],
             input: None,
             cache: None,
+            speculative: false,
             resources: Resources::from([(ResourceName::new("cpu").unwrap(), Amount::from(1))]),
             priority: 0,
         })])
@@ -128,6 +129,7 @@ impl Writing {
             usage: Default::default(),
             model: None,
             delegated: None,
+            speculative: false,
         })])
     }
 
