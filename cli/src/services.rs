@@ -89,8 +89,13 @@ pub(crate) async fn run(
                 }
             }
             Service::Optimizer => {
-                let ageing_ms = settings.placement.ageing_ms;
-                let config = baton_optimizer::Config { ageing_ms, ..baton_optimizer::Config::default() };
+                let placement = &settings.placement;
+                let config = baton_optimizer::Config {
+                    ageing_ms: placement.ageing_ms,
+                    deadlines_first: placement.deadlines_first,
+                    learning_rate: placement.learning_rate_millionths(),
+                    ..baton_optimizer::Config::default()
+                };
                 let run = baton_shell::run::<baton_optimizer::Optimizer>;
                 run(instance, connect, settings, config, telemetry, feed, shutdown).await.map_err(anyhow::Error::from)
             }

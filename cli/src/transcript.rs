@@ -304,6 +304,7 @@ fn optimizer(record: &OptimizerRecord) -> (String, Tone) {
     match record {
         OptimizerRecord::StrategyChanged(r) => (r.strategy.as_str().to_owned(), Tone::Plain),
         OptimizerRecord::LearningImported(r) => (format!("{} lessons", r.lessons.len()), Tone::Plain),
+        OptimizerRecord::LearningRateChanged(r) => (format!("{}", f64::from(r.millionths) / 1e6), Tone::Plain),
     }
 }
 

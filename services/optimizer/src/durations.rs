@@ -24,7 +24,7 @@ use baton_protocol::{Millis, StageName, WorkflowName};
 use serde::{Deserialize, Serialize};
 
 use crate::graph::Node;
-use crate::learning::LEARNING_RATE;
+use crate::learning::Rate;
 use crate::math::{exp, ln, tail};
 
 /// Of how many kinds, and of how many stages, something is learned. Whatever comes beyond is taken as like all others.
@@ -97,7 +97,7 @@ pub(crate) struct Stage {
     tokens: Moving,
 }
 
-/// A moving average and variance, by the [learning rate](LEARNING_RATE).
+/// A moving average and variance, by the [learning rate](Rate).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Moving {
     pub(crate) mean: f64,
@@ -138,9 +138,9 @@ impl Moving {
     }
 
     /// Takes a sample into account.
-    pub(crate) fn take(&mut self, sample: f64) {
+    pub(crate) fn take(&mut self, sample: f64, rate: Rate) {
         self.seen = self.seen.saturating_add(1);
-        let weight = if self.seen == 1 { 1.0 } else { LEARNING_RATE };
+        let weight = if self.seen == 1 { 1.0 } else { rate.part() };
         let off = sample - self.mean;
         self.mean += weight * off;
         self.variance = (1.0 - weight) * (self.variance + weight * off * off);
@@ -197,7 +197,13 @@ impl Durations {
     }
 
     /// Learns from a task that succeeded: of the work, of the run and of the agent.
-    pub(crate) fn learn(&mut self, place: Place<'_>, speed: &mut Speed, duration_ms: Millis, tokens: u64) -> Gauss {
+    pub(crate) fn learn(
+        &mut self,
+        place: Place<'_>,
+        speed: &mut Speed,
+        (duration_ms, tokens): (Millis, u64),
+        rate: Rate,
+    ) -> Gauss {
         let Place { workflow, node, mut run } = place;
         let took = ln_ms(duration_ms);
         let agent = speed.log;
@@ -222,13 +228,13 @@ impl Durations {
                 let error = took - (kind.log.mean + stage.offset.mean + run.mean - agent.mean);
                 let spread = kind.log.variance + stage.offset.variance + STAGE_NOISE + run.variance + agent.variance;
                 stage.learn(error, spread);
-                stage.duration.take(duration_ms as f64);
+                stage.duration.take(duration_ms as f64, rate);
                 if tokens > 0 {
-                    stage.tokens.take(tokens as f64);
+                    stage.tokens.take(tokens as f64, rate);
                 }
             }
             if tokens > 0 {
-                kind.tokens.take(tokens as f64);
+                kind.tokens.take(tokens as f64, rate);
             }
             kind.learn(node.size, size, error_cut, spread);
             let gain = run.variance / spread;

@@ -5,8 +5,8 @@
 //! how each strategy did with it. An agent that is gone is remembered for a while; one that comes back may have changed,
 //! so that what was learned of it counts half.
 //!
-//! The rates are constants: all instances fold the same log, and must come to the same. What is in floats comes of the four
-//! operations alone, and is written so that it is read back to the last bit.
+//! The rates are constants or in the log: all instances fold the same log, and must come to the same. What is in floats comes of
+//! the four operations alone, and is written so that it is read back to the last bit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,14 +20,14 @@ use serde::{Deserialize, Serialize};
 use crate::durations::{Durations, Gauss, Kind, Place, Pooled, Speed, Stage};
 use crate::math::{exp, ln};
 
-/// The learning rate: how much a new sample counts.
-pub(crate) const LEARNING_RATE: f64 = 0.1;
-/// The same, as one part in this many.
-const ONE_IN: i128 = 10;
+/// Parts of one.
+const MILLION: u32 = 1_000_000;
 /// A score of 1.
 pub(crate) const FULL: u32 = 1_000_000;
 /// The score of an agent of which nothing is known.
 const UNKNOWN: u32 = FULL / 2;
+/// Where the average of success at a type of task begins.
+const MIDDLING: f64 = 0.5;
 /// What of a sample is success as such; the rest is time efficiency ("historical success rate with time efficiency").
 const SUCCESS: u32 = FULL / 10 * 7;
 /// Of how many agents that are gone what was learned is kept, for when they come back.
@@ -63,6 +63,41 @@ pub(crate) struct Learning {
     /// By task type.
     #[serde(default)]
     steps: BTreeMap<Capability, Steps>,
+    #[serde(default)]
+    pub(crate) rate: Rate,
+}
+
+/// The learning rate: how much of a moving average a new sample makes up, in millionths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Rate(u32);
+
+impl Default for Rate {
+    /// That of the first source document.
+    fn default() -> Self {
+        Self(MILLION / 10)
+    }
+}
+
+impl Rate {
+    /// A rate that averages can have: something of a sample counts, and nothing counts more than once.
+    pub(crate) fn of(millionths: u32) -> Self {
+        Self(millionths.clamp(1, MILLION))
+    }
+
+    pub(crate) fn millionths(self) -> u32 {
+        self.0
+    }
+
+    pub(crate) fn part(self) -> f64 {
+        f64::from(self.0) / f64::from(MILLION)
+    }
+
+    /// An average of whole numbers after a sample.
+    fn moved(self, average: u32, sample: u32) -> u32 {
+        let step = (i64::from(sample) - i64::from(average)) * i64::from(self.0) / i64::from(MILLION);
+        u32::try_from(i64::from(average) + step).unwrap_or(average)
+    }
 }
 
 /// How far the evaporation of the trails of a task type has come. A step is as many tasks as there are agents with a trail: each
@@ -149,7 +184,7 @@ impl Default for Performance {
 impl Default for Skill {
     fn default() -> Self {
         Self {
-            success: 0.5,
+            success: MIDDLING,
             speed: 1.0,
             seen: 0,
             outcomes: Outcomes::default(),
@@ -212,7 +247,7 @@ impl Learning {
         let took = (record.duration_ms as f64).max(0.5);
         let faster = average.map_or(1.0, |average| average.mean.max(0.5) / took);
         let performance = Arc::make_mut(self.agents.get_or_insert_with(agent, Arc::default));
-        performance.ended(succeeded, faster);
+        performance.ended(succeeded, faster, self.rate);
         if performance.types.len() < MAX_TYPES || performance.types.contains_key(lesson.agent_type) {
             let skill = match performance.types.get_mut(lesson.agent_type) {
                 Some(skill) => skill,
@@ -222,11 +257,11 @@ impl Learning {
                 Some(steps) => steps,
                 None => self.steps.entry(lesson.agent_type.clone()).or_default(),
             };
-            skill.ended(succeeded, faster, lesson.strategy, steps);
+            skill.ended(succeeded, faster, lesson.strategy, (steps, self.rate));
         }
         let run = lesson.place.filter(|_| succeeded).map(|place| {
             let tokens = record.usage.tokens_in.saturating_add(record.usage.tokens_out);
-            self.durations.learn(place, &mut performance.speed, record.duration_ms, tokens)
+            self.durations.learn(place, &mut performance.speed, (record.duration_ms, tokens), self.rate)
         });
         Some(Learned { agent, run })
     }
@@ -278,14 +313,16 @@ impl Learning {
         self.performance(agent).map_or(UNKNOWN, |performance| performance.score)
     }
 
-    /// How good an agent is at a type of task, in millionths: its success, less where it is slow. One of which nothing is known
-    /// is taken for middling.
+    /// How good an agent is at a type of task, in millionths: its success, less where it is slow. The average of success counts as if
+    /// it had begun at 1: so one of which little is known is tried, until it fails (optimistic initial values: Sutton and
+    /// Barto, *Reinforcement Learning*, section 2.6).
     pub(crate) fn skill(&self, agent: &AgentId, agent_type: &Capability) -> u32 {
         let skill = self.performance(agent).and_then(|performance| performance.types.get(agent_type));
-        skill.map_or(UNKNOWN, |skill| {
-            let speed = 0.7 + 0.3 * skill.speed.min(2.0) / 2.0;
-            (skill.success * speed * f64::from(FULL)) as u32
-        })
+        let (success, speed, seen) = skill.map_or((MIDDLING, 1.0, 0), |skill| (skill.success, skill.speed, skill.seen));
+        // What is left of where the average began.
+        let hope = (1.0 - MIDDLING) * exp(seen as f64 * ln(1.0 - self.rate.part()));
+        let speed = 0.7 + 0.3 * speed.min(2.0) / 2.0;
+        ((success + hope).min(1.0) * speed * f64::from(FULL)) as u32
     }
 
     /// How strong an agent's trail is for a type of task.
@@ -412,10 +449,10 @@ impl Performance {
         self
     }
 
-    fn ended(&mut self, succeeded: bool, faster: f64) {
+    fn ended(&mut self, succeeded: bool, faster: f64, rate: Rate) {
         *(if succeeded { &mut self.succeeded } else { &mut self.failed }) += 1;
         let sample = if succeeded { SUCCESS + (faster.min(1.0) * f64::from(FULL - SUCCESS)) as u32 } else { 0 };
-        self.score = u32::try_from(moved(self.score.into(), sample.into())).unwrap_or(FULL);
+        self.score = rate.moved(self.score, sample);
         self.outcomes.take(succeeded);
         self.failing += ALARM_RATE * (f64::from(u8::from(!succeeded)) - self.failing);
     }
@@ -438,20 +475,20 @@ impl Performance {
 }
 
 impl Skill {
-    fn ended(&mut self, succeeded: bool, faster: f64, strategy: Strategy, steps: &mut Steps) {
+    fn ended(&mut self, succeeded: bool, faster: f64, strategy: Strategy, (steps, rate): (&mut Steps, Rate)) {
         self.seen = self.seen.saturating_add(1);
         let sample = f64::from(u8::from(succeeded));
-        self.success += LEARNING_RATE * (sample - self.success);
+        self.success += rate.part() * (sample - self.success);
         self.outcomes.take(succeeded);
-        let pattern = self.patterns.entry(strategy).or_insert(Pattern { success: 0.5, seen: 0 });
+        let pattern = self.patterns.entry(strategy).or_insert(Pattern { success: MIDDLING, seen: 0 });
         pattern.seen = pattern.seen.saturating_add(1);
-        pattern.success += LEARNING_RATE * (sample - pattern.success);
+        pattern.success += rate.part() * (sample - pattern.success);
         steps.ended += 1;
         if steps.ended >= steps.agents {
             (steps.step, steps.ended) = (steps.step + 1, 0);
         }
         if succeeded {
-            self.speed += LEARNING_RATE * (faster.min(10.0) - self.speed);
+            self.speed += rate.part() * (faster.min(10.0) - self.speed);
             steps.agents += u64::from(self.trail <= 0.0);
             self.trail = (self.trail_at(steps.step) + DEPOSIT * faster.min(1.0)).max(f64::MIN_POSITIVE);
             self.step = steps.step;
@@ -461,10 +498,4 @@ impl Skill {
     fn trail_at(&self, step: u64) -> f64 {
         self.trail * exp(step.saturating_sub(self.step) as f64 * ln(EVAPORATION))
     }
-}
-
-/// The average after a sample.
-fn moved(average: u64, sample: u64) -> u64 {
-    let step = (i128::from(sample) - i128::from(average)) / ONE_IN;
-    u64::try_from(i128::from(average) + step).unwrap_or(u64::MAX)
 }

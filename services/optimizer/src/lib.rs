@@ -12,8 +12,8 @@
 //! - No task waits while a capable agent has room for it, and none waits for ever behind smaller ones: see
 //!   `placement`. Under ADAPTIVE one may wait for a better agent, but not for ever: see `adaptive`.
 //! - Under pressure no task of a low priority is asked for while one that matters more waits, unless it has waited for long.
-//! - What was learned follows from the log alone: no setting enters the fold, and what is in floats comes of the four
-//!   operations and the square root, which are exact everywhere; a snapshot gives back exactly what was put in.
+//! - What was learned follows from the log alone: no setting enters the fold but by a record, and what is in floats comes
+//!   of the four operations and the square root, which are exact everywhere; a snapshot gives back exactly what was put in.
 //!
 //! # What is deliberately not here
 //!
@@ -43,8 +43,8 @@ use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Foreign, Machine, Reply, RequestContext, Turn, answer};
 use baton_protocol::pressure::{PressureChanged, PressureLevel};
 use baton_protocol::record::{
-    AnyCommit, Assigned, LearningImported, OptimizerRecord, Outcome, ResourceRecord, StageEnded, StageReady, Stamp,
-    StrategyChanged, WorkflowRecord,
+    AnyCommit, Assigned, LearningImported, LearningRateChanged, OptimizerRecord, Outcome, ResourceRecord, StageEnded,
+    StageReady, Stamp, StrategyChanged, WorkflowRecord,
 };
 use baton_protocol::request::{Done, ImportLearning, Lesson, MAX_LESSONS, OptimizerRequest, Strategy, Subject};
 use baton_protocol::{AgentId, Code, Millis, Rejection, ResourceName, Resources, RunId, Service, StageName, TaskId};
@@ -55,7 +55,7 @@ use crate::figures::Figures;
 use crate::fleet::{Breaker, Fleet, Holder};
 use crate::graph::Graphs;
 use crate::hold::Held;
-use crate::learning::{Learned, Learning};
+use crate::learning::{Learned, Learning, Rate};
 use crate::pools::Pools;
 use crate::queue::{Queue, Queued, Shape};
 use crate::runs::{Ended, Finished, Runs};
@@ -86,7 +86,7 @@ pub struct Optimizer {
     held: Held,
 }
 
-/// Settings. How fast is learned is not among them: instances with different settings would fold the log differently.
+/// Settings. None enters the fold: instances with different settings would fold the log differently.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -97,11 +97,15 @@ pub struct Config {
     /// Whether runs that are due go by their deadlines alone, where placement is ADAPTIVE: as many as possible are in time, and
     /// what is not due waits.
     pub deadlines_first: bool,
+    /// How much of a moving average a new sample makes up, in millionths, from 1 to a million. Whoever leads writes it into the log, and
+    /// from there on it holds for all.
+    pub learning_rate: u32,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { ageing_ms: 60_000, ask_timeout_ms: 2000, deadlines_first: false }
+        let learning_rate = Rate::default().millionths();
+        Self { ageing_ms: 60_000, ask_timeout_ms: 2000, deadlines_first: false, learning_rate }
     }
 }
 
@@ -119,6 +123,7 @@ impl Machine for Optimizer {
             OptimizerRecord::LearningImported(record) => {
                 record.lessons.iter().for_each(|lesson| self.import(stamp, lesson));
             }
+            OptimizerRecord::LearningRateChanged(record) => self.learning.rate = Rate::of(record.millionths),
         }
     }
 
@@ -167,6 +172,10 @@ impl Machine for Optimizer {
     }
 
     fn lead(turn: &mut Turn<'_, Self>) {
+        let millionths = Rate::of(turn.config().learning_rate).millionths();
+        if millionths != turn.state().learning.rate.millionths() {
+            turn.emit(OptimizerRecord::LearningRateChanged(LearningRateChanged { millionths }));
+        }
         ask::begin(turn);
         ask::place(turn);
         ask::show_queue(turn);

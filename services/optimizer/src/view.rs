@@ -52,6 +52,7 @@ pub(crate) fn placement(state: &Optimizer, config: &Config, now: Millis) -> Plac
         });
     PlacementView {
         strategy: state.strategy,
+        learning_rate: state.learning.rate.part(),
         queued: state.queue.len() as u64,
         queue: queue.into_iter().map(queued).collect(),
         agents: agents.collect(),

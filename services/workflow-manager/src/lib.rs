@@ -170,7 +170,11 @@ impl Machine for WorkflowManager {
                 | ResourceRecord::AlertAcknowledged(_)
                 | ResourceRecord::ApprovalAsked(_),
             )
-            | Foreign::Optimizer(OptimizerRecord::StrategyChanged(_) | OptimizerRecord::LearningImported(_))
+            | Foreign::Optimizer(
+                OptimizerRecord::StrategyChanged(_)
+                | OptimizerRecord::LearningImported(_)
+                | OptimizerRecord::LearningRateChanged(_),
+            )
             | Foreign::Workflow(_) => {}
         }
     }

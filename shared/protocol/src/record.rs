@@ -705,6 +705,8 @@ pub enum OptimizerRecord {
     StrategyChanged(StrategyChanged),
     /// What was learned elsewhere counts from here on.
     LearningImported(LearningImported),
+    /// What is learned counts more, or less, from here on.
+    LearningRateChanged(LearningRateChanged),
 }
 
 /// See [`OptimizerRecord::StrategyChanged`].
@@ -719,6 +721,13 @@ pub struct StrategyChanged {
 pub struct LearningImported {
     /// What was learned. What can not be read is passed over.
     pub lessons: Vec<Lesson>,
+}
+
+/// See [`OptimizerRecord::LearningRateChanged`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LearningRateChanged {
+    /// How much of an average a new sample makes up, in millionths.
+    pub millionths: u32,
 }
 
 /// What every service's records have in common.
@@ -899,12 +908,15 @@ impl Record for OptimizerRecord {
         match self {
             Self::StrategyChanged(_) => "strategy_changed",
             Self::LearningImported(_) => "learning_imported",
+            Self::LearningRateChanged(_) => "learning_rate_changed",
         }
     }
 
     fn topic(&self) -> Topic<'_> {
         match self {
-            Self::StrategyChanged(_) | Self::LearningImported(_) => Topic::Service(Service::Optimizer),
+            Self::StrategyChanged(_) | Self::LearningImported(_) | Self::LearningRateChanged(_) => {
+                Topic::Service(Service::Optimizer)
+            }
         }
     }
 

@@ -268,11 +268,24 @@ impl WebhookSettings {
 pub struct PlacementSettings {
     /// Waiting this long counts as much as one step of priority, in milliseconds.
     pub ageing_ms: Millis,
+    /// How much of a moving average a new sample makes up, when something is learned of agents and tasks: from 0.000001 to 1. It
+    /// is written into the log when an instance begins to lead.
+    pub learning_rate: f64,
+    /// Whether runs that are due go by their deadlines alone, where placement is ADAPTIVE.
+    pub deadlines_first: bool,
 }
 
 impl Default for PlacementSettings {
     fn default() -> Self {
-        Self { ageing_ms: 60_000 }
+        Self { ageing_ms: 60_000, learning_rate: 0.1, deadlines_first: false }
+    }
+}
+
+impl PlacementSettings {
+    /// The learning rate in millionths.
+    #[must_use]
+    pub fn learning_rate_millionths(&self) -> u32 {
+        (self.learning_rate * 1e6).round().clamp(1.0, 1e6) as u32
     }
 }
 
@@ -458,6 +471,10 @@ impl Settings {
         if self.placement.ageing_ms == 0 {
             return wrong("placement.ageing_ms is 0; it must be at least 1".to_owned());
         }
+        let rate = self.placement.learning_rate;
+        if !(1e-6..=1.0).contains(&rate) {
+            return wrong(format!("placement.learning_rate is {rate}; it must be from 0.000001 to 1"));
+        }
         Ok(())
     }
 }
@@ -483,6 +500,8 @@ mod tests {
                 ("BATON_AGENTS__LEASE_MS", "9000"),
                 ("BATON_WORKFLOWS__MAX_LIVE_RUNS", "10"),
                 ("BATON_HTTP__ALLOWED_HOSTS", "a,b"),
+                ("BATON_PLACEMENT__LEARNING_RATE", "0.25"),
+                ("BATON_PLACEMENT__DEADLINES_FIRST", "true"),
                 ("BATON_SERVER", "nats://x"),
                 ("OTHER__X", "1"),
             ],
@@ -490,6 +509,10 @@ mod tests {
         .unwrap();
         assert_eq!((settings.agents.lease_ms, settings.log.replicas), (9000, 3));
         assert_eq!(settings.workflows.max_live_runs, 10);
+        assert_eq!(
+            (settings.placement.learning_rate_millionths(), settings.placement.deadlines_first),
+            (250_000, true)
+        );
         assert_eq!(settings.http.listen, HttpSettings::default().listen);
         assert_eq!(settings.http.allowed_hosts, ["a", "b"]);
     }
@@ -562,6 +585,8 @@ mod tests {
             ("[pressure.elevated]\nqueues = 1\n", "queues"),
             ("[workflows]\nkeep_ended = 10001\n", "workflows.keep_ended is 10001"),
             ("[workflows]\nkeep_ended_ms = 5000\n", "workflows.keep_ended_ms is 5000"),
+            ("[placement]\nlearning_rate = 0\n", "placement.learning_rate is 0"),
+            ("[placement]\nlearning_rate = 1.5\n", "placement.learning_rate is 1.5"),
             ("[log\n", "baton.toml"),
         ] {
             let error = load(text, &[]).unwrap_err().to_string();

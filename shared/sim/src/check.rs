@@ -95,6 +95,8 @@ pub(crate) struct Facts {
     strategies: u64,
     /// Lessons that were imported.
     imported: Vec<Lesson>,
+    /// The learning rate, once one is in the log, in millionths.
+    learning_rate: Option<u32>,
     /// Every report that was ever sent, by the lease it names.
     reports: BTreeMap<LeaseId, Vec<(AgentId, Report)>>,
     /// Runs that somebody asked to be cancelled.

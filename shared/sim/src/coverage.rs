@@ -356,7 +356,7 @@ counted! {
 }
 
 /// The kinds of records, in the order of their counters.
-pub(crate) const RECORDS: [&str; 44] = [
+pub(crate) const RECORDS: [&str; 45] = [
     "workflow_registered",
     "run_started",
     "run_paused",
@@ -401,6 +401,7 @@ pub(crate) const RECORDS: [&str; 44] = [
     "pressure_changed",
     "strategy_changed",
     "learning_imported",
+    "learning_rate_changed",
 ];
 
 /// Counters of one history, or of many.

@@ -341,7 +341,12 @@ impl World {
                 alerts: AlertConfig { queue_depth: 5, run_failed: true, pools: true, pool_used_ms: 500 },
                 pressure: workload.pressure.clone(),
             },
-            optimizer: baton_optimizer::Config { ageing_ms: 5000, ask_timeout_ms: 2000, deadlines_first: false },
+            optimizer: baton_optimizer::Config {
+                ageing_ms: 5000,
+                // Drawn from what is drawn already, so that histories stay what they were.
+                learning_rate: if max_live_runs < 100 { 250_000 } else { 100_000 },
+                ..baton_optimizer::Config::default()
+            },
             commit_bytes: *draws.pick(&[128 * 1024, 3000, 600]),
             snapshot_every: *draws.pick(&[0, 5, 20]),
             prove_by_commit: draws.chance(250),

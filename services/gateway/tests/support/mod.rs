@@ -431,6 +431,7 @@ impl Script {
             "strategy.set" => is(&Done {}),
             "placement.get" => is(&PlacementView {
                 strategy: Strategy::RoundRobin,
+                learning_rate: 0.1,
                 queued: 0,
                 queue: vec![],
                 agents: vec![],

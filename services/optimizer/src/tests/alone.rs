@@ -30,6 +30,7 @@ use crate::{Config, Optimizer};
 struct World {
     log: Log,
     machine: Processor<Optimizer>,
+    config: Config,
     workflow_next: u64,
     resource_next: u64,
     now: Millis,
@@ -44,9 +45,14 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::with(Config::default())
+    }
+
+    fn with(config: Config) -> Self {
         let mut world = Self {
             log: Log::default(),
-            machine: Processor::new(Config::default()),
+            machine: Processor::new(config.clone()),
+            config,
             workflow_next: 1,
             resource_next: 1,
             now: START,
@@ -79,7 +85,7 @@ impl World {
             self.note(&format!("+{} ask {endpoint} seen {}: {}", self.now - START, request.seen, what.join(", ")));
             self.asked.insert(tag, request);
         }
-        self.log.check(&self.machine, Config::default(), self.now);
+        self.log.check(&self.machine, self.config.clone(), self.now);
     }
 
     fn note_effect(&mut self, effect: Effect) {
@@ -186,7 +192,7 @@ impl World {
     }
 
     fn view(&self) -> PlacementView {
-        crate::view::placement(self.machine.machine(), &Config::default(), self.now)
+        crate::view::placement(self.machine.machine(), &self.config, self.now)
     }
 
     fn order(&self) -> String {
@@ -601,11 +607,11 @@ fn o2_each_placement_is_explained() {
     }
     expect![[r#"
         R21 ann ADAPTIVE: it was expected to end soonest there
-           ann true available_ms 0.00, duration_ms 2037.81, ends_ms 2144.61, failure 0.02, failure_cost_ms 106.80
-           bob true available_ms 0.00, duration_ms 9078.58, ends_ms 9185.38, failure 0.02, failure_cost_ms 106.80
+           ann true available_ms 0.00, duration_ms 1973.17, ends_ms 2079.96, failure 0.02, failure_cost_ms 106.80
+           bob true available_ms 0.00, duration_ms 8807.73, ends_ms 8914.53, failure 0.02, failure_cost_ms 106.80
         R22 nobody ADAPTIVE: it is expected to end soonest at ann, though that has no room yet
-           ann false available_ms 2231.87, duration_ms 2037.81, ends_ms 4376.48, failure 0.02, failure_cost_ms 106.80
-           bob false available_ms 12281.96, duration_ms 9078.58, ends_ms 21467.33, failure 0.02, failure_cost_ms 106.80
+           ann false available_ms 2231.87, duration_ms 1973.17, ends_ms 4311.83, failure 0.02, failure_cost_ms 106.80
+           bob false available_ms 12281.96, duration_ms 8807.73, ends_ms 21196.49, failure 0.02, failure_cost_ms 106.80
         R23 nobody ADAPTIVE: no agent that is there can do cooking with what it needs
         R24 bob LOAD_BALANCED: of those with room it had the smallest part of its slots in use
            bob true idle_ms 500.00, load 0.00, priority 0.00, score 0.70
@@ -795,6 +801,80 @@ fn o12_how_long_a_task_waits_is_measured_up_to_its_lease() {
     world.strategy(Strategy::RoundRobin);
     world.resource(vec![registered("bob", "s", "research", 1, 0, 0), assigned(task(2, 1), "ann", 0)]);
     assert_eq!(world.waited.len(), 1);
+}
+
+#[test]
+fn o4_the_learning_rate_is_a_setting_that_comes_to_all_through_the_log() {
+    let config = Config { learning_rate: 500_000, ..Config::default() };
+    let mut world = World::with(config.clone());
+    world.resource(vec![registered("ann", "s", "research", 1, 0, 0)]);
+    world.ready(1, "research", 0, 0);
+    world.grant();
+    world.end(1, "ann", Outcome::Succeeded, 1000);
+    // Half of the way from 0.5 to 1.
+    assert_eq!((world.view().learning_rate, world.view().agents[0].score), (0.5, 0.75));
+    assert_eq!(world.transcript.matches("learning_rate_changed").count(), 1);
+    // Who leads next with the same setting has nothing to say; with another one it says so, and what was learned stays. What is no
+    // rate becomes the least that is one.
+    for (config, records, rate) in [
+        (config, 1, 0.5),
+        (Config::default(), 2, 0.1),
+        (Config { learning_rate: 0, ..Config::default() }, 3, 0.000_001),
+    ] {
+        let mut next: Processor<Optimizer> = Processor::new(config);
+        world.log.feed(&mut next, world.now);
+        next.lead("j", world.now);
+        world.log.settle(&mut next, world.now);
+        let changes = world
+            .log
+            .messages
+            .iter()
+            .filter(|(_, text)| String::from_utf8_lossy(text).contains("learning_rate_changed"));
+        assert_eq!(changes.count(), records);
+        // Who reads the log learns the same, whatever it is set to.
+        assert_eq!(next.machine().learning.score(&agent("ann")), 750_000);
+        assert!((next.machine().learning.rate.part() - rate).abs() < 1e-12);
+    }
+}
+
+/// Of a snapshot from before there was a setting.
+#[test]
+fn o4_what_was_learned_before_the_rate_was_a_setting_is_read() {
+    let mut world = World::new();
+    world.resource(vec![registered("ann", "s", "research", 1, 0, 0)]);
+    practise(&mut world, 1, &[("ann", Outcome::Succeeded, 1000); 3]);
+    let mut text = serde_json::to_value(world.machine.machine()).unwrap();
+    text["learning"].as_object_mut().unwrap().remove("rate").unwrap();
+    assert_eq!(&serde_json::from_value::<Optimizer>(text).unwrap(), world.machine.machine());
+}
+
+#[test]
+fn o3_an_agent_of_which_nothing_is_known_is_tried() {
+    for strategy in [Strategy::Historical, Strategy::Adaptive] {
+        let mut world = World::new();
+        world.resource(vec![registered("ann", "s", "research", 1, 0, 0)]);
+        // Ann fails now and then.
+        let mut lessons = [("ann", Outcome::Succeeded, 1000); 20];
+        (lessons[4].1, lessons[14].1) = (Outcome::Failed, Outcome::Failed);
+        practise(&mut world, 1, &lessons);
+        world.resource(vec![registered("bob", "s", "research", 1, 0, 0)]);
+        let mut given = Vec::new();
+        for n in 21..=30 {
+            for agent in placed(&mut world, n, strategy) {
+                let outcome = if agent == "bob" { Outcome::Failed } else { Outcome::Succeeded };
+                world.wait(1000);
+                world.end(n, &agent, outcome, 1000);
+                given.push(agent);
+            }
+        }
+        // Bob is tried at once, and not again soon, as he fails.
+        assert_eq!(given[0], "bob", "{strategy:?}");
+        assert_eq!(
+            (given.len(), given.iter().filter(|agent| *agent == "bob").count()),
+            (10, 1),
+            "{strategy:?}: {given:?}"
+        );
+    }
 }
 
 #[test]

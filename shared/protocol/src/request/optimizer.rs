@@ -188,6 +188,9 @@ pub struct GetPlacement {}
 pub struct PlacementView {
     /// How tasks are placed.
     pub strategy: Strategy,
+    /// How much of a moving average a new sample makes up, from 0 to 1.
+    #[serde(default)]
+    pub learning_rate: f64,
     /// How many tasks wait.
     pub queued: u64,
     /// The first of them, in the order in which they will be placed; at most 100.

@@ -5,8 +5,9 @@ use baton_optimizer::Optimizer;
 use baton_protocol::budget::{agent_account, least};
 use baton_protocol::definition::OnFailure;
 use baton_protocol::record::{
-    AgentLeft, AgentRegistered, AnyCommit, Assigned, Commit, LeaseEnded, LeftReason, OptimizerRecord, Outcome, Record,
-    ResourceRecord, RunFinished, RunStarted, StageEnded, StageReady, Stamp, WorkflowRecord, WorkflowRegistered,
+    AgentLeft, AgentRegistered, AnyCommit, Assigned, Commit, LearningRateChanged, LeaseEnded, LeftReason,
+    OptimizerRecord, Outcome, Record, ResourceRecord, RunFinished, RunStarted, StageEnded, StageReady, Stamp,
+    WorkflowRecord, WorkflowRegistered,
 };
 use baton_protocol::run::RunStatus;
 use baton_protocol::{LeaseId, Service, TaskId};
@@ -36,6 +37,9 @@ const TIME: &str = "time does not go backwards";
 const WAITS: &str = "every wait lasts as long as it should";
 const REPLACED: &str = "a session that was replaced does not come back";
 const SILENT: &str = "a task is taken from its agent only when nothing was heard of it for as long as its stage says";
+const LEARNS: &str = "the learning rate is in the log when it is another, and no more often";
+/// The learning rate before any is in the log, in millionths.
+const LEARNING_RATE: u32 = 100_000;
 const CALM: &str = "nothing is lost in the calm";
 
 /// Whether a service observes what the other one writes, and so what follows from it.
@@ -76,13 +80,25 @@ impl Facts {
             }
             AnyCommit::Optimizer(commit) => {
                 self.writer(commit)?;
-                commit.stamped().for_each(|(_, record)| match record {
-                    OptimizerRecord::StrategyChanged(_) => self.strategies += 1,
-                    OptimizerRecord::LearningImported(record) => self.imported.extend(record.lessons.iter().cloned()),
-                });
-                Ok(())
+                commit.stamped().try_for_each(|(_, record)| self.optimizer(record))
             }
         }
+    }
+
+    fn optimizer(&mut self, record: &OptimizerRecord) -> Checked {
+        match record {
+            OptimizerRecord::StrategyChanged(_) => self.strategies += 1,
+            OptimizerRecord::LearningImported(record) => self.imported.extend(record.lessons.iter().cloned()),
+            OptimizerRecord::LearningRateChanged(LearningRateChanged { millionths }) => {
+                let before = self.learning_rate.replace(*millionths).unwrap_or(LEARNING_RATE);
+                hold!(
+                    before != *millionths,
+                    LEARNS,
+                    "the learning rate is changed from {before} to {millionths} millionths"
+                );
+            }
+        }
+        Ok(())
     }
 
     fn writer<R: Record>(&mut self, commit: &Commit<R>) -> Checked {
