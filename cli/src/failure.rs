@@ -84,6 +84,7 @@ fn exit_of_one(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
             ClientError::Rejected(rejection) if rejection.code == Code::Unavailable => Exit::Unavailable,
             ClientError::Rejected(_) => Exit::Rejected,
             ClientError::Unreadable { .. } => Exit::Failed,
+            ClientError::Trimmed { .. } => Exit::Rejected,
             ClientError::NoService(_)
             | ClientError::Timeout { .. }
             | ClientError::Connection(_)

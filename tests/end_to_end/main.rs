@@ -28,5 +28,6 @@ mod rules;
 mod schedules;
 mod traces;
 mod triggers;
+mod trim;
 mod words;
 mod workflows;

@@ -224,7 +224,7 @@ async fn log(context: &jetstream::Context) -> (Check, u64, usize) {
         }
     };
     let state = &info.state;
-    let found = format!(
+    let mut found = format!(
         "{name}: {}, {}, {}, last sequence {}",
         count(usize::try_from(state.messages).unwrap_or(usize::MAX), "commit"),
         bytes(state.bytes),
@@ -234,6 +234,9 @@ async fn log(context: &jetstream::Context) -> (Check, u64, usize) {
         },
         state.last_sequence
     );
+    if state.first_sequence > 1 {
+        let _ = write!(found, ", begins with {} (trimmed)", state.first_sequence);
+    }
     let check = match forgetful(&info.config) {
         Some(why) => Check::wrong("log", format!("{found}; {why}"), format!("`nats stream edit {name}`")),
         None if is_nearly_full(state.bytes, info.config.max_bytes) => {

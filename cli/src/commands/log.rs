@@ -111,21 +111,5 @@ async fn follow(client: &Client, run: RunId) -> anyhow::Result<Events> {
 
 /// What is in the log now, up to the run's end if that is in it.
 async fn so_far(client: &Client, run: RunId) -> anyhow::Result<Events> {
-    let from = client.get_run(run).await?.first_seq;
-    let to = client.log_ends().await?.last;
-    let events = client.log(from, Some(to)).map_err(anyhow::Error::from).map_ok(move |(seq, commit)| {
-        let of_run = |event: &Event| event.is_of(run);
-        let events = commit.events(seq).map_err(anyhow::Error::from);
-        stream::iter(match events {
-            Ok(events) => events.into_iter().filter(of_run).map(Ok).collect(),
-            Err(error) => vec![Err(error)],
-        })
-    });
-    let mut ended = false;
-    let until_end = events.try_flatten().take_while(move |event| {
-        let go_on = !ended;
-        ended = matches!(event, Ok(event) if event.kind == "run_finished");
-        ready(go_on)
-    });
-    Ok(until_end.boxed())
+    Ok(client.run_records(run).await?.map_err(anyhow::Error::from).boxed())
 }

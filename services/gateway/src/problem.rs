@@ -246,6 +246,7 @@ impl From<ClientError> for Problem {
             | ClientError::Connection(_)
             | ClientError::Log(_) => Self::new(Kind::Code(Code::Unavailable), error.to_string()),
             ClientError::Unreadable { .. } => Self::new(Kind::Code(Code::Internal), error.to_string()),
+            ClientError::Trimmed { .. } => Self::new(Kind::NotFound, error.to_string()),
         }
     }
 }

@@ -55,6 +55,9 @@ struct Whole {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Past {
     pub(crate) summary: RunSummary,
+    /// A sequence in the log at or before its first record.
+    #[serde(default)]
+    first_seq: u64,
     pub(crate) key: Option<String>,
     pub(crate) fingerprint: u64,
     pub(crate) trace: Option<TraceContext>,
@@ -74,6 +77,7 @@ impl History {
         let (id, bytes) = (run.id, run.size());
         let past = Past {
             summary: view::summary(&run),
+            first_seq: run.first_seq,
             key: run.key.clone(),
             fingerprint: run.fingerprint,
             trace: run.trace,
@@ -163,6 +167,11 @@ impl History {
     pub(crate) fn oldest(&self) -> impl Iterator<Item = (RunId, Millis)> {
         let ended = |run: &RunId| self.known.get(run).and_then(|past| past.summary.ended_at).unwrap_or(0);
         self.order.iter().map(move |run| (*run, ended(run)))
+    }
+
+    /// The least sequence in the log at or before which a run begins that is known.
+    pub(crate) fn first_seq(&self) -> Option<u64> {
+        self.known.values().map(|past| past.first_seq).min()
     }
 
     pub(crate) fn past(&self, run: RunId) -> Option<&Past> {

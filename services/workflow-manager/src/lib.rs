@@ -241,6 +241,10 @@ impl Machine for WorkflowManager {
         let triggered = trigger::due(self, soft.triggers_wait);
         self.timers.next().into_iter().chain(retention::due(self, config)).chain(scheduled).chain(triggered).min()
     }
+
+    fn floor(&self) -> Option<u64> {
+        retention::floor(self)
+    }
 }
 
 fn reply<T: Serialize>(result: Result<T, Rejection>) -> Reply {

@@ -3,7 +3,8 @@
 //! Those that are a part of another one go with it, and not before.
 //!
 //! Which, is decided by age and number, and written down: what a service knows follows from the log alone. Their documents
-//! go by themselves, by the same settings (the bucket's limits), and the log keeps their records.
+//! go by themselves, by the same settings (the bucket's limits). The log keeps their records, unless it is trimmed: what it must
+//! keep is what belongs to runs that are not forgotten ([`floor`]).
 
 use baton_protocol::record::{RunsForgotten, WorkflowRecord};
 use baton_protocol::{Millis, RunId};
@@ -40,6 +41,13 @@ pub(crate) fn due(state: &WorkflowManager, config: &Config) -> Option<Millis> {
 
 fn spare(config: &Config) -> usize {
     1 + (config.keep_ended / 10).min(BATCH)
+}
+
+/// From where on the log has all records of all runs that are known, live or ended. It never goes back: a run begins at or after
+/// what had been read when it was started.
+pub(crate) fn floor(state: &WorkflowManager) -> Option<u64> {
+    let live = state.runs.values().map(|run| run.first_seq).min();
+    live.into_iter().chain(state.history.first_seq()).min()
 }
 
 /// Those that are to be forgotten, the oldest first, some at a time.

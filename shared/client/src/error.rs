@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use baton_protocol::{Code, Rejection, Service};
+use baton_protocol::{Code, Rejection, RunId, Service};
 
 /// Why there is no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -37,6 +37,17 @@ pub enum ClientError {
     /// The log can not be read.
     #[error("the log can not be read: {0}")]
     Log(String),
+    /// The log was trimmed: what is asked for was in it, and has been removed.
+    #[error(
+        "the log has no records of run {run} any more, or not all of them: it begins with message {first}, for what is older and \
+         belongs to forgotten runs has been removed (`baton show` has the run's outcome, as long as its document is kept)"
+    )]
+    Trimmed {
+        /// Whose records were asked for.
+        run: RunId,
+        /// The sequence of the log's first message.
+        first: u64,
+    },
 }
 
 impl ClientError {
@@ -56,7 +67,7 @@ impl ClientError {
         match self {
             Self::Rejected(rejection) => rejection.code.is_retryable(),
             Self::NoService(_) | Self::Timeout { .. } => true,
-            Self::Connection(_) | Self::Unreadable { .. } | Self::Log(_) => false,
+            Self::Connection(_) | Self::Unreadable { .. } | Self::Log(_) | Self::Trimmed { .. } => false,
         }
     }
 }

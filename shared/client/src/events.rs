@@ -39,6 +39,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 const HEARD: Duration = Duration::from_secs(3);
 /// How often a reader that gets nothing looks whether its connection has been a new one since.
 const LOOK: Duration = Duration::from_millis(200);
+/// The kind of a run's first record.
+const FIRST_KIND: &str = "run_started";
 /// The kind of a run's last record.
 const LAST_KIND: &str = "run_finished";
 
@@ -60,6 +62,9 @@ pub struct LogEnds {
     pub last: u64,
 }
 
+/// The records of a run.
+pub type RunRecordStream = BoxStream<'static, Result<Event, ClientError>>;
+
 /// The events of a run.
 pub type RunEventStream = BoxStream<'static, Result<RunEvent, ClientError>>;
 
@@ -69,16 +74,38 @@ pub type CommitStream = BoxStream<'static, Result<(u64, AnyCommit), ClientError>
 impl Client {
     /// The events of a run, from its first record (or from the one after `after`) to its last: every record once, in
     /// the order of the log, and between them the progress that is told meanwhile. A broken connection is waited for.
+    ///
+    /// The log may lack the beginning of a run that was forgotten: [`ClientError::Trimmed`].
     pub async fn run_events(&self, run: RunId, after: Option<Position>) -> Result<RunEventStream, ClientError> {
         let topic = subject::event(Topic::Run(&run), "progress");
         let progress = self.nats().subscribe(topic).await;
         let progress = progress.map_err(|error| ClientError::Connection(format!("can not subscribe: {error}")))?;
         let view = self.get_run(run).await?;
         // The end of a run that has ended is in the log already; there is nothing to wait for behind it.
-        let to = if view.status.is_end() { Some(self.log_ends().await?.last) } else { None };
+        let ends = if view.status.is_end() { Some(self.log_ends().await?) } else { None };
         let from = after.map_or(view.first_seq, |after| after.seq.max(view.first_seq));
-        let watch = Watch { run, after, log: self.log(from, to), progress, ready: VecDeque::new(), ended: false };
-        Ok(stream::unfold(watch, |mut watch| async move { Some((watch.next().await?, watch)) }).boxed())
+        let mut watch = Watch::new(self, run, (from, ends.map(|ends| ends.last)), after, Some(progress));
+        // Where the beginning may be missing, that is said at once.
+        let first = match ends {
+            Some(ends) if ends.first > from.max(1) => watch.next().await.transpose()?,
+            _ => None,
+        };
+        let rest = stream::unfold(watch, |mut watch| async move { Some((watch.next().await?, watch)) });
+        Ok(stream::iter(first.map(Ok)).chain(rest).boxed())
+    }
+
+    /// The records of a run that are in the log by now, in its order, as [`Client::run_events`] gives them.
+    pub async fn run_records(&self, run: RunId) -> Result<RunRecordStream, ClientError> {
+        let from = self.get_run(run).await?.first_seq;
+        let to = self.log_ends().await?.last;
+        let watch = Watch::new(self, run, (from, Some(to)), None, None);
+        let events = stream::unfold(watch, |mut watch| async move { Some((watch.next().await?, watch)) });
+        let records = events.filter_map(async |event| match event {
+            Ok(RunEvent::Record(record)) => Some(Ok(record)),
+            Ok(RunEvent::Progress(_)) => None,
+            Err(error) => Some(Err(error)),
+        });
+        Ok(records.boxed())
     }
 
     /// The messages of the log from one sequence to another, or from one sequence on without an end.
@@ -111,18 +138,42 @@ impl Client {
 
 /// A run's events, being read.
 struct Watch {
+    client: Client,
     run: RunId,
     after: Option<Position>,
+    /// Where reading begins.
+    from: u64,
     log: CommitStream,
-    progress: Subscriber,
+    progress: Option<Subscriber>,
     ready: VecDeque<Event>,
+    /// Whether a record has come.
+    begun: bool,
     ended: bool,
 }
 
 impl Watch {
+    fn new(
+        client: &Client,
+        run: RunId,
+        (from, to): (u64, Option<u64>),
+        after: Option<Position>,
+        progress: Option<Subscriber>,
+    ) -> Self {
+        let (client, log) = (client.clone(), client.log(from, to));
+        Self { client, run, after, from, log, progress, ready: VecDeque::new(), begun: false, ended: false }
+    }
+
     async fn next(&mut self) -> Option<Result<RunEvent, ClientError>> {
         loop {
             if let Some(event) = self.ready.pop_front() {
+                if !std::mem::replace(&mut self.begun, true)
+                    && (self.after.is_some() || event.kind != FIRST_KIND)
+                    && let Err(error) = self.check_begin().await
+                {
+                    self.ended = true;
+                    self.ready.clear();
+                    return Some(Err(error));
+                }
                 if event.kind == LAST_KIND {
                     self.ended = true;
                     self.ready.clear();
@@ -134,16 +185,21 @@ impl Watch {
             }
             tokio::select! {
                 biased;
-                read = self.log.next() => match read? {
-                    Ok((seq, commit)) => {
+                read = self.log.next() => match read {
+                    Some(Ok((seq, commit))) => {
                         if let Err(error) = self.take(seq, &commit) {
                             self.ended = true;
                             return Some(Err(error));
                         }
                     }
-                    Err(error) => return Some(Err(error)),
+                    Some(Err(error)) => return Some(Err(error)),
+                    None => {
+                        self.ended = true;
+                        let whole = if self.begun { Ok(()) } else { self.check_begin().await };
+                        return whole.err().map(Err);
+                    }
                 },
-                Some(message) = self.progress.next() => match serde_json::from_slice(&message.payload) {
+                Some(message) = next_of(&mut self.progress) => match serde_json::from_slice(&message.payload) {
                     Ok(progress) => return Some(Ok(RunEvent::Progress(progress))),
                     Err(error) => tracing::debug!(run = %self.run, %error, "progress that can not be read"),
                 },
@@ -151,11 +207,25 @@ impl Watch {
         }
     }
 
+    /// Whether the log still has what was to be read first.
+    async fn check_begin(&mut self) -> Result<(), ClientError> {
+        let first = self.client.log_ends().await?.first;
+        if first > self.from.max(1) { Err(ClientError::Trimmed { run: self.run, first }) } else { Ok(()) }
+    }
+
     fn take(&mut self, seq: u64, commit: &AnyCommit) -> Result<(), ClientError> {
         let events = commit.events(seq).map_err(|error| ClientError::Log(format!("message {seq}: {error}")))?;
         let wanted = |event: &Event| event.is_of(self.run) && self.after.is_none_or(|after| event.position > after);
         self.ready.extend(events.into_iter().filter(wanted));
         Ok(())
+    }
+}
+
+/// The next message, if anything is listened to.
+async fn next_of(subscriber: &mut Option<Subscriber>) -> Option<async_nats::Message> {
+    match subscriber {
+        Some(subscriber) => subscriber.next().await,
+        None => std::future::pending().await,
     }
 }
 

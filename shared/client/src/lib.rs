@@ -37,7 +37,7 @@ mod why;
 pub use client::{ATTEMPT, Client, DEADLINE};
 pub use connect::{ConnectError, Connection, Link, connect};
 pub use error::ClientError;
-pub use events::{CommitStream, LogEnds, RunEvent, RunEventStream};
+pub use events::{CommitStream, LogEnds, RunEvent, RunEventStream, RunRecordStream};
 pub use headers::{Headers, now};
 pub use live::{Live, Shown};
 pub use settings::{ConnectSettings, Secret, SettingsError, config_dir, write_context, write_context_in};

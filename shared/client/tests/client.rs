@@ -443,6 +443,36 @@ async fn a_part_of_the_log_is_read_to_its_end_and_leaves_no_consumer() {
 }
 
 #[tokio::test]
+async fn a_run_whose_records_were_removed_is_not_shown_as_if_it_had_none() {
+    let server = NatsServer::start().await;
+    let client = Client::new(server.connect().await);
+    let mut writer = Writer::new(&server).await;
+    let (gone, cut, whole) = (RunId::derive(1, 1), RunId::derive(1, 2), RunId::derive(1, 3));
+    let finished = |run| WorkflowRecord::RunFinished(RunFinished { run, status: RunStatus::Succeeded, reason: None });
+    for record in [started(gone), finished(gone), started(cut), finished(cut), started(whole), finished(whole)] {
+        writer.commit(vec![record]).await;
+    }
+    let stream = jetstream::new(writer.nats.clone()).get_stream("BATON_LOG_0").await.unwrap();
+    stream.purge().sequence(4).await.unwrap();
+    for run in [gone, cut] {
+        let shown = writer.show(run, RunStatus::Succeeded, 1).await;
+        let error = client.run_events(run, None).await.err().unwrap();
+        assert!(matches!(error, ClientError::Trimmed { run: of, first: 4 } if of == run), "{error}");
+        let records = client.run_records(run).await.unwrap().collect::<Vec<_>>().await;
+        assert!(matches!(records[..], [Err(ClientError::Trimmed { .. })]), "{records:?}");
+        shown.abort();
+        let _ = shown.await;
+    }
+    // Where a run begins is not known exactly.
+    let _shown = writer.show(whole, RunStatus::Succeeded, 1).await;
+    let mut events = client.run_events(whole, None).await.unwrap();
+    let kinds = [next_record(&mut events).await, next_record(&mut events).await, next_record(&mut events).await];
+    let kinds = kinds.map(|event| event.map(|(kind, _)| kind));
+    assert_eq!(kinds, [Some("run_started".into()), Some("run_finished".into()), None]);
+    assert_eq!(client.run_records(whole).await.unwrap().collect::<Vec<_>>().await.len(), 2);
+}
+
+#[tokio::test]
 async fn many_askers_share_a_connection() {
     let server = NatsServer::start().await;
     let nats = server.connect().await;

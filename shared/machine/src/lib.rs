@@ -94,6 +94,12 @@ pub trait Machine: Default + Clone + PartialEq + fmt::Debug + Serialize + Deseri
 
     /// When it next wants to be called, if nothing else happens.
     fn deadline(&self, soft: &Self::Soft, config: &Self::Config) -> Option<Millis>;
+
+    /// The sequence from which on it wants the log to be kept, beside what a start needs: for those who read there what became
+    /// of the things that it shows. None: it wants nothing to be kept. It is asked once a snapshot, and may look at everything.
+    fn floor(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// What comes with a request.

@@ -16,6 +16,9 @@ use crate::{Effect, Foreign, Machine, Measure, Reply, RequestContext, Token, Tur
 /// follower keeps and a successor handles again.
 const CHECKPOINT: u64 = 1024;
 
+/// The least that it may be set to: commits without records are read by others, who must not answer each with one of theirs.
+const LEAST_CHECKPOINT: u64 = 16;
+
 /// How long a request waits for the record that it names to be read.
 const PARK_MS: Millis = 2000;
 
@@ -36,6 +39,8 @@ pub struct Processor<M: Machine> {
     handled: u64,
     /// The number of the last record that was observed of each other service.
     marks: BTreeMap<Service, Number>,
+    /// The number of the last record that was read of each other service, observed or not.
+    known: BTreeMap<Service, Number>,
     term: u64,
     /// Time never goes backwards.
     clock: Millis,
@@ -59,6 +64,8 @@ pub struct Processor<M: Machine> {
     shown_traces: f64,
     /// How much of the memory that the process may take it takes, in per cent.
     memory: Option<u32>,
+    /// How far the cursor may move on before it is committed.
+    checkpoint: u64,
     lead: Option<Lead<M>>,
 }
 
@@ -208,6 +215,7 @@ impl<M: Machine> Processor<M> {
             own,
             seen,
             handled,
+            known: marks.clone(),
             marks,
             term,
             clock,
@@ -221,8 +229,15 @@ impl<M: Machine> Processor<M> {
             snapshot_position: own.min(handled),
             shown_traces: 1.0,
             memory: None,
+            checkpoint: CHECKPOINT,
             lead: None,
         }
+    }
+
+    /// Commits the cursor once it has moved on by so many messages of the log, if nothing else is committed; from 16 to 1024, which
+    /// it is unless it is set. A snapshot goes with a commit only.
+    pub fn checkpoint_after(&mut self, messages: u64) {
+        self.checkpoint = messages.clamp(LEAST_CHECKPOINT, CHECKPOINT);
     }
 
     /// Proves leading by empty commits from now on. In a cluster a read may be answered by a server that was deposed and
@@ -346,6 +361,7 @@ impl<M: Machine> Processor<M> {
             match M::Record::commit(commit) {
                 Some(own) => self.read_own(seq, own)?,
                 None => {
+                    self.follows(seq, commit)?;
                     // What follows from a record is not before it, though its writer's clock may be ahead.
                     let at = commit.at().filter(|_| !is_planted(Bug::ClocksApart));
                     self.clock = self.clock.max(at.unwrap_or(0));
@@ -367,6 +383,19 @@ impl<M: Machine> Processor<M> {
         }
         let known = if service == M::Record::SERVICE { self.own } else { self.handled };
         seq > self.read.max(known)
+    }
+
+    /// Takes note of a commit of another service, which must be the next of that service: what lay between may have been
+    /// removed from the log before it was read.
+    fn follows(&mut self, seq: u64, commit: &AnyCommit) -> Result<(), ReadError> {
+        let known = self.known.entry(commit.service()).or_default();
+        let (found, expected) = (first_of(commit), *known + 1);
+        // After a start from a snapshot what was observed and not handled comes again.
+        if seq > self.seen && found != expected {
+            return Err(ReadError::Gap { seq, found, expected });
+        }
+        *known = (*known).max(commit.next() - 1);
+        Ok(())
     }
 
     fn read_own(&mut self, seq: u64, commit: &Commit<M::Record>) -> Result<(), ReadError> {
@@ -622,7 +651,7 @@ impl<M: Machine> Processor<M> {
     pub fn take(&mut self, max_bytes: usize) -> Option<Outgoing> {
         let handled = self.handled;
         let lead = self.lead.as_mut().filter(|lead| lead.flight.is_none())?;
-        let checkpoint = handled.saturating_sub(lead.committed_handled) >= CHECKPOINT;
+        let checkpoint = handled.saturating_sub(lead.committed_handled) >= self.checkpoint;
         if lead.entries.is_empty() && !lead.must_commit && !checkpoint {
             return None;
         }
@@ -720,6 +749,15 @@ impl<M: Machine> Processor<M> {
             (emitted.subject, event)
         });
         Released { effects: flight.effects, events: events.collect(), snapshot: flight.snapshot }
+    }
+}
+
+/// The number of the first record in a commit, or of the next one if it has none.
+fn first_of(commit: &AnyCommit) -> Number {
+    match commit {
+        AnyCommit::Workflow(commit) => commit.first,
+        AnyCommit::Resource(commit) => commit.first,
+        AnyCommit::Optimizer(commit) => commit.first,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Snapshots: a processor's state at a commit.
 //!
-//! A snapshot is a convenience, never a truth: one that does not fit the log is passed over.
+//! While the log is whole a snapshot is a convenience, never a truth: one that does not fit the log is passed over. Where the
+//! log's beginning has been removed, there must be one that fits.
 
 use std::collections::BTreeMap;
 
@@ -35,6 +36,12 @@ pub struct Snapshot<M> {
 }
 
 impl<M: Machine> Snapshot<M> {
+    /// Where the log is read on after a start from this: with the message after that one.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.own.min(self.handled)
+    }
+
     /// Whether a log that ends at `last` is the one that this was made of: it may have lost its end with the power. `own` is
     /// what that log holds at [`Snapshot::own`], if it holds anything there: the service that wrote it, and the message.
     #[must_use]

@@ -374,6 +374,49 @@ fn a_snapshot_comes_with_the_commit_that_it_is_of() {
 }
 
 #[test]
+fn a_commit_of_others_that_was_removed_before_it_was_read_is_missed() {
+    let mut log = Log::default();
+    [1, 2, 0, 1].into_iter().for_each(|records| log.foreign(records));
+    for skipped in [1, 2] {
+        for leads in [false, true] {
+            let mut processor: Processor<Chain> = Processor::new(());
+            if leads {
+                processor.lead("a", 1);
+            }
+            log.feed(&mut processor, skipped - 1).unwrap();
+            let (service, payload) = &log.messages[skipped as usize];
+            let error = processor.read(skipped + 1, *service, payload, 2).unwrap_err();
+            assert!(matches!(error, ReadError::Gap { seq, .. } if seq == skipped + 1), "{error}");
+        }
+    }
+    // One that holds nothing is no loss.
+    let mut processor: Processor<Chain> = Processor::new(());
+    log.feed(&mut processor, 2).unwrap();
+    let (service, payload) = &log.messages[3];
+    processor.read(4, *service, payload, 2).unwrap();
+}
+
+#[test]
+fn the_cursor_is_committed_as_often_as_it_is_asked_for() {
+    for (asked, is) in [(0, 16), (20, 20), (5000, 1024)] {
+        let mut log = Log::default();
+        let mut processor: Processor<Chain> = Processor::new(());
+        processor.checkpoint_after(asked);
+        processor.lead("a", 1);
+        let Some(Outgoing::Commit { payload, fence, .. }) = processor.take(1000) else { panic!("a commit") };
+        let seq = log.append(fence, payload).unwrap();
+        processor.acknowledged(seq);
+        for read in 2..=is {
+            // Without records there is nothing to react to.
+            log.foreign(0);
+            log.feed(&mut processor, u64::MAX).unwrap();
+            let sent = processor.take(1000);
+            assert_eq!(sent.is_some(), read == is, "{asked}: after message {read}");
+        }
+    }
+}
+
+#[test]
 fn a_term_begins_when_the_log_has_been_read_to_where_it_ended() {
     let mut log = Log::default();
     log.foreign(1);

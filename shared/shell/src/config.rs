@@ -88,11 +88,31 @@ pub struct LogSettings {
     pub commit_bytes: usize,
     /// A snapshot of a service's state is kept after this many of its records, or after as many messages of the log.
     pub snapshot_records: u64,
+    /// The least time between two snapshots of a service, in milliseconds: what is to be read after one should be read in about a
+    /// second.
+    pub snapshot_pause_ms: Millis,
+    /// Whether the log's beginning is removed once nothing needs it: no run that is still listed, and no service's start. A log
+    /// that was made without this can never be trimmed.
+    pub trim: bool,
+    /// It is removed when so many messages are to go, and at least a tenth of them all.
+    pub trim_messages: u64,
+    /// How old a snapshot must be before anything is removed for it, in milliseconds: longer than the broker may keep something in
+    /// memory only (its `sync_interval`, two minutes if nothing is said).
+    pub trim_settled_ms: Millis,
 }
 
 impl Default for LogSettings {
     fn default() -> Self {
-        Self { replicas: 1, max_bytes: -1, commit_bytes: 128 * 1024, snapshot_records: 20_000 }
+        Self {
+            replicas: 1,
+            max_bytes: -1,
+            commit_bytes: 128 * 1024,
+            snapshot_records: 20_000,
+            snapshot_pause_ms: 10_000,
+            trim: false,
+            trim_messages: 1000,
+            trim_settled_ms: 300_000,
+        }
     }
 }
 
@@ -451,6 +471,11 @@ impl Settings {
         if !(1024..=512 * 1024).contains(&self.log.commit_bytes) {
             return wrong(format!("log.commit_bytes is {}; it must be from 1024 to 524288", self.log.commit_bytes));
         }
+        if self.log.trim && self.log.snapshot_records == 0 {
+            return wrong(
+                "log.trim is on and log.snapshot_records is 0: without snapshots nothing can be removed".to_owned(),
+            );
+        }
         if !(0.0..=1.0).contains(&self.telemetry.sample_ratio) {
             return wrong(format!("telemetry.sample_ratio is {}; it must be from 0 to 1", self.telemetry.sample_ratio));
         }
@@ -574,6 +599,7 @@ mod tests {
             ("[agents]\nlease = 1\n", "lease"),
             ("[agents]\nlease_ms = 100\n", "two heartbeats"),
             ("[log]\nreplicas = 0\n", "log.replicas is 0"),
+            ("[log]\ntrim = true\nsnapshot_records = 0\n", "log.snapshot_records is 0"),
             ("[workflows]\nmax_live_runs = 0\n", "workflows.max_live_runs is 0"),
             ("[breakers]\nwindow = 65\n", "breakers.window is 65"),
             ("[breakers]\nmin_tasks = 21\n", "breakers.min_tasks is 21"),

@@ -226,6 +226,9 @@ impl<M: Machine> Session<M> {
             let requests = mem::replace(&mut self.requests, mpsc::channel(1)).1;
             self.gate.take_over(endpoints, requests).await;
         }
+        if let Some(trimmer) = self.trimmer(self.processor.time()) {
+            trimmer.trim(true).await;
+        }
         End::Full(why)
     }
 

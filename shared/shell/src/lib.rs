@@ -26,6 +26,7 @@ mod room;
 mod service;
 mod session;
 mod snapshots;
+mod trim;
 
 /// The wall clock, in milliseconds since 1970. A machine never calls it; the shell hands the time in.
 pub(crate) use baton_client::now as now_ms;

@@ -41,6 +41,31 @@ pub enum LogError {
         /// Each setting that differs, with both values.
         difference: String,
     },
+    /// The log is to be trimmed, and can not be.
+    #[error(
+        "log.trim is on, and the stream {0} was made never to be purged (deny_purge), which can not be taken back. It is left as \
+         it is. Turn log.trim off; or, to begin with a log that can be trimmed, give Baton another account, or delete the stream \
+         while no service runs: that forgets every run"
+    )]
+    NeverTrimmed(String),
+    /// The log's beginning has been removed, and no snapshot has what was in it.
+    #[error(
+        "the stream {stream} begins with message {first}, and what came before it is in snapshots only, of which the {service} can \
+         use none ({why}). It does not start: without its past it would forget or do again what it had decided. If this Baton \
+         is older or newer than the one that ran before, start that one. Otherwise restore {stream} and OBJ_{} from one backup; or, \
+         if all runs may be forgotten, delete {stream} while no service runs",
+        subject::SNAPSHOTS_BUCKET
+    )]
+    NothingToStartFrom {
+        /// The stream.
+        stream: String,
+        /// The sequence of its first message.
+        first: u64,
+        /// Who has nothing to start from.
+        service: Service,
+        /// Why none of its snapshots is of use.
+        why: String,
+    },
     /// JetStream is off.
     #[error("the NATS server has no JetStream for this account: start it with `jetstream` enabled ({0})")]
     NoJetStream(String),
@@ -90,7 +115,8 @@ fn wanted(shard: Shard, settings: &LogSettings) -> Config {
         // A full log refuses, it never forgets.
         discard: DiscardPolicy::New,
         deny_delete: true,
-        deny_purge: true,
+        // Nobody purges by accident what is not to be trimmed.
+        deny_purge: !settings.trim,
         allow_direct: true,
         // The fence makes deduplication by id needless; the shortest window keeps its memory small.
         duplicate_window: Duration::from_secs(1),
@@ -128,6 +154,8 @@ pub(crate) async fn ensure(js: &Context, shard: Shard, settings: &LogSettings) -
         tracing::info!(setting = limits.0, stream = limits.1, "log.max_bytes is not the stream's limit, which counts");
     }
     match difference(&wanted, &stream.cached_info().config) {
+        // One that could be trimmed is as good where it is not to be.
+        None if settings.trim && stream.cached_info().config.deny_purge => Err(LogError::NeverTrimmed(wanted.name)),
         None => Ok(stream),
         Some(difference) => Err(LogError::Contradiction { stream: wanted.name, difference }),
     }
@@ -151,7 +179,6 @@ fn difference(wanted: &Config, found: &Config) -> Option<String> {
     compare("max_age", format!("{:?}", wanted.max_age), format!("{:?}", found.max_age));
     compare("discard", format!("{:?}", wanted.discard), format!("{:?}", found.discard));
     compare("deny_delete", wanted.deny_delete.to_string(), found.deny_delete.to_string());
-    compare("deny_purge", wanted.deny_purge.to_string(), found.deny_purge.to_string());
     compare("no_ack", wanted.no_ack.to_string(), found.no_ack.to_string());
     compare("sealed", wanted.sealed.to_string(), found.sealed.to_string());
     compare("allow_rollup_hdrs", wanted.allow_rollup.to_string(), found.allow_rollup.to_string());
@@ -170,6 +197,8 @@ pub(crate) struct Tail {
     messages: Messages,
     /// How many messages have come.
     count: u64,
+    /// The sequence of the next one, where all are sent.
+    next: Option<u64>,
 }
 
 /// Why there is no more of the log.
@@ -181,6 +210,8 @@ pub(crate) enum TailError {
     Info(String),
     #[error("messages were lost on the way: number {found} came after {before}")]
     Lost { before: u64, found: u64 },
+    #[error("message {found} of the log came where {expected} was to come: the log has a gap")]
+    Gap { expected: u64, found: u64 },
 }
 
 impl futures::Stream for Tail {
@@ -189,9 +220,21 @@ impl futures::Stream for Tail {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> Poll<Option<Self::Item>> {
         let Some(message) = ready!(Pin::new(&mut self.messages).poll_next(context)) else { return Poll::Ready(None) };
         Poll::Ready(Some(message.map_err(TailError::from).and_then(|message| {
-            let found = message.info().map_err(|error| TailError::Info(error.to_string()))?.consumer_sequence;
+            let info = message.info().map_err(|error| TailError::Info(error.to_string()))?;
+            let (found, sequence) = (info.consumer_sequence, info.stream_sequence);
             let before = std::mem::replace(&mut self.count, found);
-            if found == before + 1 { Ok(message) } else { Err(TailError::Lost { before, found }) }
+            if found != before + 1 {
+                return Err(TailError::Lost { before, found });
+            }
+            match &mut self.next {
+                // What was to come may have been removed from the log before it was sent.
+                Some(expected) if *expected != sequence => Err(TailError::Gap { expected: *expected, found: sequence }),
+                Some(expected) => {
+                    *expected += 1;
+                    Ok(message)
+                }
+                None => Ok(message),
+            }
         })))
     }
 }
@@ -206,6 +249,8 @@ pub(crate) async fn tail(
     from: u64,
     of: Option<(Shard, &[Service])>,
 ) -> Result<Tail, LogError> {
+    let from = from.max(1);
+    let next = of.is_none().then_some(from);
     let of: Vec<_> = of
         .map(|(shard, services)| services.iter().map(|service| subject::log(shard, *service)).collect())
         .unwrap_or_default();
@@ -218,7 +263,7 @@ pub(crate) async fn tail(
         filter_subject,
         filter_subjects,
         deliver_subject: client.new_inbox(),
-        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from.max(1) },
+        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from },
         ack_policy: AckPolicy::None,
         flow_control: true,
         idle_heartbeat: HEARTBEAT,
@@ -230,7 +275,7 @@ pub(crate) async fn tail(
     };
     let consumer = stream.create_consumer(config).await.map_err(|error| other("following the log", error))?;
     let messages = consumer.messages().await.map_err(|error| other("following the log", error))?;
-    Ok(Tail { messages, count: 0 })
+    Ok(Tail { messages, count: 0, next })
 }
 
 /// How a commit ended, other than well.
@@ -324,7 +369,30 @@ pub(crate) async fn prove(stream: Stream, subject: String, fence: u64) -> Result
 
 #[cfg(test)]
 mod tests {
+    use futures::StreamExt;
+
     use super::*;
+
+    #[tokio::test]
+    async fn what_was_removed_before_it_was_sent_is_missed() {
+        let nats = baton_testkit::NatsServer::start().await;
+        let client = nats.connect().await;
+        let js = context(&client);
+        let settings = LogSettings { trim: true, ..LogSettings::default() };
+        let stream = ensure(&js, Shard(0), &settings).await.unwrap();
+        for _ in 0..9 {
+            let subject = subject::log(Shard(0), Service::Optimizer);
+            js.publish(subject, "{}".into()).await.unwrap().await.unwrap();
+        }
+        stream.purge().sequence(6).await.unwrap();
+        let mut whole = tail(&client, &stream, 6, None).await.unwrap();
+        for _ in 6..=9 {
+            whole.next().await.unwrap().unwrap();
+        }
+        let mut late = tail(&client, &stream, 3, None).await.unwrap();
+        let error = late.next().await.unwrap().unwrap_err();
+        assert!(matches!(error, TailError::Gap { expected: 3, found: 6 }), "{error}");
+    }
 
     #[test]
     fn every_setting_that_differs_is_named() {
@@ -334,5 +402,7 @@ mod tests {
         let found = Config { num_replicas: 3, discard: DiscardPolicy::Old, ..wanted.clone() };
         let text = difference(&wanted, &found).unwrap();
         assert_eq!(text, "replicas is 3, not 1; discard is Old, not New");
+        let purgeable = Config { deny_purge: false, ..wanted.clone() };
+        assert_eq!((wanted.deny_purge, difference(&wanted, &purgeable)), (true, None));
     }
 }

@@ -34,12 +34,10 @@ use crate::memory::Memory;
 use crate::objects;
 use crate::service::{ShellError, Telemetry};
 use crate::snapshots::Snapshots;
+use crate::trim::Trimmer;
 
 /// How many messages or requests are taken before decisions are sent, so that neither starves the other.
 const BATCH: usize = 512;
-
-/// The least time between two snapshots, in milliseconds: what is to be read after one is read in about a second.
-const SNAPSHOT_PAUSE: Millis = 10_000;
 
 /// The pause after a snapshot is at least so many times as long as it took.
 const SNAPSHOT_PART: u64 = 20;
@@ -76,6 +74,8 @@ impl From<LogError> for End {
             LogError::Contradiction { .. }
             | LogError::NoJetStream(_)
             | LogError::Replaced(_)
+            | LogError::NeverTrimmed(_)
+            | LogError::NothingToStartFrom { .. }
             | LogError::SmallMessages(_) => Self::Fatal(error.into()),
             LogError::Other { .. } => Self::Broken(error.to_string()),
         }
@@ -163,13 +163,19 @@ impl<M: Machine> Session<M> {
                 // Going on in an empty log would forget every run as if it had never been.
                 return Err(LogError::Replaced(subject::log_stream(shard)).into());
             }
-            let snapshots = Snapshots::open(&js, settings, log_id).await?;
-            let last = stream.info().await.map_err(|error| other("looking at the log", error))?.state.last_sequence;
-            let mut processor = match snapshots.load::<M>(&stream, last).await {
+            let state = &stream.info().await.map_err(|error| other("looking at the log", error))?.state;
+            let (first, last) = (state.first_sequence, state.last_sequence);
+            telemetry.metrics.set("baton_log_first_sequence", &[], first as f64);
+            let snapshots = Snapshots::open(&js, settings, log_id, first).await?;
+            let mut processor = match snapshots.load::<M>(&stream, first, last).await? {
                 Some(snapshot) => Processor::restore(snapshot, config),
                 None => Processor::new(config),
             };
-            processor.keep_snapshots(settings.log.snapshot_records, SNAPSHOT_PAUSE);
+            processor.keep_snapshots(settings.log.snapshot_records, settings.log.snapshot_pause_ms);
+            if settings.log.trim {
+                // Who writes little must not hold the log back: a snapshot that is due waits no longer for a commit than for another.
+                processor.checkpoint_after(settings.log.snapshot_records);
+            }
             // Who reads what happens in the log of this process reads it of all runs that are traced.
             let all = tracing::enabled!(target: "baton_shell::effects", tracing::Level::DEBUG);
             processor.show_traces(if all { 1.0 } else { telemetry.spans.share() });
@@ -255,9 +261,14 @@ impl<M: Machine> Session<M> {
             let service = M::Record::SERVICE;
             End::Fatal(ShellError::Unreadable { service, error })
         };
+        let read = match read {
+            Ok(read) => read,
+            Err(error @ TailError::Gap { .. }) => return Err(self.gap(error.to_string()).await),
+            Err(error) => return Err(End::Broken(format!("the log's tail: {error}"))),
+        };
         // Who follows decides nothing.
         let metrics = Some(&self.telemetry.metrics).filter(|_| self.processor.is_leading());
-        let taken = match read.map_err(|error| End::Broken(format!("the log's tail: {error}")))? {
+        let taken = match read {
             Read::Ended => return self.follow().await,
             Read::Commit(seq, commit) => timed(metrics, "record", || self.processor.read_commit(seq, &commit, now)),
             Read::Message(message) => {
@@ -270,10 +281,24 @@ impl<M: Machine> Session<M> {
                 timed(metrics, "record", || self.processor.read(seq, service, &message.payload, now))
             }
         };
-        taken.map_err(|error| match error {
-            ReadError::Deposed { .. } => End::Broken(error.to_string()),
-            ReadError::Undecodable { .. } | ReadError::Gap { .. } => unreadable(error.to_string()),
-        })
+        match taken {
+            Ok(()) => Ok(()),
+            Err(error @ ReadError::Deposed { .. }) => Err(End::Broken(error.to_string())),
+            Err(error @ ReadError::Undecodable { .. }) => Err(unreadable(error.to_string())),
+            Err(error @ ReadError::Gap { .. }) => Err(self.gap(error.to_string()).await),
+        }
+    }
+
+    /// What follows from a gap in what is read. Where the log was trimmed before it was read here, a snapshot has what is missing;
+    /// otherwise it is nowhere.
+    async fn gap(&mut self, error: String) -> End {
+        match self.stream.get_info().await {
+            Ok(info) if info.state.first_sequence > self.processor.position() + 1 => {
+                End::Broken(format!("the log was trimmed further than this instance had read: {error}"))
+            }
+            Ok(_) => End::Fatal(ShellError::Unreadable { service: M::Record::SERVICE, error }),
+            Err(_) => End::Broken(error),
+        }
     }
 
     /// Follows the services that the machine observes, from here on.
@@ -344,7 +369,7 @@ impl<M: Machine> Session<M> {
             tokio::select! {
                 Some(saved) = self.saving.join_next() => {
                     let took = saved.map_or(0, |took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
-                    let pause = SNAPSHOT_PAUSE.max(took.saturating_mul(SNAPSHOT_PART));
+                    let pause = self.settings.log.snapshot_pause_ms.max(took.saturating_mul(SNAPSHOT_PART));
                     self.processor.keep_snapshots(self.settings.log.snapshot_records, pause);
                 }
                 outcome = fly(&mut self.flight) => {
@@ -503,16 +528,34 @@ impl<M: Machine> Session<M> {
 
     /// Keeps a snapshot, unless the one before is still on its way.
     ///
-    /// To write one takes as long as there is state. However large that is, no more than a part of the time goes into it.
+    /// To write one takes as long as there is state. However large that is, no more than a part of the time goes into it. After the
+    /// workflow-manager's the log is trimmed, where it is to be.
     fn keep(&mut self, snapshot: Snapshot<M>) {
         if self.saving.is_empty() {
             let snapshots = self.snapshots.clone();
+            let trimmer = self.trimmer(snapshot.clock);
             self.saving.spawn(async move {
                 let begin = Instant::now();
                 snapshots.save(snapshot).await;
-                begin.elapsed()
+                let took = begin.elapsed();
+                if let Some(trimmer) = trimmer {
+                    trimmer.trim(false).await;
+                }
+                took
             });
         }
+    }
+
+    /// What trims the log, where it is to be and this service does it.
+    pub(crate) fn trimmer(&self, now: Millis) -> Option<Trimmer> {
+        let settings = &self.settings.log;
+        (settings.trim && M::Record::SERVICE == Service::WorkflowManager).then(|| Trimmer {
+            stream: self.stream.clone(),
+            snapshots: self.snapshots.clone(),
+            settings: settings.clone(),
+            metrics: self.telemetry.metrics.clone(),
+            now,
+        })
     }
 
     async fn landed(&mut self, outcome: Result<u64, CommitFailure>) -> Result<(), End> {

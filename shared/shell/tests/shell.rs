@@ -2,6 +2,7 @@
 
 mod feed;
 mod full;
+mod trim;
 
 use std::time::Duration;
 

@@ -101,6 +101,8 @@ pub const DEFINITIONS: &[Definition] = &[
     histogram("baton_commit_records", "Records in a commit.", &[], RECORDS),
     seconds("baton_commit_seconds", "Time from a commit's sending to its acknowledgement.", &[]),
     gauge("baton_log_position", "Sequence of the last message of the log that was handled.", &[]),
+    gauge("baton_log_first_sequence", "Sequence of the first message that the log still has.", &[]),
+    counter("baton_log_trimmed_total", "Messages that were removed from the beginning of the log.", &[]),
     gauge("baton_leading", "1 if the instance leads, 0 if it stands by.", &[]),
     gauge("baton_term", "The term of the leader that the instance knows of.", &[]),
     counter("baton_requests_total", "Requests that were answered, by endpoint and outcome.", &["endpoint", "outcome"]),

@@ -135,6 +135,9 @@ async fn read_log(client: &Client) -> (Vec<(u64, AnyCommit)>, Option<String>) {
             Err(error) => return (commits, Some(error.to_string())),
         }
     }
+    if ends.first > 1 {
+        return (commits, Some(format!("the log was trimmed: it begins with message {}", ends.first)));
+    }
     let short = commits.last().is_none_or(|(seq, _)| *seq != ends.last);
     let trouble =
         short.then(|| format!("the log ends at {}, and was read up to {:?}", ends.last, commits.last().map(|c| c.0)));

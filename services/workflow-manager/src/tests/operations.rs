@@ -279,6 +279,31 @@ fn w19_metadata_that_is_too_much_is_refused_with_what_is_wrong() {
 }
 
 #[test]
+fn w19_the_log_is_wanted_from_the_first_run_on_that_is_known() {
+    let mut world = World::new();
+    world.config.keep_ended = 1;
+    world.lead();
+    world.register(&workflow(&[("a", &[])]));
+    world.agent("ann", "s1", "x");
+    let floor = |world: &World| baton_machine::Machine::floor(world.processor.machine());
+    assert_eq!(floor(&world), None);
+    let first = world.start("w");
+    let begin = world.view(first).first_seq;
+    assert_eq!(floor(&world), Some(begin));
+    // An end changes nothing: it is listed.
+    world.cancel(first, None).unwrap();
+    let second = world.start("w");
+    world.work(second, "a", "ann", 1000);
+    let third = world.start("w");
+    assert_eq!(floor(&world), Some(begin));
+    world.work(third, "a", "ann", 1000);
+    world.wait(120_000);
+    let later = world.view(third).first_seq;
+    assert!(later > begin);
+    assert_eq!(floor(&world), Some(later), "the others are forgotten");
+}
+
+#[test]
 fn w19_runs_that_ended_long_ago_are_forgotten_and_live_ones_are_kept() {
     let mut world = World::new();
     world.config.keep_ended = 2;

@@ -28,7 +28,7 @@ impl Writer {
             let record = RunFinished { run: RunId::derive(1, 1), status: RunStatus::Succeeded, reason: None };
             let records = vec![WorkflowRecord::RunFinished(record)];
             let turns = vec![Turn { at: 1, seen: 0, cause: Cause::Request("run.start".into()), records }];
-            let (instance, first) = ("w".into(), self.written);
+            let (instance, first) = ("w".into(), self.written + 1);
             let commit = Commit { format: FORMAT, instance, term: 1, first, handled: 0, turns };
             let subject = subject::log(Shard(0), Service::WorkflowManager);
             let sent = self.js.publish(subject, serde_json::to_vec(&commit).unwrap().into()).await.unwrap();
