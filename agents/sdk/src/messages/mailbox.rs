@@ -426,7 +426,8 @@ impl Mailbox {
         let is_late = check.since.elapsed() > if check.up_to.is_some() { ON_ITS_WAY } else { ANSWER };
         let Some(up_to) = check.up_to else {
             if is_late {
-                self.rest();
+                // Nothing is known: what the check was to find may be missing, and is looked for again soon.
+                self.check_at = Instant::now() + CHECK;
             } else {
                 self.check = Some(check);
             }

@@ -1,6 +1,7 @@
 //! The optimizer alone: the test plays everybody else.
 
 mod discovery;
+mod early;
 mod pressure;
 
 use std::collections::BTreeMap;

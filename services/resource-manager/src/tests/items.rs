@@ -1,6 +1,6 @@
 //! Stages that have a task for each item of a list.
 
-use baton_protocol::record::StageExpanded;
+use baton_protocol::record::{StageCommitted, StageExpanded};
 
 use super::*;
 
@@ -124,4 +124,41 @@ fn w5_an_item_is_handed_over_with_itself() {
         transcript.contains(r#""task":"RUN1/research.1/1""#) && transcript.contains(r#""item":"y","index":1"#),
         "{transcript}"
     );
+}
+
+#[test]
+fn w12_what_a_stage_gave_early_is_given_to_others_once_it_counts() {
+    let mut world = World::new();
+    world.register("ann", "s", 2);
+    world.agent("eve", "register", &json!({ "session": "s", "agent_type": "writing", "slots": 1 }));
+    let early = |record: WorkflowRecord| match record {
+        WorkflowRecord::StageReady(record) => {
+            let input = Some(Json::of(&json!({ "assumed": 1 })).unwrap());
+            WorkflowRecord::StageReady(StageReady { speculative: true, input, ..record })
+        }
+        WorkflowRecord::StageEnded(record) => WorkflowRecord::StageEnded(StageEnded { speculative: true, ..record }),
+        other => other,
+    };
+    // Thrown away, and done anew.
+    world.workflow(vec![started(1), early(ready(task(1, "research", 1), "{}"))]);
+    world.assign(&[(task(1, "research", 1), "ann")]);
+    world.workflow(vec![early(gave(task(1, "research", 1), 3, "ann", &json!("early")))]);
+    world.workflow(vec![ready(task(1, "research", 2), "{}")]);
+    world.assign(&[(task(1, "research", 2), "ann")]);
+    world.workflow(vec![gave(task(1, "research", 2), 4, "ann", &json!("due")), ready(task(1, "writing", 1), "{}")]);
+    world.given();
+    world.assign(&[(task(1, "writing", 1), "eve")]);
+    assert_eq!(world.given(), ["eve RUN1/writing/1 lease 5 item null index null results {\"research\":\"due\"}"]);
+    world.workflow(vec![ended(task(1, "writing", 1), Some((5, "eve")), Outcome::Succeeded)]);
+    // It counts.
+    let of_two = |stage: &str| task(2, stage, 1);
+    world.workflow(vec![started(2), early(ready(of_two("research"), "{}"))]);
+    world.assign(&[(of_two("research"), "ann")]);
+    world.workflow(vec![early(gave(of_two("research"), 6, "ann", &json!("early")))]);
+    let committed = StageCommitted { task: of_two("research") };
+    world.workflow(vec![WorkflowRecord::StageCommitted(committed), ready(of_two("writing"), "{}")]);
+    world.given();
+    world.assign(&[(of_two("writing"), "eve")]);
+    let given = world.given();
+    assert!(given[0].ends_with("results {\"research\":\"early\"}"), "{given:?}");
 }
