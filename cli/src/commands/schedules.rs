@@ -98,6 +98,9 @@ struct SetArgs {
     /// The workflow's version; the latest one at each start unless given
     #[arg(long, value_name = "N")]
     version: Option<u32>,
+    /// Do all stages, whatever was done before
+    #[arg(long)]
+    no_cache: bool,
     /// Make it, and start nothing yet
     #[arg(long)]
     paused: bool,
@@ -136,6 +139,7 @@ impl SetArgs {
             due_ms: None,
             budget,
             metadata: metadata(self.meta)?,
+            no_cache: self.no_cache,
             overlap: self.overlap,
             late_ms: self.late,
             paused: self.paused,

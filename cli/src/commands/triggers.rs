@@ -83,6 +83,9 @@ struct SetArgs {
     /// The workflow's version; the latest one at each start unless given
     #[arg(long, value_name = "N")]
     version: Option<u32>,
+    /// Do all stages, whatever was done before
+    #[arg(long)]
+    no_cache: bool,
     /// Make it, and pass over events until it is set without this
     #[arg(long)]
     paused: bool,
@@ -122,6 +125,7 @@ impl SetArgs {
                 due_ms: None,
                 budget: None,
                 metadata: metadata(self.meta)?,
+                no_cache: self.no_cache,
             }),
         };
         let when = self.when.map(|when| when.as_str().into());

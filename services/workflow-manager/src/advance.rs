@@ -338,9 +338,11 @@ fn settle(turn: &mut Turn<'_>, id: RunId, place: usize) -> bool {
     if same || is_planted(Bug::AssumptionNotChecked) {
         let task = run.task(version, place, attempts(run, place));
         turn.emit(WorkflowRecord::StageCommitted(StageCommitted { task }));
+        telemetry::speculated(turn, true);
         return true;
     }
     if early.held {
+        telemetry::speculated(turn, false);
         return false;
     }
     let why = "it began early, and what it was given is not what the stage is given".to_owned();
@@ -508,6 +510,9 @@ pub(crate) fn end(turn: &mut Turn<'_>, id: RunId, place: usize, ending: Ending) 
     let child = under_way.and_then(|attempt| attempt.child);
     turn.emit(WorkflowRecord::StageEnded(record));
     telemetry::attempt_ended(turn, id, place);
+    if speculative && ending.outcome != Outcome::Succeeded {
+        telemetry::speculated(turn, false);
+    }
     if let Some(child) = child {
         cancel_orphan(turn, child);
     }

@@ -136,6 +136,7 @@ pub(crate) fn hit(turn: &mut Turn<'_>, id: RunId, place: usize, key: &str) -> bo
     let Some(entry) = turn.state().cache.get(key, turn.now(), cache.ttl_ms) else { return false };
     let record = StageCached { run: id, stage: stage.name.clone(), of: entry.run, result: entry.result.clone() };
     turn.emit(WorkflowRecord::StageCached(record));
+    turn.count("stages_cached_total", &[], 1.0);
     true
 }
 

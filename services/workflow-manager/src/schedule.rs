@@ -410,6 +410,7 @@ fn begin(turn: &mut Turn<'_>, name: &ScheduleName, entry: &Entry, due: Millis, t
         due_ms: schedule.due_ms,
         budget: schedule.budget.clone(),
         metadata: noted(schedule, name, time),
+        no_cache: schedule.no_cache,
         ..StartRun::new(schedule.workflow.clone(), schedule.input.clone())
     };
     match start::start(turn, request, &RequestContext::default()) {

@@ -85,6 +85,11 @@ pub(crate) fn attempt_ended(turn: &mut Turn<'_>, id: RunId, place: usize) {
     }
 }
 
+/// It is known of an attempt that began early whether it counts.
+pub(crate) fn speculated(turn: &mut Turn<'_>, counts: bool) {
+    turn.count("speculations_total", &[if counts { "committed" } else { "discarded" }], 1.0);
+}
+
 /// Shows again what a predecessor may have shown to nobody before it died: spans wait a moment for company before they
 /// are sent. The ids are the same, so what was sent already is only sent once more.
 pub(crate) fn show_again(turn: &mut Turn<'_>, id: RunId) {

@@ -502,6 +502,7 @@ fn wish<'a>(
         due_ms: start.due_ms,
         budget: start.budget.clone(),
         metadata: noted(&start.metadata, name, text::cut_to(event.id.clone(), 255), event.chain + 1),
+        no_cache: start.no_cache,
         ..StartRun::new(start.workflow.clone(), input)
     }))))
 }

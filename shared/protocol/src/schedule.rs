@@ -67,6 +67,9 @@ pub struct Schedule {
     /// What is noted about each run, to find it again. The keys `schedule` and `scheduled_for` are added.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: Metadata,
+    /// The stages of its runs are done, whatever was done before: no result is used again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_cache: bool,
     /// What happens when the time comes and the run before is still live.
     #[serde(default, skip_serializing_if = "Overlap::is_skip")]
     pub overlap: Overlap,

@@ -156,6 +156,9 @@ pub struct StartBy {
     /// What is noted about it, to find it again. The keys `trigger`, `event` and `chain` are added.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: Metadata,
+    /// Its stages are done, whatever was done before: no result is used again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_cache: bool,
 }
 
 /// To which runs a trigger gives a signal.

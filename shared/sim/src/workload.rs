@@ -365,6 +365,7 @@ fn triggers(draws: &mut Draws, definitions: &[Definition]) -> Vec<(TriggerName, 
             due_ms: None,
             budget: None,
             metadata: BTreeMap::new(),
+            no_cache: draws.chance(200),
         };
         let when = when.map(Into::into);
         let trigger =
@@ -400,6 +401,7 @@ fn schedules(draws: &mut Draws, definitions: &[Definition]) -> Vec<(ScheduleName
             due_ms: None,
             budget: None,
             metadata: BTreeMap::new(),
+            no_cache: draws.chance(200),
             overlap: *draws.pick(&[Overlap::Skip, Overlap::Skip, Overlap::Allow, Overlap::Cancel]),
             late_ms: draws.chance(300).then(|| draws.between(0, 1500)),
             paused: false,

@@ -90,6 +90,8 @@ pub const DEFINITIONS: &[Definition] = &[
     // The counters of the workflow document.
     counter("workflows_executed_total", "Runs that ended, by workflow and status.", &["workflow", "status"]),
     counter("stages_executed_total", "Attempts at stages that ended, by outcome.", &["outcome"]),
+    counter("stages_cached_total", "Stages whose result was used again, and that nobody did.", &[]),
+    counter("speculations_total", "Attempts that began early, by whether they count.", &["outcome"]),
     counter("messages_sent_total", "Messages that the service sent.", &[]),
     counter("messages_received_total", "Messages that the service received.", &[]),
     counter("resource_acquisitions_total", "Leases that were granted.", &[]),

@@ -1,7 +1,9 @@
 //! Results that are used again.
 
 use baton_protocol::definition::{Cache, Definition, Mapping};
-use baton_protocol::request::{RerunRun, RunAccepted, WorkflowRequest};
+use baton_protocol::request::{
+    ListRuns, RaiseEvent, RemoveSchedule, RerunRun, RunAccepted, RunList, SetSchedule, SetTrigger, WorkflowRequest,
+};
 use baton_protocol::run::{RunStatus, StageStatus};
 use baton_protocol::{LeaseId, RunId};
 use expect_test::expect;
@@ -150,4 +152,44 @@ fn w11_a_key_says_what_a_result_depends_on() {
     let why = view.reason.unwrap_or_default();
     expect![[r#"stage facts failed after 1 attempt: the key of its cache can not be made: there is no key "topic""#]]
         .assert_eq(&why);
+}
+
+/// The run that was started last of those with this key in their metadata.
+fn newest(world: &mut World, key: &str) -> RunId {
+    let metadata = [(key.to_owned(), key[..1].to_owned())].into();
+    let list: RunList = world.ask(WorkflowRequest::ListRuns(ListRuns { metadata, ..ListRuns::default() })).unwrap();
+    list.runs[0].run
+}
+
+#[test]
+fn w11_w19_w21_schedules_and_triggers_may_use_nothing_again() {
+    let mut world = done(&definition());
+    let says = |no_cache: bool| {
+        let schedule =
+            serde_json::json!({ "workflow": "w", "every_ms": 1000, "input": { "topic": "tea" }, "no_cache": no_cache });
+        let start = serde_json::json!({ "workflow": "w", "no_cache": no_cache });
+        let trigger = serde_json::json!({ "on": { "event": "e" }, "then": { "start": start } });
+        (schedule, trigger)
+    };
+    for (no_cache, status) in [(true, StageStatus::Ready), (false, StageStatus::Succeeded)] {
+        let (schedule, trigger) = says(no_cache);
+        let set = SetSchedule { name: "s".parse().unwrap(), schedule: serde_json::from_value(schedule).unwrap() };
+        world.ask::<serde_json::Value>(WorkflowRequest::SetSchedule(Box::new(set))).unwrap();
+        world.wait(1000);
+        let by_schedule = newest(&mut world, "schedule");
+        let remove = RemoveSchedule { name: "s".parse().unwrap() };
+        world.ask::<serde_json::Value>(WorkflowRequest::RemoveSchedule(remove)).unwrap();
+        let set = SetTrigger { name: "t".parse().unwrap(), trigger: serde_json::from_value(trigger).unwrap() };
+        world.ask::<serde_json::Value>(WorkflowRequest::SetTrigger(Box::new(set))).unwrap();
+        let raise = RaiseEvent {
+            event: "e".parse().unwrap(),
+            id: format!("{no_cache}"),
+            source: None,
+            data: text("{\"topic\":\"tea\"}"),
+        };
+        world.ask::<serde_json::Value>(WorkflowRequest::RaiseEvent(None, raise)).unwrap();
+        let by_trigger = newest(&mut world, "trigger");
+        assert_eq!(world.view(by_schedule).stages[0].status, status);
+        assert_eq!(world.view(by_trigger).stages[0].status, status);
+    }
 }

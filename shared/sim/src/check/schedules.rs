@@ -85,7 +85,9 @@ impl Facts {
             return Err(broken(STARTED, format!("run {} of schedule {name}, which is not there", record.run)));
         };
         let schedule = &known.schedule;
-        let same = schedule.workflow == record.workflow && schedule.priority == record.priority;
+        let same = schedule.workflow == record.workflow
+            && schedule.priority == record.priority
+            && schedule.no_cache == record.no_cache;
         hold!(same, STARTED, "run {} is not as schedule {name} says", record.run);
         if schedule.overlap == Overlap::Skip {
             let live = self.live_of(known.number);

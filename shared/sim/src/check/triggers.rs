@@ -119,7 +119,11 @@ impl Facts {
         let once = self.triggers.runs.values().all(|(other, of)| *other != name || *of != event);
         hold!(once, STARTED, "run {} is the second of trigger {name} for event {event}", record.run);
         let same = self.triggers.all.get(&name).is_some_and(|trigger| match &trigger.then {
-            Then::Start(start) => start.workflow == record.workflow && start.priority == record.priority,
+            Then::Start(start) => {
+                start.workflow == record.workflow
+                    && start.priority == record.priority
+                    && start.no_cache == record.no_cache
+            }
             Then::Signal(_) => false,
         });
         hold!(same, STARTED, "run {} is not as trigger {name} says", record.run);
