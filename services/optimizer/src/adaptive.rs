@@ -236,6 +236,7 @@ impl Planner {
             work: job.work_now(state, task.run, place),
             retries: RETRY_COST * f64::from(task.attempt.saturating_sub(1)),
             failed_under: None,
+            near: None,
             not: None,
             now: now as f64,
         };
@@ -269,10 +270,12 @@ impl Planner {
             let work = job.work_now(state, run, entry.place);
             let stage = job.graph.stages[entry.place as usize].name.clone();
             let task = TaskId { run, stage, item: entry.item, attempt: entry.attempt };
+            let queued = state.queue.get(&task);
             let look = Look {
                 work,
                 retries: RETRY_COST * f64::from(entry.attempt.saturating_sub(1)),
                 failed_under: if entry.attempt > 1 { state.runs.failed_under(&task) } else { None },
+                near: queued.and_then(|queued| queued.near.as_ref()),
                 not: barred(&task),
                 now: now as f64,
             };
@@ -306,8 +309,9 @@ impl Planner {
             self.agents.probed(state, best.row, now);
             self.agents.began(&task, &agent, now);
             self.agents.settle_one(state, room, &mut self.classes, best.row, now);
-            let since = state.queue.get(&task).map_or(now, |queued| queued.since);
-            plan.push(Chosen { task, agent, shape, since, strategy: Strategy::Adaptive, weighed });
+            let since = queued.map_or(now, |queued| queued.since);
+            let (strategy, is_near) = (Strategy::Adaptive, best.is_near);
+            plan.push(Chosen { task, agent, shape, since, strategy, is_near, weighed });
         }
         for (row, available) in promised.into_iter().rev() {
             self.agents.unpromise(row, available);

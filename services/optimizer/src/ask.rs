@@ -79,6 +79,8 @@ struct Asked {
     agent: AgentId,
     shape: Arc<Shape>,
     strategy: Strategy,
+    /// Whether the agent was taken for what it had done before.
+    is_near: bool,
     weighed: Weighed,
     tag: u64,
     /// What its pools looked like when it was asked for.
@@ -255,9 +257,9 @@ impl Soft {
                 return Standing::Shut;
             }
             let task = head.task();
-            if !state.queue.get(task).is_some_and(|queued| head.is(queued)) {
+            let Some(queued) = state.queue.get(task).filter(|queued| head.is(queued)) else {
                 return Standing::Gone;
-            }
+            };
             let held = held_back.filter(|pressure| {
                 pressure.holds_back(head.priority, head.since(), now)
                     || (is_planted(Bug::HeldBackForEver) && head.priority < pressure.below)
@@ -272,7 +274,7 @@ impl Soft {
                 .runs
                 .get(task.run)
                 .map_or((state.strategy, None), |run| (run.strategy.unwrap_or(state.strategy), run.failed_under(task)));
-            Standing::Free { not, rather_not, strategy }
+            Standing::Free { not, rather_not, near: queued.near.as_ref(), strategy }
         };
         let plan = room.plan(lines, state, (now, config.ageing_ms), standing);
         self.held_until = held_until.get();
@@ -332,10 +334,11 @@ pub(crate) fn place(turn: &mut Turn<'_, Optimizer>) {
         let tag = now.max(turn.soft.last_tag + 1);
         turn.soft.last_tag = tag;
         let mut placements = Vec::new();
-        for Chosen { task, agent, shape, since, strategy, weighed } in plan.by_ref().take(MAX_PLACEMENTS) {
+        for Chosen { task, agent, shape, since, strategy, is_near, weighed } in plan.by_ref().take(MAX_PLACEMENTS) {
             placements.push(Placement { task: task.clone(), agent: agent.clone() });
             let watch = turn.state().pools.watch(&shape.pools);
-            turn.soft.asked.insert(task, Asked { agent, shape, strategy, weighed, tag, watch, since, at: now });
+            let asked = Asked { agent, shape, strategy, is_near, weighed, tag, watch, since, at: now };
+            turn.soft.asked.insert(task, asked);
         }
         turn.soft.questions.insert(tag, Question { at: now, left: placements.len(), answered: false });
         let body = Json::of(&AssignTasks { seen, placements }).expect("what the protocol asks can be written as JSON");
@@ -723,6 +726,7 @@ impl Asked {
     fn explain(&self, task: &TaskId, state: &Optimizer) -> PlacementExplained {
         let candidates = self.weighed.candidates(state, self.strategy, None, self.at);
         let reason = match self.strategy {
+            _ if self.is_near => "it did most of what the task builds on, and is nearly as good as the first",
             Strategy::RoundRobin => "it was its turn",
             Strategy::PriorityBased => "of those with room it had the highest priority, then the best score",
             Strategy::LoadBalanced => "of those with room it had the smallest part of its slots in use",

@@ -18,6 +18,10 @@ use serde::{Deserialize, Serialize};
 use crate::learning::FULL;
 use crate::queue::Shape;
 
+/// By how much scores and skills may differ to be nearly the same, in millionths: less than one success, or failure, of an
+/// agent that is neither good nor bad is worth at the usual learning rate.
+const CLOSE: u32 = FULL / 50;
+
 /// The agents that are there.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -96,6 +100,14 @@ pub(crate) struct Rank {
 }
 
 impl Rank {
+    /// Whether it is as free as one that comes before it, of the same priority, and in nothing else worse by more than a little.
+    pub(crate) fn is_nearly(&self, before: &Self) -> bool {
+        let close = |first: u64, other: u64| first.abs_diff(other) <= u64::from(CLOSE);
+        (self.load, self.priority) == (before.load, before.priority)
+            && close(self.first.0, before.first.0)
+            && close(self.score.0.into(), before.score.0.into())
+    }
+
     /// How good it is at such tasks, if the rank is by that.
     pub(crate) fn skill(&self) -> Option<f64> {
         Some(self.first.0 as f64 / f64::from(FULL))

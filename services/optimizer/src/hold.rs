@@ -47,7 +47,7 @@ impl Optimizer {
     /// Puts a run's tasks back.
     pub(crate) fn run_resumed(&mut self, run: RunId) {
         for (task, queued) in self.held.0.remove(&run).into_iter().flatten() {
-            self.queue.put_back(task, queued);
+            self.queue.insert(task, queued);
         }
         // There may be other pools than before the pause.
         self.queue.split_anew(&self.pools);

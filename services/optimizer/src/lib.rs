@@ -39,6 +39,8 @@ mod runs;
 mod tests;
 mod view;
 
+use std::sync::Arc;
+
 use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Foreign, Machine, Reply, RequestContext, Turn, answer};
 use baton_protocol::pressure::{PressureChanged, PressureLevel};
@@ -333,9 +335,18 @@ impl Optimizer {
         if self.runs.stage_ready(&record.task, &record.agent_type) {
             let (agent_type, requires) = (record.agent_type.clone(), record.requires.clone());
             let (pools, resources) = self.pools.split(&record.resources);
-            let shape = Shape { agent_type, requires, resources, pools };
-            self.queue.insert(record.task.clone(), shape, record.priority, stamp.at);
+            let shape = Arc::new(Shape { agent_type, requires, resources, pools });
+            let near = self.near(record);
+            let queued = Queued { shape, priority: record.priority, since: stamp.at, near };
+            self.queue.insert(record.task.clone(), queued);
         }
+    }
+
+    /// Who did most of what a task builds on.
+    fn near(&self, record: &StageReady) -> Option<AgentId> {
+        let run = self.runs.get(record.task.run)?;
+        let graph = self.graphs.get(&run.workflow, run.version)?;
+        run.who_did(record.inputs.iter().filter_map(|stage| graph.place(stage)))
     }
 
     fn stage_ended(&mut self, stamp: Stamp, record: &StageEnded) {
@@ -346,6 +357,9 @@ impl Optimizer {
         let Some(Ended { run, agent_type, holder }) = self.runs.stage_ended(record) else { return };
         let graph = self.graphs.get(&run.workflow, run.version);
         let place = graph.and_then(|graph| Some((graph, graph.place(&record.task.stage)?)));
+        if let (Outcome::Succeeded, Some((_, place)), Some(agent)) = (record.outcome, place, &record.agent) {
+            run.set_done(place, agent);
+        }
         if let Some(agent_type) = &agent_type {
             let node = place.map(|(graph, place)| &graph.stages[place as usize]);
             let place = node.map(|node| Place { workflow: &run.workflow, node, run: run.work });

@@ -16,6 +16,9 @@
 //!
 //! `ADAPTIVE` is its own module, [`adaptive`](crate::adaptive): it also decides the order, and to wait.
 //!
+//! Of agents that are as free as the first, and [nearly as good](Rank::is_nearly), that one is taken which did most of what the task
+//! builds on, if it is among them: what it needs may still be there. (Not where agents take turns or are drawn.)
+//!
 //! A task whose last attempt failed goes to another agent if one has room: what an agent declined, or can not do, must
 //! not use up its attempts there.
 //!
@@ -55,6 +58,8 @@ pub(crate) struct Chosen {
     pub(crate) shape: Arc<Shape>,
     pub(crate) since: Millis,
     pub(crate) strategy: Strategy,
+    /// Whether the agent was taken for what it had done before.
+    pub(crate) is_near: bool,
     /// How it was weighed.
     pub(crate) weighed: Weighed,
 }
@@ -90,6 +95,8 @@ pub(crate) enum Standing<'a> {
         not: Option<&'a BTreeSet<AgentId>>,
         /// Nor with this one, if another has room: the attempt before failed under it.
         rather_not: Option<&'a AgentId>,
+        /// With this one, where it is nearly as good as any: it did what the task builds on.
+        near: Option<&'a AgentId>,
         /// How its run's tasks are placed.
         strategy: Strategy,
     },
@@ -303,26 +310,30 @@ impl Room {
         self.changed(state, id);
     }
 
-    /// The agent that should have a task of this shape, if one of those that may has room.
+    /// The agent that should have a task of this shape, if one of those that may has room; and whether it is taken for what it
+    /// did before.
     fn choose(
         &mut self,
         state: &Optimizer,
         strategy: Strategy,
-        shape: &Shape,
+        (shape, near): (&Shape, Option<&AgentId>),
         may: impl Fn(&AgentId) -> bool,
-    ) -> Option<AgentId> {
+    ) -> Option<(AgentId, bool)> {
         let first = First::of(strategy);
         let pool = self.pools.of(shape, first, state, &self.aside);
         match strategy {
             Strategy::LoadBalanced | Strategy::PriorityBased | Strategy::Historical | Strategy::Adaptive => {
-                pool.ranked.iter().map(|rank| &rank.agent).find(|agent| may(agent)).cloned()
+                let first = pool.ranked.iter().find(|rank| may(&rank.agent))?;
+                let near = near.filter(|near| **near != first.agent && may(near)).and_then(|near| pool.by_id.get(near));
+                let near = near.filter(|near| near.is_nearly(first));
+                Some((near.unwrap_or(first).agent.clone(), near.is_some()))
             }
             Strategy::RoundRobin => {
                 let from = self.turns.get(&shape.agent_type).map_or(Bound::Unbounded, Bound::Excluded);
                 let after = pool.by_id.range::<AgentId, _>((from, Bound::Unbounded));
                 let agent = after.chain(&pool.by_id).map(|(id, _)| id).find(|agent| may(agent))?.clone();
                 self.turns.insert(shape.agent_type.clone(), agent.clone());
-                Some(agent)
+                Some((agent, false))
             }
             Strategy::Swarm => {
                 let trail = |id| state.learning.trail(id, &shape.agent_type) + NO_TRAIL;
@@ -334,7 +345,7 @@ impl Room {
                     drawn -= trail;
                     drawn < 0.0
                 });
-                reached.or(trails.last()).map(|(id, _)| (*id).clone())
+                reached.or(trails.last()).map(|(id, _)| ((*id).clone(), false))
             }
         }
     }
@@ -381,8 +392,8 @@ impl Room {
         let mut kept = BTreeSet::new();
         let mut walk = lines.walk(now, ageing_ms);
         while let Some(head) = walk.next() {
-            let (not, rather_not, strategy) = match standing(&head) {
-                Standing::Free { not, rather_not, strategy } => (not, rather_not, strategy),
+            let (not, rather_not, near, strategy) = match standing(&head) {
+                Standing::Free { not, rather_not, near, strategy } => (not, rather_not, near, strategy),
                 Standing::Gone => {
                     walk.take(&head);
                     continue;
@@ -396,13 +407,14 @@ impl Room {
             let shape = &head.shape;
             let may = |id: &AgentId| !kept.contains(id) && not.is_none_or(|not| !not.contains(id));
             let elsewhere =
-                rather_not.and_then(|failed| self.choose(state, strategy, shape, |id| id != failed && may(id)));
-            if let Some(agent) = elsewhere.or_else(|| self.choose(state, strategy, shape, may)) {
+                rather_not.and_then(|failed| self.choose(state, strategy, (shape, near), |id| id != failed && may(id)));
+            let chosen = elsewhere.or_else(|| self.choose(state, strategy, (shape, near), may));
+            if let Some((agent, is_near)) = chosen {
                 walk.take(&head);
                 let weighed = self.weigh(state, strategy, shape);
                 self.set_aside(state, &agent, shape);
                 let (task, shape, since) = (head.task().clone(), Arc::clone(shape), head.since());
-                plan.push(Chosen { task, agent, shape, since, strategy, weighed });
+                plan.push(Chosen { task, agent, shape, since, strategy, is_near, weighed });
             } else if not.is_none_or(BTreeSet::is_empty) {
                 if now.saturating_sub(head.since()) >= ageing_ms {
                     kept.extend(self.keep_one(state, shape, &kept, now));

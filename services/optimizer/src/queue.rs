@@ -12,7 +12,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use baton_machine::{Priorities, Shelves};
-use baton_protocol::{Capability, Millis, Requirements, Resources, TaskId};
+use baton_protocol::{AgentId, Capability, Millis, Requirements, Resources, TaskId};
 use serde::{Deserialize, Serialize};
 
 use crate::pools::Pools;
@@ -60,12 +60,16 @@ pub(crate) struct Queued {
     pub(crate) shape: Arc<Shape>,
     pub(crate) priority: i32,
     pub(crate) since: Millis,
+    /// Who did most of what it builds on, so that what that left is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) near: Option<AgentId>,
 }
 
 impl Queue {
-    pub(crate) fn insert(&mut self, task: TaskId, shape: Shape, priority: i32, since: Millis) {
-        let before = self.tasks.insert(task, Queued { shape: Arc::new(shape), priority, since });
-        self.priorities.add(priority);
+    /// A task waits, or waits again as it did.
+    pub(crate) fn insert(&mut self, task: TaskId, queued: Queued) {
+        self.priorities.add(queued.priority);
+        let before = self.tasks.insert(task, queued);
         before.into_iter().for_each(|before| self.priorities.take(before.priority));
     }
 
@@ -85,13 +89,6 @@ impl Queue {
         for (task, queued) in changed {
             self.tasks.insert(task, queued);
         }
-    }
-
-    /// Puts a task back as it was.
-    pub(crate) fn put_back(&mut self, task: TaskId, queued: Queued) {
-        self.priorities.add(queued.priority);
-        let before = self.tasks.insert(task, queued);
-        before.into_iter().for_each(|before| self.priorities.take(before.priority));
     }
 
     pub(crate) fn remove(&mut self, task: &TaskId) -> Option<Queued> {

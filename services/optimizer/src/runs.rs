@@ -1,6 +1,6 @@
 //! The runs that have not ended: what ties a task to its workflow and its trace.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use baton_machine::Shelves;
@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::durations::{Gauss, unknown_run};
 use crate::fleet::Holder;
+
+/// Of how many tasks of a run it is known who did them: of those that succeeded last.
+const MAX_DONE: usize = 32;
 
 /// The runs that have not ended.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -34,6 +37,9 @@ pub(crate) struct Run {
     /// When it began.
     #[serde(default)]
     pub(crate) since: Millis,
+    /// Who did what, by the places of the stages in the graph, the latest last.
+    #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
+    done: VecDeque<(u32, AgentId)>,
     /// The stages that are over, by their places in the graph: a bit each.
     #[serde(default)]
     over: Vec<u64>,
@@ -85,6 +91,28 @@ impl Run {
         if self.failed.is_empty() { None } else { self.failed.get(&task.part()) }
     }
 
+    /// An agent has done a task of the stage at this place of the graph.
+    pub(crate) fn set_done(&mut self, place: u32, agent: &AgentId) {
+        if self.done.len() == MAX_DONE {
+            self.done.pop_front();
+        }
+        self.done.push_back((place, agent.clone()));
+    }
+
+    /// Who did most of the tasks of the stages at these places, as far as that is known; of several the one that did the last.
+    pub(crate) fn who_did(&self, places: impl Iterator<Item = u32>) -> Option<AgentId> {
+        if self.done.is_empty() {
+            return None;
+        }
+        let places: Vec<u32> = places.take(MAX_DONE).collect();
+        let mut did: BTreeMap<&AgentId, (usize, usize)> = BTreeMap::new();
+        for (nth, (_, agent)) in self.done.iter().enumerate().filter(|(_, (place, _))| places.contains(place)) {
+            let (count, last) = did.entry(agent).or_default();
+            (*count, *last) = (*count + 1, nth);
+        }
+        did.into_iter().max_by_key(|(_, did)| *did).map(|(agent, _)| agent.clone())
+    }
+
     /// Whether the stage at this place of the graph is over.
     pub(crate) fn is_over(&self, place: u32) -> bool {
         self.over.get(place as usize / 64).is_some_and(|bits| bits >> (place % 64) & 1 == 1)
@@ -121,6 +149,7 @@ impl Runs {
                 strategy: record.strategy,
                 due,
                 since: at,
+                done: VecDeque::new(),
                 over: Vec::new(),
                 work: unknown_run(),
                 open: BTreeMap::new(),

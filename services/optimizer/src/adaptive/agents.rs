@@ -24,6 +24,8 @@ const PROBE_AFTER: f64 = 20.0;
 const ESTIMATE_AGES: f64 = 0.05;
 /// How much longer a task takes in expectation where it has just failed.
 const FAILED_HERE: f64 = 1.25;
+/// An agent that did what a task builds on may need so many times as long as the best one.
+const NEAR_IS_AS_GOOD: f64 = 1.01;
 /// How much faster an agent is hoped to be than it seems, for each unit of the variance of the logarithm of its speed, so that it is
 /// tried: one of which nothing is known by 8 %. The median of its speed counts less this half of the variance where the mean of
 /// how long it takes would count half of it more.
@@ -124,6 +126,8 @@ pub(super) struct Look<'a> {
     pub(super) retries: f64,
     /// Under whom it failed last.
     pub(super) failed_under: Option<&'a AgentId>,
+    /// Who did most of what it builds on.
+    pub(super) near: Option<&'a AgentId>,
     /// Who may not have it.
     pub(super) not: Option<&'a BTreeSet<AgentId>>,
     pub(super) now: f64,
@@ -137,6 +141,8 @@ pub(super) struct Best {
     pub(super) available: f64,
     /// How long it takes there.
     duration: f64,
+    /// Whether it is taken for what it did before.
+    pub(super) is_near: bool,
 }
 
 impl Class {
@@ -360,12 +366,28 @@ impl Agents {
             let here = look.now + (ends - look.now) * FAILED_HERE;
             best = other.filter(|(_, other)| *other < here).or(best);
         }
+        let near = best.and_then(|best| self.near(class, look, risk, best));
         for (row, available) in barred {
             self.available[row] = available;
         }
-        let (row, _) = best?;
+        let row = near.or(best.map(|(row, _)| row))?;
         let available = self.available[row].max(class.resources[row]).max(look.now);
-        Some(Best { row, available, duration: look.work * self.inverse[row] })
+        Some(Best { row, available, duration: look.work * self.inverse[row], is_near: near.is_some() })
+    }
+
+    /// The agent that did most of what the task builds on, if it is another than the best one and nearly as good.
+    fn near(&self, class: &Class, look: &Look<'_>, risk: f64, (best, ends): (usize, f64)) -> Option<usize> {
+        let near = look.near.filter(|near| look.failed_under != Some(*near))?;
+        let row = *self.by_id.get(near)? as usize;
+        let begins_now = class.room[row] || !class.room[best];
+        let nearly = self.ends(class, row, look, risk) <= look.now + (ends - look.now) * NEAR_IS_AS_GOOD;
+        (row != best && begins_now && nearly).then_some(row)
+    }
+
+    /// When an agent would finish a task.
+    fn ends(&self, class: &Class, row: usize, look: &Look<'_>, risk: f64) -> f64 {
+        let begins = self.available[row].max(class.resources[row]).max(look.now);
+        begins + look.work * class.factor[row] + class.failure[row] * risk
     }
 
     /// The first of those that would finish a task first, and what is weighed.
@@ -373,8 +395,7 @@ impl Agents {
         let risk = look.work * (1.0 + look.retries) * class.inverse / class.able.max(1) as f64;
         let mut first: Vec<(f64, usize)> = Vec::with_capacity(TOLD + 1);
         for row in 0..self.rows.len() {
-            let begins = self.available[row].max(class.resources[row]).max(look.now);
-            let ends = begins + look.work * class.factor[row] + class.failure[row] * risk;
+            let ends = self.ends(class, row, look, risk);
             if ends.is_finite() && (first.len() < TOLD || first.last().is_some_and(|(last, _)| ends < *last)) {
                 let at = first.partition_point(|(other, _)| *other <= ends);
                 first.insert(at, (ends, row));
@@ -409,7 +430,7 @@ impl Agents {
                 done += (ends - begins) / each;
             }
         }
-        let best = Best { row, available: look.now, duration: look.work * self.inverse[row] };
+        let best = Best { row, available: look.now, duration: look.work * self.inverse[row], is_near: false };
         (done < waiting as f64).then_some(best)
     }
 

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use baton_machine::{Effect, Measure, Processor, RequestContext, Value, answer};
 use baton_protocol::definition::{Definition, Estimate};
 use baton_protocol::record::{
-    Assigned, Outcome, PoolRemoved, PoolSet, ReleaseReason, Released, ResourceRecord, RunStarted, WorkflowRecord,
-    WorkflowRegistered,
+    Assigned, Outcome, PoolRemoved, PoolSet, ReleaseReason, Released, ResourceRecord, RunStarted, StageReady,
+    WorkflowRecord, WorkflowRegistered,
 };
 use baton_protocol::request::{
     Advise, AssignAnswer, AssignTasks, Candidate, CapacityPlan, ExplainPlacement, ImportLearning, Lesson,
@@ -569,6 +569,67 @@ fn o4_an_agent_that_fails_fast_does_not_draw_work() {
         }
     }
     assert!(given.get("bob").is_none_or(|count| *count <= 5) && given["ann"] >= 55, "{given:?}");
+}
+
+/// Why a stage of run `n` is, or is about to be, where it is.
+fn explained(world: &mut World, n: u64, stage: &str) -> String {
+    let request = ExplainPlacement { run: run(n), stage: stage.parse().unwrap() };
+    let request = OptimizerRequest::ExplainPlacement(request);
+    world.machine.request(1, "placement.explain", request, RequestContext::default(), world.now);
+    let effects = world.log.settle(&mut world.machine, world.now).effects;
+    let answer = effects.into_iter().find_map(|effect| match effect {
+        Effect::Answer { reply, .. } => Some(reply.unwrap()),
+        _ => None,
+    });
+    answer.unwrap().read::<PlacementExplained>().unwrap().reason
+}
+
+/// A run of two stages, the second of which builds on the first: who gets the second, where both have room and bob did the first.
+fn builds_on_bob(strategy: Strategy, ann: &[Outcome], bob: &[Outcome]) -> (String, String) {
+    let mut world = World::new();
+    let chain = Definition::builder("chain").add_stage("one", "research", &[]).add_stage("two", "research", &["one"]);
+    let definition = Arc::new(chain.build().unwrap());
+    world.workflow(vec![WorkflowRecord::WorkflowRegistered(WorkflowRegistered { version: 1, definition })]);
+    world.resource(vec![registered("ann", "s", "research", 1, 0, 0), registered("bob", "s", "research", 1, 0, 0)]);
+    let lessons = |agent: &'static str, outcomes: &[Outcome], took: Millis| -> Vec<_> {
+        outcomes.iter().map(|outcome| (agent, *outcome, took)).collect()
+    };
+    practise(&mut world, 100, &[lessons("bob", bob, 1000), lessons("ann", ann, 992)].concat());
+    world.strategy(strategy);
+    let WorkflowRecord::RunStarted(begun) = started(1) else { unreachable!() };
+    let stage = |name: &str| TaskId { stage: name.parse().unwrap(), ..task(1, 1) };
+    let run = RunStarted { workflow: "chain".parse().unwrap(), ..begun };
+    world.workflow(vec![WorkflowRecord::RunStarted(run), ready(stage("one"), "research", 0, 0)]);
+    // Somebody else gave it away.
+    world.asked.clear();
+    world.resource(vec![assigned(stage("one"), "bob", 0)]);
+    world.wait(1000);
+    let WorkflowRecord::StageReady(two) = ready(stage("two"), "research", 0, 0) else { unreachable!() };
+    let two = StageReady { inputs: vec!["one".parse().unwrap()], ..two };
+    let lease = world.leases[&stage("one")];
+    let one = ended(stage("one"), Some((lease, "bob")), Outcome::Succeeded, 1000);
+    world.workflow(vec![one, WorkflowRecord::StageReady(two)]);
+    let why = explained(&mut world, 1, "two");
+    let granted = world.grant();
+    assert_eq!(granted.len(), 1);
+    (granted[0].1.clone(), why)
+}
+
+#[test]
+fn o1_what_builds_on_something_goes_where_that_was_done_if_that_is_nearly_as_good() {
+    use Outcome::{Failed, Succeeded};
+    for strategy in [Strategy::LoadBalanced, Strategy::PriorityBased, Strategy::Adaptive] {
+        // Ann has done more, is faster by a little, and has idled for longer.
+        let (agent, why) = builds_on_bob(strategy, &[Succeeded; 60], &[Succeeded; 40]);
+        assert_eq!(agent, "bob", "{strategy:?}: {why}");
+        assert!(why.contains("it did most of what the task builds on"), "{strategy:?}: {why}");
+        // Bob has begun to fail.
+        let mut failed = [Succeeded; 40];
+        failed[36..].fill(Failed);
+        let (agent, why) = builds_on_bob(strategy, &[Succeeded; 60], &failed);
+        assert_eq!(agent, "ann", "{strategy:?}: {why}");
+        assert!(!why.contains("builds on"), "{strategy:?}: {why}");
+    }
 }
 
 #[test]
