@@ -248,9 +248,10 @@ impl<'a> Builder<'a> {
         let assume = &definition.stages[place].speculative.as_ref()?.assume;
         let of = |name: &StageName| definition.stages.iter().position(|stage| stage.name == *name);
         let assumed: Vec<usize> = assume.keys().filter_map(of).collect();
-        // A fallback may be needed where a stage does not give what is assumed.
+        // A fallback may be needed where a stage does not give what is assumed. One that is depended on for itself must be over.
         let chain = |place| std::iter::successors(Some(place), |place: &usize| fallbacks[*place]).take(fallbacks.len());
-        let unknown: Vec<usize> = assumed.iter().copied().flat_map(chain).collect();
+        let known_later = |other: &usize| assumed.contains(other) || !flow.dependencies.contains(other);
+        let unknown: Vec<usize> = assumed.iter().copied().flat_map(chain).filter(known_later).collect();
         let needs: Vec<usize> = self.waits[place].iter().copied().filter(|other| !unknown.contains(other)).collect();
         // All before a stage that has begun is over.
         let over: Vec<usize> =

@@ -12,7 +12,7 @@ use crate::advance::{self, Again, Ending};
 use baton_protocol::run::Speculation;
 
 use crate::flow::{self, Failure};
-use crate::run::{Attempt, Run};
+use crate::run::{self, Attempt, Run};
 use crate::workflows::Version;
 use crate::{Turn, WorkflowManager, child, telemetry, text};
 
@@ -213,12 +213,9 @@ fn find(state: &WorkflowManager, agent: &AgentId, report: &Report) -> Result<Fou
 fn is_stored(run: &Run, version: &Version, place: usize, attempt: &Attempt, report: &Report) -> bool {
     let Ending { outcome, result, error, code, delegated, .. } = ending(report.clone(), run, version, place);
     let same_result = match outcome {
-        Outcome::Succeeded => match (attempt.speculation, &run.stages[place].early) {
-            (Some(Speculation::Open), Some(early)) => early.result == result,
-            // Of one that does not count nothing is left that could be compared.
-            (Some(Speculation::Open | Speculation::Discarded), _) => true,
-            (Some(Speculation::Committed) | None, _) => run.stages[place].result == result,
-        },
+        // What was thrown away is told by its hash.
+        Outcome::Succeeded if attempt.gave.is_some() => attempt.gave == Some(run::hash_of(result.as_ref())),
+        Outcome::Succeeded => run.stages[place].result == result,
         _ => attempt.delegated == delegated,
     };
     attempt.outcome == Some(outcome) && attempt.error == error && attempt.code == code && same_result

@@ -279,6 +279,9 @@ pub(crate) struct Attempt {
     /// Where it stands if it began early.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) speculation: Option<Speculation>,
+    /// If it began early and is over: a hash of its result, which may be thrown away, by which a report is known again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) gave: Option<u64>,
 }
 
 impl Attempt {
@@ -673,6 +676,7 @@ impl Run {
         attempt.delegated.clone_from(&record.delegated);
         match record.outcome {
             Outcome::Succeeded if record.speculative => {
+                attempt.gave = Some(hash_of(record.result.as_ref()));
                 if let Some(early) = &mut stage.early {
                     early.held = true;
                     early.result.clone_from(&record.result);
@@ -1043,7 +1047,16 @@ pub(crate) fn span(run: RunId, brought: Option<TraceContext>) -> TraceContext {
 ///
 /// It is kept in snapshots, and so must be the same in every build. Who finds a collision has fooled nobody but himself.
 pub(crate) fn fingerprint(workflow: &WorkflowName, input: &Json) -> u64 {
-    [workflow.as_str(), input.as_str()].iter().fold(0, |hash, text| {
+    hash(&[workflow.as_str(), input.as_str()])
+}
+
+/// A hash of a result, or of there being none.
+pub(crate) fn hash_of(result: Option<&Json>) -> u64 {
+    hash(&[result.map_or("", Json::as_str)])
+}
+
+fn hash(texts: &[&str]) -> u64 {
+    texts.iter().fold(0, |hash, text| {
         text.as_bytes().chunks(8).fold(baton_protocol::id::mix(hash ^ text.len() as u64), |hash, chunk| {
             let mut word = [0; 8];
             word[..chunk.len()].copy_from_slice(chunk);

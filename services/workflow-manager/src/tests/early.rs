@@ -1,6 +1,6 @@
 //! What begins before all is over that it waits for.
 
-use baton_protocol::definition::{Approval, Definition, Mapping, Otherwise, RetryPolicy, Speculative};
+use baton_protocol::definition::{Approval, Definition, Mapping, OnFailure, Otherwise, RetryPolicy, Speculative};
 use baton_protocol::record::{LeftReason, Outcome};
 use baton_protocol::request::{
     DecideStage, Delegate, PauseRun, Report, ReportStatus, ResumeRun, RunAccepted, WorkflowRequest,
@@ -338,7 +338,29 @@ fn w12_what_began_early_does_not_delegate_and_a_report_that_comes_again_is_answe
     }
     assert!(other.report("ann", succeeded(c, &of_c, "2")).is_err(), "another one was stored");
     other.report("bob", succeeded(b_of_other, &task(run, "b", 1), "8")).unwrap();
-    // Nothing of it is left, and it was stored all the same.
+    // Nothing of it is left, and it was stored all the same; the other was not.
     other.report("ann", succeeded(c, &of_c, "1")).unwrap();
+    assert!(other.report("ann", succeeded(c, &of_c, "2")).is_err());
     let _ = b;
+}
+
+#[test]
+fn w12_a_fallback_that_is_depended_on_for_itself_must_be_over() {
+    let mut definition = definition();
+    definition.stages[1].optional = false;
+    definition.stages[1].on_failure = OnFailure::Fallback("d".parse().unwrap());
+    let d = Definition::builder("w").add_stage("d", "x", &[]).build().unwrap().stages.remove(0);
+    definition.stages.push(d);
+    definition.stages[2].depends_on.push("d".parse().unwrap());
+    let (mut world, run, b) = begun(&definition);
+    assert!(world.view(run).stages[2].attempts.is_empty(), "whether d runs is known when b is over");
+    world.report("bob", succeeded(b, &task(run, "b", 1), "7")).unwrap();
+    report(&mut world, run, "c", 1, "1");
+    assert_eq!(world.view(run).status, RunStatus::Succeeded);
+    // Where it is not, it need not be.
+    definition.stages[2].depends_on.pop();
+    world.register(&definition);
+    let run = world.start("w");
+    report(&mut world, run, "a", 1, "1");
+    assert_eq!(speculations(&mut world, run), [(Some(Speculation::Open), None)]);
 }
