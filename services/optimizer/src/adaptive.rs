@@ -138,7 +138,8 @@ impl Planner {
         let class = self.class(&queued.shape);
         if !self.jobs.contains_key(&task.run) {
             self.cost += cost(graph);
-            let mut job = Job::new(graph, run, queued.priority);
+            let of_run = queued.priority.saturating_sub(graph.stages[place as usize].priority);
+            let mut job = Job::new(graph, run, of_run);
             job.rank(state, run, &mut self.agents);
             job.key = job.key(config, now);
             self.jobs.insert(task.run, job);

@@ -59,6 +59,12 @@ pub(crate) struct Node {
     pub(crate) duration_ms: Option<Millis>,
     /// How many tokens the definition says that it takes.
     pub(crate) tokens: Option<u64>,
+    /// What it is more urgent than its run.
+    #[serde(default)]
+    pub(crate) priority: i32,
+    /// How long after its run's start it should be over.
+    #[serde(default)]
+    pub(crate) due_ms: Option<Millis>,
     /// The places of those that wait for it.
     pub(crate) children: Vec<u32>,
 }
@@ -164,6 +170,8 @@ impl Node {
             // How long people take is no work, and nothing is learned of it. What a run takes is known of its own stages.
             duration_ms: if stage.has_agent() { duration_ms } else { Some(1) },
             tokens,
+            priority: stage.priority,
+            due_ms: stage.due_ms,
             children,
         }
     }

@@ -425,7 +425,7 @@ fn give(turn: &mut Turn<'_>, id: RunId, place: usize, given: Given) {
         inputs,
         input,
         resources: resources(run, stage),
-        priority: run.priority,
+        priority: run.priority.saturating_add(stage.priority),
         cache,
         speculative: early,
     };

@@ -93,11 +93,11 @@ pub(crate) fn begin(
         workflow: name.clone(),
         version: number,
         input,
-        priority: run.priority,
+        priority: run.priority.saturating_add(stage.priority),
         key: None,
         trace: Some(run.span().at(task_span(&task))),
         strategy: run.strategy,
-        due: None,
+        due: stage.due_ms.map(|due_ms| run.started_at.saturating_add(due_ms)),
         budget: match found {
             Some(found) => budget(run, stage.budget, found.definition.budget.as_ref()),
             // What the stage may cost is what its agents are expected to.

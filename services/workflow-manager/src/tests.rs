@@ -97,7 +97,7 @@ fn w1_what_is_wrong_with_a_definition_is_said_with_its_place() {
     let said = bad.map(|(what, text)| format!("{what}: {}\n", definition::parse(text).unwrap_err()));
     expect![[r#"
         empty: unexpected end of input at line 1, column 1
-        unknown key: unknown field `depend_on`, expected one of name, agent_type, approval, wait_for, workflow, workflow_version, requires, depends_on, join, when, for_each, parallel, optional, on_failure, input, output, cache, speculative, input_schema, output_schema, params, resources, budget, estimate, retry, start_timeout_ms, timeout_ms, heartbeat_timeout_ms, total_timeout_ms; did you mean `depends_on`? at line 5, column 5
+        unknown key: unknown field `depend_on`, expected one of name, agent_type, approval, wait_for, workflow, workflow_version, requires, depends_on, join, when, for_each, parallel, optional, on_failure, input, output, cache, speculative, input_schema, output_schema, params, resources, budget, estimate, priority, due_ms, retry, start_timeout_ms, timeout_ms, heartbeat_timeout_ms, total_timeout_ms; did you mean `depends_on`? at line 5, column 5
         unknown key of retry: unknown field `attempts`, expected one of max_attempts, initial_ms, factor, max_ms, jitter, non_retryable at line 6, column 7
         missing key: stage a: agent_type: it is missing: which agents can do the stage? (Or else workflow, approval, or wait_for.) at line 3, column 5
         key twice: duplicate key `name` at line 5, column 5
@@ -1588,11 +1588,7 @@ fn records_of_its_own_that_fit_nothing_do_nothing() {
     world.report("ann", failed(lease, &first, "no", true)).unwrap();
     world.wait(1000);
     let lease = world.assign(&task(run, "a", 2), "ann");
-    let records = |world: &World| -> Vec<WorkflowRecord> {
-        let own = world.log.iter().filter(|(service, _)| *service == Service::WorkflowManager);
-        let commits = own.map(|(_, payload)| serde_json::from_slice::<Commit<WorkflowRecord>>(payload).unwrap());
-        commits.flat_map(|commit| commit.turns.into_iter().flat_map(|turn| turn.records)).collect()
-    };
+    let records = |world: &World| -> Vec<WorkflowRecord> { world.own_records().collect() };
     let again = |world: &World, records: &[WorkflowRecord]| {
         let mut state = world.processor.machine().clone();
         for record in records {

@@ -135,6 +135,12 @@ pub struct StageDefinition {
     /// What is known beforehand of how much work it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub estimate: Option<Estimate>,
+    /// What its tasks, or the run that does it, are more urgent than its run: added to the run's priority. Larger goes first.
+    #[serde(default, skip_serializing_if = "crate::record::is_zero")]
+    pub priority: i32,
+    /// In how many milliseconds after its run's start it should be over. Placement strives for it; nothing ends because of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due_ms: Option<Millis>,
     /// What happens when an attempt fails.
     #[serde(default, skip_serializing_if = "RetryPolicy::is_default")]
     pub retry: RetryPolicy,
@@ -675,6 +681,9 @@ impl StageDefinition {
         if let Some(total) = self.total_timeout_ms {
             check_positive(&place, "total_timeout_ms", total)?;
         }
+        if let Some(due) = self.due_ms {
+            check_positive(&place, "due_ms", due)?;
+        }
         let wrong =
             |field, value: String, rule| Err(DefinitionError::Value { place: place.clone(), field, value, rule });
         if let Some(estimate) = &self.estimate {
@@ -805,6 +814,8 @@ impl StageDefinition {
             ("resources", self.resources.is_empty()),
             ("budget", self.budget.is_none()),
             ("estimate", self.estimate.is_none()),
+            ("priority", self.priority == 0),
+            ("due_ms", self.due_ms.is_none()),
             ("retry", self.retry.is_default()),
             ("start_timeout_ms", plain(self.start_timeout_ms)),
             ("heartbeat_timeout_ms", self.heartbeat_timeout_ms.is_none()),
@@ -933,6 +944,8 @@ impl Builder {
                 resources: Resources::new(),
                 budget: None,
                 estimate: None,
+                priority: 0,
+                due_ms: None,
                 retry: RetryPolicy::default(),
                 start_timeout_ms: default_stage_timeout_ms(),
                 timeout_ms: default_stage_timeout_ms(),

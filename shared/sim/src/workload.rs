@@ -601,6 +601,8 @@ fn definition(draws: &mut Draws, number: u32, kinds: usize, pools: &[NamedPool])
                     size: draws.chance(500).then(|| draws.between(0, 1_000_000)),
                     ..Estimate::default()
                 }),
+                priority: *draws.pick(&[0, 0, 0, 0, 1, -1]),
+                due_ms: draws.chance(100).then(|| draws.between(500, 20_000)),
                 retry: RetryPolicy {
                     max_attempts: 4 - draws.below(4),
                     initial_ms: draws.between(0, 800),

@@ -26,9 +26,10 @@ const FAR: f64 = 10.0;
 /// Where a run stands: greater first.
 pub(super) type Key = Reverse<u64>;
 
-/// A task that waits: the more urgent first.
+/// A task that waits: those of a greater priority within their run first, of these the more urgent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Entry {
+    priority: Reverse<i32>,
     urgency: Reverse<u64>,
     pub(super) place: u32,
     pub(super) item: Option<u32>,
@@ -49,7 +50,9 @@ pub(super) struct Job {
     left: f64,
     priority: i32,
     since: Millis,
+    /// When the run should have ended, or one of its stages that are not over.
     due: Option<Millis>,
+    due_of_run: Option<Millis>,
     over: Vec<bool>,
     /// The tasks that wait, by class.
     pub(super) ready: BTreeMap<usize, BTreeSet<Entry>>,
@@ -60,7 +63,7 @@ pub(super) struct Job {
 impl Job {
     pub(super) fn new(graph: &Arc<Graph>, run: &Run, priority: i32) -> Self {
         let over = (0..graph.stages.len() as u32).map(|place| run.is_over(place)).collect();
-        Self {
+        let mut job = Self {
             graph: Arc::clone(graph),
             key: Reverse(0),
             work: Vec::new(),
@@ -69,11 +72,21 @@ impl Job {
             left: 0.0,
             priority,
             since: run.since,
-            due: run.due,
+            due: None,
+            due_of_run: run.due,
             over,
             ready: BTreeMap::new(),
             class: BTreeMap::new(),
-        }
+        };
+        job.find_due();
+        job
+    }
+
+    /// Finds when something of it is due first.
+    fn find_due(&mut self) {
+        let stages = self.graph.stages.iter().zip(&self.over).filter(|(_, over)| !**over);
+        let of_stages = stages.filter_map(|(stage, _)| Some(self.since.saturating_add(stage.due_ms?)));
+        self.due = of_stages.chain(self.due_of_run).min();
     }
 
     /// A task waits. False if it did before.
@@ -114,13 +127,17 @@ impl Job {
 
     fn entry(&self, place: u32, item: Option<u32>, attempt: u32) -> Entry {
         let urgency = self.urgency.get(place as usize).copied().unwrap_or_default();
-        Entry { urgency: Reverse(sortable(urgency)), place, item, attempt }
+        let priority = Reverse(self.graph.stages[place as usize].priority);
+        Entry { priority, urgency: Reverse(sortable(urgency)), place, item, attempt }
     }
 
     /// A stage is over.
     pub(super) fn over(&mut self, place: u32) {
         if !std::mem::replace(&mut self.over[place as usize], true) {
             self.left = (self.left - self.work[place as usize]).max(0.0);
+            if self.graph.stages[place as usize].due_ms.is_some() {
+                self.find_due();
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 mod discovery;
 mod early;
 mod pressure;
+mod urgent;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

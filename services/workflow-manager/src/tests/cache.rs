@@ -168,7 +168,7 @@ fn w11_w19_w21_schedules_and_triggers_may_use_nothing_again() {
         let schedule =
             serde_json::json!({ "workflow": "w", "every_ms": 1000, "input": { "topic": "tea" }, "no_cache": no_cache });
         let start = serde_json::json!({ "workflow": "w", "no_cache": no_cache });
-        let trigger = serde_json::json!({ "on": { "event": "e" }, "then": { "start": start } });
+        let trigger = serde_json::json!({ "on": { "event": "e" }, "start": start });
         (schedule, trigger)
     };
     for (no_cache, status) in [(true, StageStatus::Ready), (false, StageStatus::Succeeded)] {

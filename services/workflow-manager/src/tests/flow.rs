@@ -1,14 +1,16 @@
 //! Conditions, joins, mappings, schemas, failures and what they lead to.
 
+use std::collections::BTreeMap;
+
 use baton_protocol::definition::{Definition, Join, Mapping, OnFailure, RetryPolicy};
-use baton_protocol::record::{Outcome, SkipReason};
+use baton_protocol::record::{Outcome, SkipReason, WorkflowRecord};
 use baton_protocol::request::{Report, RunAccepted, StartRun, WorkflowRequest};
 use baton_protocol::run::{RunStatus, StageStatus};
 use baton_protocol::{Code, Json, Rejection, RunId, StageName};
 use expect_test::expect;
 use serde_json::json;
 
-use super::harness::{World, failed, json as text, start, succeeded, task};
+use super::harness::{START, World, failed, json as text, start, succeeded, task};
 use super::{check, workflow};
 use crate::definition;
 
@@ -465,4 +467,32 @@ stages:
     assert_eq!(yaml, built);
     // And so does the JSON that either is written as.
     assert_eq!(definition::parse(Json::of(&built).unwrap().as_str()).unwrap(), built);
+}
+
+#[test]
+fn w3_a_stage_may_be_more_urgent_than_its_run_and_due_and_so_is_the_run_that_does_it() {
+    let mut world = World::new();
+    world.register(&Definition::builder("inner").add_stage("i", "x", &[]).build().unwrap());
+    let definition = Definition::builder("w")
+        .add_stage("a", "x", &[])
+        .add_stage("b", "x", &[])
+        .with(|stage| stage.priority = 3)
+        .add_workflow("c", "inner", &[])
+        .with(|stage| (stage.priority, stage.due_ms) = (-1, Some(5000)))
+        .build()
+        .unwrap();
+    world.register(&definition);
+    let request = StartRun { priority: 2, ..start("w") };
+    world.ask::<RunAccepted>(WorkflowRequest::StartRun(request)).unwrap();
+    let ready = world.own_records().filter_map(|record| match record {
+        WorkflowRecord::StageReady(record) => Some((record.task.stage.to_string(), record.priority)),
+        _ => None,
+    });
+    let ready: BTreeMap<_, _> = ready.collect();
+    assert_eq!(ready, [("a".to_owned(), 2), ("b".to_owned(), 5), ("i".to_owned(), 1)].into());
+    let child = world.own_records().find_map(|record| match record {
+        WorkflowRecord::RunStarted(record) if record.parent.is_some() => Some((record.priority, record.due)),
+        _ => None,
+    });
+    assert_eq!(child, Some((1, Some(START + 5000))));
 }

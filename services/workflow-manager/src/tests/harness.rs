@@ -332,11 +332,16 @@ impl World {
         self.resource("lease.assign", vec![ResourceRecord::BudgetRefused(record)]);
     }
 
-    /// What each task needs that ever was ready.
-    pub(crate) fn ready_resources(&self) -> impl Iterator<Item = Resources> {
+    /// All its records.
+    pub(crate) fn own_records(&self) -> impl Iterator<Item = WorkflowRecord> {
         let own = self.log.iter().filter(|(service, _)| *service == Service::WorkflowManager);
         let commits = own.map(|(_, payload)| serde_json::from_slice::<Commit<WorkflowRecord>>(payload).unwrap());
-        commits.flat_map(|commit| commit.turns).flat_map(|turn| turn.records).filter_map(|record| match record {
+        commits.flat_map(|commit| commit.turns).flat_map(|turn| turn.records)
+    }
+
+    /// What each task needs that ever was ready.
+    pub(crate) fn ready_resources(&self) -> impl Iterator<Item = Resources> {
+        self.own_records().filter_map(|record| match record {
             WorkflowRecord::StageReady(record) => Some(record.resources),
             _ => None,
         })

@@ -292,7 +292,8 @@ impl Facts {
                     let asks = run.zip(place).is_some_and(|(run, place)| run.definition(place).asks());
                     let waits = attempt.is_some_and(|a| a.ended.is_none() && a.lease.is_none()) && !paused && !asks;
                     // But for one that is to fail for want of money, or that others go before.
-                    let pressed = run.is_some_and(|run| self.was_pressed(sent, run.priority));
+                    let priority = run.zip(place).map(|(run, place)| run.priority_of(place));
+                    let pressed = priority.is_some_and(|priority| self.was_pressed(sent, priority));
                     let waits = waits && !self.pools.unpaid.contains_key(&placement.task) && !pressed;
                     hold!(!waits, HEAD, "{} waits, and was refused: {}", placement.task, refusal.rejection);
                 }

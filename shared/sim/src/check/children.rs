@@ -177,7 +177,9 @@ impl Facts {
         let right = if delegated.is_some() { run.input.read().unwrap_or_default() } else { run.input_of(place) };
         let given = record.input.read::<serde_json::Value>().unwrap_or_default();
         hold!(given == right, GIVEN, "run {id}, which does {task}, is given {given}, not {right}");
-        let same = (record.priority, record.strategy) == (run.priority, run.strategy) && record.key.is_none();
+        let same = (record.priority, record.strategy) == (run.priority_of(place), run.strategy) && record.key.is_none();
+        let due = definition.due_ms.map(|due_ms| run.started_at + due_ms);
+        hold!(record.due == due, INHERITED, "run {id} is due at {:?}, not {due:?}", record.due);
         hold!(same, INHERITED, "run {id} does not bear what run {} does: {record:?}", task.run);
         let of_stage = definition.budget.filter(|_| delegated.is_none());
         let budget = run.budget_of_part(task.run, of_stage, definition_of_run.budget.as_ref());

@@ -69,6 +69,11 @@ impl Run {
         &self.definition.stages[self.base(place)]
     }
 
+    /// Of which priority its tasks are.
+    pub(super) fn priority_of(&self, place: usize) -> i32 {
+        self.priority + self.definition(place).priority
+    }
+
     pub(super) fn item(&self, place: usize) -> Option<u32> {
         place.checked_sub(self.definition.stages.len()).map(|item| self.owners[item].1)
     }

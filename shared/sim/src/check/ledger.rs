@@ -294,13 +294,8 @@ impl Facts {
             }
         }
         hold!(record.inputs == inputs, ORDER, "{task} is given {:?}, not {inputs:?}", record.inputs);
-        let priority = run.priority;
-        hold!(
-            record.priority == priority,
-            ORDER,
-            "{task} is of priority {}, and its run of {priority}",
-            record.priority
-        );
+        let priority = run.priority_of(place);
+        hold!(record.priority == priority, ORDER, "{task} is of priority {}, not {priority}", record.priority);
         let same = record.agent_type == definition.agent_type && record.requires == definition.requires;
         hold!(same, ORDER, "{task} asks for {} and {}, which its stage does not", record.agent_type, record.requires);
         let mut needs = definition.resources.clone();

@@ -82,12 +82,15 @@ impl Facts {
                 && attempt.child.is_none()
                 && attempt.ended.is_none_or(|at| at > seen)
         };
-        let of_run = move |run: &Run| {
+        let of_run = move |run: &'_ Run| {
             let parts = run.parts().filter(|(_, _, definition)| !definition.asks());
-            parts.flat_map(|(_, stage, _)| &stage.attempts).filter(waits).count()
+            let tasks = parts.flat_map(move |(place, stage, _)| {
+                std::iter::repeat_n(run.priority_of(place), stage.attempts.iter().filter(waits).count())
+            });
+            tasks.collect::<Vec<_>>()
         };
         let going_on = self.runs.values().filter(move |run| !run.was_paused(seen));
-        going_on.flat_map(move |run| std::iter::repeat_n(run.priority, of_run(run)))
+        going_on.flat_map(of_run)
     }
 
     fn slots(&self) -> u64 {
@@ -137,13 +140,15 @@ impl Facts {
     /// A task is about to be leased.
     pub(super) fn may_be_leased_now(&mut self, stamp: Stamp, task: &TaskId) -> Checked {
         let Some((_, said)) = self.pressure.said.last() else { return Ok(()) };
-        let Some(run) = self.runs.get(&task.run).filter(|run| presses(said, run.priority)) else { return Ok(()) };
-        let stage = run.place_of(task).map(|place| &run.stages[place]);
-        let attempt = stage.and_then(|stage| stage.attempts.get((task.attempt as usize).checked_sub(1)?));
+        let run = self.runs.get(&task.run).and_then(|run| Some((run, run.place_of(task)?)));
+        let Some((run, place)) = run.filter(|(run, place)| presses(said, run.priority_of(*place))) else {
+            return Ok(());
+        };
+        let attempt = run.stages[place].attempts.get((task.attempt as usize).wrapping_sub(1));
         let Some(attempt) = attempt else { return Ok(()) };
         let long = stamp.at >= attempt.ready_at + said.longest_ms;
         let others = self.waiting_as_read(stamp.seen).any(|priority| priority >= said.below);
-        let priority = run.priority;
+        let priority = run.priority_of(place);
         hold!(long || !others, LOW, "{task} is of priority {priority}, and tasks of {} or more wait", said.below);
         self.seen.push(if others { Branch::LowWaitedLong } else { Branch::LowAlone });
         Ok(())
