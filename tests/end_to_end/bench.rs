@@ -3,16 +3,20 @@
 use std::process::Stdio;
 
 use baton_testkit::baton_binary;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 /// Measures something for a moment, and gives the lines.
 async fn bench(arguments: &[&str]) -> Vec<Value> {
+    lines(&[&["bench"], arguments, &["--seconds", "1", "--warm-up", "0.2"]].concat()).await
+}
+
+/// The lines of JSON that a command writes.
+async fn lines(arguments: &[&str]) -> Vec<Value> {
     let binary = tokio::task::spawn_blocking(baton_binary).await.unwrap();
     let output = Command::new(binary)
-        .arg("bench")
         .args(arguments)
-        .args(["--seconds", "1", "--warm-up", "0.2", "--json"])
+        .arg("--json")
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output()
@@ -91,16 +95,67 @@ async fn r4_leases_are_measured_beside_bare_request_reply() {
     assert!(number(&lines[0], "of_floor") > 0.0 && number(&lines[0], "p99_of_floor") > 0.0, "{lines:?}");
 }
 
+/// One task, ten side by side, one that joins them, in WfFormat; a tenth of a second each, more or less.
+fn fan() -> Value {
+    let parts: Vec<String> = (1..=10).map(|part| format!("part_{part:02}")).collect();
+    let task = |id: &str, parents: &[String], children: &[String]| json!({ "id": id, "name": id, "parents": parents, "children": children });
+    let (first, last) = (["split_00".to_owned()], ["join_11".to_owned()]);
+    let middle = parts.iter().map(|part| task(part, &first, &last));
+    let tasks: Vec<Value> =
+        [task(&first[0], &[], &parts)].into_iter().chain(middle).chain([task(&last[0], &parts, &[])]).collect();
+    let took =
+        |(nth, task): (usize, &Value)| json!({ "id": task["id"], "runtimeInSeconds": 0.08 + 0.005 * nth as f64 });
+    let took: Vec<Value> = tasks.iter().enumerate().map(took).collect();
+    json!({
+        "name": "fan", "schemaVersion": "1.5",
+        "workflow": { "specification": { "tasks": tasks }, "execution": { "tasks": took } }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn o13_an_instance_is_run_by_agents_that_sleep_with_the_luck_of_its_simulation() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("fan.json");
+    std::fs::write(&file, fan().to_string()).unwrap();
+    // As all agents fail alike, an attempt fails whoever makes it.
+    let cell =
+        ["--trace", file.to_str().unwrap(), "--agents", "4", "--failures", "0.3", "--seed", "301", "--luck", "5"];
+    let cell = [&cell[..], &["--strategy", "adaptive", "--history", "same"]].concat();
+    let simulated = lines(&[&["simulate"], &cell[..]].concat()).await;
+    let ran = lines(&[&["bench", "dag"], &cell[..], &["--scale", "1", "--least", "0", "--sample", "0"]].concat()).await;
+    let ([simulated], [ran, means]) = (simulated.as_slice(), ran.as_slice()) else { panic!("{simulated:?} {ran:?}") };
+    assert_eq!((&ran["instance"], &ran["policy"], &ran["tasks"]), (&"fan".into(), &"ADAPTIVE".into(), &12.into()));
+    for (here, there) in [("simulated", "makespan"), ("heft", "heft"), ("bound", "bound")] {
+        assert_eq!(ran[here], simulated[there], "the cell is another one: {ran} {simulated}");
+    }
+    let (attempts, failed) = (number(ran, "attempts"), number(ran, "failed"));
+    assert!(failed > 0.0 && (attempts - failed - 12.0).abs() < 1e-9, "{ran}");
+    assert!((number(simulated, "succeeded") - 12.0 / attempts).abs() < 1e-9, "other luck: {ran} {simulated}");
+    let makespan = number(ran, "makespan");
+    assert!(makespan > 0.99 * number(ran, "bound"), "nobody sleeps shorter than that: {ran}");
+    assert!((number(ran, "ratio") - makespan / number(ran, "simulated")).abs() < 1e-9, "{ran}");
+    assert!((number(ran, "to_heft") - makespan / number(ran, "heft")).abs() < 1e-9, "{ran}");
+    assert!(number(ran, "simulated_late") > number(ran, "simulated"), "messages take time: {ran}");
+    assert!(number(&ran["handed_on"], "p50_ms") > 0.0, "{ran}");
+    assert_eq!((&means["runs"], &means["ratio"]), (&1.into(), &ran["ratio"]), "{means}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_can_not_be_measured_is_refused() {
     for (arguments, says) in [
-        (["--sample", "2"], "--sample 2"),
-        (["--inflight", "0"], "--inflight must be at least 1"),
-        (["--rate", "0"], "--rate"),
-        (["--durability", "none"], "none"),
+        (["article", "--sample", "2"], "--sample 2"),
+        (["article", "--inflight", "0"], "--inflight must be at least 1"),
+        (["article", "--rate", "0"], "--rate"),
+        (["article", "--durability", "none"], "none"),
+        (["dag", "--scale", "0"], "--scale must be more than 0"),
+        (["dag", "--least", "-1"], "--least -1"),
+        (["dag", "--agents", "1000"], "--agents 1000"),
+        (["dag", "--strategy", "heft plan"], "ADAPTIVE"),
+        (["dag", "--server", "nats://127.0.0.1:1"], "leave --server out"),
+        (["dag", "--trace", "no-such-file.json"], "no-such-file.json"),
     ] {
         let binary = tokio::task::spawn_blocking(baton_binary).await.unwrap();
-        let output = Command::new(binary).args(["bench", "article"]).args(arguments).output().await.unwrap();
+        let output = Command::new(binary).arg("bench").args(arguments).output().await.unwrap();
         let text = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.code() == Some(2) && text.contains(says), "{arguments:?}: {text}");
     }

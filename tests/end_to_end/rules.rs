@@ -38,7 +38,7 @@ fn dependencies_point_one_way() {
         ("baton-gateway", &["baton-protocol", "baton-client", "baton-telemetry", "baton-shell"]),
         ("baton-sdk", &["baton-protocol", "baton-client"]),
         ("baton-stock", &["baton-protocol", "baton-client", "baton-sdk"]),
-        ("baton-bench", &["baton-protocol", "baton-client", "baton-broker", "baton-sdk"]),
+        ("baton-bench", &["baton-protocol", "baton-client", "baton-broker", "baton-sdk", "baton-simulate"]),
         ("baton", &["*"]),
         ("baton-tests", &[]),
         ("baton-faults", &["baton-protocol", "baton-client", "baton-sdk", "baton-testkit"]),

@@ -1,12 +1,14 @@
 //! `baton bench`
 
+mod dag;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use baton_bench::{AgentsPlan, Measurement, Plan, Processes, Work};
+use baton_bench::{AgentsPlan, Measurement, Plan, Processes, Setup, Work};
 use baton_broker::Durability;
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 
 use crate::Context;
 use crate::failure::{Exit, Failure};
@@ -14,7 +16,10 @@ use crate::failure::{Exit, Failure};
 /// Measures Baton on this machine: starts a broker, the services and agents that do nothing, runs something for a while, and
 /// says how fast it was and what it took. docs/performance.md tells how to read it
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Bench {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// What is done
     #[arg(value_enum, default_value_t = Name::Article)]
     work: Name,
@@ -62,6 +67,12 @@ pub(crate) struct Bench {
     json: bool,
 }
 
+/// What is measured in another way.
+#[derive(Debug, Subcommand)]
+enum Other {
+    Dag(dag::Dag),
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Name {
     /// Runs of four stages in a row
@@ -96,6 +107,9 @@ impl From<Name> for Work {
 
 impl Bench {
     pub(crate) async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+        if let Some(Other::Dag(dag)) = self.other {
+            return dag.run(context).await;
+        }
         let plan = self.plan(context)?;
         let (out, json) = (context.out, self.json);
         let mut written = Ok(());
@@ -118,13 +132,9 @@ impl Bench {
         let positive = |name: &str, value: usize| {
             if value > 0 { Ok(value) } else { Err(Failure::usage(format!("--{name} must be at least 1"))) }
         };
-        if !(0.0..=1.0).contains(&self.sample) {
-            return Err(Failure::usage(format!("--sample {} is not from 0 to 1", self.sample)));
-        }
         if self.rate.is_some_and(|rate| !(rate > 0.0 && rate <= 1e6)) {
             return Err(Failure::usage("--rate must be more than 0 and at most 1000000"));
         }
-        let program = std::env::current_exe().map_err(|error| Failure::usage(format!("this program: {error}")))?;
         let usual = if self.work == Name::Fanout { 8 } else { 64 };
         Ok(Plan {
             work: self.work.into(),
@@ -132,19 +142,32 @@ impl Bench {
             rate: self.rate,
             seconds: seconds("seconds", self.seconds)?,
             warm_up: seconds("warm-up", self.warm_up)?,
-            durability: self.durability,
-            processes: self.processes,
             agents: positive("agents", self.agents)?,
             live: self.live,
-            sample: self.sample,
             floor: self.floor,
             repeat: positive("repeat", self.repeat)?,
-            server: context.global.server.clone(),
-            offline: self.offline,
-            program,
-            data: self.data.clone(),
+            setup: Setup {
+                durability: self.durability,
+                processes: self.processes,
+                sample: share(self.sample)?,
+                server: context.global.server.clone(),
+                offline: self.offline,
+                program: program()?,
+                data: self.data.clone(),
+            },
         })
     }
+}
+
+/// Which part of the traces is kept, if it is a part.
+fn share(sample: f64) -> Result<f64, Failure> {
+    let is_part = (0.0..=1.0).contains(&sample);
+    if is_part { Ok(sample) } else { Err(Failure::usage(format!("--sample {sample} is not from 0 to 1"))) }
+}
+
+/// This program, which services are started with.
+fn program() -> Result<PathBuf, Failure> {
+    std::env::current_exe().map_err(|error| Failure::usage(format!("this program: {error}")))
 }
 
 /// One of the two agents that `baton bench messages` lets talk

@@ -92,7 +92,7 @@ pub(crate) struct Simulate {
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
-enum Seen {
+pub(super) enum Seen {
     /// Nothing
     #[default]
     None,
@@ -114,7 +114,7 @@ impl From<Seen> for History {
 
 /// From one number to another.
 #[derive(Debug, Clone, Copy)]
-struct Span(f64, f64);
+pub(super) struct Span(f64, f64);
 
 impl FromStr for Span {
     type Err = String;
@@ -155,17 +155,7 @@ impl Simulate {
     }
 
     fn check(&self) -> Result<(), Failure> {
-        let Span(slowest, _) = self.speeds;
-        let Span(least, most) = self.failures;
-        if slowest <= 0.0 {
-            return Err(Failure::usage(format!("--speeds begins with {slowest}; a speed is more than 0")));
-        }
-        if least < 0.0 || most >= 1.0 {
-            return Err(Failure::usage(format!("--failures {least}..{most} is not from 0 to below 1")));
-        }
-        if let Some(agents) = self.agents.iter().find(|agents| !(1..=10_000).contains(*agents)) {
-            return Err(Failure::usage(format!("--agents {agents} is not from 1 to 10000")));
-        }
+        self.fleets()?;
         if let Some(load) = self.load.iter().find(|load| !(**load > 0.0 && **load <= 10.0)) {
             return Err(Failure::usage(format!("--load {load} is not more than 0 and at most 10")));
         }
@@ -192,7 +182,7 @@ impl Simulate {
     fn alone(&self, graphs: Vec<Arc<Graph>>, told: &mut Told) -> anyhow::Result<()> {
         let plan = experiment::Plan {
             graphs,
-            fleets: self.fleets(),
+            fleets: self.fleets()?,
             luck: self.luck.clone(),
             who: self.who()?,
             history: self.history.into(),
@@ -214,7 +204,7 @@ impl Simulate {
         let loads = self.load.iter().copied().map(Arrivals::Load);
         let plan = stream::Plan {
             graphs,
-            fleets: self.fleets(),
+            fleets: self.fleets()?,
             luck: self.luck.clone(),
             who: self.who()?.into_iter().filter(|who| *who != Who::HeftPlan).collect(),
             history: self.history.into(),
@@ -248,7 +238,7 @@ impl Simulate {
             graphs,
             requests,
             count: self.requests.unwrap_or(REQUESTS),
-            fleets: self.fleets(),
+            fleets: self.fleets()?,
             luck: self.luck.clone(),
             runs: self.runs,
             history: self.history.into(),
@@ -319,49 +309,26 @@ impl Simulate {
         named.next_back().ok_or_else(|| Failure::usage("--strategy must name one of the optimizer's"))
     }
 
-    fn fleets(&self) -> Fleets {
-        let (Span(slowest, fastest), Span(least, most)) = (self.speeds, self.failures);
-        Fleets {
-            agents: self.agents.clone(),
-            speeds: (slowest, fastest),
-            failures: (least, most),
-            seeds: self.seed.clone(),
-        }
+    fn fleets(&self) -> Result<Fleets, Failure> {
+        fleets(&self.agents, self.speeds, self.failures, &self.seed)
     }
 
     fn who(&self) -> Result<Vec<Who>, Failure> {
         self.named(&Who::all(), |who| matches!(who, Who::Strategy(_)))
     }
 
-    /// Those of all that are meant, each once.
     fn named<T: ToString + Copy + PartialEq>(
         &self,
         all: &[T],
         is_strategy: impl Fn(&T) -> bool,
     ) -> Result<Vec<T>, Failure> {
-        let plain = |text: &str| text.to_lowercase().replace(['_', '-'], " ");
-        let mut meant: Vec<T> = Vec::new();
-        for name in &self.strategy {
-            let found: Vec<T> = match name.to_lowercase().as_str() {
-                "all" => all.to_vec(),
-                "strategies" => all.iter().copied().filter(&is_strategy).collect(),
-                _ => all.iter().copied().filter(|it| plain(&it.to_string()) == plain(name)).collect(),
-            };
-            if found.is_empty() {
-                let names: Vec<_> = all.iter().map(ToString::to_string).collect();
-                let names = names.join(", ");
-                return Err(Failure::usage(format!("--strategy {name:?} is none of: all, strategies, {names}")));
-            }
-            let new: Vec<T> = found.into_iter().filter(|it| !meant.contains(it)).collect();
-            meant.extend(new);
-        }
-        Ok(meant)
+        named(&self.strategy, all, is_strategy)
     }
 
     /// What is replayed: workflows or requests, where not both are needed; made up where --trace has none.
     fn work(&self) -> anyhow::Result<Work> {
         let (mut graphs, mut requests) = (Vec::new(), Vec::new());
-        for path in self.files()? {
+        for path in files(&self.trace)? {
             if path.extension().is_some_and(|extension| extension == "csv" || extension == "jsonl") {
                 requests.extend(packing::open(&path).map_err(|error| Failure::usage(error.to_string()))?);
             } else {
@@ -374,38 +341,83 @@ impl Simulate {
         }
         let nothing = graphs.is_empty() && requests.is_empty();
         if graphs.is_empty() && (self.claims || (nothing && self.requests.is_none())) {
-            graphs = Shape::ALL.map(|shape| Arc::new(generate(shape, 1, GENERATED))).into();
+            graphs = made_up();
         }
         if requests.is_empty() && (self.claims || (nothing && self.requests.is_some())) {
             requests = packing::generate(REQUESTS, 1);
         }
         Ok(Work { graphs, requests })
     }
+}
 
-    fn files(&self) -> anyhow::Result<Vec<PathBuf>> {
-        let mut files = Vec::new();
-        for path in &self.trace {
-            if !path.is_dir() {
-                files.push(path.clone());
-                continue;
-            }
-            let entries = path.read_dir().and_then(Iterator::collect::<Result<Vec<_>, _>>);
-            let entries = entries.with_context(|| format!("{} can not be read", path.display()))?;
-            let mut found: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
-            let known = |path: &PathBuf| {
-                path.extension()
-                    .is_some_and(|extension| ["json", "csv", "jsonl"].iter().any(|known| extension == *known))
-            };
-            found.retain(known);
-            found.sort();
-            if found.is_empty() {
-                let why = format!("there is no .json, .csv or .jsonl file in {}", path.display());
-                return Err(Failure::usage(why).into());
-            }
-            files.extend(found);
-        }
-        Ok(files)
+/// Fleets, if they can be drawn so.
+pub(super) fn fleets(
+    agents: &[usize],
+    Span(slowest, fastest): Span,
+    Span(least, most): Span,
+    seeds: &[u64],
+) -> Result<Fleets, Failure> {
+    if slowest <= 0.0 {
+        return Err(Failure::usage(format!("--speeds begins with {slowest}; a speed is more than 0")));
     }
+    if least < 0.0 || most >= 1.0 {
+        return Err(Failure::usage(format!("--failures {least}..{most} is not from 0 to below 1")));
+    }
+    if let Some(agents) = agents.iter().find(|agents| !(1..=10_000).contains(*agents)) {
+        return Err(Failure::usage(format!("--agents {agents} is not from 1 to 10000")));
+    }
+    let (speeds, failures) = ((slowest, fastest), (least, most));
+    Ok(Fleets { agents: agents.to_vec(), speeds, failures, seeds: seeds.to_vec() })
+}
+
+/// Those of all that are meant, each once.
+pub(super) fn named<T: ToString + Copy + PartialEq>(
+    names: &[String],
+    all: &[T],
+    is_strategy: impl Fn(&T) -> bool,
+) -> Result<Vec<T>, Failure> {
+    let plain = |text: &str| text.to_lowercase().replace(['_', '-'], " ");
+    let mut meant: Vec<T> = Vec::new();
+    for name in names {
+        let found: Vec<T> = match name.to_lowercase().as_str() {
+            "all" => all.to_vec(),
+            "strategies" => all.iter().copied().filter(&is_strategy).collect(),
+            _ => all.iter().copied().filter(|it| plain(&it.to_string()) == plain(name)).collect(),
+        };
+        if found.is_empty() {
+            let known: Vec<_> = all.iter().map(ToString::to_string).collect();
+            let known = known.join(", ");
+            return Err(Failure::usage(format!("--strategy {name:?} is none of: all, strategies, {known}")));
+        }
+        let new: Vec<T> = found.into_iter().filter(|it| !meant.contains(it)).collect();
+        meant.extend(new);
+    }
+    Ok(meant)
+}
+
+/// The files that are meant: those given, and those of the directories given that have something to replay.
+fn files(trace: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for path in trace {
+        if !path.is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let entries = path.read_dir().and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let entries = entries.with_context(|| format!("{} can not be read", path.display()))?;
+        let mut found: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
+        let known = |path: &PathBuf| {
+            path.extension().is_some_and(|extension| ["json", "csv", "jsonl"].iter().any(|known| extension == *known))
+        };
+        found.retain(known);
+        found.sort();
+        if found.is_empty() {
+            let why = format!("there is no .json, .csv or .jsonl file in {}", path.display());
+            return Err(Failure::usage(why).into());
+        }
+        files.extend(found);
+    }
+    Ok(files)
 }
 
 /// Where measurements go: lines of JSON as they are made, or tables at the end.
@@ -433,6 +445,18 @@ impl Told {
             self.written = self.out.table(table);
         }
     }
+}
+
+/// Workflows: the instances given, or such as are made up.
+pub(super) fn workflows(trace: &[PathBuf]) -> anyhow::Result<Vec<Arc<Graph>>> {
+    let graphs =
+        files(trace)?.into_iter().map(|path| Ok(Arc::new(graph(&path)?))).collect::<Result<Vec<_>, Failure>>()?;
+    Ok(if graphs.is_empty() { made_up() } else { graphs })
+}
+
+/// Workflows that are made up.
+fn made_up() -> Vec<Arc<Graph>> {
+    Shape::ALL.map(|shape| Arc::new(generate(shape, 1, GENERATED))).into()
 }
 
 fn graph(path: &Path) -> Result<Graph, Failure> {

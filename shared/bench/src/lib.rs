@@ -7,6 +7,7 @@
 //! | `agents.rs` | the process of agents that do nothing |
 //! | `load.rs` | runs, a number of them under way or so many a second |
 //! | `messages.rs` | agents that talk to each other |
+//! | `dag.rs` | workflow instances on agents that sleep, beside their simulation |
 //! | `leases.rs` | pools that are acquired and released |
 //! | `floor.rs` | the same hops on the bare broker, as the measure of what is possible |
 //! | `sink.rs` | a collector of traces that takes everything and keeps nothing |
@@ -18,6 +19,7 @@
 //! nothing else should run here.
 
 mod agents;
+mod dag;
 mod floor;
 mod leases;
 mod load;
@@ -31,9 +33,10 @@ mod world;
 use anyhow::Context;
 
 pub use agents::{AgentsPlan, run_agents};
+pub use dag::{DagMeans, DagMeasurement, DagPlan, dag_means, run_dags};
 pub use measurement::{Latency, Measurement};
 pub use messages::run_messages;
-pub use plan::{Plan, Processes, Work};
+pub use plan::{Plan, Processes, Setup, Work};
 pub use sink::run_sink;
 
 /// Measures what the plan says, and tells each measurement as it is made.

@@ -57,7 +57,7 @@ pub(crate) struct Counted {
     pub(crate) latency: Histogram<u64>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -123,7 +123,7 @@ impl Load {
         });
         let mut workers = JoinSet::new();
         if to_the_end {
-            let ends = client.nats().subscribe("baton.event.run.*.run_finished").await?;
+            let ends = client.nats().subscribe(ENDS).await?;
             client.nats().flush().await?;
             workers.spawn(hear(Arc::clone(&shared), ends));
         }
@@ -220,16 +220,24 @@ struct EndedRecord {
     run_finished: Finished,
 }
 
+/// That a run has ended.
 #[derive(Deserialize)]
-struct Finished {
-    run: RunId,
-    status: RunStatus,
+pub(crate) struct Finished {
+    pub(crate) run: RunId,
+    pub(crate) status: RunStatus,
+}
+
+/// Where all ends of runs are told.
+pub(crate) const ENDS: &str = "baton.event.run.*.run_finished";
+
+/// The end that an event tells.
+pub(crate) fn finished(event: &[u8]) -> Option<Finished> {
+    Some(serde_json::from_slice::<Ended>(event).ok()?.record.run_finished)
 }
 
 async fn hear(shared: Arc<Shared>, mut ends: async_nats::Subscriber) {
     while let Some(message) = ends.next().await {
-        let Ok(ended) = serde_json::from_slice::<Ended>(&message.payload) else { continue };
-        let Finished { run, status } = ended.record.run_finished;
+        let Some(Finished { run, status }) = finished(&message.payload) else { continue };
         if let Some(waiter) = lock(&shared.waiting).remove(&run) {
             let _ = waiter.send(status == RunStatus::Succeeded);
         }

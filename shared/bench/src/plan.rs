@@ -96,6 +96,36 @@ impl FromStr for Processes {
     }
 }
 
+/// The Baton that is measured.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// What an acknowledgement of the broker outlives.
+    pub durability: Durability,
+    /// How many processes the services are.
+    pub processes: Processes,
+    /// Which part of the traces is kept.
+    pub sample: f64,
+    /// A broker that runs already, with its services; then only agents and load are started.
+    pub server: Option<String>,
+    /// Never fetch a nats-server.
+    pub offline: bool,
+    /// The program that services and agents are started with: `baton` itself.
+    pub program: PathBuf,
+    /// Where the broker's data lies; a directory that is gone afterwards if none is given. Speed depends on the disk.
+    pub data: Option<PathBuf>,
+}
+
+impl Setup {
+    /// What an acknowledgement outlives, as it is written.
+    #[must_use]
+    pub fn durability(&self) -> &'static str {
+        match self.durability {
+            Durability::Process => "process",
+            Durability::Power => "power",
+        }
+    }
+}
+
 /// A measurement to be made.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -109,28 +139,16 @@ pub struct Plan {
     pub seconds: Duration,
     /// How long is run before that.
     pub warm_up: Duration,
-    /// What an acknowledgement of the broker outlives.
-    pub durability: Durability,
-    /// How many processes the services are.
-    pub processes: Processes,
     /// How many agents there are.
     pub agents: usize,
     /// How many runs wait while it is measured, that nobody works on.
     pub live: usize,
-    /// Which part of the traces is kept.
-    pub sample: f64,
     /// Whether the bare broker is measured too, in the same world.
     pub floor: bool,
     /// How often all of it is done.
     pub repeat: usize,
-    /// A broker that runs already, with its services; then only agents and load are started.
-    pub server: Option<String>,
-    /// Never fetch a nats-server.
-    pub offline: bool,
-    /// The program that services and agents are started with: `baton` itself.
-    pub program: PathBuf,
-    /// Where the broker's data lies; a directory that is gone afterwards if none is given. Speed depends on the disk.
-    pub data: Option<PathBuf>,
+    /// With which Baton.
+    pub setup: Setup,
 }
 
 impl Plan {

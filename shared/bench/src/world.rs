@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use baton_broker::{Broker, Durability, Finder, Options};
+use baton_broker::{Broker, Finder, Options};
 use baton_client::{Client, ConnectSettings};
 use baton_protocol::Service;
 use baton_protocol::request::{AgentStatus, InstanceStatus, ListAgents, Role};
@@ -20,7 +20,7 @@ use crate::leases;
 use crate::load::{self, Load};
 use crate::measurement::{Latency, Measurement, Shares};
 use crate::messages;
-use crate::plan::{Plan, Processes, Work};
+use crate::plan::{Plan, Processes, Setup, Work};
 use crate::usage::{self, Usage};
 
 /// How long everything may take to get ready.
@@ -55,37 +55,11 @@ struct Reading {
 impl World {
     /// Starts everything that the plan needs.
     pub(crate) async fn start(plan: &Plan) -> anyhow::Result<Self> {
-        let (broker, server, data) = match &plan.server {
-            Some(server) => (None, server.clone(), None),
-            None => {
-                let found = Finder::from_env().offline(plan.offline).find().await?;
-                let temporary = if plan.data.is_none() { Some(tempfile::tempdir()?) } else { None };
-                let folder = temporary.as_ref().map(tempfile::TempDir::path).or(plan.data.as_deref());
-                let folder = folder.context("no place for the broker's data")?.join("nats");
-                let options = Options { durability: plan.durability, ..Options::default() };
-                let broker = Broker::start(&found.path, folder, options).await?;
-                let server = broker.client_url();
-                (Some(broker), server, temporary)
-            }
-        };
-        let client = Client::connect(&ConnectSettings::alone(server.clone()).named("baton-bench")).await?;
-        let client = client.with_deadline(START);
-        let mut world = Self {
-            client,
-            server,
-            broker,
-            services: Vec::new(),
-            agents: None,
-            sink: None,
-            registered: Duration::ZERO,
-            _data: data,
-        };
+        let mut world = Self::open(&plan.setup).await?;
         if plan.work == Work::Floor {
             return Ok(world);
         }
-        if plan.server.is_none() {
-            world.start_services(plan).await?;
-        }
+        world.start_services(&plan.setup, &[]).await?;
         load::register(&world.client, plan.types()).await?;
         if plan.live > 0 {
             load::fill(&world.client, plan.live).await?;
@@ -96,9 +70,42 @@ impl World {
         Ok(world)
     }
 
-    async fn start_services(&mut self, plan: &Plan) -> anyhow::Result<()> {
-        let traces = if plan.sample > 0.0 {
-            let mut sink = spawn(&plan.program, &["bench-sink"], Stdio::piped())?;
+    /// Starts the broker alone.
+    pub(crate) async fn open(setup: &Setup) -> anyhow::Result<Self> {
+        let (broker, server, data) = match &setup.server {
+            Some(server) => (None, server.clone(), None),
+            None => {
+                let found = Finder::from_env().offline(setup.offline).find().await?;
+                let temporary = if setup.data.is_none() { Some(tempfile::tempdir()?) } else { None };
+                let folder = temporary.as_ref().map(tempfile::TempDir::path).or(setup.data.as_deref());
+                let folder = folder.context("no place for the broker's data")?.join("nats");
+                let options = Options { durability: setup.durability, ..Options::default() };
+                let broker = Broker::start(&found.path, folder, options).await?;
+                let server = broker.client_url();
+                (Some(broker), server, temporary)
+            }
+        };
+        let client = Client::connect(&ConnectSettings::alone(server.clone()).named("baton-bench")).await?;
+        let client = client.with_deadline(START);
+        Ok(Self {
+            client,
+            server,
+            broker,
+            services: Vec::new(),
+            agents: None,
+            sink: None,
+            registered: Duration::ZERO,
+            _data: data,
+        })
+    }
+
+    /// Starts the services, unless they run already, with these settings besides those that any measurement needs.
+    pub(crate) async fn start_services(&mut self, setup: &Setup, besides: &[(&str, &str)]) -> anyhow::Result<()> {
+        if setup.server.is_some() {
+            return Ok(());
+        }
+        let traces = if setup.sample > 0.0 {
+            let mut sink = spawn(&setup.program, &["bench-sink"], Stdio::piped())?;
             let output = sink.stdout.take().context("the collector says nothing")?;
             let address = BufReader::new(output).lines().next_line().await?.context("the collector did not start")?;
             self.sink = Some(sink);
@@ -106,7 +113,7 @@ impl World {
         } else {
             None
         };
-        let sample = plan.sample.to_string();
+        let sample = setup.sample.to_string();
         let mut settings = vec![
             ("BATON_HTTP__LISTEN", "127.0.0.1:0"),
             ("BATON_WORKFLOWS__MAX_LIVE_RUNS", "1000000000"),
@@ -120,14 +127,15 @@ impl World {
         if let Some(address) = &traces {
             settings.push(("BATON_TELEMETRY__OTLP_ENDPOINT", address));
         }
-        let commands: Vec<Vec<&str>> = match plan.processes {
+        settings.extend(besides);
+        let commands: Vec<Vec<&str>> = match setup.processes {
             Processes::One => vec![vec!["up", "--nats", &self.server, "--no-agents"]],
             Processes::Many => {
                 Service::ALL.iter().map(|service| vec!["service", service.as_str(), "--server", &self.server]).collect()
             }
         };
         for arguments in commands {
-            let mut command = command(&plan.program, &arguments, Stdio::null());
+            let mut command = command(&setup.program, &arguments, Stdio::null());
             command.envs(settings.iter().copied());
             self.services.push(command.spawn().context("starting a service")?);
         }
@@ -139,22 +147,38 @@ impl World {
         let begin = Instant::now();
         let arguments =
             ["bench-agents", "--server", &self.server, "--agents", &agents, "--slots", &slots, "--types", &types];
-        self.agents = Some(spawn(&plan.program, &arguments, Stdio::null())?);
+        self.agents = Some(spawn(&plan.setup.program, &arguments, Stdio::null())?);
+        self.wait_for_agents(plan.agents).await?;
+        self.registered = begin.elapsed();
+        Ok(())
+    }
+
+    /// Waits until so many agents have registered.
+    pub(crate) async fn wait_for_agents(&self, agents: usize) -> anyhow::Result<()> {
+        let begin = Instant::now();
         loop {
             let request = ListAgents::default();
             let list = self.client.list_agents(&request).await?.agents;
             let here = list.iter().filter(|agent| agent.status != AgentStatus::Gone).count();
-            if here >= plan.agents {
-                break;
+            if here >= agents {
+                return Ok(());
             }
             if begin.elapsed() > START {
-                bail!("only {here} of {} agents have registered", plan.agents);
+                bail!("only {here} of {agents} agents have registered");
             }
             // The list of many agents is long: looking costs something, too.
             sleep(POLL.max(begin.elapsed() / 10)).await;
         }
-        self.registered = begin.elapsed();
-        Ok(())
+    }
+
+    /// Whom everything is asked through.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The broker.
+    pub(crate) fn server(&self) -> &str {
+        &self.server
     }
 
     /// Measures what the plan says.
@@ -268,7 +292,7 @@ impl World {
             sleep(POLL).await;
         }
         let (before, children, begin) = (self.read_usage(), usage::of_ended(), Instant::now());
-        let figures = messages::measure(&plan.program, &work).await?;
+        let figures = messages::measure(&plan.setup.program, &work).await?;
         let took = begin.elapsed();
         let mut measurement = self.frame(plan, "baton", took.as_secs_f64());
         measurement.form = Some(if guaranteed { "guaranteed" } else { "fire-and-forget" }.to_owned());
@@ -319,14 +343,11 @@ impl World {
             work: plan.work.to_string(),
             inflight: plan.inflight,
             rate: plan.rate,
-            durability: match plan.durability {
-                Durability::Process => "process".to_owned(),
-                Durability::Power => "power".to_owned(),
-            },
-            processes: plan.processes.as_str().to_owned(),
+            durability: plan.setup.durability().to_owned(),
+            processes: plan.setup.processes.as_str().to_owned(),
             agents: if plan.work == Work::Submit { 0 } else { plan.agents },
             live: plan.live,
-            sample: plan.sample,
+            sample: plan.setup.sample,
             seconds,
             ..Measurement::default()
         }

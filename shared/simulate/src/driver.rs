@@ -12,7 +12,10 @@ use baton_optimizer::{Config, Optimizer};
 use baton_protocol::record::{
     AnyCommit, Assigned, Cause, Commit, FORMAT, Record, ResourceRecord, Turn, WorkflowRecord,
 };
-use baton_protocol::request::{AssignAnswer, AssignTasks, OptimizerRequest, Placement, Refusal, SetStrategy, Strategy};
+use baton_protocol::request::{
+    AssignAnswer, AssignTasks, GetLearning, LearningPage, Lesson, OptimizerRequest, Placement, Refusal, SetStrategy,
+    Strategy,
+};
 use baton_protocol::{
     AgentId, Code, Json, LeaseId, Millis, Number, Rejection, Resources, RunId, Service, TaskId, WorkflowName,
 };
@@ -67,6 +70,24 @@ pub struct Learned {
     known: BTreeSet<WorkflowName>,
     started: u64,
     time: Millis,
+}
+
+impl Learned {
+    /// What was learned, as another optimizer takes it (`learning.import`).
+    #[must_use]
+    pub fn lessons(&self) -> Vec<Lesson> {
+        let mut driver = Driver::resume(self);
+        let mut lessons: Vec<Lesson> = Vec::new();
+        loop {
+            let after = lessons.last().map(|lesson| lesson.of.clone());
+            let page = driver.lessons(GetLearning { after });
+            let more = page.more && !page.lessons.is_empty();
+            lessons.extend(page.lessons);
+            if !more {
+                return lessons;
+            }
+        }
+    }
 }
 
 /// Where the log stands.
@@ -186,6 +207,17 @@ impl Driver {
         self.settle(grant);
     }
 
+    /// A page of what was learned.
+    fn lessons(&mut self, request: GetLearning) -> LearningPage {
+        let (request, context) = (OptimizerRequest::GetLearning(request), RequestContext::default());
+        self.processor.request(0, "learning.get", request, context, self.time);
+        let answer = self.released().into_iter().find_map(|effect| match effect {
+            Effect::Answer { reply, .. } => reply.ok()?.read().ok(),
+            _ => None,
+        });
+        answer.expect("who leads answers")
+    }
+
     /// Appends what the workflow-manager says, and lets the optimizer do what follows.
     pub(crate) fn tell(&mut self, records: Vec<WorkflowRecord>, grant: &mut Grant<'_>) {
         if !records.is_empty() {
@@ -217,21 +249,8 @@ impl Driver {
     /// Commits what the optimizer decided, and answers what it asks, until it has nothing more to say.
     fn settle(&mut self, grant: &mut Grant<'_>) {
         loop {
-            let mut effects = self.processor.immediate();
-            while let Some(outgoing) = self.processor.take(COMMIT_BYTES) {
-                let seq = match outgoing {
-                    Outgoing::Commit { records, .. } => {
-                        self.log.last += 1;
-                        self.messages.commits += u64::from(records > 0);
-                        self.messages.records += records;
-                        self.log.last
-                    }
-                    Outgoing::Prove { .. } => 0,
-                };
-                effects.extend(self.processor.acknowledged(seq).effects);
-            }
             let mut asked = false;
-            for effect in effects {
+            for effect in self.released() {
                 if let Effect::Ask { service, endpoint, body, tag } = effect {
                     asked = true;
                     self.messages.questions += 1;
@@ -243,6 +262,24 @@ impl Driver {
                 return;
             }
         }
+    }
+
+    /// Commits what the optimizer decided: what may leave then.
+    fn released(&mut self) -> Vec<Effect> {
+        let mut effects = self.processor.immediate();
+        while let Some(outgoing) = self.processor.take(COMMIT_BYTES) {
+            let seq = match outgoing {
+                Outgoing::Commit { records, .. } => {
+                    self.log.last += 1;
+                    self.messages.commits += u64::from(records > 0);
+                    self.messages.records += records;
+                    self.log.last
+                }
+                Outgoing::Prove { .. } => 0,
+            };
+            effects.extend(self.processor.acknowledged(seq).effects);
+        }
+        effects
     }
 
     /// What another service would answer.

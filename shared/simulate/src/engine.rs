@@ -61,6 +61,47 @@ pub struct Conditions {
     pub noise: f64,
     /// Agents that change, by time.
     pub drift: Vec<Drift>,
+    /// How long after the end of an attempt its agent can begin another one, and whoever places learns of it: what messages take, in
+    /// seconds.
+    pub latency: f64,
+}
+
+/// An attempt, as its luck has it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Attempt {
+    /// How long it takes, in seconds.
+    pub takes: f64,
+    /// Whether it succeeds.
+    pub ok: bool,
+}
+
+impl Conditions {
+    /// How an attempt at a task goes on an agent that has not changed, after so many that failed.
+    #[must_use]
+    pub fn attempt(&self, world: &World, (task, agent): (usize, usize), failed: u32) -> Attempt {
+        self.luck(world, task, (failed, 0), (world.takes(task, agent), world.fleet.failure[agent]))
+    }
+
+    /// How one goes that takes so long unless it fails, with this probability; a second copy has luck of its own.
+    fn luck(
+        &self,
+        world: &World,
+        task: usize,
+        (failed, copy): (u32, u32),
+        (mut takes, failure): (f64, f64),
+    ) -> Attempt {
+        let draw = 8 * u64::from(failed) + u64::from(copy.min(7));
+        let Self { seed, flawless, noise, .. } = *self;
+        let luck = |what: u64| uniform(&[seed, what, world.key[task], draw]);
+        if noise > 0.0 {
+            takes *= (noise * normal(&[seed, 23, world.key[task], draw]) - 0.5 * noise.powi(2)).exp();
+        }
+        let ok = flawless || luck(21) >= failure;
+        if !ok {
+            takes *= luck(22);
+        }
+        Attempt { takes, ok }
+    }
 }
 
 /// Nothing happens any more, and not everything is done.
@@ -305,17 +346,9 @@ impl<'a> Sim<'a> {
         assert!(!self.done[task] && self.waits[task] == 0, "task {task} can not run now");
         assert!(world.fleet.holds[agent][world.class[task]], "agent {agent} can not do task {task}");
         self.copied[task] = if hedge { self.copied[task] + 1 } else { 0 };
-        let draw = 8 * u64::from(self.failed[task]) + u64::from(self.copied[task].min(7));
-        let Conditions { seed, flawless, noise, .. } = *self.conditions;
-        let luck = |what: u64| uniform(&[seed, what, world.key[task], draw]);
-        let mut takes = world.takes(task, agent) * self.slower[agent];
-        if noise > 0.0 {
-            takes *= (noise * normal(&[seed, 23, world.key[task], draw]) - 0.5 * noise.powi(2)).exp();
-        }
-        let ok = flawless || luck(21) >= self.failure[agent];
-        if !ok {
-            takes *= luck(22);
-        }
+        let tries = (self.failed[task], self.copied[task]);
+        let usual = (world.takes(task, agent) * self.slower[agent], self.failure[agent]);
+        let Attempt { takes, ok } = self.conditions.luck(world, task, tries, usual);
         self.begun[task] += 1;
         self.attempts += 1;
         self.hedges += u64::from(hedge);
@@ -323,7 +356,7 @@ impl<'a> Sim<'a> {
         self.copies[task].push(agent);
         self.next += 1;
         let what = What::End { agent, attempt: self.attempts, ok };
-        self.events.push(Reverse(Event { at: self.now + takes, order: self.next, what }));
+        self.events.push(Reverse(Event { at: self.now + takes + self.conditions.latency, order: self.next, what }));
     }
 
     /// What an agent is doing is broken off: its work so far is lost. Its luck is not, so that breaking off is no second try.
@@ -344,7 +377,7 @@ impl<'a> Sim<'a> {
     }
 
     fn end(&mut self, agent: usize, running: Running, ok: bool, policy: &mut dyn Policy, ready: &mut Vec<usize>) {
-        let (task, spent) = (running.task, self.now - running.since);
+        let (task, spent) = (running.task, self.now - running.since - self.conditions.latency);
         self.running[agent] = None;
         self.busy[agent] += spent;
         self.ended += 1;

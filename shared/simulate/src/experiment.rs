@@ -106,7 +106,8 @@ pub fn run(plan: &Plan, mut tell: impl FnMut(&Measurement)) -> Result<Vec<Measur
 }
 
 /// One workflow on one fleet.
-struct Cell<'a> {
+#[derive(Debug)]
+pub struct Cell<'a> {
     plan: &'a Plan,
     fleet: &'a Arc<Fleet>,
     /// Which of the workflows.
@@ -118,24 +119,55 @@ struct Cell<'a> {
 }
 
 impl<'a> Cell<'a> {
-    fn new(plan: &'a Plan, fleet: &'a Arc<Fleet>, place: usize) -> Self {
+    /// The workflow at this place of a plan, on a fleet.
+    ///
+    /// # Panics
+    /// If the plan has no such workflow.
+    #[must_use]
+    pub fn new(plan: &'a Plan, fleet: &'a Arc<Fleet>, place: usize) -> Self {
         let world = World::new(vec![Job::new(&plan.graphs[place])], fleet);
         let (bounds, heft) = (bounds(&world), heft(&world).makespan);
         Self { plan, fleet, place, world, bounds, heft }
     }
 
+    /// The workflow and the fleet together.
+    #[must_use]
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// The lower bound of the makespan, in seconds.
+    #[must_use]
+    pub fn bound(&self) -> f64 {
+        self.bounds.makespan
+    }
+
+    /// The makespan of clairvoyant HEFT where nothing fails, in seconds.
+    #[must_use]
+    pub fn heft(&self) -> f64 {
+        self.heft
+    }
+
     fn measure(&self, who: Who) -> Result<Measurement, Stuck> {
         let learned = self.learn(who)?;
-        let simulate = |seed: &u64| {
-            let conditions = Conditions { seed: *seed, ..Conditions::default() };
-            who.simulate(&self.world, &conditions, &self.plan.graphs, (&Config::default(), learned.as_ref()))
-        };
+        let simulate =
+            |seed: &u64| self.simulate(who, &Conditions { seed: *seed, ..Conditions::default() }, learned.as_ref());
         let outcomes = self.plan.luck.iter().map(simulate).collect::<Result<Vec<_>, _>>()?;
         Ok(self.mean(who, &outcomes))
     }
 
-    /// What the optimizer has learned before it is given the workflow.
-    fn learn(&self, who: Who) -> Result<Option<Learned>, Stuck> {
+    /// Simulates it under a policy, which goes on from what it has learned. Gives what was said, too, where anything is.
+    pub fn simulate(
+        &self,
+        who: Who,
+        conditions: &Conditions,
+        learned: Option<&Learned>,
+    ) -> Result<(Outcome, Option<Messages>), Stuck> {
+        who.simulate(&self.world, conditions, &self.plan.graphs, (&Config::default(), learned))
+    }
+
+    /// What the optimizer has learned before it is given the workflow; nothing if nothing was seen before, or nobody learns.
+    pub fn learn(&self, who: Who) -> Result<Option<Learned>, Stuck> {
         let Plan { graphs, history, .. } = self.plan;
         let mut learned = None;
         if *history == History::None || !matches!(who, Who::Strategy(_)) {

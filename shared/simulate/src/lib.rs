@@ -9,6 +9,7 @@
 //! | `engine` | virtual time: attempts that take, fail, and are tried again |
 //! | `reference` | policies outside of the optimizer |
 //! | `driver`, `machine` | the optimizer on a log in memory, and as a policy |
+//! | `names` | what graphs, tasks and agents are called in Baton |
 //! | `who` | all policies by name, and what they have seen before |
 //! | `experiment` | workflows × fleets × luck × policies, and the table of it |
 //! | `capacity` | how many agents of which kind a workflow needs |
@@ -28,7 +29,7 @@ pub mod experiment;
 pub mod fleet;
 pub mod generate;
 pub mod machine;
-mod names;
+pub mod names;
 pub mod packing;
 pub mod reference;
 pub mod stream;

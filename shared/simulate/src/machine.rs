@@ -1,6 +1,6 @@
 //! The optimizer itself as a policy: what it is told of a world, and what it does there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use baton_optimizer::{Config, Optimizer};
@@ -53,15 +53,15 @@ impl Machine {
     /// A machine that knows nothing but a fleet, whose agents can do what the categories of these graphs ask for.
     #[must_use]
     pub fn new(strategy: Strategy, config: Config, fleet: &Fleet, graphs: &[Arc<Graph>]) -> Self {
-        let categories: BTreeSet<&str> =
-            graphs.iter().flat_map(|graph| &graph.categories).map(String::as_str).collect();
         let agents = (0..fleet.len()).map(|agent| {
-            let held = categories.iter().filter(|category| fleet.holds[agent][fleet.class_of(category)]);
             ResourceRecord::AgentRegistered(AgentRegistered {
                 agent: names::agent(agent),
                 session: "s".into(),
-                agent_type: Capability::new("worker").expect("it is a name"),
-                capabilities: held.map(|category| (names::capability(category), BTreeMap::new())).collect(),
+                agent_type: Capability::new(names::WORKER).expect("it is a name"),
+                capabilities: names::held(fleet, agent, graphs)
+                    .into_iter()
+                    .map(|held| (held, BTreeMap::new()))
+                    .collect(),
                 resources: Resources::new(),
                 slots: 1,
                 priority: 0,

@@ -1,11 +1,13 @@
 //! What graphs and agents are called in Baton.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use baton_protocol::definition::{Definition, Estimate};
 use baton_protocol::{AgentId, Capability, Millis, StageName, WorkflowName};
 
 use crate::draws::fnv1a;
+use crate::fleet::Fleet;
 use crate::workload::Graph;
 
 /// A stage may wait, and take, as long as a definition allows: in a simulation nothing is given up.
@@ -27,12 +29,20 @@ fn name_of(text: &str) -> String {
 }
 
 /// What agents that can do a category are called for.
-pub(crate) fn capability(category: &str) -> Capability {
+///
+/// # Panics
+/// Never: whatever the category is called, a name is made of it.
+#[must_use]
+pub fn capability(category: &str) -> Capability {
     Capability::new(&name_of(category)).expect("it was made to be a name")
 }
 
 /// What a graph's workflow is called.
-pub(crate) fn workflow(graph: &Graph) -> WorkflowName {
+///
+/// # Panics
+/// Never: whatever the graph is called, a name is made of it.
+#[must_use]
+pub fn workflow(graph: &Graph) -> WorkflowName {
     WorkflowName::new(&name_of(&graph.name)).expect("it was made to be a name")
 }
 
@@ -42,17 +52,30 @@ pub(crate) fn stage(place: usize) -> StageName {
 }
 
 /// What an agent is called.
-pub(crate) fn agent(place: usize) -> AgentId {
+///
+/// # Panics
+/// Never: it is a name.
+#[must_use]
+pub fn agent(place: usize) -> AgentId {
     AgentId::new(&format!("agent-{place:04}")).expect("it is a name")
 }
 
 /// What the tasks of a graph are called for, by category.
-pub(crate) fn capabilities(graph: &Graph) -> Vec<Capability> {
+#[must_use]
+pub fn capabilities(graph: &Graph) -> Vec<Capability> {
     graph.categories.iter().map(|category| capability(category)).collect()
 }
 
+/// What an agent can do of all that these graphs ask for.
+#[must_use]
+pub fn held(fleet: &Fleet, agent: usize, graphs: &[Arc<Graph>]) -> BTreeSet<Capability> {
+    let categories = graphs.iter().flat_map(|graph| &graph.categories);
+    categories.filter(|category| fleet.holds[agent][fleet.class_of(category)]).map(|held| capability(held)).collect()
+}
+
 /// The task that is called so.
-pub(crate) fn place_of_stage(stage: &StageName) -> Option<usize> {
+#[must_use]
+pub fn place_of_stage(stage: &StageName) -> Option<usize> {
     stage.as_str().strip_prefix('t')?.parse().ok()
 }
 
@@ -61,8 +84,16 @@ pub(crate) fn place_of_agent(agent: &AgentId) -> Option<usize> {
     agent.as_str().strip_prefix("agent-")?.parse().ok()
 }
 
-/// The definition of a graph: what Baton is told of it. How long tasks take is not in it.
-pub(crate) fn definition(graph: &Graph) -> Arc<Definition> {
+/// What agents are called for besides: their type, which no task asks for.
+pub const WORKER: &str = "worker";
+
+/// The definition of a graph: what Baton is told of it. How long tasks take is not in it. A task that fails is tried again at
+/// once, as often as a definition allows.
+///
+/// # Panics
+/// If the graph has a cycle, or more tasks than a definition may have stages.
+#[must_use]
+pub fn definition(graph: &Graph) -> Arc<Definition> {
     let stages: Vec<StageName> = (0..graph.len()).map(stage).collect();
     let capabilities = capabilities(graph);
     let mut builder = Definition::builder(workflow(graph).as_str());
@@ -77,7 +108,7 @@ pub(crate) fn definition(graph: &Graph) -> Arc<Definition> {
             stage.timeout_ms = FOREVER_MS;
         });
     }
-    let mut definition = builder.build().expect("a graph has no cycle");
+    let mut definition = builder.build().expect("a graph is a definition");
     definition.timeout_ms = FOREVER_MS;
     Arc::new(definition)
 }

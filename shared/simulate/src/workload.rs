@@ -57,6 +57,13 @@ impl Graph {
         }
     }
 
+    /// The same workflow, in which each task takes so many times as long, and no less than so many seconds.
+    #[must_use]
+    pub fn scaled(&self, scale: f64, least: f64) -> Self {
+        let seconds = self.seconds.iter().map(|seconds| (seconds * scale).max(least)).collect();
+        Self { seconds, ..self.clone() }
+    }
+
     /// How many tasks.
     #[must_use]
     pub fn len(&self) -> usize {

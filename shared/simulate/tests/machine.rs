@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use baton_optimizer::Config;
+use baton_protocol::request::{Lesson, Subject};
 use baton_simulate::bounds::bounds;
-use baton_simulate::engine::{Conditions, Policy, Sim, Stuck};
+use baton_simulate::engine::{Attempt, Conditions, Policy, Sim, Stuck};
 use baton_simulate::experiment::{Measurement, Plan, Row, run, table};
 use baton_simulate::fleet::{Fleet, FleetPlan};
 use baton_simulate::generate::{Shape, generate};
 use baton_simulate::machine::Machine;
+use baton_simulate::reference::Reference;
 use baton_simulate::who::{Fleets, History, Who, strategies};
 use baton_simulate::workload::{Job, World};
 
@@ -72,6 +74,23 @@ fn o13_what_was_learned_goes_from_one_simulation_to_the_next() {
 }
 
 #[test]
+fn o13_what_was_learned_is_told_as_lessons() {
+    let plan = plan();
+    let fleet = fleet();
+    let mut machine = Machine::new(strategies()[0], Config::default(), &fleet, &plan.graphs);
+    let all = |lessons: &[Lesson], of: fn(&Subject) -> bool| lessons.iter().filter(|it| of(&it.of)).count();
+    let nothing = machine.learned().lessons();
+    assert_eq!((nothing.len(), all(&nothing, |of| matches!(of, Subject::AllTasks))), (1, 1), "{nothing:?}");
+    let world = World::new(vec![Job::new(&plan.graphs[0])], &fleet);
+    let outcome = Sim::run(&world, &Conditions::default(), &mut machine).unwrap();
+    let lessons = machine.learned().lessons();
+    let worked = outcome.busy.iter().filter(|busy| **busy > 0.0).count();
+    assert!(worked > 1 && all(&lessons, |of| matches!(of, Subject::Agent(_))) == worked, "{lessons:?}");
+    assert_eq!(all(&lessons, |of| matches!(of, Subject::Stage(..))), 40);
+    assert!(all(&lessons, |of| matches!(of, Subject::Kind(_))) > 1);
+}
+
+#[test]
 fn o13_the_table_compares_with_the_queue_and_with_turns() {
     let rows = table(&measured(&plan()));
     let row = |name: &str| -> &Row { rows.iter().find(|row| row.policy == name).unwrap() };
@@ -82,6 +101,46 @@ fn o13_the_table_compares_with_the_queue_and_with_turns() {
         assert!(row(late).to_heft < row("round robin push").to_heft, "{rows:#?}");
     }
     assert!(row("shared queue").messages.is_none() && row("ROUND_ROBIN").messages.is_some());
+}
+
+#[test]
+fn o13_an_attempt_elsewhere_has_the_luck_that_it_has_in_a_simulation() {
+    /// The queue, which looks whether attempts went as their luck says.
+    struct Watch(Box<dyn Policy>, usize);
+    impl Policy for Watch {
+        fn ready(&mut self, sim: &mut Sim<'_>, tasks: &[usize]) {
+            self.0.ready(sim, tasks);
+        }
+        fn finished(&mut self, sim: &mut Sim<'_>, task: usize, agent: usize, ok: bool, seconds: f64) {
+            let conditions = Conditions { seed: sim.seed(), ..Conditions::default() };
+            let Attempt { takes, ok: expected } = conditions.attempt(sim.world, (task, agent), sim.failed[task]);
+            assert!((takes - seconds).abs() < 1e-9 && expected == ok, "{takes} is not {seconds}");
+            self.1 += usize::from(!ok);
+            self.0.finished(sim, task, agent, ok, seconds);
+        }
+        fn dispatch(&mut self, sim: &mut Sim<'_>) {
+            self.0.dispatch(sim);
+        }
+    }
+    let world = World::new(vec![Job::new(&plan().graphs[1])], &fleet());
+    let mut watch = Watch(Reference::SharedQueue.policy(), 0);
+    Sim::run(&world, &Conditions { seed: 5, latency: 0.5, ..Conditions::default() }, &mut watch).unwrap();
+    assert!(watch.1 > 0, "nothing has failed");
+}
+
+#[test]
+fn o13_messages_take_their_time_after_each_attempt() {
+    let fleet = Arc::new(Fleet::new(FleetPlan { agents: 1, speeds: (1.0, 1.0), failures: (0.0, 0.0), seed: 1 }));
+    let graph = Arc::new(generate(Shape::Tangle, 1, 10).scaled(0.1, 2.0));
+    assert!(graph.seconds.iter().all(|seconds| *seconds >= 2.0), "{:?}", graph.seconds);
+    let world = World::new(vec![Job::new(&graph)], &fleet);
+    let run = |latency| {
+        let conditions = Conditions { latency, ..Conditions::default() };
+        Sim::run(&world, &conditions, &mut *Reference::SharedQueue.policy()).unwrap()
+    };
+    let (at_once, late) = (run(0.0), run(0.25));
+    assert!((late.makespan - at_once.makespan - 10.0 * 0.25).abs() < 1e-9, "{late:?}");
+    assert!((late.busy[0] - at_once.busy[0]).abs() < 1e-9, "an agent is not at work while messages are under way");
 }
 
 #[test]

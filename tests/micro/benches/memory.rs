@@ -4,6 +4,7 @@
 
 use baton_machine::{Machine, Processor, Snapshot};
 use baton_micro::{Scale, Work, World, service};
+use baton_protocol::request::Strategy;
 use peak_alloc::PeakAlloc;
 
 #[global_allocator]
@@ -36,6 +37,20 @@ fn show(what: &str, more: [usize; 3], less: [usize; 3], count: usize) {
     println!("bytes {what}: {} ({})", each.iter().sum::<usize>(), parts.join(", "));
 }
 
+/// What ADAPTIVE keeps is in no snapshot, as the leader alone knows it: what changes when it begins to place.
+fn adaptive() {
+    let (agents, queued) = (1000, 10_000);
+    let scale = Scale { work: Work::Chain, agents, slots: 1, runs: queued + agents, batch: 32, cpu: 0 };
+    let mut world = World::filled(scale);
+    let machine = bytes(&world.optimizer);
+    let before = ALLOCATED.current_usage();
+    world.place_by(Strategy::Adaptive);
+    let more = ALLOCATED.current_usage().saturating_sub(before);
+    println!(
+        "bytes of the optimizer, {queued} tasks that wait and {agents} agents: {machine}; {more} more under ADAPTIVE"
+    );
+}
+
 fn main() {
     let scale = Scale { work: Work::Chain, agents: 1000, slots: 512, runs: 0, batch: 32, cpu: 0 };
     let nothing = all(&World::new(Scale { agents: 0, ..scale }, false));
@@ -54,6 +69,7 @@ fn main() {
         }
         show(what, all(&world), idle, runs);
     }
+    adaptive();
     let mut world = World::filled(Scale { runs: 1000, ..scale });
     world.turn(8000);
     let few = all(&world);
