@@ -177,12 +177,16 @@ fn row(stage: &StageView, attempt: &AttemptView, is_last: bool) -> Vec<Cell> {
         Some(outcome) if !is_last => outcome.as_str(),
         _ => stage.status.as_str(),
     };
-    let agent = match (&attempt.agent, attempt.lease, attempt.child) {
+    let mut agent = match (&attempt.agent, attempt.lease, attempt.child) {
         (Some(agent), Some(lease), _) => format!("{agent}, lease {lease}"),
         (Some(agent), None, _) => agent.to_string(),
         (None, _, Some(child)) => format!("run {child}"),
         (None, _, None) => String::new(),
     };
+    for copy in &attempt.copies {
+        let how = copy.outcome.map_or_else(|| "is at it as well".to_owned(), |outcome| outcome.to_string());
+        agent.push_str(&format!("; {}, lease {}: {how}", copy.agent, copy.lease));
+    }
     // A run begins at once.
     let begun = attempt.assigned_at.or(attempt.child.map(|_| attempt.ready_at));
     let between = |from: Option<u64>, to: Option<u64>| match (from, to) {

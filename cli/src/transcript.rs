@@ -149,6 +149,17 @@ fn workflow(record: &WorkflowRecord) -> (String, Tone) {
         WorkflowRecord::StageCommitted(r) => {
             (format!("{}/{}: it was given what the stage is given", r.task.part(), r.task.attempt), Tone::Plain)
         }
+        WorkflowRecord::CopyEnded(r) => {
+            let why = r.error.as_ref().map(|error| format!(": {}", short(error, ERROR))).unwrap_or_default();
+            let says = format!(
+                "{}/{} {} by {}{why}; another agent goes on",
+                r.task.part(),
+                r.task.attempt,
+                r.outcome,
+                r.agent
+            );
+            (says, Tone::Plain)
+        }
         WorkflowRecord::Signalled(r) => {
             let by = r.by.as_ref().map(|by| format!(" by {by}")).unwrap_or_default();
             (format!("{}{by}: {}", r.signal, short(r.payload.as_str(), ERROR)), Tone::Plain)
@@ -232,7 +243,9 @@ fn resource(number: Number, record: &ResourceRecord) -> (String, Tone) {
         ResourceRecord::Assigned(r) => {
             // The record's number is the lease's id.
             let needs = needs(r.resources.iter().chain(&r.pools));
-            (format!("{}/{} to {}, lease {number}{needs}", r.task.part(), r.task.attempt, r.agent), Tone::Plain)
+            let as_well = r.beside.map(|first| format!(" as well as under lease {first}")).unwrap_or_default();
+            let (part, attempt) = (r.task.part(), r.task.attempt);
+            (format!("{part}/{attempt} to {}, lease {number}{as_well}{needs}", r.agent), Tone::Plain)
         }
         ResourceRecord::LeaseEnded(r) => {
             let why = short(&r.reason, ERROR);
@@ -363,6 +376,7 @@ mod tests {
             inputs: vec![],
             input: None,
             cache: None,
+            hedge: false,
             speculative: false,
             resources: [("cpu".parse().unwrap(), 2.into())].into(),
             priority: 0,
@@ -375,6 +389,7 @@ mod tests {
             agent: agent(by),
             resources: [].into(),
             pools: [].into(),
+            beside: None,
         })
     }
 
@@ -396,6 +411,7 @@ mod tests {
             model: None,
             delegated: None,
             speculative: false,
+            other: None,
         })
     }
 

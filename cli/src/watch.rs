@@ -162,6 +162,10 @@ impl Bars {
                     && record.task.item.is_none()
                 {
                     self.on(&record.task.stage, |bar| {
+                        if record.beside.is_some() {
+                            bar.set_message(format!("{}, and {} as well", bar.message(), record.agent));
+                            return;
+                        }
                         bar.enable_steady_tick(Duration::from_millis(100));
                         bar.set_message(record.agent.to_string());
                     });
@@ -261,7 +265,7 @@ impl Bars {
                     bar.abandon_with_message(self.style.dim("done early, and it counts"));
                 });
             }
-            WorkflowRecord::StageCommitted(_) => {}
+            WorkflowRecord::StageCommitted(_) | WorkflowRecord::CopyEnded(_) => {}
             WorkflowRecord::StageWaits(record) => self.on(&record.stage, |bar| {
                 bar.set_position(0);
                 bar.set_message(self.style.dim("waits for somebody's word"));

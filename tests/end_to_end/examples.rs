@@ -1,6 +1,7 @@
 //! Every example in `examples/` runs to its end, as its comments say.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use baton_protocol::record::Outcome;
@@ -29,6 +30,9 @@ const CAPABILITIES: [&str; 13] = [
     "sleeper",
     "failing",
 ];
+
+/// Whether an agent hangs already.
+static HANGS: AtomicBool = AtomicBool::new(false);
 
 /// What agents say to an example's stages.
 async fn does(task: Task) -> Result<Output, TaskError> {
@@ -72,6 +76,13 @@ async fn does(task: Task) -> Result<Output, TaskError> {
             assert!(task.results.is_empty(), "it is given its input alone");
             Ok(json!({ "text": format!("{}, translated", input["text"].as_str().unwrap_or_default()) }))
         }
+        // Whoever has it first hangs until it is called back.
+        ("hedge", "answer") if !HANGS.swap(true, Ordering::Relaxed) => {
+            task.cancelled().cancelled().await;
+            Err(TaskError::failed("called back"))
+        }
+        ("hedge", "answer") => Ok(json!({ "text": "because" })),
+        ("hedge", "publish") => Ok(input),
         ("sub-workflows", "collect") => {
             Ok(json!({ "questions": ["Is it ready?", "Why is it not ready, which is urgent?", "Is it?"] }))
         }
@@ -257,6 +268,21 @@ async fn every_example_runs_as_it_says() {
         assert_eq!(log.contains("stage_committed"), word == "approve", "{log}");
     }
     seen.push("speculative");
+
+    // O2: the second agent is asked, and the first one is called back.
+    stops.push(agent(&fleet, "research-2", "research", 4, does).await);
+    let id = fleet.baton(&["run", "hedge", "--strategy", "ADAPTIVE", "--input", "question=why"]).await;
+    let view = fleet.wait_for_end(id.trim().parse().unwrap()).await;
+    assert_eq!((view.status, Stage(&view).result("publish")), (RunStatus::Succeeded, json!({ "answer": "because" })));
+    let attempt = &view.stages[0].attempts[0];
+    let copy = &attempt.copies[0];
+    assert_eq!((view.stages[0].attempts.len(), copy.outcome), (1, Some(Outcome::Cancelled)), "{view:?}");
+    assert!(copy.lease < attempt.lease.unwrap() && Some(&copy.agent) != attempt.agent.as_ref(), "{view:?}");
+    let shown = fleet.baton(&["show", id.trim()]).await;
+    assert!(shown.contains(&format!("{}, lease {}: cancelled", copy.agent, copy.lease)), "{shown}");
+    let log = fleet.baton(&["log", id.trim()]).await;
+    assert!(log.contains(&format!("as well as under lease {}", copy.lease)), "{log}");
+    seen.push("hedge");
 
     // W6
     let view = run("sub-workflows", json!({ "topic": "tea" })).await;

@@ -60,7 +60,7 @@ impl Known {
     fn of(event: &Event, run: RunId) -> Option<Self> {
         match event.kind.as_str() {
             "assigned" => match event.record.read().ok()? {
-                ResourceRecord::Assigned(record) => Some(Self::Begun(record.task.part())),
+                ResourceRecord::Assigned(record) if record.beside.is_none() => Some(Self::Begun(record.task.part())),
                 _ => None,
             },
             "stage_ended" => match event.record.read().ok()? {

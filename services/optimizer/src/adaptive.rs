@@ -25,6 +25,7 @@
 //! All of this is known to the leader alone, and follows from the state: a new leader makes it anew.
 
 mod agents;
+mod hedge;
 mod jobs;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -78,6 +79,11 @@ pub(crate) struct Planner {
     credit: usize,
     /// When to look at those again that wait though there is room.
     again: Option<Millis>,
+    /// Tasks that an agent has alone, and that a second one may be given.
+    alone: BTreeSet<TaskId>,
+    /// When to look at these again, at the soonest, and when if nothing happens.
+    hedge_after: Millis,
+    hedge_again: Option<Millis>,
 }
 
 impl Planner {
@@ -89,6 +95,9 @@ impl Planner {
         }
         for (task, holder) in state.runs.held_tasks() {
             planner.agents.began(&task, &holder.agent, holder.since);
+            if holder.hedge.is_some() {
+                planner.held(state, &task);
+            }
         }
         planner
     }
@@ -106,7 +115,8 @@ impl Planner {
 
     /// When to plan again, if nothing happens.
     pub(crate) fn deadline(&self) -> Option<Millis> {
-        self.again.filter(|_| self.waiting > 0)
+        let again = self.again.filter(|_| self.waiting > 0);
+        again.into_iter().chain(self.hedge_again).min()
     }
 
     /// An agent may have changed.
@@ -132,25 +142,34 @@ impl Planner {
         queued: &Queued,
         (config, now): (&Config, Millis),
     ) -> bool {
-        let Some(run) = state.runs.get(task.run) else { return false };
-        let Some(graph) = state.graphs.get(&run.workflow, run.version) else { return false };
-        let Some(place) = graph.place(&task.stage) else { return false };
-        let class = self.class(&queued.shape);
-        if !self.jobs.contains_key(&task.run) {
-            self.cost += cost(graph);
-            let of_run = queued.priority.saturating_sub(graph.stages[place as usize].priority);
-            let mut job = Job::new(graph, run, of_run);
-            job.rank(state, run, &mut self.agents);
-            job.key = job.key(config, now);
-            self.jobs.insert(task.run, job);
+        if !self.ensure_job(state, task.run) {
+            return false;
         }
-        if let Some(job) = self.jobs.get_mut(&task.run)
-            && job.add(class, place, task)
-        {
+        let class = self.class(&queued.shape);
+        let Some(job) = self.jobs.get_mut(&task.run) else { return false };
+        let Some(place) = job.graph.place(&task.stage) else { return false };
+        if job.ready.is_empty() {
+            job.key = job.key(config, now);
+        }
+        if job.add(class, place, task) {
             self.waiting += 1;
             self.lines[class].waiting += 1;
             self.lines[class].runs.insert((job.key, task.run));
         }
+        true
+    }
+
+    /// Knows of a run. False if the graph of its workflow is not known.
+    fn ensure_job(&mut self, state: &Optimizer, id: RunId) -> bool {
+        if self.jobs.contains_key(&id) {
+            return true;
+        }
+        let Some(run) = state.runs.get(id) else { return false };
+        let Some(graph) = state.graphs.get(&run.workflow, run.version) else { return false };
+        self.cost += cost(graph);
+        let mut job = Job::new(graph, run);
+        job.rank(state, run, &mut self.agents);
+        self.jobs.insert(id, job);
         true
     }
 
@@ -312,7 +331,7 @@ impl Planner {
             self.agents.settle_one(state, room, &mut self.classes, best.row, now);
             let since = queued.map_or(now, |queued| queued.since);
             let (strategy, is_near) = (Strategy::Adaptive, best.is_near);
-            plan.push(Chosen { task, agent, shape, since, strategy, is_near, weighed });
+            plan.push(Chosen { task, agent, shape, since, strategy, is_near, beside: None, weighed });
         }
         for (row, available) in promised.into_iter().rev() {
             self.agents.unpromise(row, available);

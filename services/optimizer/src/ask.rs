@@ -15,10 +15,10 @@ use baton_protocol::request::{
     AssignAnswer, AssignTasks, Candidate, ExplainPlacement, Placement, PlacementExplained, Refusal, Strategy,
 };
 use baton_protocol::trace::{Span, SpanKind, task_span};
-use baton_protocol::{AgentId, Code, Json, Millis, Rejection, RunId, Service, StageName, TaskId};
+use baton_protocol::{AgentId, Code, Json, LeaseId, Millis, Rejection, RunId, Service, StageName, TaskId};
 
 use crate::adaptive::Planner;
-use crate::fleet::Rank;
+use crate::fleet::{Holder, Rank};
 use crate::placement::{Chosen, Finish, Room, Standing, Weighed};
 use crate::queue::{Head, Lines, Queued, Shape};
 use crate::{Config, Optimizer};
@@ -81,6 +81,8 @@ struct Asked {
     strategy: Strategy,
     /// Whether the agent was taken for what it had done before.
     is_near: bool,
+    /// The lease under which another agent is at it.
+    beside: Option<LeaseId>,
     weighed: Weighed,
     tag: u64,
     /// What its pools looked like when it was asked for.
@@ -140,6 +142,12 @@ impl Soft {
         self.planner = None;
         for (task, _) in state.queue.iter() {
             self.line_up(state, task, clock);
+        }
+        let hedge = |(task, holder): (TaskId, &Holder)| {
+            holder.hedge.is_some() && state.strategy_of(task.run) == Strategy::Adaptive
+        };
+        if self.planner.is_none() && state.runs.held_tasks().any(hedge) {
+            self.planner(state);
         }
     }
 
@@ -219,8 +227,18 @@ impl Soft {
         self.avoided_until.insert((until, task.clone()));
     }
 
-    /// Chooses agents for as many tasks as possible.
+    /// Chooses agents for as many tasks as possible, and then second agents for some that are under way.
     fn choose(&mut self, state: &Optimizer, clock: Clock<'_>) -> Vec<Chosen> {
+        let mut plan = self.choose_first(state, clock);
+        let Self { planner, room, avoided, asked, .. } = self;
+        if let Some(planner) = planner {
+            let may = |task: &TaskId| !asked.contains_key(task) && !avoided.contains_key(task);
+            plan.extend(planner.hedge(state, room, clock.1, may));
+        }
+        plan
+    }
+
+    fn choose_first(&mut self, state: &Optimizer, clock: Clock<'_>) -> Vec<Chosen> {
         let is_stale = self.planner.as_ref().is_some_and(|planner| planner.is_stale(state));
         if is_stale || self.lines.len() > 2 * state.queue.len() + MAX_GONE {
             self.line_up_all(state, clock);
@@ -334,10 +352,11 @@ pub(crate) fn place(turn: &mut Turn<'_, Optimizer>) {
         let tag = now.max(turn.soft.last_tag + 1);
         turn.soft.last_tag = tag;
         let mut placements = Vec::new();
-        for Chosen { task, agent, shape, since, strategy, is_near, weighed } in plan.by_ref().take(MAX_PLACEMENTS) {
-            placements.push(Placement { task: task.clone(), agent: agent.clone() });
+        for chosen in plan.by_ref().take(MAX_PLACEMENTS) {
+            let Chosen { task, agent, shape, since, strategy, is_near, beside, weighed } = chosen;
+            placements.push(Placement { task: task.clone(), agent: agent.clone(), beside });
             let watch = turn.state().pools.watch(&shape.pools);
-            let asked = Asked { agent, shape, strategy, is_near, weighed, tag, watch, since, at: now };
+            let asked = Asked { agent, shape, strategy, is_near, beside, weighed, tag, watch, since, at: now };
             turn.soft.asked.insert(task, asked);
         }
         turn.soft.questions.insert(tag, Question { at: now, left: placements.len(), answered: false });
@@ -386,9 +405,11 @@ pub(crate) fn settle(turn: &mut Turn<'_, Optimizer>, commit: &AnyCommit) -> bool
         news
     });
     for (at, task, asked) in placed {
-        let waited = at.saturating_sub(asked.since) as f64 / 1000.0;
-        turn.measure_value("baton_placement_seconds", &[asked.strategy.as_str()], waited);
-        show_placement(turn, &task, &asked);
+        if asked.beside.is_none() {
+            let waited = at.saturating_sub(asked.since) as f64 / 1000.0;
+            turn.measure_value("baton_placement_seconds", &[asked.strategy.as_str()], waited);
+            show_placement(turn, &task, &asked);
+        }
         if turn.soft.placed.len() >= MAX_EXPLAINED {
             turn.soft.placed.pop_front();
         }
@@ -446,16 +467,23 @@ fn settle_workflow(soft: &mut Soft, state: &Optimizer, record: &WorkflowRecord, 
         }
         WorkflowRecord::StageEnded(record) => {
             soft.release(state, &record.task);
+            let other = record.other.as_ref().map(|other| &other.agent);
+            let agents = record.agent.iter().chain(other);
             if let Some(planner) = &mut soft.planner {
                 planner.remove(&record.task);
-                if let Some(agent) = &record.agent {
-                    planner.ended(&record.task, agent);
-                }
+                agents.clone().for_each(|agent| planner.ended(&record.task, agent));
+                planner.held(state, &record.task);
                 planner.learned(state, (record.task.run, &record.task.stage), clock);
             }
-            if let Some(agent) = &record.agent {
-                soft.changed(state, agent);
+            agents.for_each(|agent| soft.changed(state, agent));
+            true
+        }
+        WorkflowRecord::CopyEnded(record) => {
+            if let Some(planner) = &mut soft.planner {
+                planner.ended(&record.task, &record.agent);
+                planner.held(state, &record.task);
             }
+            soft.changed(state, &record.agent);
             true
         }
         WorkflowRecord::RunFinished(record) => {
@@ -495,9 +523,10 @@ fn settle_resource(
             let asked = soft.release(state, &record.task);
             if let Some(planner) = &mut soft.planner {
                 planner.remove(&record.task);
-                if let Some(holder) = state.runs.holder(&record.task) {
+                if let Some(holder) = held_by(state, &record.task, &record.agent) {
                     planner.began(&record.task, &holder.agent, holder.since);
                 }
+                planner.held(state, &record.task);
             }
             let Some(asked) = asked else { return false };
             let as_asked = asked.agent == record.agent;
@@ -518,6 +547,7 @@ fn settle_resource(
         ResourceRecord::LeaseEnded(record) => {
             if let Some(planner) = &mut soft.planner {
                 planner.ended(&record.task, &record.agent);
+                planner.held(state, &record.task);
             }
             soft.changed(state, &record.agent);
             true
@@ -528,6 +558,7 @@ fn settle_resource(
                 if let Some(holder) = state.runs.holder(task) {
                     planner.began(task, &holder.agent, holder.since);
                 }
+                planner.held(state, task);
             }
             soft.changed(state, from);
             soft.changed(state, to);
@@ -553,6 +584,12 @@ fn settle_resource(
         | ResourceRecord::AlertCleared(_)
         | ResourceRecord::AlertAcknowledged(_) => false,
     }
+}
+
+/// What an agent holds a task by, alone or beside another one.
+fn held_by<'a>(state: &'a Optimizer, task: &TaskId, agent: &AgentId) -> Option<&'a Holder> {
+    let holders = state.runs.holder(task).into_iter().chain(state.runs.second(task));
+    holders.into_iter().find(|holder| holder.agent == *agent)
 }
 
 /// From when the task could be placed to when it was.
@@ -653,13 +690,21 @@ pub(crate) fn explain(
             let message = format!(
                 "stage {stage} of run {run} neither waits nor is it at work, and how it was placed is not known any more"
             );
-            let last = soft.placed.iter().rev().find(|(task, _)| task.run == *run && task.stage == *stage);
+            let of_stage =
+                |(task, asked): &&(TaskId, Asked)| task.run == *run && task.stage == *stage && asked.beside.is_none();
+            let last = soft.placed.iter().rev().find(of_stage);
             let last = last.map(|(task, asked)| asked.explain(task, state));
             return last.ok_or_else(|| Rejection::new(Code::UnknownRun, message));
         };
-        let placed = soft.placed.iter().rev().find(|(known, _)| *known == task).map(|(_, asked)| asked);
-        if let Some(asked) = soft.asked.get(&task).or(placed) {
-            return Ok(asked.explain(&task, state));
+        let first = |asked: &&Asked| asked.beside.is_none();
+        let mut placed = soft.placed.iter().rev().filter(|(known, _)| *known == task).map(|(_, asked)| asked);
+        if let Some(asked) = soft.asked.get(&task).filter(first).or_else(|| placed.find(first)) {
+            let mut explained = asked.explain(&task, state);
+            if let Some(second) = state.runs.second(&task) {
+                let as_well = format!("; {} has it as well, for that is expected to end sooner", second.agent);
+                explained.reason.push_str(&as_well);
+            }
+            return Ok(explained);
         }
         if let Some(holder) = state.runs.holder(&task) {
             return Ok(PlacementExplained {

@@ -12,7 +12,9 @@ use baton_protocol::amount::covers;
 use baton_protocol::breaker::BreakerState;
 use baton_protocol::record::{AgentRegistered, Assigned, Stamp};
 use baton_protocol::request::Strategy;
-use baton_protocol::{AgentId, Amount, Capability, Metadata, Millis, Number, Requirements, ResourceName, Resources};
+use baton_protocol::{
+    AgentId, Amount, Capability, LeaseId, Metadata, Millis, Number, Requirements, ResourceName, Resources,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::learning::FULL;
@@ -71,6 +73,9 @@ pub(crate) struct Load {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Holder {
     pub(crate) agent: AgentId,
+    /// Under which lease.
+    #[serde(default = "unknown")]
+    pub(crate) lease: LeaseId,
     life: Number,
     resources: Resources,
     /// For which capability the agent was tried with it.
@@ -85,7 +90,18 @@ pub(crate) struct Holder {
     /// The pools that it holds something of for the task.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) pools: Vec<ResourceName>,
+    /// What the task asks for, if a second agent may be given it as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) hedge: Option<Arc<Shape>>,
 }
+
+/// Where an older edition has not kept it.
+fn unknown() -> LeaseId {
+    NO_LEASE
+}
+
+/// No lease: they are counted from 1.
+pub(crate) const NO_LEASE: LeaseId = LeaseId(0);
 
 /// What makes an agent preferable: what a strategy puts first, if anything; less of its slots in use, then higher priority,
 /// a better score, longer idleness. Less is better.
@@ -270,7 +286,7 @@ impl Fleet {
     /// An agent has a task that needs this, of its own and of pools, if it is there.
     pub(crate) fn leased(
         &mut self,
-        since: Millis,
+        Stamp { number, at: since, .. }: Stamp,
         capability: &Capability,
         record: &Assigned,
         strategy: Strategy,
@@ -288,12 +304,14 @@ impl Fleet {
         let pools = pools.keys().cloned().collect();
         Some(Holder {
             agent: id.clone(),
+            lease: LeaseId(number),
             life: agent.life,
             resources: resources.clone(),
             probe,
             since,
             strategy,
             pools,
+            hedge: None,
         })
     }
 

@@ -17,8 +17,7 @@
 //!
 //! # What is deliberately not here
 //!
-//! Leases and capacity as facts (resource-manager), what may run when (workflow-manager). Second, speculative copies of a
-//! task: the log has one attempt of a stage at a time.
+//! Leases and capacity as facts (resource-manager), what may run when (workflow-manager).
 
 mod adaptive;
 mod ask;
@@ -45,11 +44,13 @@ use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Foreign, Machine, Reply, RequestContext, Turn, answer};
 use baton_protocol::pressure::{PressureChanged, PressureLevel};
 use baton_protocol::record::{
-    AnyCommit, Assigned, LearningImported, LearningRateChanged, OptimizerRecord, Outcome, ResourceRecord, StageEnded,
-    StageReady, Stamp, StrategyChanged, WorkflowRecord,
+    AnyCommit, Assigned, CopyEnded, LearningImported, LearningRateChanged, OptimizerRecord, Outcome, ResourceRecord,
+    StageEnded, StageReady, Stamp, StrategyChanged, WorkflowRecord,
 };
 use baton_protocol::request::{Done, ImportLearning, Lesson, MAX_LESSONS, OptimizerRequest, Strategy, Subject};
-use baton_protocol::{AgentId, Code, Millis, Rejection, ResourceName, Resources, RunId, Service, StageName, TaskId};
+use baton_protocol::{
+    AgentId, Code, LeaseId, Millis, Rejection, ResourceName, Resources, RunId, Service, StageName, TaskId,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::durations::Place;
@@ -245,6 +246,7 @@ impl Optimizer {
                     self.stage_over(record.task.run, &record.task.stage);
                 }
             }
+            WorkflowRecord::CopyEnded(record) => self.copy_ended(stamp, record),
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record.run),
             WorkflowRecord::RunPaused(record) => self.run_paused(record.run),
             WorkflowRecord::RunResumed(record) => self.run_resumed(record.run),
@@ -276,29 +278,32 @@ impl Optimizer {
             // A task that has ended as it was leased is not in the queue any more, and its lease is none.
             ResourceRecord::Assigned(record) => {
                 let strategy = self.strategy_of(record.task.run);
-                if let Some(Queued { shape, since, .. }) = self.dequeue(&record.task)
-                    && let Some(holder) = self.fleet.leased(stamp.at, &shape.agent_type, record, strategy)
+                if let Some(beside) = record.beside {
+                    self.assigned_beside(stamp, record, beside);
+                } else if let Some(Queued { shape, since, .. }) = self.dequeue(&record.task)
+                    && let Some(holder) = self.fleet.leased(stamp, &shape.agent_type, record, strategy)
                 {
                     self.figures.placed(stamp.at.saturating_sub(since));
-                    self.runs.held(&record.task, holder);
+                    self.runs.held(&record.task, holder, Some(shape));
                 }
             }
             // The workflow-manager ends the attempt; the next one is another task.
             ResourceRecord::LeaseEnded(record) => {
-                let holder = self.runs.freed(&record.task);
+                let holder = self.runs.freed(&record.task, record.lease);
                 self.freed(stamp, holder.as_deref(), Some(&record.agent));
                 self.pools.ended(Some(record.lease), pools_of(holder.as_deref()));
             }
             ResourceRecord::HandedOver(record) => {
-                let Some(before) = self.runs.freed(&record.task) else { return };
+                let Some(before) = self.runs.freed(&record.task, record.lease) else { return };
                 self.freed(stamp, Some(&before), Some(&record.from));
                 let Some(agent_type) = self.runs.agent_type(&record.task).cloned() else { return };
                 let (agent, resources) = (record.to.clone(), record.resources.clone());
-                let taken = Assigned { task: record.task.clone(), agent, resources, pools: Resources::new() };
-                if let Some(mut holder) = self.fleet.leased(stamp.at, &agent_type, &taken, before.strategy) {
+                let (task, pools) = (record.task.clone(), Resources::new());
+                let taken = Assigned { task, agent, resources, pools, beside: None };
+                if let Some(mut holder) = self.fleet.leased(stamp, &agent_type, &taken, before.strategy) {
                     // What it holds of pools goes with it.
                     holder.pools.clone_from(&before.pools);
-                    self.runs.held(&record.task, holder);
+                    self.runs.held(&record.task, holder, before.hedge.clone());
                 }
                 self.pools.ended(Some(record.lease), &before.pools);
             }
@@ -332,7 +337,7 @@ impl Optimizer {
     }
 
     fn stage_ready(&mut self, stamp: Stamp, record: &StageReady) {
-        if self.runs.stage_ready(&record.task, &record.agent_type) {
+        if self.runs.stage_ready(record) {
             let (agent_type, requires) = (record.agent_type.clone(), record.requires.clone());
             let (pools, resources) = self.pools.split(&record.resources);
             let shape = Arc::new(Shape { agent_type, requires, resources, pools });
@@ -354,7 +359,7 @@ impl Optimizer {
         if record.task.item.is_none() && record.retry_at.is_none() && !record.speculative {
             self.stage_over(record.task.run, &record.task.stage);
         }
-        let Some(Ended { run, agent_type, holder }) = self.runs.stage_ended(record) else { return };
+        let Some(Ended { run, agent_type, holder, second }) = self.runs.stage_ended(record) else { return };
         let graph = self.graphs.get(&run.workflow, run.version);
         let place = graph.and_then(|graph| Some((graph, graph.place(&record.task.stage)?)));
         if let (Outcome::Succeeded, Some((_, place)), Some(agent)) = (record.outcome, place, &record.agent) {
@@ -374,10 +379,37 @@ impl Optimizer {
                 }
             }
         }
-        self.freed(stamp, holder.as_deref(), record.agent.as_ref());
+        let other = record.other.as_ref().map(|other| &other.agent);
+        for holder in holder.iter().chain(&second) {
+            let named = record.agent.as_ref().filter(|agent| **agent == holder.agent).or(other);
+            self.freed(stamp, Some(holder), named);
+        }
         self.pools.ended(record.lease, pools_of(holder.as_deref()));
         if holder.is_none() {
             self.dequeue(&record.task);
+        }
+    }
+
+    /// A second agent is given a task that another one has under that lease.
+    fn assigned_beside(&mut self, stamp: Stamp, record: &Assigned, beside: LeaseId) {
+        let Some(first) = self.runs.holder(&record.task).filter(|first| first.lease == beside) else { return };
+        let (Some(shape), strategy) = (first.hedge.clone(), first.strategy) else { return };
+        if let Some(second) = self.fleet.leased(stamp, &shape.agent_type, record, strategy) {
+            self.runs.held_beside(&record.task, beside, second);
+        }
+    }
+
+    /// Of two that were at a task, one is at it no more.
+    fn copy_ended(&mut self, stamp: Stamp, record: &CopyEnded) {
+        let Some(agent_type) = self.runs.agent_type(&record.task).cloned() else { return };
+        let holder = self.runs.freed(&record.task, record.lease);
+        self.freed(stamp, holder.as_deref(), Some(&record.agent));
+        let strategy = holder.as_ref().map_or(self.strategy, |holder| holder.strategy);
+        let ended = record.as_ended();
+        self.learning.stage_ended(&learning::Ended { record: &ended, agent_type: &agent_type, place: None, strategy });
+        self.fleet.scored(&record.agent, self.learning.score(&record.agent));
+        if !self.fleet.is_present(&record.agent) {
+            self.learning.left(stamp.at, &record.agent);
         }
     }
 
@@ -395,10 +427,12 @@ impl Optimizer {
         self.held.run_finished(run);
         let Some(Finished { run, open }) = self.runs.finished(run) else { return };
         self.graphs.run_finished(&run.workflow, run.version);
-        for (task, holder) in open {
+        for (task, holders) in open {
             self.queue.remove(&task);
-            self.freed(stamp, holder.as_deref(), None);
-            self.pools.ended(None, pools_of(holder.as_deref()));
+            for holder in &holders {
+                self.freed(stamp, Some(holder), None);
+            }
+            self.pools.ended(None, pools_of(holders.first().map(Arc::as_ref)));
         }
     }
 

@@ -32,7 +32,7 @@ use std::sync::Arc;
 
 use baton_protocol::id::mix;
 use baton_protocol::request::Strategy;
-use baton_protocol::{AgentId, Capability, Millis, Requirements, Resources, TaskId};
+use baton_protocol::{AgentId, Capability, LeaseId, Millis, Requirements, Resources, TaskId};
 
 use crate::Optimizer;
 use crate::fleet::{Agent, Load, Rank};
@@ -60,6 +60,8 @@ pub(crate) struct Chosen {
     pub(crate) strategy: Strategy,
     /// Whether the agent was taken for what it had done before.
     pub(crate) is_near: bool,
+    /// The lease under which another agent is at it.
+    pub(crate) beside: Option<LeaseId>,
     /// How it was weighed.
     pub(crate) weighed: Weighed,
 }
@@ -414,7 +416,7 @@ impl Room {
                 let weighed = self.weigh(state, strategy, shape);
                 self.set_aside(state, &agent, shape);
                 let (task, shape, since) = (head.task().clone(), Arc::clone(shape), head.since());
-                plan.push(Chosen { task, agent, shape, since, strategy, is_near, weighed });
+                plan.push(Chosen { task, agent, shape, since, strategy, is_near, beside: None, weighed });
             } else if not.is_none_or(BTreeSet::is_empty) {
                 if now.saturating_sub(head.since()) >= ageing_ms {
                     kept.extend(self.keep_one(state, shape, &kept, now));

@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use baton_machine::Shelves;
-use baton_protocol::record::{Outcome, RunStarted, StageEnded};
+use baton_protocol::record::{Outcome, RunStarted, StageEnded, StageReady};
 use baton_protocol::request::Strategy;
 use baton_protocol::trace::{TraceContext, part_span};
-use baton_protocol::{AgentId, Capability, Millis, Part, RunId, StageName, TaskId, WorkflowName};
+use baton_protocol::{AgentId, Capability, LeaseId, Millis, Part, RunId, StageName, TaskId, WorkflowName};
 use serde::{Deserialize, Serialize};
 
 use crate::durations::{Gauss, unknown_run};
-use crate::fleet::Holder;
+use crate::fleet::{Holder, NO_LEASE};
+use crate::queue::Shape;
 
 /// Of how many tasks of a run it is known who did them: of those that succeeded last.
 const MAX_DONE: usize = 32;
@@ -31,6 +32,9 @@ pub(crate) struct Run {
     /// How its tasks are placed, if not as those of all runs are.
     #[serde(default)]
     pub(crate) strategy: Option<Strategy>,
+    /// What was given to it at its start: larger goes first.
+    #[serde(default)]
+    pub(crate) priority: i32,
     /// When it should have ended.
     #[serde(default)]
     pub(crate) due: Option<Millis>,
@@ -60,6 +64,17 @@ struct Open {
     #[serde(default)]
     agent_type: Option<Capability>,
     holder: Option<Arc<Holder>>,
+    /// Whether a second agent may be given it as well, and which one is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    hedge: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    second: Option<Arc<Holder>>,
+}
+
+impl Open {
+    fn holders(&self) -> impl Iterator<Item = &Arc<Holder>> {
+        self.holder.iter().chain(&self.second)
+    }
 }
 
 /// What becomes free when a task ends.
@@ -69,13 +84,15 @@ pub(crate) struct Ended<'a> {
     /// The task type, if anything is known of the task.
     pub(crate) agent_type: Option<Capability>,
     pub(crate) holder: Option<Arc<Holder>>,
+    /// Who had it as well.
+    pub(crate) second: Option<Arc<Holder>>,
 }
 
 /// A run that has ended, with the tasks that were open, and who held each.
 #[derive(Debug)]
 pub(crate) struct Finished {
     pub(crate) run: Arc<Run>,
-    pub(crate) open: Vec<(TaskId, Option<Arc<Holder>>)>,
+    pub(crate) open: Vec<(TaskId, Vec<Arc<Holder>>)>,
 }
 
 impl Run {
@@ -128,10 +145,10 @@ impl Run {
     }
 
     fn held(&self, run: RunId) -> impl Iterator<Item = (TaskId, &Holder)> {
-        self.open.iter().filter_map(move |(part, open)| {
-            let holder = open.holder.as_deref()?;
-            Some((part.task(run, open.attempt), holder))
-        })
+        let of = move |part: &Part, open: &Open| part.task(run, open.attempt);
+        self.open
+            .iter()
+            .flat_map(move |(part, open)| open.holders().map(move |holder| (of(part, open), holder.as_ref())))
     }
 }
 
@@ -147,6 +164,7 @@ impl Runs {
                 version: record.version,
                 trace: record.trace,
                 strategy: record.strategy,
+                priority: record.priority,
                 due,
                 since: at,
                 done: VecDeque::new(),
@@ -160,11 +178,12 @@ impl Runs {
     }
 
     /// Opens a task. False if its run is not live, or the stage has an attempt under way.
-    pub(crate) fn stage_ready(&mut self, task: &TaskId, agent_type: &Capability) -> bool {
+    pub(crate) fn stage_ready(&mut self, StageReady { task, agent_type, hedge, .. }: &StageReady) -> bool {
         let Some(run) = self.runs.change(&task.run).filter(|run| !run.open.contains_key(&task.part())) else {
             return false;
         };
-        let open = Open { attempt: task.attempt, agent_type: Some(agent_type.clone()), holder: None };
+        let agent_type = Some(agent_type.clone());
+        let open = Open { attempt: task.attempt, agent_type, holder: None, hedge: *hedge, second: None };
         run.open.insert(task.part(), open);
         true
     }
@@ -175,10 +194,21 @@ impl Runs {
         open.is_some_and(|open| open.attempt == task.attempt)
     }
 
-    /// A task is held by this.
-    pub(crate) fn held(&mut self, task: &TaskId, holder: Holder) {
+    /// A task that asks for this is held by this.
+    pub(crate) fn held(&mut self, task: &TaskId, mut holder: Holder, shape: Option<Arc<Shape>>) {
         if let Some(open) = self.open(task) {
+            // What is taken of pools is taken once.
+            holder.hedge = shape.filter(|shape| open.hedge && shape.pools.is_empty());
             open.holder = Some(Arc::new(holder));
+        }
+    }
+
+    /// A task that is held under that lease is held by this as well.
+    pub(crate) fn held_beside(&mut self, task: &TaskId, beside: LeaseId, mut second: Holder) {
+        let Some(open) = self.open(task) else { return };
+        if let Some(first) = open.holder.as_ref().filter(|first| first.lease == beside) {
+            second.hedge.clone_from(&first.hedge);
+            open.second = Some(Arc::new(second));
         }
     }
 
@@ -188,9 +218,17 @@ impl Runs {
         open.agent_type.as_ref().filter(|_| open.attempt == task.attempt)
     }
 
-    /// A task is held no more. Gives who held it.
-    pub(crate) fn freed(&mut self, task: &TaskId) -> Option<Arc<Holder>> {
-        self.open(task)?.holder.take()
+    /// A task is held no more under a lease. Gives who held it. If somebody else does as well, that one does alone from now on.
+    pub(crate) fn freed(&mut self, task: &TaskId, lease: LeaseId) -> Option<Arc<Holder>> {
+        let open = self.open(task)?;
+        if open.second.as_ref().is_some_and(|second| second.lease == lease) {
+            return open.second.take();
+        }
+        // A holder of which an older edition has not kept the lease is the only one.
+        if open.holder.as_ref().is_some_and(|holder| holder.lease != lease && holder.lease != NO_LEASE) {
+            return None;
+        }
+        std::mem::replace(&mut open.holder, open.second.take())
     }
 
     fn open(&mut self, task: &TaskId) -> Option<&mut Open> {
@@ -213,13 +251,13 @@ impl Runs {
             }
             (Outcome::Failed | Outcome::Lost | Outcome::TimedOut, None) => {}
         }
-        Some(Ended { run, agent_type: open.agent_type, holder: open.holder })
+        Some(Ended { run, agent_type: open.agent_type, holder: open.holder, second: open.second })
     }
 
     /// Ends a run. Gives the tasks that were open, and who held each.
     pub(crate) fn finished(&mut self, run: RunId) -> Option<Finished> {
         let ended = self.runs.remove(&run)?;
-        let task = |(part, open): (&Part, &Open)| (part.task(run, open.attempt), open.holder.clone());
+        let task = |(part, open): (&Part, &Open)| (part.task(run, open.attempt), open.holders().cloned().collect());
         Some(Finished { open: ended.open.iter().map(task).collect(), run: ended })
     }
 
@@ -250,7 +288,13 @@ impl Runs {
         open.holder.as_deref().filter(|_| open.attempt == task.attempt)
     }
 
-    /// All tasks that are held, and by whom.
+    /// Who holds a task as well as that one does.
+    pub(crate) fn second(&self, task: &TaskId) -> Option<&Holder> {
+        let open = self.runs.get(&task.run)?.open.get(&task.part())?;
+        open.second.as_deref().filter(|_| open.attempt == task.attempt)
+    }
+
+    /// All tasks that are held, and by whom: some by two.
     pub(crate) fn held_tasks(&self) -> impl Iterator<Item = (TaskId, &Holder)> {
         self.runs.iter().flat_map(|(run, of)| of.held(*run))
     }

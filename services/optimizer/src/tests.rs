@@ -122,6 +122,7 @@ fn ready(task: TaskId, agent_type: &str, priority: i32, cpu: u32) -> WorkflowRec
         inputs: vec![],
         input: None,
         cache: None,
+        hedge: false,
         speculative: false,
         resources: resources(cpu),
         priority,
@@ -149,6 +150,7 @@ fn ended(task: TaskId, lease: Option<(u64, &str)>, outcome: Outcome, duration_ms
         model: None,
         delegated: None,
         speculative: false,
+        other: None,
     })
 }
 
@@ -182,7 +184,13 @@ fn left(id: &str) -> ResourceRecord {
 }
 
 fn assigned(task: TaskId, id: &str, cpu: u32) -> ResourceRecord {
-    ResourceRecord::Assigned(Assigned { task, agent: agent(id), resources: resources(cpu), pools: Resources::new() })
+    ResourceRecord::Assigned(Assigned {
+        task,
+        agent: agent(id),
+        resources: resources(cpu),
+        pools: Resources::new(),
+        beside: None,
+    })
 }
 
 fn declined(task: TaskId, lease: u64, id: &str) -> ResourceRecord {

@@ -310,11 +310,13 @@ pub(crate) fn react(turn: &mut Turn<'_, ResourceManager>, commit: &Commit<Workfl
     let half_open = !turn.state().breakers.half_open.is_empty();
     let mut agents = BTreeSet::new();
     for (_, record) in commit.stamped() {
-        if let WorkflowRecord::StageEnded(record) = record
-            && let Some(agent) = &record.agent
-            && (half_open || matches!(record.outcome, Outcome::Failed | Outcome::TimedOut))
-        {
-            agents.insert(agent);
+        let (agent, outcome) = match record {
+            WorkflowRecord::StageEnded(record) => (record.agent.as_ref(), record.outcome),
+            WorkflowRecord::CopyEnded(record) => (Some(&record.agent), record.outcome),
+            _ => continue,
+        };
+        if half_open || matches!(outcome, Outcome::Failed | Outcome::TimedOut) {
+            agents.extend(agent);
         }
     }
     for agent in agents {

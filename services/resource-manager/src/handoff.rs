@@ -80,6 +80,11 @@ impl Handoffs {
         Some(record)
     }
 
+    /// Whether the task of a lease is offered to another agent.
+    pub(crate) fn is_offered(&self, lease: LeaseId) -> bool {
+        self.by_lease.contains_key(&lease)
+    }
+
     /// A lease is over, and with it the offer of its task.
     pub(crate) fn lease_over(&mut self, lease: LeaseId) {
         if let Some(handoff) = self.by_lease.get(&lease).copied() {
@@ -200,6 +205,11 @@ fn open(turn: &mut Turn<'_, ResourceManager>, from: AgentId, request: OfferHando
         return Err(Rejection::invalid(format!("agent {from} holds the task already: it can not hand it to itself")));
     }
     let open = state_of.tasks.open(&task);
+    if open.is_some_and(|open| open.second.is_some()) {
+        let message =
+            format!("two agents are at task {task}, and the first one that reports it ends it: it is not handed over");
+        return Err(Rejection::new(Code::NotReady, message));
+    }
     let taker = state_of.agents.present(&to).ok_or_else(|| agent::unknown(&to))?;
     if let Some(open) = open {
         lease::may_do(taker, open)?;

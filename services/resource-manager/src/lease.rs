@@ -89,6 +89,9 @@ pub(crate) struct Lease {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) pools: Resources,
     pub(crate) since: Millis,
+    /// Since when another agent is at it, if this one was given it as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) beside: Option<Millis>,
     /// How it came to this agent, if another one handed it over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) carried: Option<Arc<Carried>>,
@@ -97,15 +100,16 @@ pub(crate) struct Lease {
 impl Lease {
     /// Since when the task is under way.
     pub(crate) fn begun(&self) -> Millis {
-        self.carried.as_ref().map_or(self.since, |carried| carried.begun)
+        self.carried.as_ref().map_or(self.beside.unwrap_or(self.since), |carried| carried.begun)
     }
 }
 
 impl Leases {
     pub(crate) fn begin(&mut self, id: LeaseId, since: Millis, record: &Assigned) {
-        let Assigned { task, agent, resources, pools } = record.clone();
+        let Assigned { task, agent, resources, pools, beside } = record.clone();
+        let beside = beside.and_then(|first| Some(self.leases.get(&first)?.begun()));
         self.hold(id, &agent, &resources);
-        self.leases.insert(id, Arc::new(Lease { task, agent, resources, pools, since, carried: None }));
+        self.leases.insert(id, Arc::new(Lease { task, agent, resources, pools, since, beside, carried: None }));
     }
 
     /// A task goes from one agent to another: the giver's lease ends, and the taker's begins.
@@ -118,7 +122,7 @@ impl Leases {
         self.hold(id, &agent, &resources);
         let carried = Some(Arc::new(handoff::carried(offer, handoff, given.begun())));
         let pools = pools.unwrap_or_else(|| given.pools.clone());
-        self.leases.insert(id, Arc::new(Lease { task, agent, resources, pools, since, carried }));
+        self.leases.insert(id, Arc::new(Lease { task, agent, resources, pools, since, beside: None, carried }));
     }
 
     /// The lease that the agent took by this handoff, if it holds it still.
@@ -251,12 +255,11 @@ impl From<Leases> for Shelves<LeaseId, Arc<Lease>> {
 }
 
 /// What was pushed to whom and when, for leases that have not ended.
-pub(crate) type Pushed = BTreeMap<TaskId, Push>;
+pub(crate) type Pushed = BTreeMap<(TaskId, LeaseId), Push>;
 
 /// An assignment that was pushed, or given in the answer to a heartbeat.
 #[derive(Debug)]
 pub(crate) struct Push {
-    lease: LeaseId,
     agent: AgentId,
     at: Millis,
     trace: TraceContext,
@@ -268,14 +271,18 @@ pub(crate) fn assign(turn: &mut Turn<'_, ResourceManager>, request: AssignTasks)
     let mut granted = 0;
     let mut tally = Tally::default();
     let (mut pushes, mut changed) = (Pushes::default(), BTreeSet::new());
-    for Placement { task, agent } in request.placements {
-        match may_hold(turn.state(), &task, &agent, turn.now()).and_then(|needed| may_take(turn, &task, &agent, needed))
-        {
+    for Placement { task, agent, beside } in request.placements {
+        let may = match beside {
+            None => may_hold(turn.state(), &task, &agent, turn.now())
+                .and_then(|needed| may_take(turn, &task, &agent, needed)),
+            Some(first) => may_hold_beside(turn.state(), &task, &agent, first, turn.now()),
+        };
+        match may {
             Ok((resources, pools)) => {
                 granted += 1;
                 tally.granted(&resources);
                 tally.pools(&pools);
-                let record = Assigned { task, agent: agent.clone(), resources, pools };
+                let record = Assigned { task, agent: agent.clone(), resources, pools, beside };
                 let lease = turn.grant(ResourceRecord::Assigned(record));
                 silence::heard(turn, lease);
                 push(turn, &mut pushes, lease, &agent);
@@ -324,10 +331,7 @@ fn may_hold(state: &ResourceManager, task: &TaskId, agent: &AgentId, now: Millis
     if open.refused {
         return Err(not_ready("is not paid for: it will fail").into());
     }
-    if state.tasks.is_paused(task.run) {
-        return Err(not_ready("belongs to a run that is paused").into());
-    }
-    pressure::holds_back(state, task, open, now)?;
+    may_begin(state, task, open, now)?;
     if !state.tasks.is_defined(task) {
         return Err(not_ready("belongs to a workflow whose definition is not in the log").into());
     }
@@ -337,6 +341,47 @@ fn may_hold(state: &ResourceManager, task: &TaskId, agent: &AgentId, now: Millis
     };
     has_room(state, open, agent, &own)?;
     Ok((own, pools))
+}
+
+/// Whether anybody may begin to do a task now.
+fn may_begin(state: &ResourceManager, task: &TaskId, open: &Open, now: Millis) -> Result<(), Rejection> {
+    if state.tasks.is_paused(task.run) {
+        return Err(Rejection::new(Code::NotReady, format!("task {task} belongs to a run that is paused")));
+    }
+    pressure::holds_back(state, task, open, now)
+}
+
+/// What a second agent would hold for a task that the first one has under that lease: what that one holds of its own. What
+/// something of pools is taken for, money too, is done once.
+fn may_hold_beside(
+    state: &ResourceManager,
+    task: &TaskId,
+    agent: &AgentId,
+    first: LeaseId,
+    now: Millis,
+) -> Result<Needed, Refused> {
+    let not_ready = |why: &str| Rejection::new(Code::NotReady, format!("task {task} {why}"));
+    let open = state.tasks.open(task).ok_or_else(|| not_ready("is not under way: it is not ready, or has ended"))?;
+    let held = state.leases.get(first).filter(|_| open.lease == Some(first));
+    let held = held.ok_or_else(|| not_ready(&format!("is not held under lease {first}")))?;
+    if !open.hedge {
+        return Err(not_ready("may have one agent only: its stage does not say hedge: true").into());
+    }
+    if let Some(second) = open.second {
+        return Err(not_ready(&format!("has two agents already: leases {first} and {second}")).into());
+    }
+    if held.agent == *agent {
+        return Err(not_ready(&format!("is held by agent {agent} already, under lease {first}")).into());
+    }
+    if !held.pools.is_empty() || state.pools.get(&agent_account(agent)).is_some_and(Stock::is_account) {
+        return Err(not_ready("takes something of a pool, which is taken once: it may have one agent only").into());
+    }
+    if state.handoffs.is_offered(first) {
+        return Err(not_ready(&format!("is about to be handed over: lease {first} is offered to another agent")).into());
+    }
+    may_begin(state, task, open, now)?;
+    has_room(state, open, agent, &held.resources)?;
+    Ok((held.resources.clone(), Resources::new()))
 }
 
 /// Whether an agent can do a task at all: it is of the right kind.
@@ -625,7 +670,8 @@ fn push(turn: &mut Turn<'_, ResourceManager>, pushes: &mut Pushes, lease: LeaseI
         turn.effect(Effect::Span(span));
     }
     turn.measure_value("agent_message_latency_seconds", &["task_assignment"], seconds(now.saturating_sub(ready_at)));
-    turn.soft.pushed.insert(assignment.task, Push { lease, agent: agent.clone(), at: now, trace: assignment.trace });
+    let push = Push { agent: agent.clone(), at: now, trace: assignment.trace };
+    turn.soft.pushed.insert((assignment.task, lease), push);
 }
 
 /// What the agent holds and does not know of, less what is probably on its way to it.
@@ -639,7 +685,7 @@ pub(crate) fn undelivered(
     let mut bytes = 0;
     let mut start = Vec::new();
     for (id, lease) in state.leases.of(agent).filter(|(id, _)| !holds.contains(id)) {
-        let pushed = turn.soft.pushed.get(&lease.task).filter(|push| push.lease == id);
+        let pushed = turn.soft.pushed.get(&(lease.task.clone(), id));
         if pushed.is_some_and(|push| now.saturating_sub(push.at) < PUSH_MS) {
             continue;
         }
@@ -651,8 +697,8 @@ pub(crate) fn undelivered(
         start.push(assignment);
     }
     for assignment in &start {
-        let push = Push { lease: assignment.lease, agent: agent.clone(), at: now, trace: assignment.trace };
-        turn.soft.pushed.insert(assignment.task.clone(), push);
+        let push = Push { agent: agent.clone(), at: now, trace: assignment.trace };
+        turn.soft.pushed.insert((assignment.task.clone(), assignment.lease), push);
     }
     start
 }
@@ -667,9 +713,9 @@ pub(crate) fn assignment(turn: &Turn<'_, ResourceManager>, lease: LeaseId) -> Op
 pub(crate) fn delivered(turn: &mut Turn<'_, ResourceManager>, lease: LeaseId) {
     let (now, state) = (turn.now(), turn.state());
     let Some(held) = state.leases.leases.get(&lease) else { return };
-    let push = Push { lease, agent: held.agent.clone(), at: now, trace: state.tasks.trace(&held.task) };
+    let push = Push { agent: held.agent.clone(), at: now, trace: state.tasks.trace(&held.task) };
     let task = held.task.clone();
-    turn.soft.pushed.insert(task, push);
+    turn.soft.pushed.insert((task, lease), push);
 }
 
 pub(crate) fn decline(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId, request: Decline) -> Reply {
@@ -683,7 +729,7 @@ pub(crate) fn decline(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId, req
     let task = held_by(turn, lease, agent)?;
     let now = turn.now();
     turn.soft.heard.note(agent, now);
-    turn.soft.pushed.remove(&task);
+    turn.soft.pushed.remove(&(task.clone(), lease));
     turn.emit(ResourceRecord::LeaseEnded(LeaseEnded { lease, task, agent: agent.clone(), reason, silent: false }));
     show_utilization(turn, agent);
     answer(&Done {})
@@ -697,7 +743,7 @@ pub(crate) fn end_silent(turn: &mut Turn<'_, ResourceManager>, lease: LeaseId) {
     let Some(timeout) = state.tasks.stage(&task).and_then(|stage| stage.heartbeat_timeout_ms) else { return };
     let trace = state.tasks.trace(&task);
     let reason = format!("nothing was heard of it for {timeout} ms");
-    turn.soft.pushed.remove(&task);
+    turn.soft.pushed.remove(&(task.clone(), lease));
     cancel(turn, &agent, lease, task.clone(), reason.clone(), Some(trace));
     turn.emit(ResourceRecord::LeaseEnded(LeaseEnded { lease, task, agent: agent.clone(), reason, silent: true }));
     show_utilization(turn, &agent);
@@ -746,6 +792,11 @@ pub(crate) fn recall(turn: &mut Turn<'_, ResourceManager>, commit: &Commit<Workf
             WorkflowRecord::RunFinished(record) => {
                 finished.push(record.run);
             }
+            // Its agent said so itself, or is gone.
+            WorkflowRecord::CopyEnded(record) => {
+                turn.soft.pushed.remove(&(record.task.clone(), record.lease));
+                changed.insert(record.agent.clone());
+            }
             WorkflowRecord::WorkflowRegistered(_)
             | WorkflowRecord::RunStarted(_)
             | WorkflowRecord::StageReady(_)
@@ -769,43 +820,52 @@ pub(crate) fn recall(turn: &mut Turn<'_, ResourceManager>, commit: &Commit<Workf
     }
     // The stages of a run end before it does, so that nothing is found here unless that ever changes.
     for run in finished {
-        let of_run = turn.soft.pushed.extract_if(first_task(run)..=last_task(run), |_, _| true);
-        for (task, push) in of_run.collect::<Vec<_>>() {
-            cancel(turn, &push.agent, push.lease, task, "the run is over".to_owned(), Some(push.trace));
+        let of_run = (first_task(run), LeaseId(0))..=(last_task(run), LeaseId(Number::MAX));
+        let of_run = turn.soft.pushed.extract_if(of_run, |_, _| true);
+        for ((task, lease), push) in of_run.collect::<Vec<_>>() {
+            cancel(turn, &push.agent, lease, task, "the run is over".to_owned(), Some(push.trace));
             changed.insert(push.agent);
         }
     }
     changed.iter().for_each(|agent| show_utilization(turn, agent));
 }
 
-/// Calls back a task that has ended, where its agent does not know; gives who held it.
-fn stage_ended(turn: &mut Turn<'_, ResourceManager>, record: &StageEnded) -> Option<AgentId> {
-    let pushed = turn.soft.pushed.remove(&record.task);
+/// Calls back a task that has ended, where agents do not know; gives who held it.
+///
+/// Who was pushed it under another lease than the record names took it over just as it ended, or was given it as well.
+fn stage_ended(turn: &mut Turn<'_, ResourceManager>, record: &StageEnded) -> Vec<AgentId> {
+    let of_task = (record.task.clone(), LeaseId(0))..=(record.task.clone(), LeaseId(Number::MAX));
+    let pushed: Vec<_> = turn.soft.pushed.extract_if(of_task, |_, _| true).collect();
     // The run may be over, and its own trace forgotten, as its stages are recalled.
-    let trace = pushed.as_ref().map(|push| push.trace);
-    let pushed = pushed.map(|push| (push.agent, push.lease));
-    let crossed = pushed.clone().filter(|(_, lease)| record.lease.is_some_and(|reported| reported != *lease));
-    let holder = record.agent.clone().zip(record.lease).or(pushed);
-    let (agent, lease) = holder?;
-    match record.outcome {
+    let trace = pushed.first().map(|(_, push)| push.trace);
+    let mut others: BTreeMap<LeaseId, AgentId> =
+        pushed.into_iter().map(|((_, lease), push)| (lease, push.agent)).collect();
+    let mut reported = record.lease.zip(record.agent.clone());
+    others.extend(record.other.as_deref().map(|other| (other.lease, other.agent.clone())));
+    match &reported {
+        Some((lease, _)) => drop(others.remove(lease)),
+        None => reported = others.pop_first(),
+    }
+    let Some((lease, agent)) = reported else { return Vec::new() };
+    let mut changed = vec![agent.clone()];
+    let why = match record.outcome {
         Outcome::Cancelled | Outcome::TimedOut => {
             let reason = record.error.clone().unwrap_or_else(|| record.outcome.to_string());
-            let (agent, lease) = crossed.unwrap_or_else(|| (agent.clone(), lease));
-            cancel(turn, &agent, lease, record.task.clone(), reason, trace);
-            show_utilization(turn, &agent);
-        }
-        // The agent said so itself, but the task may have gone to another one just then.
-        Outcome::Succeeded | Outcome::Failed | Outcome::Delegated => {
-            if let Some((other, lease)) = crossed {
-                let reason = format!("agent {agent}, who handed it over, has reported it");
-                cancel(turn, &other, lease, record.task.clone(), reason, trace);
-                show_utilization(turn, &other);
+            // Who has handed it over is at it no more.
+            if others.is_empty() || record.other.is_some() {
+                cancel(turn, &agent, lease, record.task.clone(), reason.clone(), trace);
             }
+            reason
         }
-        // The agent is gone, or gave it back.
-        Outcome::Lost => {}
+        // The agent said so itself, or is gone, or gave it back. But another one may be at it.
+        _ if record.other.is_some() => format!("agent {agent}, who was at it as well, has reported it"),
+        _ => format!("agent {agent}, who handed it over, has reported it"),
+    };
+    for (lease, other) in others {
+        cancel(turn, &other, lease, record.task.clone(), why.clone(), trace);
+        changed.push(other);
     }
-    Some(agent)
+    changed
 }
 
 fn cancel(
@@ -827,9 +887,9 @@ fn cancel(
 
 /// Forgets what was pushed to an agent, because its leases are about to end.
 pub(crate) fn forget_pushes(turn: &mut Turn<'_, ResourceManager>, agent: &AgentId) {
-    let tasks: Vec<_> = turn.state().leases.of(agent).map(|(_, lease)| lease.task.clone()).collect();
-    for task in tasks {
-        turn.soft.pushed.remove(&task);
+    let of_agent: Vec<_> = turn.state().leases.of(agent).map(|(id, lease)| (lease.task.clone(), id)).collect();
+    for pushed in of_agent {
+        turn.soft.pushed.remove(&pushed);
     }
 }
 

@@ -62,7 +62,7 @@ use baton_machine::planted::{Bug, is_planted};
 use baton_machine::{Foreign, Machine, Reply, RequestContext, Turn};
 use baton_protocol::budget::agent_account;
 use baton_protocol::handoff::HandedOver;
-use baton_protocol::record::{AnyCommit, ResourceRecord, StageEnded, Stamp, WorkflowRecord};
+use baton_protocol::record::{AnyCommit, CopyEnded, ResourceRecord, StageEnded, Stamp, WorkflowRecord};
 use baton_protocol::request::ResourceRequest;
 use baton_protocol::{AgentId, LeaseId, Millis, Pool, ResourceName, Service};
 use serde::{Deserialize, Serialize};
@@ -186,7 +186,11 @@ impl Machine for ResourceManager {
             }
             ResourceRecord::Assigned(record) => {
                 let lease = LeaseId(stamp.number);
-                let holds = self.agents.is_present(&record.agent) && self.tasks.leased(&record.task, lease);
+                let holds = self.agents.is_present(&record.agent)
+                    && match record.beside {
+                        None => self.tasks.leased(&record.task, lease),
+                        Some(first) => self.tasks.leased_beside(&record.task, first, lease),
+                    };
                 if holds && !is_planted(Bug::GrantForgotten) {
                     if let Some(open) = self.tasks.open(&record.task) {
                         self.breakers.granted(&record.agent, &open.agent_type, lease);
@@ -271,9 +275,19 @@ impl Machine for ResourceManager {
                 if let Some(workflow) = self.tasks.workflow_of(record.task.run).filter(|_| capability.is_some()) {
                     self.spending.ended(workflow, record);
                 }
-                let lease = self.tasks.stage_ended(record);
+                let open = self.tasks.stage_ended(record);
+                let leases = open.as_ref().map(|open| (open.lease, open.second)).unwrap_or_default();
+                // The one that it was reported under, if it was under one of them.
+                let (lease, other) = match leases {
+                    (first, Some(second)) if record.lease == Some(second) => (Some(second), first),
+                    leases => leases,
+                };
                 if let Some(lease) = lease {
                     self.end(stamp.at, lease, Some(record));
+                }
+                if let Some(other) = other.filter(|_| !is_planted(Bug::CopyOutlives)) {
+                    self.end(stamp.at, other, None);
+                    self.breakers.over(other);
                 }
                 if let Some(capability) = capability {
                     let there = record.agent.as_ref().is_some_and(|agent| self.agents.is_present(agent));
@@ -286,6 +300,7 @@ impl Machine for ResourceManager {
             WorkflowRecord::StageWaits(record) => self.tasks.stage_waits(record),
             WorkflowRecord::StageCached(record) => self.tasks.stage_cached(record),
             WorkflowRecord::StageCommitted(record) => self.tasks.stage_committed(record),
+            WorkflowRecord::CopyEnded(record) => self.copy_ended(stamp, record),
             WorkflowRecord::StageSkipped(_)
             | WorkflowRecord::Signalled(_)
             | WorkflowRecord::RunsForgotten(_)
@@ -416,6 +431,19 @@ impl ResourceManager {
         if !ended.pools.is_empty() {
             self.pools.give_back(&pool::takes(&ended.pools), at, |pool, taken| pool::used(report?, pool, taken));
         }
+    }
+
+    /// Of two that were at a task, one is at it no more, and the other one goes on.
+    fn copy_ended(&mut self, stamp: Stamp, record: &CopyEnded) {
+        let capability = self.tasks.open(&record.task).map(|open| open.agent_type.clone());
+        let (Some(capability), true) = (capability, self.tasks.copy_ended(&record.task, record.lease)) else { return };
+        let ended = record.as_ended();
+        if let Some(workflow) = self.tasks.workflow_of(record.task.run) {
+            self.spending.ended(workflow, &ended);
+        }
+        self.end(stamp.at, record.lease, Some(&ended));
+        let there = self.agents.is_present(&record.agent);
+        self.breakers.ended(&ended, &capability, Some(record.lease), there);
     }
 
     /// An agent is gone, or begins anew: all that it holds ends.

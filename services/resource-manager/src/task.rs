@@ -145,6 +145,18 @@ pub(crate) struct Open {
     /// The lease it has, or had: a task is leased once, and another agent's lease takes the place of the first one's when it is
     /// handed over.
     pub(crate) lease: Option<LeaseId>,
+    /// Whether a second agent may be given it while the first one is at it, and the lease of that one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) hedge: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) second: Option<LeaseId>,
+}
+
+impl Open {
+    /// The leases it has, or had.
+    pub(crate) fn leases(&self) -> impl Iterator<Item = LeaseId> {
+        self.lease.into_iter().chain(self.second)
+    }
 }
 
 impl Run {
@@ -233,12 +245,14 @@ impl Tasks {
                 ready_at: stamp.at,
                 refused: false,
                 lease: None,
+                hedge: record.hedge,
+                second: None,
             })
         });
     }
 
-    /// Ends a task; gives the lease it had. That may be one that the workflow-manager did not know of yet.
-    pub(crate) fn stage_ended(&mut self, record: &StageEnded) -> Option<LeaseId> {
+    /// Ends a task; gives what it was. That may have leases that the workflow-manager did not know of yet.
+    pub(crate) fn stage_ended(&mut self, record: &StageEnded) -> Option<Arc<Open>> {
         let paused = self.is_paused(record.task.run);
         let run = self.runs.change(&record.task.run)?;
         let part = record.task.part();
@@ -283,7 +297,25 @@ impl Tasks {
             Outcome::Succeeded => run.gave(part, record.result.clone()),
             Outcome::Failed | Outcome::Lost | Outcome::TimedOut | Outcome::Cancelled | Outcome::Delegated => {}
         }
-        open.lease
+        Some(open)
+    }
+
+    /// Of two leases of a task, one is over. Whether it had it.
+    pub(crate) fn copy_ended(&mut self, task: &TaskId, lease: LeaseId) -> bool {
+        let Some(run) = self.runs.change(&task.run) else { return false };
+        let Some(open) = run.open.get_mut(&task.part()).map(Arc::make_mut) else { return false };
+        if open.attempt != task.attempt {
+            return false;
+        }
+        if open.second == Some(lease) {
+            open.second = None;
+            return true;
+        }
+        let had = open.lease == Some(lease) && open.second.is_some();
+        if had {
+            open.lease = open.second.take();
+        }
+        had
     }
 
     pub(crate) fn stage_waits(&mut self, record: &StageWaits) {
@@ -340,7 +372,16 @@ impl Tasks {
         let paused = self.paused.remove(&run);
         let run = self.runs.remove(&run);
         run.iter().filter(|_| !paused).flat_map(|run| run.waiting()).for_each(|priority| self.waiting.take(priority));
-        run.iter().flat_map(|run| run.open.values()).filter_map(|open| open.lease).collect()
+        run.iter().flat_map(|run| run.open.values()).flat_map(|open| open.leases()).collect()
+    }
+
+    /// Notes the lease of a second agent that is given a task which another one has. False if it can not have one.
+    pub(crate) fn leased_beside(&mut self, task: &TaskId, first: LeaseId, lease: LeaseId) -> bool {
+        let open = self.runs.change(&task.run).and_then(|run| run.open.get_mut(&task.part())).map(Arc::make_mut);
+        let may = |open: &&mut Open| open.attempt == task.attempt && open.lease == Some(first) && open.second.is_none();
+        let Some(open) = open.filter(may) else { return false };
+        open.second = Some(lease);
+        true
     }
 
     /// Notes a task's lease. False if it can not have one.

@@ -4,6 +4,7 @@
 
 mod alerts;
 mod breakers;
+mod copies;
 mod handoffs;
 mod items;
 
@@ -211,7 +212,8 @@ impl World {
     }
 
     fn assign(&mut self, placements: &[(TaskId, &str)]) {
-        let placements = placements.iter().map(|(t, a)| Placement { task: t.clone(), agent: agent(a) }).collect();
+        let placements =
+            placements.iter().map(|(t, a)| Placement { task: t.clone(), agent: agent(a), beside: None }).collect();
         let body = serde_json::to_value(AssignTasks { seen: self.workflow_next - 1, placements }).unwrap();
         self.ask("lease.assign", "", &body);
     }
@@ -301,6 +303,7 @@ fn ready(task: TaskId, resources: &str) -> WorkflowRecord {
         inputs: if writing { vec![StageName::new("research").unwrap()] } else { vec![] },
         input: None,
         cache: None,
+        hedge: false,
         speculative: false,
         resources: serde_json::from_str::<Resources>(resources).unwrap(),
         priority: 0,
@@ -325,6 +328,7 @@ fn ended(task: TaskId, lease: Option<(u64, &str)>, outcome: Outcome) -> Workflow
         model: None,
         delegated: None,
         speculative: false,
+        other: None,
     })
 }
 
@@ -981,6 +985,7 @@ impl Checker {
             | WorkflowRecord::StageWaits(_)
             | WorkflowRecord::StageCached(_)
             | WorkflowRecord::StageCommitted(_)
+            | WorkflowRecord::CopyEnded(_)
             | WorkflowRecord::Signalled(_)
             | WorkflowRecord::ScheduleSet(_)
             | WorkflowRecord::ScheduleRemoved(_)
@@ -1024,7 +1029,7 @@ impl Checker {
                 let held = before.as_ref().is_some_and(|lease| lease.agent == from && lease.task == task);
                 assert!(!own_order || held, "{from} hands over what it does not hold");
                 if let Some(Assigned { pools, .. }) = before {
-                    self.leases.insert(number, Assigned { task, agent: to, resources, pools });
+                    self.leases.insert(number, Assigned { task, agent: to, resources, pools, beside: None });
                 }
             }
             ResourceRecord::HandoffOffered(_)
@@ -1189,7 +1194,7 @@ proptest! {
                 Act::Assign { placements, reads } => {
                     let placements = placements.into_iter().map(|(run, agent)| {
                         let attempt = attempts.get(&run).map_or(1, |(attempt, _)| (*attempt).max(1));
-                        Placement { task: task(run.into(), "research", attempt), agent: self::agent(&id(agent)) }
+                        Placement { task: task(run.into(), "research", attempt), agent: self::agent(&id(agent)), beside: None }
                     });
                     let seen = if reads { world.workflow_next - 1 } else { 0 };
                     let request = ResourceRequest::Assign(AssignTasks { seen, placements: placements.collect() });

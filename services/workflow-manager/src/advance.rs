@@ -8,16 +8,16 @@ use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::budget::least;
 use baton_protocol::definition::StageDefinition;
 use baton_protocol::record::{
-    Delegated, Outcome, RunFinished, StageCommitted, StageEnded, StageExpanded, StageReady, StageSkipped, StageWaits,
-    WorkflowRecord,
+    CopyEnded, Delegated, OtherCopy, Outcome, RunFinished, StageCommitted, StageEnded, StageExpanded, StageReady,
+    StageSkipped, StageWaits, WorkflowRecord,
 };
 use baton_protocol::request::{MAX_MESSAGE_BYTES, Usage};
 use baton_protocol::run::{RunStatus, Speculation, StageStatus};
 use baton_protocol::subject::RUNS_BUCKET;
-use baton_protocol::{Amount, AtLimit, Json, Millis, Money, Resources, RunId, StageName};
+use baton_protocol::{Amount, AtLimit, Json, LeaseId, Millis, Money, Resources, RunId, StageName};
 
 use crate::flow::{self, Failure};
-use crate::run::{Move, Run};
+use crate::run::{Attempt, Move, Run};
 use crate::workflows::Version;
 use crate::{Turn, cache, child, telemetry, text, view, word};
 
@@ -42,6 +42,8 @@ pub(crate) struct Ending {
     pub(crate) usage: Usage,
     pub(crate) model: Option<String>,
     pub(crate) delegated: Option<Box<Delegated>>,
+    /// Under which of the attempt's leases; none: under that which it had first of those that it has.
+    pub(crate) lease: Option<LeaseId>,
 }
 
 /// Whether another attempt follows, if there is one left.
@@ -67,6 +69,7 @@ impl Ending {
             usage: Usage::default(),
             model: None,
             delegated: None,
+            lease: None,
         }
     }
 
@@ -107,7 +110,7 @@ pub(crate) fn give_up_lost(turn: &mut Turn<'_>) {
         return;
     }
     while let Some((&lease, why)) = turn.state().lost.first_key_value() {
-        let ending = Ending::unreported(Outcome::Lost, why.clone(), Again::AtOnce);
+        let ending = Ending { lease: Some(lease), ..Ending::unreported(Outcome::Lost, why.clone(), Again::AtOnce) };
         let held = turn.state().held(lease);
         let (run, place) = held.expect("a lease is lost only while its stage runs");
         end(turn, run, place, ending);
@@ -427,6 +430,7 @@ fn give(turn: &mut Turn<'_>, id: RunId, place: usize, given: Given) {
         resources: resources(run, stage),
         priority: run.priority.saturating_add(stage.priority),
         cache,
+        hedge: stage.hedge,
         speculative: early,
     };
     turn.emit(WorkflowRecord::StageReady(record));
@@ -489,23 +493,42 @@ pub(crate) fn end(turn: &mut Turn<'_>, id: RunId, place: usize, ending: Ending) 
         _ if speculative => None,
         _ => wait.filter(|_| run.failures(place) + 1 < definition.retry.max_attempts && !ruled_out).filter(in_time),
     };
-    let assigned_at = under_way.and_then(|attempt| attempt.assigned_at);
+    let (first, other) = under_way.map_or((None, None), Attempt::under);
+    let (under, other) = match (first, other) {
+        (Some(first), Some(other)) if ending.lease == Some(other.lease) => (Some(other), Some(first)),
+        leases => leases,
+    };
+    let duration_ms = under.map_or(0, |under| now.saturating_sub(under.assigned_at));
+    let task = run.task(version, place, number);
+    if let (Some(under), Some(_)) = (under, other)
+        && matches!(ending.outcome, Outcome::Failed | Outcome::Lost)
+        && ending.again != Again::Never
+        && !ruled_out
+        && !is_planted(Bug::CopyEndsAttempt)
+    {
+        let Ending { outcome, error, code, cost, usage, model, .. } = ending;
+        let (lease, agent) = (under.lease, under.agent.clone());
+        let record = CopyEnded { task, lease, agent, outcome, error, code, duration_ms, cost, usage, model };
+        turn.emit(WorkflowRecord::CopyEnded(Box::new(record)));
+        return telemetry::copy_ended(turn, id, place, lease);
+    }
     let record = StageEnded {
-        task: run.task(version, place, number),
-        lease: under_way.and_then(|attempt| attempt.lease),
-        agent: under_way.and_then(|attempt| attempt.agent.clone()),
+        task,
+        lease: under.map(|under| under.lease),
+        agent: under.map(|under| under.agent.clone()),
         outcome: ending.outcome,
         result: ending.result,
         error: ending.error,
         hopeless: ending.outcome == Outcome::Failed && ending.again == Again::Never,
         code: ending.code,
         retry_at: wait.map(|wait| now.saturating_add(wait)),
-        duration_ms: assigned_at.map_or(0, |assigned_at| now.saturating_sub(assigned_at)),
+        duration_ms,
         cost: ending.cost,
         usage: ending.usage,
         model: ending.model,
         delegated: ending.delegated,
         speculative,
+        other: other.map(|other| Box::new(OtherCopy { lease: other.lease, agent: other.agent.clone() })),
     };
     let child = under_way.and_then(|attempt| attempt.child);
     turn.emit(WorkflowRecord::StageEnded(record));

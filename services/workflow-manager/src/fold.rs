@@ -11,9 +11,9 @@ use baton_protocol::budget::run_of;
 use baton_protocol::handoff::HandedOver;
 use baton_protocol::pressure::{PressureChanged, PressureLevel};
 use baton_protocol::record::{
-    AgentLeft, AgentRegistered, Assigned, BudgetRefused, LeaseEnded, LeftReason, Outcome, PoolSet, RunFinished,
-    RunStarted, RunsForgotten, Signalled, StageCached, StageCommitted, StageEnded, StageExpanded, StageReady,
-    StageSkipped, StageWaits, Stamp,
+    AgentLeft, AgentRegistered, Assigned, BudgetRefused, CopyEnded, LeaseEnded, LeftReason, Outcome, PoolSet,
+    RunFinished, RunStarted, RunsForgotten, Signalled, StageCached, StageCommitted, StageEnded, StageExpanded,
+    StageReady, StageSkipped, StageWaits, Stamp,
 };
 use baton_protocol::run::{RunCounts, RunStatus};
 use baton_protocol::{AgentId, Capability, LeaseId, Millis, RunId, TaskId};
@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::{Cache, Entry};
 use crate::history::History;
-use crate::run::Run;
+use crate::run::{Attempt, Run};
 use crate::schedule::Schedules;
 use crate::text;
 use crate::trigger::Triggers;
@@ -233,12 +233,18 @@ impl WorkflowManager {
     }
 
     pub(crate) fn assigned(&mut self, stamp: Stamp, record: &Assigned) {
-        let Assigned { task, agent, resources: _, pools: _ } = record;
+        let Assigned { task, agent, resources: _, pools: _, beside } = record;
         let lease = LeaseId(stamp.number);
         let Some(run) = self.runs.change(&task.run) else { return };
         let Some(version) = &self.workflows.of(run) else { return };
         let Some(place) = run.place(version, task) else { return };
-        if run.assigned(stamp.at, place, task, agent, lease) {
+        if let Some(first) = *beside {
+            // Its time is that of the attempt.
+            if run.assigned_beside(stamp.at, place, record, (first, lease)) {
+                self.leases.insert(lease, Held { agent: agent.clone(), run: task.run, stage: place });
+                Arc::make_mut(self.agents.get_or_insert_with(agent, Arc::default)).holds.insert(lease);
+            }
+        } else if run.assigned(stamp.at, place, task, agent, lease) {
             self.unpaid.remove(task);
             let due = run.until(place, version, stamp.at, run.definition(version, place).timeout_ms);
             self.timers.set(run, place, Some(due));
@@ -268,18 +274,32 @@ impl WorkflowManager {
             }
             let stage = &mut run.stages[place];
             let key = stage.cache.take();
-            let (lease, child) = stage.attempts.last().map_or((None, None), |attempt| (attempt.lease, attempt.child));
+            let attempt = stage.attempts.last();
+            let (leases, child): (Vec<_>, _) =
+                attempt.map_or_else(Default::default, |attempt| (attempt.leases().collect(), attempt.child));
             let result = record.result.clone().filter(|_| record.outcome == Outcome::Succeeded);
             if let (Some(key), Some(result)) = (key, result) {
                 self.cache.put(key.into(), Entry { result, run: task.run, at: stamp.at });
             }
-            self.lease_over(lease);
+            for lease in leases {
+                self.lease_over(lease);
+            }
             if let Some(child) = child.and_then(|child| self.runs.change(&child))
                 && !is_planted(Bug::ChildOutlivesStage)
             {
                 let why = format!("stage {} of run {}, which it did, ended: {}", task.part(), task.run, record.outcome);
                 child.orphaned = Some(why.into());
             }
+        }
+    }
+
+    pub(crate) fn copy_ended(&mut self, stamp: Stamp, record: &CopyEnded) {
+        let task = &record.task;
+        let Some(run) = self.runs.change(&task.run) else { return };
+        let Some(version) = &self.workflows.of(run) else { return };
+        let Some(place) = run.place(version, task) else { return };
+        if run.copy_ended(stamp.at, place, record) {
+            self.lease_over(record.lease);
         }
     }
 
@@ -346,7 +366,10 @@ impl WorkflowManager {
             }
         }
         for place in run.attempted() {
-            self.lease_over(run.stages[place].attempts.last().and_then(|attempt| attempt.lease));
+            let attempt = run.stages[place].attempts.last();
+            for lease in attempt.into_iter().flat_map(Attempt::leases).collect::<Vec<_>>() {
+                self.lease_over(lease);
+            }
         }
         run.finished(stamp.at, record);
         match &run.parent {
@@ -425,7 +448,7 @@ impl WorkflowManager {
             return;
         }
         let run = run.id;
-        self.lease_over(Some(record.lease));
+        self.lease_over(record.lease);
         self.leases.insert(lease, Held { agent: record.to.clone(), run, stage });
         Arc::make_mut(self.agents.get_or_insert_with(&record.to, Arc::default)).holds.insert(lease);
     }
@@ -455,8 +478,7 @@ impl WorkflowManager {
         self.lost.extend(leases.into_iter().map(|lease| (lease, why.to_owned())));
     }
 
-    fn lease_over(&mut self, lease: Option<LeaseId>) {
-        let Some(lease) = lease else { return };
+    fn lease_over(&mut self, lease: LeaseId) {
         self.lost.remove(&lease);
         let Some(held) = self.leases.remove(&lease) else { return };
         if let Some(agent) = self.agents.change(&held.agent) {

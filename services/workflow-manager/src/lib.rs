@@ -131,6 +131,7 @@ impl Machine for WorkflowManager {
             WorkflowRecord::Signalled(record) => self.signalled(record),
             WorkflowRecord::StageCached(record) => self.stage_cached(record),
             WorkflowRecord::StageCommitted(record) => self.stage_committed(record),
+            WorkflowRecord::CopyEnded(record) => self.copy_ended(stamp, record),
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record),
             WorkflowRecord::RunPaused(record) => self.run_paused(stamp, record),
             WorkflowRecord::RunResumed(record) => self.run_resumed(stamp, record),

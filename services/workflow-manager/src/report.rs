@@ -12,7 +12,7 @@ use crate::advance::{self, Again, Ending};
 use baton_protocol::run::Speculation;
 
 use crate::flow::{self, Failure};
-use crate::run::{self, Attempt, Run};
+use crate::run::{self, Attempt, Copy, Run};
 use crate::workflows::Version;
 use crate::{Turn, WorkflowManager, child, telemetry, text};
 
@@ -70,7 +70,8 @@ pub(crate) fn reports(turn: &mut Turn<'_>, agent: &AgentId, request: Reports) ->
 /// Stores a report that was stored before: what [`Bug::ReportAppliedTwice`] does.
 fn planted_again(turn: &mut Turn<'_>, agent: &AgentId, report: Report) {
     let Report { lease, task, .. } = report.clone();
-    let Ending { outcome, result, error, code, again, speculative: _, cost, usage, model, delegated } = said(report);
+    let Ending { outcome, result, error, code, again, speculative: _, cost, usage, model, delegated, lease: _ } =
+        said(report);
     let (lease, agent) = (Some(lease), Some(agent.clone()));
     let hopeless = outcome == Outcome::Failed && again == Again::Never;
     let ended = StageEnded {
@@ -89,6 +90,7 @@ fn planted_again(turn: &mut Turn<'_>, agent: &AgentId, report: Report) {
         model,
         delegated,
         speculative: false,
+        other: None,
     };
     turn.emit(WorkflowRecord::StageEnded(ended));
 }
@@ -134,7 +136,7 @@ fn ending(mut report: Report, run: &Run, version: &Version, place: usize) -> End
 
 /// What a report says.
 fn said(report: Report) -> Ending {
-    let Report { lease: _, task: _, status, result, error, code, retryable, cost, usage, model, delegate: _ } = report;
+    let Report { lease, task: _, status, result, error, code, retryable, cost, usage, model, delegate: _ } = report;
     let model = model.map(|model| text::cut(model, MAX_MODEL_BYTES));
     match status {
         // `null` is written as it is, and read back as none: it is none from the beginning.
@@ -149,6 +151,7 @@ fn said(report: Report) -> Ending {
             usage,
             model,
             delegated: None,
+            lease: Some(lease),
         },
         ReportStatus::Failed => Ending {
             outcome: Outcome::Failed,
@@ -164,6 +167,7 @@ fn said(report: Report) -> Ending {
             usage,
             model,
             delegated: None,
+            lease: Some(lease),
         },
     }
 }
@@ -185,6 +189,9 @@ fn find(state: &WorkflowManager, agent: &AgentId, report: &Report) -> Result<Fou
         let begun = text::count(attempts.len(), "attempt");
         return Err(format!("task {task} has not begun: stage {} had {begun} so far", task.part()));
     };
+    if let Some(copy) = attempt.copies.iter().find(|copy| copy.lease == *lease && copy.agent == *agent) {
+        return of_copy(place, copy, report);
+    }
     let (Some(held), Some(holder)) = (attempt.lease, &attempt.agent) else {
         return Err(format!("task {task} was never leased to an agent"));
     };
@@ -207,6 +214,24 @@ fn find(state: &WorkflowManager, agent: &AgentId, report: &Report) -> Result<Fou
             Err(format!("lease {held} of task {task} has ended, {outcome}: {why}"))
         }
     }
+}
+
+/// What a report is about under a lease that an attempt had besides another one.
+fn of_copy(place: usize, copy: &Copy, report: &Report) -> Result<Found, String> {
+    let Some(outcome) = copy.outcome else { return Ok(Found::Open(place)) };
+    let Copy { lease, error, code, .. } = copy;
+    if outcome == Outcome::Failed {
+        let said = said(report.clone());
+        let same = said.outcome == Outcome::Failed && said.error.as_deref() == error.as_deref();
+        return match same && said.code.as_deref() == code.as_deref() {
+            true => Ok(Found::Stored),
+            false => {
+                Err(format!("lease {lease} of task {} has ended: another report was stored under it", report.task))
+            }
+        };
+    }
+    let why = error.as_deref().unwrap_or("no reason was given");
+    Err(format!("lease {lease} of task {} has ended, {outcome}: {why}", report.task))
 }
 
 /// Whether what ended the attempt is what the report says.

@@ -10,8 +10,8 @@ use baton_machine::planted::{Bug, is_planted};
 use baton_protocol::definition::{OnFailure, StageDefinition};
 use baton_protocol::handoff::HandedOver;
 use baton_protocol::record::{
-    Delegated, KeptStage, Outcome, Parent, Rerun, RunFinished, RunStarted, Signalled, SkipReason, StageCached,
-    StageEnded, Stamp,
+    Assigned, CopyEnded, Delegated, KeptStage, Outcome, Parent, Rerun, RunFinished, RunStarted, Signalled, SkipReason,
+    StageCached, StageEnded, Stamp,
 };
 use baton_protocol::request::{Strategy, Usage};
 use baton_protocol::run::{Metadata, RerunView, RunStatus, Speculation, StageStatus};
@@ -282,12 +282,85 @@ pub(crate) struct Attempt {
     /// If it began early and is over: a hash of its result, which may be thrown away, by which a report is known again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) gave: Option<u64>,
+    /// Others that were given it as well. At most one of them is at it still.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) copies: Vec<Copy>,
+}
+
+/// An agent that was given the task of an attempt as well as another one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Copy {
+    pub(crate) agent: AgentId,
+    pub(crate) lease: LeaseId,
+    pub(crate) assigned_at: Millis,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ended_at: Option<Millis>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) outcome: Option<Outcome>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<Box<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) code: Option<Box<str>>,
+}
+
+/// Who is at an attempt.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Under<'a> {
+    pub(crate) lease: LeaseId,
+    pub(crate) agent: &'a AgentId,
+    pub(crate) assigned_at: Millis,
 }
 
 impl Attempt {
     /// Whether it is one of those that the definition speaks of: not one that began early and does not count, or not yet.
     fn counts(&self) -> bool {
         !matches!(self.speculation, Some(Speculation::Open | Speculation::Discarded))
+    }
+
+    /// Who is at it: the one that had it first of those that are, and the other one.
+    pub(crate) fn under(&self) -> (Option<Under<'_>>, Option<Under<'_>>) {
+        let first = self.lease.zip(self.agent.as_ref()).zip(self.assigned_at);
+        let first = first.map(|((lease, agent), assigned_at)| Under { lease, agent, assigned_at });
+        let other = self.copies.iter().find(|copy| copy.ended_at.is_none());
+        (first, other.map(|copy| Under { lease: copy.lease, agent: &copy.agent, assigned_at: copy.assigned_at }))
+    }
+
+    /// Whether it was done by one that was given it while another one was at it.
+    pub(crate) fn won_by_second(&self) -> bool {
+        let before = self.copies.iter().map(|copy| copy.lease).min();
+        self.outcome == Some(Outcome::Succeeded) && before.zip(self.lease).is_some_and(|(before, lease)| before < lease)
+    }
+
+    /// The leases that it has, or had.
+    pub(crate) fn leases(&self) -> impl Iterator<Item = LeaseId> {
+        self.lease.into_iter().chain(self.copies.iter().map(|copy| copy.lease))
+    }
+
+    /// A lease of one that is at it with another one is over. Whether that was so.
+    fn copy_over(
+        &mut self,
+        lease: LeaseId,
+        at: Millis,
+        outcome: Outcome,
+        error: Option<&str>,
+        code: Option<&str>,
+    ) -> bool {
+        let Some(place) = self.copies.iter().position(|copy| copy.ended_at.is_none()) else { return false };
+        if self.lease == Some(lease) {
+            // The other one has it alone.
+            let copy = &mut self.copies[place];
+            let (Some(agent), Some(assigned_at)) = (&mut self.agent, &mut self.assigned_at) else { return false };
+            std::mem::swap(agent, &mut copy.agent);
+            std::mem::swap(assigned_at, &mut copy.assigned_at);
+            self.lease = Some(std::mem::replace(&mut copy.lease, lease));
+        }
+        let copy = &mut self.copies[place];
+        if copy.lease != lease {
+            return false;
+        }
+        (copy.ended_at, copy.outcome) = (Some(at), Some(outcome));
+        (copy.error, copy.code) = (error.map(Into::into), code.map(Into::into));
+        true
     }
 }
 
@@ -633,6 +706,45 @@ impl Run {
         true
     }
 
+    /// Another agent has the stage as well as the one that has it under that lease. Whether that was so.
+    pub(crate) fn assigned_beside(
+        &mut self,
+        at: Millis,
+        place: usize,
+        record: &Assigned,
+        leases: (LeaseId, LeaseId),
+    ) -> bool {
+        let (first, lease) = leases;
+        let stage = &mut self.stages[place];
+        let under_way = stage.status == StageStatus::Running && stage.attempts.len() == record.task.attempt as usize;
+        let attempt = stage.attempts.last_mut().filter(|attempt| under_way && attempt.lease == Some(first));
+        let Some(attempt) = attempt.filter(|attempt| attempt.under().1.is_none()) else { return false };
+        attempt.copies.push(Copy {
+            agent: record.agent.clone(),
+            lease,
+            assigned_at: at,
+            ended_at: None,
+            outcome: None,
+            error: None,
+            code: None,
+        });
+        true
+    }
+
+    /// Of two that were at an attempt, one is at it no more. Whether that was so.
+    pub(crate) fn copy_ended(&mut self, at: Millis, place: usize, record: &CopyEnded) -> bool {
+        let stage = &mut self.stages[place];
+        let under_way = stage.status == StageStatus::Running && stage.attempts.len() == record.task.attempt as usize;
+        let Some(attempt) = stage.attempts.last_mut().filter(|_| under_way) else { return false };
+        let (error, code) = (record.error.as_deref(), record.code.as_deref());
+        if !attempt.copy_over(record.lease, at, record.outcome, error, code) {
+            return false;
+        }
+        self.cost = self.cost + record.cost;
+        self.usage += record.usage;
+        true
+    }
+
     /// Another agent has the stage. Whether that was so.
     pub(crate) fn handed_over(&mut self, place: usize, record: &HandedOver, lease: LeaseId) -> bool {
         let stage = &mut self.stages[place];
@@ -663,6 +775,9 @@ impl Run {
             _ => return None,
         }
         let attempt = stage.attempts.last_mut()?;
+        if let Some(other) = &record.other {
+            attempt.copy_over(other.lease, at, Outcome::Cancelled, Some("the attempt is over"), None);
+        }
         let ready_at = attempt.ready_at;
         attempt.ended_at = Some(at);
         attempt.outcome = Some(record.outcome);
@@ -1011,7 +1126,7 @@ impl Run {
         let stage = |stage: &Stage| {
             let attempts = stage.attempts.iter().map(|attempt| {
                 let delegated = attempt.delegated.as_ref().map_or(0, |delegated| delegated.definition.stages.len());
-                256 + 1024 * delegated + attempt.error.as_ref().map_or(0, String::len)
+                256 + 256 * attempt.copies.len() + 1024 * delegated + attempt.error.as_ref().map_or(0, String::len)
             });
             let early = stage.early.as_ref();
             let early = early.map_or(0, |early| 64 + early.input.size() + early.result.as_ref().map_or(0, Json::size));

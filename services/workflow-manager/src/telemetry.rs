@@ -9,10 +9,10 @@ use baton_protocol::record::Outcome;
 use baton_protocol::request::Report;
 use baton_protocol::run::RunStatus;
 use baton_protocol::trace::{self, Span, SpanKind};
-use baton_protocol::{AgentId, Millis, RunId, TaskId};
+use baton_protocol::{AgentId, LeaseId, Millis, RunId, TaskId};
 
 use crate::Turn;
-use crate::run::{self, Attempt, Run};
+use crate::run::{self, Attempt, Copy, Run};
 use crate::workflows::Version;
 
 /// A run was accepted.
@@ -74,15 +74,64 @@ pub(crate) fn attempt_ended(turn: &mut Turn<'_>, id: RunId, place: usize) {
     } else {
         attempt_span(run, version, place, run.stages[place].attempts.len() - 1)
     };
+    let mut spans: Vec<_> = span.into_iter().collect();
+    // The others were shown when they ended.
+    if !well || turn.shows(run.span()) {
+        let copies = copy_spans(run, version, place, run.stages[place].attempts.len() - 1);
+        spans.extend(copies.filter(|(copy, _)| copy.outcome == Some(Outcome::Cancelled)).map(|(_, span)| span));
+    }
+    let won = u32::from(attempt.won_by_second());
+    let lost = attempt.copies.len() as u32 - won;
     let assigned_after = attempt.assigned_at.map(|at| at.saturating_sub(attempt.ready_at));
     let outcome = attempt.outcome.map_or("", Outcome::as_str);
-    if let Some(span) = span {
+    for span in spans {
         turn.effect(Effect::Span(span));
+    }
+    for (result, count) in [("won", won), ("lost", lost)].into_iter().filter(|(_, count)| *count > 0) {
+        turn.count("hedges_total", &[result], f64::from(count));
     }
     turn.count("stages_executed_total", &[outcome], 1.0);
     if let Some(after) = assigned_after {
         turn.measure_value("coordination_efficiency_seconds", &["assign"], seconds(after));
     }
+}
+
+/// Of two that were at an attempt, one is at it no more.
+pub(crate) fn copy_ended(turn: &mut Turn<'_>, id: RunId, place: usize, lease: LeaseId) {
+    let Some((run, version)) = turn.state().run(id) else { return };
+    let index = run.stages[place].attempts.len().saturating_sub(1);
+    let span = copy_spans(run, version, place, index).find(|(copy, _)| copy.lease == lease).map(|(_, span)| span);
+    if let Some(span) = span {
+        turn.effect(Effect::Span(span));
+    }
+}
+
+/// The spans of those that were given an attempt as well, and have not ended it.
+fn copy_spans<'a>(
+    run: &'a Run,
+    version: &'a Version,
+    place: usize,
+    index: usize,
+) -> impl Iterator<Item = (&'a Copy, Span)> {
+    let name = &run.definition(version, place).name;
+    let task = run.task(version, place, u32::try_from(index + 1).unwrap_or(u32::MAX));
+    let copies = run.stages[place].attempts.get(index).into_iter().flat_map(|attempt| &attempt.copies);
+    copies.filter_map(move |copy| {
+        let (outcome, end) = copy.outcome.zip(copy.ended_at)?;
+        let mut attributes = of_task(&task, Some(&copy.agent));
+        attributes.push(("baton.outcome", outcome.to_string()));
+        let span = Span {
+            context: run.span().at(trace::part_span(&task, &format!("copy {}", copy.lease))),
+            parent: Some(trace::task_span(&task)),
+            name: format!("stage {name}: one of two copies"),
+            kind: SpanKind::Internal,
+            start: copy.assigned_at,
+            end,
+            attributes,
+            error: copy.error.as_deref().map(ToOwned::to_owned).filter(|_| outcome.is_failure()),
+        };
+        Some((copy, span))
+    })
 }
 
 /// It is known of an attempt that began early whether it counts.
@@ -99,7 +148,10 @@ pub(crate) fn show_again(turn: &mut Turn<'_>, id: RunId) {
     for (place, stage) in run.stages.iter().enumerate() {
         let ended_before = |(_, attempt): &(usize, &Attempt)| attempt.ended_at.is_some_and(|at| at <= since);
         let attempts = stage.attempts.iter().enumerate().filter(ended_before);
-        spans.extend(attempts.filter_map(|(index, _)| attempt_span(run, version, place, index)));
+        for (index, _) in attempts {
+            spans.extend(attempt_span(run, version, place, index));
+            spans.extend(copy_spans(run, version, place, index).map(|(_, span)| span));
+        }
     }
     if run.ended_at.is_some_and(|at| at <= since) {
         spans.push(run_span(run));

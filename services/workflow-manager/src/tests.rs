@@ -3,6 +3,7 @@
 
 mod cache;
 mod children;
+mod copies;
 mod each;
 mod early;
 mod flow;
@@ -97,7 +98,7 @@ fn w1_what_is_wrong_with_a_definition_is_said_with_its_place() {
     let said = bad.map(|(what, text)| format!("{what}: {}\n", definition::parse(text).unwrap_err()));
     expect![[r#"
         empty: unexpected end of input at line 1, column 1
-        unknown key: unknown field `depend_on`, expected one of name, agent_type, approval, wait_for, workflow, workflow_version, requires, depends_on, join, when, for_each, parallel, optional, on_failure, input, output, cache, speculative, input_schema, output_schema, params, resources, budget, estimate, priority, due_ms, retry, start_timeout_ms, timeout_ms, heartbeat_timeout_ms, total_timeout_ms; did you mean `depends_on`? at line 5, column 5
+        unknown key: unknown field `depend_on`, expected one of name, agent_type, approval, wait_for, workflow, workflow_version, requires, depends_on, join, when, for_each, parallel, optional, on_failure, input, output, cache, speculative, hedge, input_schema, output_schema, params, resources, budget, estimate, priority, due_ms, retry, start_timeout_ms, timeout_ms, heartbeat_timeout_ms, total_timeout_ms; did you mean `depends_on`? at line 5, column 5
         unknown key of retry: unknown field `attempts`, expected one of max_attempts, initial_ms, factor, max_ms, jitter, non_retryable at line 6, column 7
         missing key: stage a: agent_type: it is missing: which agents can do the stage? (Or else workflow, approval, or wait_for.) at line 3, column 5
         key twice: duplicate key `name` at line 5, column 5
@@ -1544,6 +1545,7 @@ fn records_of_others_that_fit_nothing_do_nothing() {
         agent: id(agent),
         resources: std::collections::BTreeMap::new(),
         pools: std::collections::BTreeMap::new(),
+        beside: None,
     };
     world.resource(
         "lease.assign",
@@ -1618,6 +1620,7 @@ fn records_of_its_own_that_fit_nothing_do_nothing() {
             WorkflowRecord::Signalled(record) => record.run = RunId::derive(START, 99),
             WorkflowRecord::StageCached(record) => record.run = RunId::derive(START, 99),
             WorkflowRecord::StageCommitted(record) => record.task.run = RunId::derive(START, 99),
+            WorkflowRecord::CopyEnded(record) => record.task.run = RunId::derive(START, 99),
             WorkflowRecord::RunFinished(record) => record.run = RunId::derive(START, 99),
             WorkflowRecord::RunPaused(record) => record.run = RunId::derive(START, 99),
             WorkflowRecord::RunResumed(record) => record.run = RunId::derive(START, 99),

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use baton_machine::{Reply, Shelves};
 use baton_protocol::request::{ListRuns, MAX_MESSAGE_BYTES, RunFilter, RunList};
-use baton_protocol::run::{AttemptView, ItemView, PausedView, RunSummary, RunView, StageStatus, StageView};
+use baton_protocol::run::{AttemptView, CopyView, ItemView, PausedView, RunSummary, RunView, StageStatus, StageView};
 use baton_protocol::subject::RUNS_BUCKET;
 use baton_protocol::{Code, Json, Rejection, RunId};
 
-use crate::run::{Attempt, Fan, Run, Stage};
+use crate::run::{Attempt, Copy, Fan, Run, Stage};
 use crate::workflows::Version;
 use crate::{Turn, WorkflowManager, text, word};
 
@@ -246,5 +246,17 @@ fn attempt((number, attempt): (u32, &Attempt)) -> AttemptView {
         usage: attempt.usage,
         model: attempt.model.as_deref().map(ToOwned::to_owned),
         speculation: attempt.speculation,
+        copies: attempt.copies.iter().map(copy).collect(),
+    }
+}
+
+fn copy(copy: &Copy) -> CopyView {
+    CopyView {
+        agent: copy.agent.clone(),
+        lease: copy.lease,
+        assigned_at: copy.assigned_at,
+        ended_at: copy.ended_at,
+        outcome: copy.outcome,
+        error: copy.error.as_deref().map(ToOwned::to_owned),
     }
 }

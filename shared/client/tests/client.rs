@@ -322,6 +322,7 @@ fn ready(run: RunId, stage: &str) -> WorkflowRecord {
         inputs: vec![],
         input: None,
         cache: None,
+        hedge: false,
         speculative: false,
         resources: Resources::new(),
         priority: 0,

@@ -92,6 +92,10 @@ pub enum Bug {
     AssumptionNotChecked,
     /// What was done early counts before all is over that its stage waits for.
     HeldAtOnce,
+    /// Where one of two that are at a task fails, the attempt has failed.
+    CopyEndsAttempt,
+    /// Where two were at a task, the lease of the one that was not first goes on.
+    CopyOutlives,
     /// A lease is granted whether the agent has a free slot or not.
     SlotsNotCounted,
     /// A lease is granted whether the agent has the resources or not.
@@ -200,7 +204,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 95] = [
+    pub const ALL: [Self; 97] = [
         Self::FenceSkipped,
         Self::UnknownTakenForStored,
         Self::TimersNotInSnapshot,
@@ -244,6 +248,8 @@ impl Bug {
         Self::CacheConfused,
         Self::AssumptionNotChecked,
         Self::HeldAtOnce,
+        Self::CopyEndsAttempt,
+        Self::CopyOutlives,
         Self::SlotsNotCounted,
         Self::ResourcesNotCounted,
         Self::LeasedTwice,

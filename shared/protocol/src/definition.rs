@@ -116,6 +116,11 @@ pub struct StageDefinition {
     /// It may begin before all that it depends on is over. Its agent is given `input` alone, and no results.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub speculative: Option<Speculative>,
+    /// Whether a second agent may be given a task of it while the first one is at it, where that is late or may fail and others
+    /// idle (under ADAPTIVE). What is reported first counts, and the other one is called back: so it must do no harm if both
+    /// do the whole of it.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub hedge: bool,
     /// A JSON Schema (2020-12) that what its agent is given must fit. If it does not, the stage fails and is not retried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input_schema: Option<Value>,
@@ -766,6 +771,7 @@ impl StageDefinition {
             ("for_each", self.for_each.is_some(), "have a task for each item"),
             ("cache", self.cache.is_some(), "have a cache"),
             ("parallel", !self.parallel, "run alone"),
+            ("hedge", self.hedge, "be given to a second agent"),
         ];
         if let Some((key, _, has)) = has.into_iter().find(|(_, given, _)| *given) {
             return wrong(key, format!("a stage that is speculative can not {has}"));
@@ -808,6 +814,7 @@ impl StageDefinition {
             ("output", self.output.is_none()),
             ("cache", self.cache.is_none()),
             ("speculative", self.speculative.is_none()),
+            ("hedge", !self.hedge),
             ("input_schema", self.input_schema.is_none()),
             ("output_schema", self.output_schema.is_none()),
             ("params", self.params.is_empty()),
@@ -847,6 +854,7 @@ impl StageDefinition {
             ("estimate", self.estimate.is_none()),
             ("cache", self.cache.is_none()),
             ("speculative", self.speculative.is_none()),
+            ("hedge", !self.hedge),
             ("start_timeout_ms", is_default_stage_timeout_ms(&self.start_timeout_ms)),
             ("heartbeat_timeout_ms", self.heartbeat_timeout_ms.is_none()),
         ];
@@ -938,6 +946,7 @@ impl Builder {
                 output: None,
                 cache: None,
                 speculative: None,
+                hedge: false,
                 input_schema: None,
                 output_schema: None,
                 params: BTreeMap::new(),

@@ -154,6 +154,8 @@ pub enum WorkflowRecord {
     StageCached(StageCached),
     /// What an attempt was given that began early, is what its stage is given: the attempt counts.
     StageCommitted(StageCommitted),
+    /// Of two agents that were at one attempt, one is at it no more, and nothing came of what it did.
+    CopyEnded(Box<CopyEnded>),
     /// A run is over.
     RunFinished(RunFinished),
     /// A run begins nothing new until it is resumed.
@@ -263,6 +265,9 @@ pub struct StageReady {
     /// Under what its result is kept, to be used again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<String>,
+    /// A second agent may be given it while the first one is at it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hedge: bool,
     /// It begins early: `input` is what the stage will be given if what is assumed turns out so. If it does, a
     /// [`StageCommitted`] follows; if not, what it gave counts for nothing, and the stage begins as if it had never been.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -316,6 +321,75 @@ pub struct StageEnded {
     /// It began early, and the stage is not over by it. Its result counts once a [`StageCommitted`] says so.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub speculative: bool,
+    /// The other agent that was at it, whose lease ends with it and who is called back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other: Option<Box<OtherCopy>>,
+}
+
+/// An agent that was at the same attempt as another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct OtherCopy {
+    /// Under which lease.
+    pub lease: LeaseId,
+    /// Which agent.
+    pub agent: AgentId,
+}
+
+/// See [`WorkflowRecord::CopyEnded`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CopyEnded {
+    /// The task. Its attempt goes on under the other lease, as if it had never had this one.
+    pub task: TaskId,
+    /// The lease that has ended.
+    pub lease: LeaseId,
+    /// Whose it was.
+    pub agent: AgentId,
+    /// How it ended: failed or lost.
+    pub outcome: Outcome,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// What kind of failure it was, if somebody said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// From assignment to report.
+    #[serde(default)]
+    pub duration_ms: Millis,
+    /// What the agent says it cost.
+    #[serde(default, skip_serializing_if = "Money::is_zero")]
+    pub cost: Money,
+    /// What the agent says it used.
+    #[serde(default, skip_serializing_if = "Usage::is_zero")]
+    pub usage: Usage,
+    /// The model that the agent says it used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+}
+
+impl CopyEnded {
+    /// What would have been the end of the attempt if nobody else had been at it.
+    #[must_use]
+    pub fn as_ended(&self) -> StageEnded {
+        let Self { task, lease, agent, outcome, error, code, duration_ms, cost, usage, model } = self.clone();
+        StageEnded {
+            task,
+            lease: Some(lease),
+            agent: Some(agent),
+            outcome,
+            result: None,
+            error,
+            hopeless: false,
+            code,
+            retry_at: None,
+            duration_ms,
+            cost,
+            usage,
+            model,
+            delegated: None,
+            speculative: false,
+            other: None,
+        }
+    }
 }
 
 /// See [`WorkflowRecord::StageSkipped`].
@@ -589,6 +663,9 @@ pub struct Assigned {
     /// What is held for it of pools.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub pools: Resources,
+    /// The lease under which another agent is at it: this is a second copy, and what is done first counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beside: Option<LeaseId>,
 }
 
 /// See [`ResourceRecord::PoolSet`].
@@ -784,6 +861,7 @@ impl Record for WorkflowRecord {
             Self::Signalled(_) => "signalled",
             Self::StageCached(_) => "stage_cached",
             Self::StageCommitted(_) => "stage_committed",
+            Self::CopyEnded(_) => "copy_ended",
             Self::RunFinished(_) => "run_finished",
             Self::RunPaused(_) => "run_paused",
             Self::RunResumed(_) => "run_resumed",
@@ -810,6 +888,7 @@ impl Record for WorkflowRecord {
             Self::Signalled(r) => Topic::Run(&r.run),
             Self::StageCached(r) => Topic::Run(&r.run),
             Self::StageCommitted(r) => Topic::Run(&r.task.run),
+            Self::CopyEnded(r) => Topic::Run(&r.task.run),
             Self::RunFinished(r) => Topic::Run(&r.run),
             Self::RunPaused(r) => Topic::Run(&r.run),
             Self::RunResumed(r) => Topic::Run(&r.run),
@@ -1127,6 +1206,7 @@ mod tests {
                 inputs: vec![],
                 input: None,
                 cache: None,
+                hedge: false,
                 speculative: false,
                 resources: Resources::new(),
                 priority: 0,

@@ -332,6 +332,29 @@ pub struct AttemptView {
     /// That it began before all that its stage depends on was over, and what became of that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub speculation: Option<Speculation>,
+    /// Other agents that were given it as well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<CopyView>,
+}
+
+/// An agent that was given the task of an attempt as well as another one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CopyView {
+    /// Which agent.
+    pub agent: AgentId,
+    /// Under which lease.
+    pub lease: LeaseId,
+    /// When it had it.
+    pub assigned_at: Millis,
+    /// When it was over for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Millis>,
+    /// How: failed, lost, or cancelled because the attempt was over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// Where an attempt stands that began early.

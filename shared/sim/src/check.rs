@@ -9,6 +9,7 @@ mod answers;
 mod breakers;
 pub(crate) mod cache;
 mod children;
+mod copies;
 pub(crate) mod early;
 pub(crate) mod flow;
 mod handoffs;
@@ -233,7 +234,9 @@ struct Attempt {
     early: Option<serde_json::Value>,
     outcome: Option<Outcome>,
     lease: Option<LeaseId>,
-    /// The leases that it had before it was handed over, in order.
+    /// That of the second agent that is at it.
+    second: Option<LeaseId>,
+    /// The leases that it had before it was handed over, or was done by a second agent alone, in order.
     before: Vec<LeaseId>,
     ended: Option<u64>,
     /// Virtual time, in microseconds.
@@ -258,6 +261,7 @@ impl Attempt {
             early: None,
             outcome: None,
             lease: None,
+            second: None,
             before: Vec::new(),
             ended: None,
             ended_on: None,
@@ -437,6 +441,16 @@ impl Facts {
     /// The agents that are there, with their sessions.
     pub(crate) fn present(&self) -> impl Iterator<Item = (&AgentId, &String)> {
         self.agents.iter().filter(|(_, agent)| agent.gone.is_none()).map(|(id, agent)| (id, &agent.record.session))
+    }
+
+    /// The tasks that an agent has, and that a second one may be given; the leases that they have.
+    pub(crate) fn hedged_tasks(&self) -> Vec<(TaskId, LeaseId)> {
+        let may = |task: &TaskId| {
+            let run = self.runs.get(&task.run)?;
+            Some(run.definition(run.place_of(task)?).hedge)
+        };
+        let held = self.open_tasks().into_iter().filter(|task| may(task) == Some(true));
+        held.filter_map(|task| self.attempt(&task)?.lease.map(|lease| (task, lease))).collect()
     }
 
     /// The tasks that have not ended.

@@ -260,6 +260,14 @@ counted! {
         CommittedLater = "what was done early counts",
         /// The same, and it was under way.
         CommittedUnderWay = "what began early counts, and is under way",
+        /// Of two that were at a task, one failed.
+        CopyFailed = "one of two copies fails",
+        /// Of two that were at a task, one was lost.
+        CopyLost = "one of two copies is lost",
+        /// A task was done by who was given it second.
+        SecondWon = "a second copy is done first",
+        /// A task was over while a second one was at it.
+        SecondLost = "a second copy is called back",
         /// It was given something else, and was under way.
         DiscardedUnderWay = "what began early is given up",
         /// A lease was granted for a task that had just ended.
@@ -356,7 +364,7 @@ counted! {
 }
 
 /// The kinds of records, in the order of their counters.
-pub(crate) const RECORDS: [&str; 45] = [
+pub(crate) const RECORDS: [&str; 46] = [
     "workflow_registered",
     "run_started",
     "run_paused",
@@ -377,6 +385,7 @@ pub(crate) const RECORDS: [&str; 45] = [
     "signalled",
     "stage_cached",
     "stage_committed",
+    "copy_ended",
     "run_finished",
     "agent_registered",
     "agent_left",

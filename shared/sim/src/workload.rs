@@ -89,6 +89,8 @@ pub(crate) enum Wish {
     Spending(SpentBy),
     /// To lease some task to some agent, whether that is right or not.
     Assign(u32, u32),
+    /// A second agent is to be given a task that another one has.
+    Second(u32, u32),
     /// To make a schedule, or to change it back.
     SetSchedule(usize),
     /// To pause a schedule, or to let it go on.
@@ -259,6 +261,13 @@ impl Workload {
                     false => Wish::Signal(number, draws.below(2), draws.below(3)),
                 };
                 wishes.push((draws.between(0, length), wish));
+            }
+        }
+        if draws.chance(250) {
+            hedged(draws, &mut definitions);
+            wishes.push((2000, Wish::Strategy(Strategy::Adaptive)));
+            for _ in 0..draws.below(20) {
+                wishes.push((draws.between(0, length), Wish::Second(draws.below(64), draws.below(4))));
             }
         }
         let mut all_wanted = Vec::new();
@@ -591,6 +600,7 @@ fn definition(draws: &mut Draws, number: u32, kinds: usize, pools: &[NamedPool])
                 output: None,
                 cache: None,
                 speculative: None,
+                hedge: false,
                 input_schema: None,
                 output_schema: None,
                 params: BTreeMap::new(),
@@ -637,6 +647,13 @@ fn definition(draws: &mut Draws, number: u32, kinds: usize, pools: &[NamedPool])
         flow(draws, &mut definition);
     }
     definition
+}
+
+/// Stages whose tasks may be given to two agents.
+fn hedged(draws: &mut Draws, definitions: &mut [Definition]) {
+    for stage in definitions.iter_mut().flat_map(|definition| &mut definition.stages) {
+        stage.hedge = stage.has_agent() && stage.speculative.is_none() && draws.chance(700);
+    }
 }
 
 /// A stage instead of this one that no agent has.
@@ -689,6 +706,7 @@ fn nest(draws: &mut Draws, definitions: &mut Vec<Definition>, kinds: usize, pool
         stage.workflow_version = draws.chance(150).then(|| 1 + draws.below(2));
         stage.requires = Requirements::none();
         (stage.resources, stage.estimate, stage.cache, stage.speculative) = (Resources::new(), None, None, None);
+        stage.hedge = false;
         (stage.start_timeout_ms, stage.heartbeat_timeout_ms) = (60 * 60 * 1000, None);
         stage.timeout_ms = millis(draws, 40_000, 1_500);
         if stage.for_each.is_some() && stage.input.is_none() {
@@ -748,7 +766,7 @@ fn flow(draws: &mut Draws, definition: &mut Definition) {
             let others = stage.depends_on.clone();
             let assumed = others.into_iter().enumerate().filter(|(n, _)| *n == 0 || draws.chance(500));
             let assume = assumed.map(|(_, name)| (name, ASSUMED.into())).collect();
-            stage.speculative = Some(Speculative { assume });
+            (stage.speculative, stage.hedge) = (Some(Speculative { assume }), false);
         }
         if draws.chance(150) {
             *stage = asks(draws, stage);

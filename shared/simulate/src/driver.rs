@@ -59,7 +59,8 @@ impl Messages {
 }
 
 /// Grants a task to an agent under a lease, and says what the agent sets aside for it; or refuses, and says why.
-pub(crate) type Grant<'a> = dyn FnMut(LeaseId, &TaskId, &AgentId) -> Result<Resources, (Code, &'static str)> + 'a;
+pub(crate) type Grant<'a> =
+    dyn FnMut(LeaseId, &TaskId, &AgentId, Option<LeaseId>) -> Result<Resources, (Code, &'static str)> + 'a;
 
 /// The optimizer as it stands, with all that it has learned.
 #[derive(Debug, Clone)]
@@ -127,7 +128,7 @@ impl Driver {
         driver.append_resource(agents);
         let request = OptimizerRequest::SetStrategy(SetStrategy { strategy });
         driver.processor.request(0, "strategy.set", request, RequestContext::default(), START);
-        driver.settle(&mut |_, _, _| Err((Code::NotReady, "nothing has begun")));
+        driver.settle(&mut |_, _, _, _| Err((Code::NotReady, "nothing has begun")));
         driver.messages = Messages::default();
         driver
     }
@@ -139,7 +140,7 @@ impl Driver {
         let mut driver = Self::around(processor, config, log, time);
         (driver.known, driver.started) = (known, started);
         driver.processor.lead("simulate", time);
-        driver.settle(&mut |_, _, _| Err((Code::NotReady, "nothing has begun")));
+        driver.settle(&mut |_, _, _, _| Err((Code::NotReady, "nothing has begun")));
         driver.messages = Messages::default();
         driver
     }
@@ -291,12 +292,13 @@ impl Driver {
         let question = body.read::<AssignTasks>();
         let question = question.map_err(|error| Rejection::new(Code::InvalidRequest, error.to_string()))?;
         let (mut leases, mut refused) = (Vec::new(), Vec::new());
-        for Placement { task, agent } in question.placements {
+        for Placement { task, agent, beside } in question.placements {
             self.messages.placements += 1;
             let lease = LeaseId(self.log.resource + 1 + leases.len() as u64);
-            match grant(lease, &task, &agent) {
+            match grant(lease, &task, &agent, beside) {
                 Ok(resources) => {
-                    leases.push(ResourceRecord::Assigned(Assigned { task, agent, resources, pools: Resources::new() }));
+                    let pools = Resources::new();
+                    leases.push(ResourceRecord::Assigned(Assigned { task, agent, resources, pools, beside }));
                 }
                 Err((code, why)) => {
                     refused.push(Refusal { task, agent, rejection: Rejection::new(code, why.to_owned()) });

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use baton_optimizer::{Config, Optimizer};
 use baton_protocol::record::{
-    AgentRegistered, Outcome, ResourceRecord, RunFinished, RunStarted, StageEnded, StageReady, WorkflowRecord,
-    WorkflowRegistered,
+    AgentRegistered, CopyEnded, OtherCopy, Outcome, ResourceRecord, RunFinished, RunStarted, StageEnded, StageReady,
+    WorkflowRecord, WorkflowRegistered,
 };
 use baton_protocol::request::{Strategy, Usage};
 use baton_protocol::run::RunStatus;
@@ -31,6 +31,8 @@ pub struct Machine {
     pending: Vec<WorkflowRecord>,
     /// The ends of runs, which come after those of their tasks.
     finished: Vec<WorkflowRecord>,
+    /// Whether a second agent may be given a task.
+    hedge: bool,
 }
 
 /// What in the world is called how in the log.
@@ -78,7 +80,7 @@ impl Machine {
     }
 
     fn around(driver: Driver) -> Self {
-        Self { driver, view: View::default(), pending: Vec::new(), finished: Vec::new() }
+        Self { driver, view: View::default(), pending: Vec::new(), finished: Vec::new(), hedge: true }
     }
 
     /// The machine.
@@ -133,11 +135,17 @@ impl View {
         lease: LeaseId,
         id: &TaskId,
         agent: &AgentId,
+        beside: Option<LeaseId>,
     ) -> Result<Resources, (Code, &'static str)> {
         let job = *self.job_of.get(&id.run).ok_or((Code::UnknownRun, "there is no such run"))?;
         let place = names::place_of_stage(&id.stage).ok_or((Code::NotReady, "there is no such stage"))?;
         let task = sim.world.offset[job].saturating_add(place);
-        if sim.world.job.get(task) != Some(&job) || self.attempt[task] != id.attempt || !sim.is_waiting(task) {
+        let is_task = sim.world.job.get(task) == Some(&job) && self.attempt[task] == id.attempt;
+        let may = |first| match sim.copies(task) {
+            [only] => self.lease[*only] == first,
+            _ => false,
+        };
+        if !is_task || !beside.map_or_else(|| sim.is_waiting(task), may) {
             return Err((Code::NotReady, "the task does not wait for an agent"));
         }
         let agent = names::place_of_agent(agent).filter(|agent| *agent < sim.running.len());
@@ -145,7 +153,7 @@ impl View {
         if !sim.is_idle(agent) || !sim.world.fleet.holds[agent][sim.world.class[task]] {
             return Err((Code::NoCapacity, "the agent is at work, or can not do it"));
         }
-        sim.begin(task, agent, false);
+        sim.begin(task, agent, beside.is_some());
         self.lease[agent] = lease;
         Ok(Resources::new())
     }
@@ -200,6 +208,7 @@ impl Policy for Machine {
                 inputs: parents.map(|&parent| self.view.stages[parent].clone()).collect(),
                 input: None,
                 cache: None,
+                hedge: self.hedge,
                 speculative: false,
                 resources: Resources::new(),
                 priority: priority(it),
@@ -210,6 +219,24 @@ impl Policy for Machine {
 
     fn finished(&mut self, sim: &mut Sim<'_>, task: usize, agent: usize, ok: bool, seconds: f64) {
         self.driver.at(sim.now);
+        let holder = |agent: usize| OtherCopy { lease: self.view.lease[agent], agent: names::agent(agent) };
+        let other = sim.copies(task).first().map(|other| holder(*other));
+        if !ok && other.is_some() {
+            let OtherCopy { lease, agent } = holder(agent);
+            self.pending.push(WorkflowRecord::CopyEnded(Box::new(CopyEnded {
+                task: self.view.id(sim, task),
+                lease,
+                agent,
+                outcome: Outcome::Failed,
+                error: Some("the attempt failed".to_owned()),
+                code: None,
+                duration_ms: (seconds * 1000.0).round() as Millis,
+                cost: Money::ZERO,
+                usage: Usage::default(),
+                model: None,
+            })));
+            return;
+        }
         self.pending.push(WorkflowRecord::StageEnded(StageEnded {
             task: self.view.id(sim, task),
             lease: Some(self.view.lease[agent]),
@@ -226,6 +253,7 @@ impl Policy for Machine {
             model: None,
             delegated: None,
             speculative: false,
+            other: other.map(Box::new),
         }));
     }
 
@@ -240,7 +268,7 @@ impl Policy for Machine {
     fn dispatch(&mut self, sim: &mut Sim<'_>) {
         self.driver.at(sim.now);
         let (records, view) = (std::mem::take(&mut self.pending), &mut self.view);
-        self.driver.tell(records, &mut |lease, task, agent| view.grant(sim, lease, task, agent));
+        self.driver.tell(records, &mut |lease, task, agent, beside| view.grant(sim, lease, task, agent, beside));
     }
 
     fn wakes(&self) -> Option<f64> {
@@ -249,6 +277,6 @@ impl Policy for Machine {
 
     fn wake(&mut self, sim: &mut Sim<'_>) {
         let (now, view) = (sim.now, &mut self.view);
-        self.driver.wake(now, &mut |lease, task, agent| view.grant(sim, lease, task, agent));
+        self.driver.wake(now, &mut |lease, task, agent, beside| view.grant(sim, lease, task, agent, beside));
     }
 }

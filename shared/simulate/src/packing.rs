@@ -552,6 +552,7 @@ impl Baton {
                     inputs: Vec::new(),
                     input: None,
                     cache: None,
+                    hedge: false,
                     speculative: false,
                     resources: need(*request),
                     priority: 0,
@@ -579,6 +580,7 @@ impl Baton {
             model: None,
             delegated: None,
             speculative: false,
+            other: None,
         })];
         let place = end.request / RUN;
         self.left[place] -= 1;
@@ -594,7 +596,7 @@ impl Baton {
         let (mut wake, mut woken) = (None, 0);
         loop {
             let Self { driver, run_of, leases, begun, .. } = &mut self;
-            let mut grant = |lease: LeaseId, task: &TaskId, agent: &AgentId| {
+            let mut grant = |lease: LeaseId, task: &TaskId, agent: &AgentId, _: Option<LeaseId>| {
                 let of_run = run_of.get(&task.run).ok_or((Code::UnknownRun, "there is no such run"))?;
                 let stage = names::place_of_stage(&task.stage).ok_or((Code::NotReady, "there is no such stage"))?;
                 let request = of_run * RUN + stage;

@@ -92,6 +92,11 @@ pub const DEFINITIONS: &[Definition] = &[
     counter("stages_executed_total", "Attempts at stages that ended, by outcome.", &["outcome"]),
     counter("stages_cached_total", "Stages whose result was used again, and that nobody did.", &[]),
     counter("speculations_total", "Attempts that began early, by whether they count.", &["outcome"]),
+    counter(
+        "hedges_total",
+        "Second copies of tasks, by whether they gave the result (won) or not (lost).",
+        &["result"],
+    ),
     counter("messages_sent_total", "Messages that the service sent.", &[]),
     counter("messages_received_total", "Messages that the service received.", &[]),
     counter("resource_acquisitions_total", "Leases that were granted.", &[]),

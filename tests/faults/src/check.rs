@@ -302,6 +302,7 @@ impl Checker {
             WorkflowRecord::Signalled(record) => record.run,
             WorkflowRecord::StageCached(record) => record.run,
             WorkflowRecord::StageCommitted(record) => record.task.run,
+            WorkflowRecord::CopyEnded(record) => record.task.run,
             WorkflowRecord::RunFinished(record) => record.run,
         };
         let facts = self.runs.entry(run).or_default();
@@ -324,6 +325,7 @@ impl Checker {
             | WorkflowRecord::StageWaits(_)
             | WorkflowRecord::StageCached(_)
             | WorkflowRecord::StageCommitted(_)
+            | WorkflowRecord::CopyEnded(_)
             | WorkflowRecord::Signalled(_) => {}
             WorkflowRecord::RunStarted(record) => {
                 facts.starts += 1;
@@ -391,7 +393,8 @@ impl Checker {
                 self.leases.insert(lease, granted);
                 let task = self.tasks.entry(record.task.clone()).or_default();
                 task.at = stamp.at;
-                task.leases.push(lease);
+                // Beside another one it is a second copy.
+                task.leases.extend(record.beside.is_none().then_some(lease));
             }
             ResourceRecord::LeaseEnded(record) => {
                 if let Some(lease) = self.leases.get_mut(&record.lease) {

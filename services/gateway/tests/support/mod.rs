@@ -568,6 +568,7 @@ pub(crate) fn ready(run: RunId, stage: &str) -> WorkflowRecord {
         inputs: vec![],
         input: None,
         cache: None,
+        hedge: false,
         speculative: false,
         resources: Resources::new(),
         priority: 0,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use baton_protocol::{AgentId, Capability, Millis, TaskId};
 
 use crate::durations::{Gauss, Speed};
-use crate::fleet::Load;
+use crate::fleet::{Holder, Load};
 use crate::learning::ALARM;
 use crate::math::exp;
 use crate::placement::{Finish, KEEP_MS, Room, TOLD};
@@ -411,6 +411,48 @@ impl Agents {
             risk: class.failure[row] * risk,
         };
         first.into_iter().map(finish).collect()
+    }
+
+    /// How long a task is expected to go on at the agent that has it, and how likely it fails there. None if that agent is gone.
+    pub(super) fn left(
+        &self,
+        state: &Optimizer,
+        class: &Class,
+        task: &TaskId,
+        holder: &Holder,
+        now: Millis,
+    ) -> Option<(f64, f64)> {
+        let row = *self.by_id.get(&holder.agent)? as usize;
+        state.fleet.get(&holder.agent)?;
+        let speed =
+            state.learning.performance(&holder.agent).map_or_else(|| Speed::default().log, |known| known.speed.log);
+        let left = work(state, task, speed).remaining(now.saturating_sub(holder.since) as f64);
+        Some((left, class.failure[row]))
+    }
+
+    /// Whether any agent has room, and can do nothing that is waited for: these classes.
+    pub(super) fn any_idle(&self, classes: &[Class], waits: &[usize]) -> bool {
+        (0..self.rows.len()).any(|row| {
+            classes.iter().any(|class| class.room[row])
+                && !waits.iter().any(|class| classes[*class].factor[row].is_finite())
+        })
+    }
+
+    /// The agent with room that would take least for so much work, of those that can do nothing that is waited for; how long it
+    /// takes, and how likely it fails.
+    pub(super) fn idle(
+        &self,
+        class: &Class,
+        work: f64,
+        classes: &[Class],
+        waits: &[usize],
+    ) -> Option<(usize, f64, f64)> {
+        let idle =
+            |row: &usize| class.room[*row] && !waits.iter().any(|class| classes[*class].factor[*row].is_finite());
+        let takes = |row: usize| work * class.factor[row] / (1.0 - class.failure[row] / 2.0);
+        let rows = (0..self.rows.len()).filter(idle);
+        let row = rows.min_by(|a, b| takes(*a).total_cmp(&takes(*b)))?;
+        Some((row, takes(row), class.failure[row]))
     }
 
     /// The agent with room that would finish a task first, if so many wait that it is not better left idle: if the others can not

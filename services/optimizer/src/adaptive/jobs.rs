@@ -44,6 +44,8 @@ pub(super) struct Job {
     /// How long each stage takes an agent of ordinary speed, in milliseconds.
     pub(super) work: Vec<f64>,
     urgency: Vec<f64>,
+    /// The longest path of work from each stage to the end, itself included.
+    rank: Vec<f64>,
     /// The longest path of work.
     longest: f64,
     /// How much work is left.
@@ -61,16 +63,17 @@ pub(super) struct Job {
 }
 
 impl Job {
-    pub(super) fn new(graph: &Arc<Graph>, run: &Run, priority: i32) -> Self {
+    pub(super) fn new(graph: &Arc<Graph>, run: &Run) -> Self {
         let over = (0..graph.stages.len() as u32).map(|place| run.is_over(place)).collect();
         let mut job = Self {
             graph: Arc::clone(graph),
             key: Reverse(0),
             work: Vec::new(),
             urgency: Vec::new(),
+            rank: Vec::new(),
             longest: 0.0,
             left: 0.0,
-            priority,
+            priority: run.priority,
             since: run.since,
             due: None,
             due_of_run: run.due,
@@ -125,6 +128,12 @@ impl Job {
         })
     }
 
+    /// The longest path of work from a stage to the end, without itself.
+    pub(super) fn path_after(&self, place: u32) -> f64 {
+        let of = |all: &[f64]| all.get(place as usize).copied().unwrap_or_default();
+        of(&self.rank) - of(&self.work)
+    }
+
     fn entry(&self, place: u32, item: Option<u32>, attempt: u32) -> Entry {
         let urgency = self.urgency.get(place as usize).copied().unwrap_or_default();
         let priority = Reverse(self.graph.stages[place as usize].priority);
@@ -157,7 +166,8 @@ impl Job {
         self.longest = rank.iter().copied().fold(0.0, f64::max);
         self.left = self.work.iter().zip(&self.over).filter(|(_, over)| !**over).map(|(work, _)| work).sum();
         let ready: Vec<_> = self.ready.iter().flat_map(|(class, of)| of.iter().map(|e| (*class, *e))).collect();
-        self.urgency = rank;
+        self.urgency.clone_from(&rank);
+        self.rank = rank;
         if let Some(distance) = self.to_bottleneck(state, agents) {
             self.urgency.iter_mut().zip(distance).for_each(|(rank, distance)| *rank -= distance);
         }

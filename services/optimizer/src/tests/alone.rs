@@ -2,6 +2,7 @@
 
 mod discovery;
 mod early;
+mod hedges;
 mod pressure;
 mod urgent;
 
@@ -125,7 +126,9 @@ impl World {
 
     fn resource(&mut self, records: Vec<ResourceRecord>) {
         for (record, number) in records.iter().zip(self.resource_next..) {
-            if let ResourceRecord::Assigned(record) = record {
+            if let ResourceRecord::Assigned(record) = record
+                && record.beside.is_none()
+            {
                 self.leases.insert(record.task.clone(), number);
             }
         }
@@ -147,7 +150,11 @@ impl World {
                 let cpu = self.machine.machine().queue.get(&placement.task).map_or(0, |queued| {
                     queued.shape.resources.values().next().map_or(0, |amount| amount.to_string().parse().unwrap())
                 });
-                records.push(assigned(placement.task.clone(), placement.agent.as_str(), cpu));
+                let mut record = assigned(placement.task.clone(), placement.agent.as_str(), cpu);
+                if let ResourceRecord::Assigned(record) = &mut record {
+                    record.beside = placement.beside;
+                }
+                records.push(record);
                 granted.push((placement.task, placement.agent.to_string()));
             }
             let count = records.len() as u32;
@@ -1297,7 +1304,13 @@ fn r3_what_was_refused_for_want_of_a_pool_waits_until_the_pool_is_touched() {
     world.resource(vec![registered("ann", "s", "research", 9, 0, 0), pool("cpu", 1), pool("other", 1)]);
     world.ready(1, "research", 0, 1);
     world.asked.clear();
-    let of_pool = Assigned { task: task(1, 1), agent: agent("ann"), resources: [].into(), pools: super::resources(1) };
+    let of_pool = Assigned {
+        task: task(1, 1),
+        agent: agent("ann"),
+        resources: [].into(),
+        pools: super::resources(1),
+        beside: None,
+    };
     world.resource(vec![ResourceRecord::Assigned(of_pool)]);
     world.ready(2, "research", 0, 1);
     world.refuse(Code::PoolExhausted);

@@ -78,6 +78,7 @@ impl Facts {
             | WorkflowRecord::StageWaits(_)
             | WorkflowRecord::StageCached(_)
             | WorkflowRecord::StageCommitted(_)
+            | WorkflowRecord::CopyEnded(_)
             | WorkflowRecord::Signalled(_)
             | WorkflowRecord::RunsForgotten(_)
             | WorkflowRecord::ScheduleSet(_)

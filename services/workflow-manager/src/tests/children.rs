@@ -605,7 +605,7 @@ fn w6_what_is_wrong_with_what_is_delegated_is_said_with_its_place() {
         no list: delegate.stages: expected a list of stages
         nothing: delegate.stages: workflow w has no stages: give it at least one
         no stage: delegate.stages: stage 1: invalid type: integer `1`, expected struct StageDefinition
-        unknown key: delegate.stages: stage 2: unknown field `depend_on`, expected one of `name`, `agent_type`, `approval`, `wait_for`, `workflow`, `workflow_version`, `requires`, `depends_on`, `join`, `when`, `for_each`, `parallel`, `optional`, `on_failure`, `input`, `output`, `cache`, `speculative`, `input_schema`, `output_schema`, `params`, `resources`, `budget`, `estimate`, `priority`, `due_ms`, `retry`, `start_timeout_ms`, `timeout_ms`, `heartbeat_timeout_ms`, `total_timeout_ms`; did you mean `depends_on`?
+        unknown key: delegate.stages: stage 2: unknown field `depend_on`, expected one of `name`, `agent_type`, `approval`, `wait_for`, `workflow`, `workflow_version`, `requires`, `depends_on`, `join`, `when`, `for_each`, `parallel`, `optional`, `on_failure`, `input`, `output`, `cache`, `speculative`, `hedge`, `input_schema`, `output_schema`, `params`, `resources`, `budget`, `estimate`, `priority`, `due_ms`, `retry`, `start_timeout_ms`, `timeout_ms`, `heartbeat_timeout_ms`, `total_timeout_ms`; did you mean `depends_on`?
         unknown dependency: delegate.stages: stage q depends on peace, which is not a stage of this workflow; did you mean piece?
         cycle: delegate.stages: the stages wait for each other in a cycle: p -> p
         condition: delegate.stages: stage p: when: the expression can not be read: it ends too soon (its character 10)

@@ -308,8 +308,17 @@ impl World {
     }
 
     pub(crate) fn assign(&mut self, task: &TaskId, agent: &str) -> LeaseId {
-        let record =
-            Assigned { task: task.clone(), agent: id(agent), resources: BTreeMap::new(), pools: BTreeMap::new() };
+        self.assign_as(task, agent, None)
+    }
+
+    /// A second agent is given a task that another one has under that lease.
+    pub(crate) fn assign_beside(&mut self, task: &TaskId, agent: &str, first: LeaseId) -> LeaseId {
+        self.assign_as(task, agent, Some(first))
+    }
+
+    fn assign_as(&mut self, task: &TaskId, agent: &str, beside: Option<LeaseId>) -> LeaseId {
+        let (resources, pools) = (BTreeMap::new(), BTreeMap::new());
+        let record = Assigned { task: task.clone(), agent: id(agent), resources, pools, beside };
         LeaseId(self.resource("lease.assign", vec![ResourceRecord::Assigned(record)]))
     }
 
@@ -437,6 +446,10 @@ impl World {
                 format!("stage_cached {} of r{of}: {}", self.name(&task).trim_end_matches("/1"), r.result.as_str())
             }
             WorkflowRecord::StageCommitted(r) => format!("stage_committed {}", self.name(&r.task)),
+            WorkflowRecord::CopyEnded(r) => {
+                let why = r.error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
+                format!("copy_ended {} of {} {}{why}", self.name(&r.task), r.agent, r.outcome)
+            }
             WorkflowRecord::StageExpanded(r) => format!("stage_expanded {} to {}", r.stage, r.items.as_str()),
             WorkflowRecord::StageSkipped(r) => format!(
                 "stage_skipped {}: {}",

@@ -392,6 +392,7 @@ impl Model {
             WorkflowRecord::StageWaits(_) | WorkflowRecord::Signalled(_) => panic!("no stage asks for anybody's word"),
             WorkflowRecord::StageCached(_) => panic!("no stage has a cache"),
             WorkflowRecord::StageCommitted(_) => panic!("no stage begins early"),
+            WorkflowRecord::CopyEnded(_) => panic!("no stage is given to two agents"),
             WorkflowRecord::StageExpanded(record) => {
                 let whole = definition.unwrap();
                 let stage = whole.stage(record.stage.as_str()).unwrap();

@@ -559,6 +559,9 @@ pub struct Placement {
     pub task: TaskId,
     /// The agent.
     pub agent: AgentId,
+    /// The lease under which another agent has it: this one is to be given it as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beside: Option<LeaseId>,
 }
 
 /// What became of the placements that were refused; the others are granted, and in the log.

@@ -277,8 +277,12 @@ impl Facts {
             let attempt = self.attempt(&placement.task);
             match refusal {
                 None => {
-                    let leased = attempt.is_some_and(|attempt| {
-                        attempt.first().is_some_and(|lease| self.leases[&lease].agent == placement.agent)
+                    let leased = attempt.is_some_and(|attempt| match placement.beside {
+                        None => attempt.first().is_some_and(|lease| self.leases[&lease].agent == placement.agent),
+                        Some(_) => self
+                            .leases
+                            .values()
+                            .any(|lease| lease.task == placement.task && lease.agent == placement.agent),
                     });
                     hold!(leased, COMMITTED, "{} was granted and is not in the log", placement.task);
                 }

@@ -15,6 +15,7 @@ use baton_protocol::{LeaseId, Service, TaskId};
 use baton_resource_manager::ResourceManager;
 use baton_workflow_manager::WorkflowManager;
 
+use super::copies::COPIES;
 use super::flow::{FLOW, GIVEN, Verdict};
 use super::{Agent, Attempt, Checked, Facts, Lease, Run, Stage, can, hold, meets};
 use crate::coverage::Branch;
@@ -151,6 +152,7 @@ impl Facts {
             WorkflowRecord::Signalled(record) => self.signalled(record),
             WorkflowRecord::StageCached(record) => self.stage_cached(stamp, record),
             WorkflowRecord::StageCommitted(record) => self.stage_committed(stamp, record),
+            WorkflowRecord::CopyEnded(record) => self.copy_ended(stamp, record),
             WorkflowRecord::RunFinished(record) => self.run_finished(stamp, record),
             WorkflowRecord::RunPaused(record) => self.run_paused(stamp, record),
             WorkflowRecord::RunResumed(record) => self.run_resumed(stamp, record),
@@ -410,11 +412,26 @@ impl Facts {
         };
         (attempt.ended, attempt.ended_on, attempt.outcome) = (Some(seq), Some(self.now), Some(record.outcome));
         attempt.delegated = record.delegated.as_deref().cloned();
-        let (held, child) = (attempt.lease, attempt.child);
+        let child = attempt.child;
         // The writer may not have read yet that an agent has it, or another one.
         let lease = attempt.lease_at(&self.leases, stamp.seen);
+        let second = attempt.second.filter(|second| self.leases[second].granted <= stamp.seen);
+        let reported = matches!(record.outcome, Outcome::Succeeded | Outcome::Failed | Outcome::Delegated);
+        let (lease, other) = match (lease, second) {
+            (first, Some(second))
+                if (reported || known_lost(&self.leases, second, stamp.seen)) && record.lease == Some(second) =>
+            {
+                (Some(second), first)
+            }
+            leases => leases,
+        };
+        let named = record.other.as_ref().map(|other| other.lease);
+        hold!(named == other, COPIES, "{task} ended, and {named:?} is called back, not {other:?}");
+        if other.is_some() {
+            self.seen.push(if lease == second { Branch::SecondWon } else { Branch::SecondLost });
+        }
         hold!(record.lease == lease, UNDER_LEASE, "{task} ended under lease {:?}, not {lease:?}", record.lease);
-        let known_lost = lease.is_some_and(|lease| self.leases[&lease].lost.is_some_and(|lost| lost <= stamp.seen));
+        let known_lost = lease.is_some_and(|lease| known_lost(&self.leases, lease, stamp.seen));
         let stood_still = run.pauses.iter().map(|pause| pause.overlap(attempt.ready_at, stamp.at)).sum::<u64>();
         let first = attempt.first().filter(|_| lease.is_some());
         let since = match (first, child) {
@@ -425,10 +442,14 @@ impl Facts {
         if attempt.lease != lease && lease.is_some() {
             self.seen.push(Branch::ReportedByGiver);
         }
-        let all: std::collections::BTreeSet<_> = attempt.lease.into_iter().chain(lease).collect();
+        let all: std::collections::BTreeSet<_> = attempt.lease.into_iter().chain(attempt.second).chain(lease).collect();
         for id in all {
             let Some(lease) = self.leases.get_mut(&id) else { continue };
-            if lease.granted <= stamp.seen {
+            if other == Some(id) {
+                let named = record.other.as_ref().map(|other| &other.agent);
+                hold!(named == Some(&lease.agent), COPIES, "{task} was not {named:?}'s as well");
+                lease.outcome = Some(Outcome::Cancelled);
+            } else if lease.granted <= stamp.seen {
                 hold!(record.agent.as_ref() == Some(&lease.agent), UNDER_LEASE, "{task} was not {:?}'s", record.agent);
                 lease.outcome = Some(record.outcome);
                 lease.result.clone_from(&record.result);
@@ -440,7 +461,11 @@ impl Facts {
                 agent.changed_on = self.now;
             }
         }
-        let (held_as, capability) = (attempt.lease, attempt.agent_type.clone());
+        let (held_as, beside) = match (attempt.lease, attempt.second) {
+            (first, Some(second)) if record.lease == Some(second) => (Some(second), first),
+            leases => leases,
+        };
+        let capability = attempt.agent_type.clone();
         let (mut may_retry, mut may_not) = (true, false);
         let run = &self.runs[&task.run];
         let definition = run.definition(place).clone();
@@ -544,6 +569,8 @@ impl Facts {
         if hopeless {
             self.seen.push(Branch::CodeNotRetried);
         }
+        let goes_on = matches!(record.outcome, Outcome::Failed | Outcome::Lost) && !hopeless && !record.hopeless;
+        hold!(other.is_none() || !goes_on, COPIES, "{task} {}, and lease {other:?} goes on", record.outcome);
         let wait = match record.outcome {
             Outcome::Lost => 0,
             _ => definition.retry.wait_ms(task),
@@ -586,8 +613,12 @@ impl Facts {
         self.may_be_used_again(stamp, place, record);
         self.breakers_ended(record, &capability, held_as);
         self.pools_paid(record);
-        if let Some(lease) = held {
+        if let Some(lease) = held_as {
             self.pools_task_ended(lease, record.outcome, record.cost);
+        }
+        if let Some(beside) = beside {
+            self.probe_gone(beside, self.seq);
+            self.pools_task_ended(beside, Outcome::Cancelled, baton_protocol::Money::ZERO);
         }
         Ok(())
     }
@@ -692,8 +723,11 @@ impl Facts {
     }
 
     fn assigned(&mut self, stamp: Stamp, record: &Assigned) -> Checked {
-        let Assigned { task, agent: id, resources, pools } = record;
+        let Assigned { task, agent: id, resources, pools, beside } = record;
         self.may_be_leased_now(stamp, task)?;
+        if let Some(first) = *beside {
+            self.may_be_second(stamp, record, first)?;
+        }
         let (seq, now, lease) = (self.seq, self.now, LeaseId(stamp.number));
         let of_pool: std::collections::BTreeSet<_> = pools.keys().filter(|name| self.pools.has(name)).collect();
         let apart = of_pool.len() == pools.len()
@@ -708,7 +742,8 @@ impl Facts {
             return Err(super::broken(LEASED_ONCE, format!("{task} is leased and not ready")));
         };
         hold!(attempt.ended.is_none_or(|at| at > stamp.seen), LEASED_ONCE, "{task} is leased after its end");
-        hold!(attempt.lease.is_none(), LEASED_ONCE, "{task} is leased as {:?} and as {lease}", attempt.lease);
+        let once = attempt.lease.is_none() || beside.is_some();
+        hold!(once, LEASED_ONCE, "{task} is leased as {:?} and as {lease}", attempt.lease);
         let mut all: baton_protocol::Resources =
             resources.iter().chain(pools).map(|(n, amount)| (n.clone(), *amount)).collect();
         let account = agent_account(id);
@@ -716,8 +751,12 @@ impl Facts {
             let paid = all.remove(&account);
             hold!(paid == Some(cost), CAPACITY, "{task} takes {paid:?} of {account}, and is to cost {cost}");
         }
-        hold!(all == attempt.resources, CAPACITY, "{task} needs {:?} and holds {all:?}", attempt.resources);
-        attempt.lease = Some(lease);
+        let same = all == attempt.resources || beside.is_some();
+        hold!(same, CAPACITY, "{task} needs {:?} and holds {all:?}", attempt.resources);
+        match beside {
+            None => attempt.lease = Some(lease),
+            Some(_) => attempt.second = Some(lease),
+        }
         let ended = attempt.ended;
         if ended.is_some() {
             self.seen.push(Branch::DeadOnArrival);
@@ -778,6 +817,11 @@ impl Facts {
             lease.lost = Some(seq);
         });
     }
+}
+
+/// Whether a lease was lost as far as the log is read.
+fn known_lost(leases: &std::collections::BTreeMap<LeaseId, Lease>, lease: LeaseId, seen: u64) -> bool {
+    leases[&lease].lost.is_some_and(|lost| lost <= seen)
 }
 
 /// What is set aside for a task.

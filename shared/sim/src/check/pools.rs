@@ -226,6 +226,11 @@ impl Pools {
     }
 
     /// What is held of a pool or its parts: how much, by how many leases, and whether one has it alone.
+    /// Whether something of them is held under a lease.
+    pub(super) fn holds(&self, lease: LeaseId) -> bool {
+        self.held.contains_key(&lease)
+    }
+
     fn in_use(&self, of: &ResourceName) -> (u128, u64, bool) {
         let refilled = self.pools.get(of).is_some_and(|stock| stock.pool.kind == PoolKind::Refilled);
         let parts: Vec<_> = self.held.values().filter_map(|held| self.part_of(&held.takes, of)).collect();
@@ -834,6 +839,11 @@ impl Facts {
             let place = self.pools_place();
             self.pools.unread.push_back((place, Unread::Settled(record.task.clone())));
         }
+        self.paid(record);
+    }
+
+    /// Somebody said what it cost.
+    pub(super) fn paid(&mut self, record: &StageEnded) {
         if record.agent.is_some() && !(record.cost.is_zero() && record.usage.is_zero()) {
             self.pools.paid.0 += Amount::new(record.cost.get()).map_or(0, Amount::nanos);
             self.pools.paid.1 += 1;

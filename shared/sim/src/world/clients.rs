@@ -180,7 +180,20 @@ impl World {
                     return;
                 }
                 let agent = agents[agent as usize % agents.len()].0.clone();
-                let placements = vec![Placement { task: tasks[task as usize % tasks.len()].clone(), agent }];
+                let task = tasks[task as usize % tasks.len()].clone();
+                let placements = vec![Placement { task, agent, beside: None }];
+                let request = AnyRequest::Resource(ResourceRequest::Assign(AssignTasks { seen, placements }));
+                return self.ask(Asker::Client(Wanted::Other), request, true);
+            }
+            Wish::Second(task, agent) => {
+                let tasks = self.facts.hedged_tasks();
+                let (agents, seen) = (&self.workload.agents, self.facts.number(Service::WorkflowManager));
+                if tasks.is_empty() {
+                    return;
+                }
+                let agent = agents[agent as usize % agents.len()].0.clone();
+                let (task, first) = tasks[task as usize % tasks.len()].clone();
+                let placements = vec![Placement { task, agent, beside: Some(first) }];
                 let request = AnyRequest::Resource(ResourceRequest::Assign(AssignTasks { seen, placements }));
                 return self.ask(Asker::Client(Wanted::Other), request, true);
             }

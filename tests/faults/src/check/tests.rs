@@ -94,6 +94,7 @@ impl Writing {
             inputs: vec![],
             input: None,
             cache: None,
+            hedge: false,
             speculative: false,
             resources: Resources::from([(ResourceName::new("cpu").unwrap(), Amount::from(1))]),
             priority: 0,
@@ -107,6 +108,7 @@ impl Writing {
             agent: agent(),
             resources: Resources::new(),
             pools: Resources::new(),
+            beside: None,
         })]);
         self.resource
     }
@@ -130,6 +132,7 @@ impl Writing {
             model: None,
             delegated: None,
             speculative: false,
+            other: None,
         })])
     }
 
