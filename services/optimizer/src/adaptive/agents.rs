@@ -438,17 +438,20 @@ impl Agents {
         })
     }
 
-    /// The agent with room that would take least for so much work, of those that can do nothing that is waited for; how long it
-    /// takes, and how likely it fails.
+    /// The agent with room that would take least for so much work, of all but the one that has it and of those that can do nothing
+    /// that is waited for; how long it takes, and how likely it fails.
     pub(super) fn idle(
         &self,
         class: &Class,
-        work: f64,
+        (work, holder): (f64, &AgentId),
         classes: &[Class],
         waits: &[usize],
     ) -> Option<(usize, f64, f64)> {
-        let idle =
-            |row: &usize| class.room[*row] && !waits.iter().any(|class| classes[*class].factor[*row].is_finite());
+        let idle = |row: &usize| {
+            class.room[*row]
+                && self.rows[*row].id != *holder
+                && !waits.iter().any(|class| classes[*class].factor[*row].is_finite())
+        };
         let takes = |row: usize| work * class.factor[row] / (1.0 - class.failure[row] / 2.0);
         let rows = (0..self.rows.len()).filter(idle);
         let row = rows.min_by(|a, b| takes(*a).total_cmp(&takes(*b)))?;

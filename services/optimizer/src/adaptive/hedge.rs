@@ -93,7 +93,9 @@ impl Planner {
         let mut soonest = f64::INFINITY;
         for of in all {
             let class = &self.classes[of.class];
-            let Some((row, takes, failure)) = self.agents.idle(class, of.work, &self.classes, &waits) else { continue };
+            let Some(holder) = state.runs.holder(&of.task) else { continue };
+            let idle = self.agents.idle(class, (of.work, &holder.agent), &self.classes, &waits);
+            let Some((row, takes, failure)) = idle else { continue };
             let alone = of.left + of.failure * takes;
             let (sooner, later, sooner_fails) =
                 if of.left <= takes { (of.left, takes, of.failure) } else { (takes, of.left, failure) };
@@ -102,7 +104,6 @@ impl Planner {
                 soonest = soonest.min(of.left);
                 continue;
             }
-            let Some(holder) = state.runs.holder(&of.task) else { continue };
             let look = Look { work: of.work, retries: 0.0, failed_under: None, near: None, not: None, now: now as f64 };
             let weighed = Weighed::Finish(self.agents.weigh(class, &look));
             let (agent, shape) = (self.agents.id(row).clone(), class.shape.clone());

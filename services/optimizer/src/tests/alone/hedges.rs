@@ -131,6 +131,22 @@ fn o2_there_is_no_second_copy_where_it_does_not_pay_or_is_not_wanted() {
 }
 
 #[test]
+fn o2_the_second_copy_is_another_agents_though_the_first_has_room_too() {
+    let mut world = World::new();
+    world.resource(vec![registered("ann", "s", "research", 4, 0, 0)]);
+    practise(&mut world, 1, &[("ann", Outcome::Succeeded, 1000); 10]);
+    world.strategy(Strategy::Adaptive);
+    world.ready_for_two(30);
+    world.grant();
+    for _ in 0..20 {
+        world.wait(1_000);
+        assert_eq!(world.grant(), []);
+    }
+    world.resource(vec![registered("bob", "s", "research", 4, 0, 0)]);
+    assert_eq!(world.grant(), [(task(30, 1), "bob".to_owned())]);
+}
+
+#[test]
 fn o2_a_task_that_hangs_is_given_to_another_agent_without_anything_happening() {
     let mut world = World::new();
     world.resource(vec![registered("ann", "s", "research", 1, 0, 0), registered("bob", "s", "research", 1, 0, 0)]);
