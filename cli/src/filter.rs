@@ -2,7 +2,7 @@
 
 use baton_client::now;
 use baton_protocol::request::RunFilter;
-use baton_protocol::run::Metadata;
+use baton_protocol::run::{Metadata, TENANT_KEY};
 use baton_protocol::{Millis, WorkflowName};
 use clap::Args;
 
@@ -50,8 +50,14 @@ pub(crate) fn meta(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
+/// The metadata of a run that pairs make together, and who it is for.
+pub(crate) fn metadata_of(pairs: Vec<(String, String)>, tenant: Option<String>) -> Result<Metadata, Failure> {
+    let tenant = tenant.map(|tenant| (TENANT_KEY.to_owned(), tenant));
+    metadata(pairs.into_iter().chain(tenant).collect())
+}
+
 /// The metadata that pairs make together.
-pub(crate) fn metadata(pairs: Vec<(String, String)>) -> Result<Metadata, Failure> {
+fn metadata(pairs: Vec<(String, String)>) -> Result<Metadata, Failure> {
     let mut metadata = Metadata::new();
     for (key, value) in pairs {
         if metadata.insert(key.clone(), value).is_some() {

@@ -94,6 +94,7 @@ pub(crate) async fn run(
                     ageing_ms: placement.ageing_ms,
                     deadlines_first: placement.deadlines_first,
                     learning_rate: placement.learning_rate_millionths(),
+                    tenants: placement.tenants.clone(),
                     ..baton_optimizer::Config::default()
                 };
                 let run = baton_shell::run::<baton_optimizer::Optimizer>;

@@ -10,7 +10,7 @@ use baton_protocol::{Amount, AtLimit, Budget, ResourceName, RunId, WorkflowName}
 use clap::Args;
 
 use crate::failure::Exit;
-use crate::filter::{meta, metadata};
+use crate::filter::{meta, metadata_of};
 use crate::input::{Pair, input, pair};
 use crate::watch::{Show, say, watch};
 use crate::{Context, show};
@@ -32,6 +32,9 @@ pub(crate) struct Run {
     /// Noted about the run, to find it again: `--meta customer=acme`
     #[arg(long, value_name = "KEY=VALUE", value_parser = meta)]
     meta: Vec<(String, String)>,
+    /// Who it is for: tenants share agents by their weights. The same as `--meta tenant=NAME`
+    #[arg(long, value_name = "NAME")]
+    tenant: Option<String>,
     /// Larger goes first
     #[arg(long, default_value_t = 0, value_name = "N", allow_negative_numbers = true)]
     priority: i32,
@@ -85,7 +88,7 @@ impl Run {
             key: self.key,
             strategy: self.strategy,
             due_ms: self.due.map(|seconds| seconds.saturating_mul(1000)),
-            metadata: metadata(self.meta)?,
+            metadata: metadata_of(self.meta, self.tenant)?,
             budget,
             no_cache: self.no_cache,
             ..StartRun::new(self.workflow, input(self.input_file.as_deref(), &self.input)?)

@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 
 use crate::Context;
 use crate::failure::Exit;
-use crate::filter::{meta, metadata};
+use crate::filter::{meta, metadata_of};
 use crate::input::{Pair, input, pair};
 use crate::output::{Cell, Table};
 use crate::style::Tone;
@@ -83,6 +83,9 @@ struct SetArgs {
     /// Noted about each run, to find it again: `--meta customer=acme`
     #[arg(long, value_name = "KEY=VALUE", value_parser = meta)]
     meta: Vec<(String, String)>,
+    /// Who its runs are for: tenants share agents by their weights. The same as `--meta tenant=NAME`
+    #[arg(long, value_name = "NAME")]
+    tenant: Option<String>,
     /// Larger goes first
     #[arg(long, default_value_t = 0, value_name = "N", allow_negative_numbers = true)]
     priority: i32,
@@ -138,7 +141,7 @@ impl SetArgs {
             strategy: self.strategy,
             due_ms: None,
             budget,
-            metadata: metadata(self.meta)?,
+            metadata: metadata_of(self.meta, self.tenant)?,
             no_cache: self.no_cache,
             overlap: self.overlap,
             late_ms: self.late,

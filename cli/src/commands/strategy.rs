@@ -62,6 +62,16 @@ fn show(out: Output, view: &PlacementView) -> anyhow::Result<()> {
             task.estimate_ms.map(span).unwrap_or_default().into(),
         ]);
     }
+    let mut tenants = Table::new(["tenant", ">weight", ">waiting", ">at work"]);
+    // Who is alone shares with nobody.
+    for tenant in view.tenants.iter().filter(|_| view.tenants.len() > 1) {
+        tenants.row([
+            tenant.tenant.clone().unwrap_or_else(|| "(none)".to_owned()).into(),
+            tenant.weight.to_string().into(),
+            tenant.waiting.to_string().into(),
+            tenant.active.to_string().into(),
+        ]);
+    }
     let mut agents = Table::new(["agent", ">score", ">succeeded", ">failed"]);
     for agent in &view.agents {
         agents.row([
@@ -80,7 +90,7 @@ fn show(out: Output, view: &PlacementView) -> anyhow::Result<()> {
             stage.samples.to_string().into(),
         ]);
     }
-    for table in [queue, agents, stages].iter().filter(|table| !table.is_empty()) {
+    for table in [queue, tenants, agents, stages].iter().filter(|table| !table.is_empty()) {
         out.line("")?;
         out.table(table)?;
     }

@@ -13,7 +13,7 @@ use clap::{Args, Subcommand};
 use crate::Context;
 use crate::commands::runs::status;
 use crate::failure::{Exit, Failure};
-use crate::filter::{meta, metadata};
+use crate::filter::{meta, metadata_of};
 use crate::input::{Pair, input, pair};
 use crate::output::{Cell, Table};
 use crate::style::Tone;
@@ -66,7 +66,7 @@ struct SetArgs {
     #[arg(long, value_name = "CEL")]
     when: Option<String>,
     /// Give this signal to live runs of the workflow, and start none
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["meta", "priority", "version"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["meta", "tenant", "priority", "version"])]
     signal: Option<SignalName>,
     /// Signal only runs whose metadata has this, in CEL: `order=event.data.order`
     #[arg(long, value_name = "KEY=CEL", value_parser = expression, requires = "signal")]
@@ -77,6 +77,9 @@ struct SetArgs {
     /// Noted about each run, to find it again: `--meta customer=acme`
     #[arg(long, value_name = "KEY=VALUE", value_parser = meta)]
     meta: Vec<(String, String)>,
+    /// Who its runs are for: tenants share agents by their weights. The same as `--meta tenant=NAME`
+    #[arg(long, value_name = "NAME")]
+    tenant: Option<String>,
     /// Larger goes first
     #[arg(long, default_value_t = 0, value_name = "N", allow_negative_numbers = true)]
     priority: i32,
@@ -124,7 +127,7 @@ impl SetArgs {
                 strategy: None,
                 due_ms: None,
                 budget: None,
-                metadata: metadata(self.meta)?,
+                metadata: metadata_of(self.meta, self.tenant)?,
                 no_cache: self.no_cache,
             }),
         };

@@ -19,7 +19,8 @@
 //! would rather have the same agent. So a slow agent stays idle where waiting for a fast one ends sooner, and where there
 //! is much to do it does not.
 //!
-//! Runs go by priority, age and what is left of them: see [`Planner::key`]. Within a run, of tasks with like rank those go first
+//! [Tenants](crate::tenants) take turns with each type of agents. The runs of one go by priority, age and what is left of them:
+//! see [`Planner::key`]. Within a run, of tasks with like rank those go first
 //! that soonest give work to the type of agent that is the [bottleneck](bottleneck).
 //!
 //! All of this is known to the leader alone, and follows from the state: a new leader makes it anew.
@@ -40,6 +41,7 @@ use self::jobs::{Job, Line, Walk};
 use crate::graph::Graph;
 use crate::placement::{Chosen, Room, Weighed};
 use crate::queue::{Queued, Shape};
+use crate::tenants::{Seat, Tenants};
 use crate::{Config, Optimizer};
 
 /// How many tasks a walk may leave waiting, at the least, and how many agents it looks at for all of them together, at the
@@ -109,7 +111,7 @@ impl Planner {
 
     /// Where the first run stands in the queue: its priority, with what it gained by waiting.
     pub(crate) fn level(&self, (config, now): (&Config, Millis)) -> Option<i128> {
-        let first = self.lines.iter().filter_map(|line| line.runs.first()).min()?;
+        let first = self.lines.iter().flat_map(|line| line.runs.values()).filter_map(BTreeSet::first).min()?;
         Some(self.jobs.get(&first.1)?.level(config, now))
     }
 
@@ -139,7 +141,7 @@ impl Planner {
         &mut self,
         state: &Optimizer,
         task: &TaskId,
-        queued: &Queued,
+        (queued, tenant): (&Queued, Seat),
         (config, now): (&Config, Millis),
     ) -> bool {
         if !self.ensure_job(state, task.run) {
@@ -149,12 +151,12 @@ impl Planner {
         let Some(job) = self.jobs.get_mut(&task.run) else { return false };
         let Some(place) = job.graph.place(&task.stage) else { return false };
         if job.ready.is_empty() {
-            job.key = job.key(config, now);
+            (job.key, job.tenant) = (job.key(config, now), tenant);
         }
         if job.add(class, place, task) {
             self.waiting += 1;
             self.lines[class].waiting += 1;
-            self.lines[class].runs.insert((job.key, task.run));
+            self.lines[class].add(job, task.run);
         }
         true
     }
@@ -181,7 +183,7 @@ impl Planner {
             self.waiting -= 1;
             self.lines[class].waiting -= 1;
             if is_last {
-                self.lines[class].runs.remove(&(job.key, task.run));
+                self.lines[class].remove(job, task.run);
             }
         }
     }
@@ -224,7 +226,7 @@ impl Planner {
         for (class, entries) in &job.ready {
             self.waiting -= entries.len();
             self.lines[*class].waiting -= entries.len();
-            self.lines[*class].runs.remove(&(job.key, run));
+            self.lines[*class].remove(&job, run);
         }
     }
 
@@ -268,7 +270,7 @@ impl Planner {
     pub(crate) fn plan<'a>(
         &mut self,
         state: &Optimizer,
-        room: &mut Room,
+        (room, tenants): (&mut Room, &mut Tenants),
         (config, now): (&Config, Millis),
         barred: impl Fn(&TaskId) -> Option<&'a BTreeSet<AgentId>>,
         is_shut: impl Fn(&Shape) -> bool,
@@ -279,14 +281,14 @@ impl Planner {
         }
         self.agents.settle(state, room, &mut self.classes, now);
         let mut window = self.window();
-        let mut walk = Walk::new(&self.jobs, &self.lines);
+        let mut walk = Walk::new(&self.jobs, (&self.lines, &self.classes), state, (config, now));
         for (class, _) in self.classes.iter().enumerate().filter(|(_, of)| is_shut(&of.shape)) {
             walk.close(class);
         }
         let mut plan = Vec::new();
         let mut promised = Vec::new();
         let mut waits = f64::INFINITY;
-        while let Some((class, run, job, entry)) = walk.next(&self.classes) {
+        while let Some((class, run, job, entry)) = walk.next(&self.classes, tenants) {
             let work = job.work_now(state, run, entry.place);
             let stage = job.graph.stages[entry.place as usize].name.clone();
             let task = TaskId { run, stage, item: entry.item, attempt: entry.attempt };
@@ -313,6 +315,7 @@ impl Planner {
             };
             if !of.has_room(best.row) {
                 window = window.saturating_sub(1);
+                walk.promised(&of.shape.agent_type, job.tenant);
                 if let Some(row) = self.agents.kept_for(of, class, state, &task, (config, now)) {
                     promised.push(self.agents.keep(row));
                     continue;
@@ -329,6 +332,7 @@ impl Planner {
             self.agents.probed(state, best.row, now);
             self.agents.began(&task, &agent, now);
             self.agents.settle_one(state, room, &mut self.classes, best.row, now);
+            tenants.served(job.tenant, &shape.agent_type, now);
             let since = queued.map_or(now, |queued| queued.since);
             let (strategy, is_near) = (Strategy::Adaptive, best.is_near);
             plan.push(Chosen { task, agent, shape, since, strategy, is_near, beside: None, weighed });
@@ -355,9 +359,10 @@ fn cost(graph: &Graph) -> usize {
 /// Moves a run to where it stands now.
 fn rekey(lines: &mut [Line], job: &mut Job, run: RunId, config: &Config, now: Millis) {
     let key = job.key(config, now);
-    let before = std::mem::replace(&mut job.key, key);
-    for class in job.ready.keys().filter(|_| before != job.key) {
-        lines[*class].runs.remove(&(before, run));
-        lines[*class].runs.insert((job.key, run));
+    if key == job.key {
+        return;
     }
+    job.ready.keys().for_each(|class| lines[*class].remove(job, run));
+    job.key = key;
+    job.ready.keys().for_each(|class| lines[*class].add(job, run));
 }

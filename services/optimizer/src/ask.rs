@@ -21,6 +21,7 @@ use crate::adaptive::Planner;
 use crate::fleet::{Holder, Rank};
 use crate::placement::{Chosen, Finish, Room, Standing, Weighed};
 use crate::queue::{Head, Lines, Queued, Shape};
+use crate::tenants::{Seat, Tenants};
 use crate::{Config, Optimizer};
 
 /// The most placements in one question: about 200 KiB.
@@ -41,6 +42,8 @@ const MAX_GONE: usize = 1000;
 pub struct Soft {
     /// What waits and may be asked for: not what is asked for already, nor what was refused as not ready lately.
     lines: Lines,
+    /// How far each tenant has come.
+    tenants: Tenants,
     /// The agents, with what is asked for set aside: nothing is promised twice.
     room: Room,
     /// What is known besides while tasks are placed by what was learned.
@@ -140,6 +143,9 @@ impl Soft {
     fn line_up_all(&mut self, state: &Optimizer, clock: Clock<'_>) {
         self.lines = Lines::default();
         self.planner = None;
+        if self.tenants.is_full() {
+            self.tenants = Tenants::default();
+        }
         for (task, _) in state.queue.iter() {
             self.line_up(state, task, clock);
         }
@@ -160,9 +166,16 @@ impl Soft {
         }
         // What may have to wait stands in line, where it can be passed over.
         let looks_ahead = state.strategy_of(task.run) == Strategy::Adaptive && !state.is_low(queued.priority);
-        if !looks_ahead || !self.planner(state).add(state, task, queued, clock) {
-            self.lines.add(task, queued);
+        let tenant = self.tenant(state, task.run, clock);
+        if !looks_ahead || !self.planner(state).add(state, task, (queued, tenant), clock) {
+            self.lines.add(task, queued, tenant);
         }
+    }
+
+    /// The tenant of a run.
+    fn tenant(&mut self, state: &Optimizer, run: RunId, (config, _): Clock<'_>) -> Seat {
+        let tenant = state.runs.get(run).and_then(|run| run.tenant.as_ref());
+        self.tenants.seat(tenant, &config.tenants)
     }
 
     /// The planner: from when the first task is placed by what was learned.
@@ -197,6 +210,16 @@ impl Soft {
             if question.left == 0 {
                 self.questions.remove(&asked.tag);
             }
+        }
+        Some(asked)
+    }
+
+    /// A task is not leased as was asked for: its tenant has not come further. (Of what nothing is heard, it is not known: that counts.)
+    fn refused(&mut self, state: &Optimizer, task: &TaskId, clock: Clock<'_>) -> Option<Asked> {
+        let asked = self.release(state, task)?;
+        if state.runs.get(task.run).is_some() {
+            let tenant = self.tenant(state, task.run, clock);
+            self.tenants.refused(tenant, &asked.shape.agent_type);
         }
         Some(asked)
     }
@@ -240,7 +263,7 @@ impl Soft {
 
     fn choose_first(&mut self, state: &Optimizer, clock: Clock<'_>) -> Vec<Chosen> {
         let is_stale = self.planner.as_ref().is_some_and(|planner| planner.is_stale(state));
-        if is_stale || self.lines.len() > 2 * state.queue.len() + MAX_GONE {
+        if is_stale || self.tenants.is_full() || self.lines.len() > 2 * state.queue.len() + MAX_GONE {
             self.line_up_all(state, clock);
         }
         let (config, now) = clock;
@@ -255,10 +278,10 @@ impl Soft {
         if lines_first {
             plan = self.choose_in_line(state, clock);
         }
-        let Self { planner, room, avoided, shut, .. } = self;
+        let Self { planner, tenants, room, avoided, shut, .. } = self;
         if let Some(planner) = planner {
             let barred = |task: &TaskId| avoided.get(task).map(|avoided| &avoided.agents);
-            plan.extend(planner.plan(state, room, clock, barred, |shape| shut.contains_key(shape)));
+            plan.extend(planner.plan(state, (room, tenants), clock, barred, |shape| shut.contains_key(shape)));
         }
         if !lines_first {
             plan.extend(self.choose_in_line(state, clock));
@@ -268,7 +291,7 @@ impl Soft {
 
     /// Chooses agents for tasks that are placed without looking ahead.
     fn choose_in_line(&mut self, state: &Optimizer, (config, now): Clock<'_>) -> Vec<Chosen> {
-        let Self { lines, room, avoided, shut, .. } = self;
+        let Self { lines, tenants, room, avoided, shut, .. } = self;
         let (held_back, held_until) = (state.held_back(), Cell::new(None));
         let standing = |head: &Head| {
             if !shut.is_empty() && shut.contains_key(&head.shape) {
@@ -278,14 +301,17 @@ impl Soft {
             let Some(queued) = state.queue.get(task).filter(|queued| head.is(queued)) else {
                 return Standing::Gone;
             };
-            let held = held_back.filter(|pressure| {
-                pressure.holds_back(head.priority, head.since(), now)
-                    || (is_planted(Bug::HeldBackForEver) && head.priority < pressure.below)
-            });
-            if let Some(pressure) = held {
-                let until = pressure.held_until(head.since());
-                held_until.set(Some(held_until.get().map_or(until, |first: Millis| first.min(until))));
-                return Standing::Later;
+            // As the runs of a line take turns, the oldest of it may be another one.
+            for (since, stands) in [(head.oldest, Standing::Later), (head.since(), Standing::NotYet)] {
+                let held = held_back.filter(|pressure| {
+                    pressure.holds_back(head.priority, since, now)
+                        || (is_planted(Bug::HeldBackForEver) && head.priority < pressure.below)
+                });
+                if let Some(pressure) = held {
+                    let until = pressure.held_until(since);
+                    held_until.set(Some(held_until.get().map_or(until, |first: Millis| first.min(until))));
+                    return stands;
+                }
             }
             let not = avoided.get(task).map(|avoided| &avoided.agents);
             let (strategy, rather_not) = state
@@ -294,7 +320,7 @@ impl Soft {
                 .map_or((state.strategy, None), |run| (run.strategy.unwrap_or(state.strategy), run.failed_under(task)));
             Standing::Free { not, rather_not, near: queued.near.as_ref(), strategy }
         };
-        let plan = room.plan(lines, state, (now, config.ageing_ms), standing);
+        let plan = room.plan((lines, tenants), state, (now, config.ageing_ms), standing);
         self.held_until = held_until.get();
         if let Some(planner) = &mut self.planner {
             for Chosen { task, agent, .. } in &plan {
@@ -630,7 +656,7 @@ pub(crate) fn answered(turn: &mut Turn<'_, Optimizer>, tag: u64, reply: Reply) -
             let refused = !answer.refused.is_empty();
             for Refusal { task, agent, rejection } in answer.refused {
                 if soft.asked.get(&task).is_some_and(|asked| asked.tag == tag) {
-                    let asked = soft.release(state, &task);
+                    let asked = soft.refused(state, &task, clock);
                     match asked.filter(|_| rejection.code == Code::PoolExhausted) {
                         Some(Asked { shape, watch, .. }) => {
                             let wait = rejection.retry_after_ms.unwrap_or(SHUT_MS).min(SHUT_MS);

@@ -11,6 +11,7 @@
 //! - What is asked for is set aside until the log or a refusal answers: no slot is promised twice.
 //! - No task waits while a capable agent has room for it, and none waits for ever behind smaller ones: see
 //!   `placement`. Under ADAPTIVE one may wait for a better agent, but not for ever: see `adaptive`.
+//! - Of tenants that have the like to do, none is served far ahead of its share: see `tenants`.
 //! - Under pressure no task of a low priority is asked for while one that matters more waits, unless it has waited for long.
 //! - What was learned follows from the log alone: no setting enters the fold but by a record, and what is in floats comes
 //!   of the four operations and the square root, which are exact everywhere; a snapshot gives back exactly what was put in.
@@ -34,10 +35,12 @@ mod placement;
 mod pools;
 mod queue;
 mod runs;
+mod tenants;
 #[cfg(test)]
 mod tests;
 mod view;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use baton_machine::planted::{Bug, is_planted};
@@ -103,12 +106,15 @@ pub struct Config {
     /// How much of a moving average a new sample makes up, in millionths, from 1 to a million. Whoever leads writes it into the log, and
     /// from there on it holds for all.
     pub learning_rate: u32,
+    /// The weights of tenants, by name, from 1 to 1000: in proportion to these they share agents. Whoever is not named has 1.
+    pub tenants: BTreeMap<String, u32>,
 }
 
 impl Default for Config {
     fn default() -> Self {
         let learning_rate = Rate::default().millionths();
-        Self { ageing_ms: 60_000, ask_timeout_ms: 2000, deadlines_first: false, learning_rate }
+        let tenants = BTreeMap::new();
+        Self { ageing_ms: 60_000, ask_timeout_ms: 2000, deadlines_first: false, learning_rate, tenants }
     }
 }
 
@@ -176,7 +182,7 @@ impl Machine for Optimizer {
 
     fn lead(turn: &mut Turn<'_, Self>) {
         let millionths = Rate::of(turn.config().learning_rate).millionths();
-        if millionths != turn.state().learning.rate.millionths() {
+        if millionths != turn.state().learning.rate.millionths() || is_planted(Bug::LearningRateAgain) {
             turn.emit(OptimizerRecord::LearningRateChanged(LearningRateChanged { millionths }));
         }
         ask::begin(turn);

@@ -36,7 +36,8 @@ use baton_protocol::{AgentId, Capability, LeaseId, Millis, Requirements, Resourc
 
 use crate::Optimizer;
 use crate::fleet::{Agent, Load, Rank};
-use crate::queue::{Lines, Shape};
+use crate::queue::{Head, Lines, Shape};
+use crate::tenants::Tenants;
 
 /// How many pools are kept. Beyond that those are forgotten that were not asked for longest.
 const MAX_POOLS: usize = 64;
@@ -106,7 +107,9 @@ pub(crate) enum Standing<'a> {
     Gone,
     /// Not now, and no other of its shape: a pool that they need has not enough.
     Shut,
-    /// Not now, and no other of its shape and priority, as they have waited less: those that matter more come first.
+    /// Not now; but one of its shape, tenant and priority has waited for longer, and may be.
+    NotYet,
+    /// Not now, and no other of its shape, tenant and priority: those that matter more come first.
     Later,
 }
 
@@ -352,6 +355,14 @@ impl Room {
         }
     }
 
+    /// Whether any agent that can do something has a free slot. Where none has, and tasks need ten thousand different things, that saves
+    /// looking for each of them.
+    fn has_a_slot(&mut self, state: &Optimizer, agent_type: &Capability) -> bool {
+        let (agent_type, requires) = (agent_type.clone(), Requirements::default());
+        let any = Shape { agent_type, requires, resources: Resources::new(), pools: Resources::new() };
+        !self.pools.of(&any, First::LeastLoaded, state, &self.aside).by_id.is_empty()
+    }
+
     /// Those with room for this shape that come first.
     pub(crate) fn weigh(&mut self, state: &Optimizer, strategy: Strategy, shape: &Shape) -> Weighed {
         let pool = self.pools.of(shape, First::of(strategy), state, &self.aside);
@@ -385,23 +396,32 @@ impl Room {
     /// Chooses an agent for as many tasks as possible. What is chosen is set aside, and stands in line no more.
     pub(crate) fn plan<'a>(
         &mut self,
-        lines: &mut Lines,
+        (lines, tenants): (&mut Lines, &mut Tenants),
         state: &Optimizer,
         (now, ageing_ms): (Millis, Millis),
-        standing: impl Fn(&crate::queue::Head) -> Standing<'a>,
+        standing: impl Fn(&Head) -> Standing<'a>,
     ) -> Vec<Chosen> {
         let mut plan = Vec::new();
         let mut kept = BTreeSet::new();
-        let mut walk = lines.walk(now, ageing_ms);
+        let waits = |since, task: &TaskId| state.queue.get(task).is_some_and(|queued| queued.since == since);
+        let mut walk = lines.walk(tenants, (now, ageing_ms), |agent_type| self.has_a_slot(state, agent_type), waits);
         while let Some(head) = walk.next() {
+            if !self.has_a_slot(state, &head.shape.agent_type) {
+                walk.close_type(&head);
+                continue;
+            }
             let (not, rather_not, near, strategy) = match standing(&head) {
                 Standing::Free { not, rather_not, near, strategy } => (not, rather_not, near, strategy),
                 Standing::Gone => {
-                    walk.take(&head);
+                    walk.forget(&head);
                     continue;
                 }
                 Standing::Shut => {
                     walk.close(head);
+                    continue;
+                }
+                Standing::NotYet => {
+                    walk.keep(&head);
                     continue;
                 }
                 Standing::Later => continue,
@@ -418,7 +438,7 @@ impl Room {
                 let (task, shape, since) = (head.task().clone(), Arc::clone(shape), head.since());
                 plan.push(Chosen { task, agent, shape, since, strategy, is_near, beside: None, weighed });
             } else if not.is_none_or(BTreeSet::is_empty) {
-                if now.saturating_sub(head.since()) >= ageing_ms {
+                if now.saturating_sub(head.oldest) >= ageing_ms {
                     kept.extend(self.keep_one(state, shape, &kept, now));
                 }
                 walk.close(head);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use baton_machine::Shelves;
 use baton_protocol::record::{Outcome, RunStarted, StageEnded, StageReady};
 use baton_protocol::request::Strategy;
+use baton_protocol::run::TENANT_KEY;
 use baton_protocol::trace::{TraceContext, part_span};
 use baton_protocol::{AgentId, Capability, LeaseId, Millis, Part, RunId, StageName, TaskId, WorkflowName};
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,13 @@ use crate::queue::Shape;
 
 /// Of how many tasks of a run it is known who did them: of those that succeeded last.
 const MAX_DONE: usize = 32;
+
+/// The tenant of a run that is a part of no other: what its metadata say, or else the account that it is paid from, a team's or
+/// a project's.
+fn tenant(record: &RunStarted) -> Option<Arc<str>> {
+    let account = || Some(record.budget.as_ref()?.of.as_ref()?.as_str());
+    record.metadata.get(TENANT_KEY).map(String::as_str).or_else(account).map(Arc::from)
+}
 
 /// The runs that have not ended.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -41,6 +49,9 @@ pub(crate) struct Run {
     /// When it began.
     #[serde(default)]
     pub(crate) since: Millis,
+    /// Who it is for: tenants share what is equally urgent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tenant: Option<Arc<str>>,
     /// Who did what, by the places of the stages in the graph, the latest last.
     #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
     done: VecDeque<(u32, AgentId)>,
@@ -144,6 +155,11 @@ impl Run {
         self.over[at] |= 1 << (place % 64);
     }
 
+    /// How many of its tasks are under way, and how many of these an agent has.
+    pub(crate) fn open_and_held(&self) -> (usize, usize) {
+        (self.open.len(), self.open.values().filter(|open| open.holder.is_some()).count())
+    }
+
     fn held(&self, run: RunId) -> impl Iterator<Item = (TaskId, &Holder)> {
         let of = move |part: &Part, open: &Open| part.task(run, open.attempt);
         self.open
@@ -158,6 +174,7 @@ impl Runs {
         let before = self.runs.len();
         let parent = record.parent.as_ref().and_then(|parent| self.runs.get(&parent.task.run));
         let due = record.due.or(parent.and_then(|run| run.due));
+        let tenant = parent.map_or_else(|| tenant(record), |run| run.tenant.clone());
         self.runs.get_or_insert_with(&record.run, || {
             Arc::new(Run {
                 workflow: record.workflow.clone(),
@@ -167,6 +184,7 @@ impl Runs {
                 priority: record.priority,
                 due,
                 since: at,
+                tenant,
                 done: VecDeque::new(),
                 over: Vec::new(),
                 work: unknown_run(),
@@ -275,6 +293,11 @@ impl Runs {
     /// A run, while it lives.
     pub(crate) fn get(&self, run: RunId) -> Option<&Run> {
         self.runs.get(&run).map(Arc::as_ref)
+    }
+
+    /// All runs that live.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&RunId, &Run)> {
+        self.runs.iter().map(|(id, run)| (id, run.as_ref()))
     }
 
     /// A run, while it lives, to be changed.

@@ -1,16 +1,21 @@
 //! What the optimizer shows of itself.
 
-use baton_protocol::request::{AgentPerformance, PlacementView, QueuedTask, StageEstimate};
+use std::collections::BTreeMap;
+
+use baton_protocol::request::{AgentPerformance, PlacementView, QueuedTask, StageEstimate, TenantView};
 use baton_protocol::{Millis, TaskId};
 
 use crate::learning::FULL;
 use crate::queue::{self, Queued};
+use crate::tenants;
 use crate::{Config, Optimizer};
 
 /// How much of the queue is shown.
 const MAX_QUEUE: usize = 100;
 /// How many agents, and how many stages, are shown: an answer must fit into a message.
 const MAX_LEARNED: usize = 4000;
+/// How many tenants.
+const MAX_TENANTS: usize = 1000;
 
 pub(crate) fn placement(state: &Optimizer, config: &Config, now: Millis) -> PlacementView {
     let mut queue: Vec<_> = state.queue.iter().collect();
@@ -31,6 +36,7 @@ pub(crate) fn placement(state: &Optimizer, config: &Config, now: Millis) -> Plac
             agent_type: queued.shape.agent_type.clone(),
             priority: queued.priority,
             since: queued.since,
+            tenant: run.and_then(|run| run.tenant.as_deref()).map(str::to_owned),
             estimate_ms: average.filter(|average| average.seen > 0).map(|average| average.mean.round() as Millis),
         }
     };
@@ -58,5 +64,24 @@ pub(crate) fn placement(state: &Optimizer, config: &Config, now: Millis) -> Plac
         agents: agents.collect(),
         stages: stages.collect(),
         figures: state.figures.view(state, now),
+        tenants: of_tenants(state, config),
     }
+}
+
+/// The tenants that have runs, those first that name none.
+fn of_tenants(state: &Optimizer, config: &Config) -> Vec<TenantView> {
+    let mut counts: BTreeMap<Option<&str>, (u64, u64)> = BTreeMap::new();
+    for (_, run) in state.runs.iter() {
+        let (open, held) = run.open_and_held();
+        let (waiting, active) = counts.entry(run.tenant.as_deref()).or_default();
+        *waiting += (open - held) as u64;
+        *active += held as u64;
+    }
+    let view = |(tenant, (waiting, active)): (Option<&str>, (u64, u64))| TenantView {
+        tenant: tenant.map(str::to_owned),
+        weight: tenants::weight(tenant, &config.tenants),
+        waiting,
+        active,
+    };
+    counts.into_iter().take(MAX_TENANTS).map(view).collect()
 }

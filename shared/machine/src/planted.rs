@@ -190,6 +190,10 @@ pub enum Bug {
     PressureIgnoredByLeases,
     /// Tasks of a low priority wait as long as there is pressure, whatever else waits and for however long.
     HeldBackForEver,
+    /// Tasks are placed by their age, whoever they are for.
+    TenantsIgnored,
+    /// The learning rate is written into the log with every new term.
+    LearningRateAgain,
     /// A run that does a stage goes on when the stage is over.
     ChildOutlivesStage,
     /// The end of a run that does a stage is not noted there.
@@ -297,6 +301,8 @@ impl Bug {
         Self::PressureIgnoredAtTheDoor,
         Self::PressureIgnoredByLeases,
         Self::HeldBackForEver,
+        Self::TenantsIgnored,
+        Self::LearningRateAgain,
         Self::ChildOutlivesStage,
         Self::ReturnForgotten,
         Self::ChildNotPaused,

@@ -19,6 +19,10 @@ use crate::request::Usage;
 /// What the starter of a run notes about it, to find it again: who asked, for which customer.
 pub type Metadata = BTreeMap<String, String>;
 
+/// What names a run's tenant in its metadata: tenants share agents by their weights. Runs that are a part of another one, that
+/// repeat one, or that a schedule or a trigger starts with such metadata are of the same.
+pub const TENANT_KEY: &str = "tenant";
+
 /// Where a run stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

@@ -293,11 +293,13 @@ pub struct PlacementSettings {
     pub learning_rate: f64,
     /// Whether runs that are due go by their deadlines alone, where placement is ADAPTIVE.
     pub deadlines_first: bool,
+    /// The weights of tenants, by name, from 1 to 1000: in proportion to these they share agents. Whoever is not named has 1.
+    pub tenants: BTreeMap<String, u32>,
 }
 
 impl Default for PlacementSettings {
     fn default() -> Self {
-        Self { ageing_ms: 60_000, learning_rate: 0.1, deadlines_first: false }
+        Self { ageing_ms: 60_000, learning_rate: 0.1, deadlines_first: false, tenants: BTreeMap::new() }
     }
 }
 
@@ -500,6 +502,10 @@ impl Settings {
         if !(1e-6..=1.0).contains(&rate) {
             return wrong(format!("placement.learning_rate is {rate}; it must be from 0.000001 to 1"));
         }
+        let wrong_weight = self.placement.tenants.iter().find(|(_, weight)| !(1..=1000).contains(*weight));
+        if let Some((tenant, weight)) = wrong_weight {
+            return wrong(format!("placement.tenants.{tenant:?} is {weight}; a weight must be from 1 to 1000"));
+        }
         Ok(())
     }
 }
@@ -612,6 +618,8 @@ mod tests {
             ("[workflows]\nkeep_ended = 10001\n", "workflows.keep_ended is 10001"),
             ("[workflows]\nkeep_ended_ms = 5000\n", "workflows.keep_ended_ms is 5000"),
             ("[placement]\nlearning_rate = 0\n", "placement.learning_rate is 0"),
+            ("[placement.tenants]\nann = 0\n", "placement.tenants.\"ann\" is 0"),
+            ("[placement.tenants]\nann = 1001\n", "placement.tenants.\"ann\" is 1001"),
             ("[placement]\nlearning_rate = 1.5\n", "placement.learning_rate is 1.5"),
             ("[log\n", "baton.toml"),
         ] {

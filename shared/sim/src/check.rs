@@ -18,6 +18,7 @@ mod operations;
 mod pools;
 mod pressure;
 mod schedules;
+mod tenants;
 mod triggers;
 mod words;
 
@@ -111,6 +112,7 @@ pub(crate) struct Facts {
     alerts: Alerts,
     handoffs: Handoffs,
     pressure: Pressure,
+    tenants: tenants::Tenants,
     /// Workflows all of whose runs somebody asked to be cancelled.
     cancels_of: BTreeSet<WorkflowName>,
     /// Runs that somebody asked to be paused.

@@ -324,6 +324,8 @@ counted! {
         LowAlone = "a low task is leased as no other waits",
         /// A task of a low priority was leased under pressure, as it had waited for long.
         LowWaitedLong = "a low task is leased as it waited long",
+        /// A task of a tenant was asked for while another tenant had the like.
+        TenantWaits = "a tenant waits while another is served",
         /// A run succeeded.
         Succeeded = "a run succeeds",
         /// A run failed.

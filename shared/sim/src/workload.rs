@@ -122,6 +122,8 @@ pub(crate) struct Placed {
     pub(crate) limit: Option<u32>,
     /// No result is used again.
     pub(crate) no_cache: bool,
+    /// Who it is for.
+    pub(crate) tenant: Option<&'static str>,
 }
 
 /// What is to be done in a history.
@@ -217,6 +219,7 @@ impl Workload {
                 priority: *draws.pick(&[0, 0, -1, 1, -2]),
                 limit: draws.chance(150).then(|| draws.below(12)),
                 no_cache: draws.chance(150),
+                tenant: None,
             };
             let start = Wish::Start { workflow, own_id: draws.chance(300), key, placed };
             let at = match rush {
@@ -324,6 +327,10 @@ impl Workload {
                 wishes.push((draws.between(0, length), wish));
             }
         }
+        // Drawn from what is drawn already, so that other histories stay what they were.
+        if length == CROWDED && !pressed {
+            crowd(length, &mut definitions, &mut wishes);
+        }
         Self {
             definitions,
             agents,
@@ -418,6 +425,27 @@ fn schedules(draws: &mut Draws, definitions: &[Definition]) -> Vec<(ScheduleName
         (ScheduleName::new(&format!("s{n}")).expect("a valid name"), schedule)
     };
     (0..1 + draws.below(2)).map(|n| one(draws, n)).collect()
+}
+
+/// How long the faults go on in histories where tenants come, in virtual microseconds.
+const CROWDED: u64 = 9_000_000;
+
+/// Tenants, how many runs of one task each they bring, and their weights.
+pub(crate) const TENANTS: [(&str, u64, u32); 3] = [("ann", 16, 1), ("bob", 10, 2), ("cas", 6, 1)];
+
+/// Tenants bring the like at once.
+fn crowd(length: u64, definitions: &mut Vec<Definition>, wishes: &mut Vec<(u64, Wish)>) {
+    let definition = Definition::builder("crowd").add_stage("work", CAPABILITIES[0], &[]).build();
+    let workflow = definitions.len();
+    definitions.push(definition.expect("it has one stage"));
+    wishes.push((2000, Wish::Register(workflow)));
+    for (later, (tenant, runs, _)) in (0..).zip(TENANTS) {
+        let placed = Placed { tenant: Some(tenant), ..Placed::default() };
+        for run in 0..runs {
+            let start = Wish::Start { workflow, own_id: true, key: None, placed };
+            wishes.push((length / 3 + 30_000 * later + 100 * run, start));
+        }
+    }
 }
 
 /// There is pressure as soon as a few tasks wait.

@@ -30,7 +30,7 @@ use crate::draws::Draws;
 use crate::engine::{Configs, Engine, State, engine};
 use crate::log::{Entry, Log};
 use crate::request::AnyRequest;
-use crate::workload::Workload;
+use crate::workload::{TENANTS, Workload};
 use agents::Process;
 use clients::Clients;
 use leases::{Deed, Leaser};
@@ -345,6 +345,7 @@ impl World {
                 ageing_ms: 5000,
                 // Drawn from what is drawn already, so that histories stay what they were.
                 learning_rate: if max_live_runs < 100 { 250_000 } else { 100_000 },
+                tenants: TENANTS.iter().map(|(tenant, _, weight)| ((*tenant).to_owned(), *weight)).collect(),
                 ..baton_optimizer::Config::default()
             },
             commit_bytes: *draws.pick(&[128 * 1024, 3000, 600]),

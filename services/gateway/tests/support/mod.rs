@@ -437,6 +437,7 @@ impl Script {
                 agents: vec![],
                 stages: vec![],
                 figures: Figures::default(),
+                tenants: vec![],
             }),
             "learning.get" => is(&LearningPage { lessons: vec![], more: false }),
             "learning.import" => is(&Done {}),

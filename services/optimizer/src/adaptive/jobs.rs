@@ -11,6 +11,7 @@ use crate::durations::Place;
 use crate::graph::Graph;
 use crate::math::{exp, ln};
 use crate::runs::Run;
+use crate::tenants::{Seat, Tenants};
 use crate::{Config, Optimizer};
 
 /// How much more urgent a run is at the most because it is due.
@@ -51,6 +52,8 @@ pub(super) struct Job {
     /// How much work is left.
     left: f64,
     priority: i32,
+    /// Known once a task of it waits.
+    pub(super) tenant: Seat,
     since: Millis,
     /// When the run should have ended, or one of its stages that are not over.
     due: Option<Millis>,
@@ -74,6 +77,7 @@ impl Job {
             longest: 0.0,
             left: 0.0,
             priority: run.priority,
+            tenant: 0,
             since: run.since,
             due: None,
             due_of_run: run.due,
@@ -297,19 +301,49 @@ fn sortable(x: f64) -> u64 {
 /// What waits of a class.
 #[derive(Debug, Default)]
 pub(super) struct Line {
-    pub(super) runs: BTreeSet<(Key, RunId)>,
+    /// The runs of each tenant.
+    pub(super) runs: BTreeMap<Seat, BTreeSet<(Key, RunId)>>,
     /// How many tasks.
     pub(super) waiting: usize,
 }
 
-/// A walk through the tasks that wait, the most urgent first.
+impl Line {
+    /// Tasks of a run wait.
+    pub(super) fn add(&mut self, job: &Job, run: RunId) {
+        self.runs.entry(job.tenant).or_default().insert((job.key, run));
+    }
+
+    /// They do no more.
+    pub(super) fn remove(&mut self, job: &Job, run: RunId) {
+        if let Some(runs) = self.runs.get_mut(&job.tenant) {
+            runs.remove(&(job.key, run));
+            if runs.is_empty() {
+                self.runs.remove(&job.tenant);
+            }
+        }
+    }
+}
+
+/// A walk through the tasks that wait: for each type of agents those of the tenant whose turn it is, of these the most urgent first.
 pub(super) struct Walk<'a> {
     jobs: &'a BTreeMap<RunId, Job>,
     cursors: Vec<Cursor<'a>>,
+    clock: (&'a Config, Millis),
+    /// The tenants of each type of agents for which several wait.
+    shared: BTreeMap<Capability, BTreeMap<Seat, Shares>>,
+}
+
+/// A tenant among others.
+struct Shares {
+    /// Since when it has had something to do.
+    since: Millis,
+    /// How many of its tasks were left waiting in this walk.
+    promised: u64,
 }
 
 struct Cursor<'a> {
     class: usize,
+    tenant: Seat,
     runs: std::collections::btree_set::Iter<'a, (Key, RunId)>,
     run: Option<(Key, RunId, &'a Job)>,
     entries: std::collections::btree_set::Iter<'a, Entry>,
@@ -317,30 +351,85 @@ struct Cursor<'a> {
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(jobs: &'a BTreeMap<RunId, Job>, lines: &'a [Line]) -> Self {
+    pub(super) fn new(
+        jobs: &'a BTreeMap<RunId, Job>,
+        (lines, classes): (&'a [Line], &[Class]),
+        state: &Optimizer,
+        clock: (&'a Config, Millis),
+    ) -> Self {
         static NONE: BTreeSet<Entry> = BTreeSet::new();
-        let cursor = |(class, line): (usize, &'a Line)| {
-            let mut cursor = Cursor { class, runs: line.runs.iter(), run: None, entries: NONE.iter(), next: None };
+        let cursor = |class: usize, tenant: Seat, runs: &'a BTreeSet<(Key, RunId)>| {
+            let (run, entries, next) = (None, NONE.iter(), None);
+            let mut cursor = Cursor { class, tenant, runs: runs.iter(), run, entries, next };
             cursor.advance(jobs);
             cursor
         };
-        let waiting = lines.iter().enumerate().filter(|(_, line)| line.waiting > 0);
-        Self { jobs, cursors: waiting.map(cursor).collect() }
+        let mut cursors = Vec::new();
+        for (class, line) in lines.iter().enumerate().filter(|(_, line)| line.waiting > 0) {
+            cursors.extend(line.runs.iter().map(|(tenant, runs)| cursor(class, *tenant, runs)));
+        }
+        let mut shared: BTreeMap<Capability, BTreeMap<Seat, Shares>> = BTreeMap::new();
+        if cursors.iter().any(|cursor: &Cursor<'_>| cursor.tenant != cursors[0].tenant) {
+            for cursor in &cursors {
+                let of = shared.entry(classes[cursor.class].shape.agent_type.clone()).or_default();
+                let of = of.entry(cursor.tenant).or_insert(Shares { since: Millis::MAX, promised: 0 });
+                of.since = cursor.since(state).unwrap_or(Millis::MAX).min(of.since);
+            }
+            shared.retain(|_, tenants| tenants.len() > 1);
+        }
+        Self { jobs, cursors, clock, shared }
     }
 
     /// The next task. None if no agent has room for any that is left.
-    pub(super) fn next(&mut self, classes: &[Class]) -> Option<(usize, RunId, &'a Job, Entry)> {
+    pub(super) fn next(&mut self, classes: &[Class], tenants: &Tenants) -> Option<(usize, RunId, &'a Job, Entry)> {
         let is_open = |cursor: &Cursor<'_>| cursor.next.is_some() && classes[cursor.class].open() > 0;
         if !self.cursors.iter().any(is_open) {
             return None;
         }
+        let turns = self.turns(classes, tenants);
         let first = |cursor: &Cursor<'_>| Some((cursor.run?.0, cursor.next?.urgency, cursor.run?.1));
-        let cursors = self.cursors.iter_mut().filter(|cursor| cursor.next.is_some());
+        let is_its = |cursor: &Cursor<'_>| {
+            let turn = if turns.is_empty() { None } else { turns.get(&classes[cursor.class].shape.agent_type) };
+            cursor.next.is_some() && turn.is_none_or(|turn| *turn == cursor.tenant)
+        };
+        let cursors = self.cursors.iter_mut().filter(|cursor| is_its(cursor));
         let cursor = cursors.min_by_key(|cursor| first(cursor))?;
         let (_, run, job) = cursor.run?;
         let entry = cursor.next?;
         cursor.advance(self.jobs);
         Some((cursor.class, run, job, entry))
+    }
+
+    /// Whose turn it is with each type of agents for which several wait: who has something that matters more; of those with the same,
+    /// who starts first.
+    fn turns(&self, classes: &[Class], tenants: &Tenants) -> BTreeMap<Capability, Seat> {
+        if self.shared.is_empty() {
+            return BTreeMap::new();
+        }
+        let mut most: BTreeMap<(&Capability, Seat), i32> = BTreeMap::new();
+        for cursor in self.cursors.iter().filter(|cursor| cursor.next.is_some()) {
+            let Some((.., job)) = cursor.run else { continue };
+            let of = most.entry((&classes[cursor.class].shape.agent_type, cursor.tenant)).or_insert(job.priority);
+            *of = job.priority.max(*of);
+        }
+        let (config, now) = self.clock;
+        let turn = |(agent_type, shares): (&Capability, &BTreeMap<Seat, Shares>)| {
+            let stands = |(seat, Shares { since, promised }): (&Seat, &Shares)| {
+                let gained = tenants.gained(*seat, agent_type, *since, (now, config.ageing_ms));
+                let level = i128::from(*most.get(&(agent_type, *seat))?) + gained;
+                Some((level, Reverse(tenants.start(*seat, agent_type, *promised)), Reverse(*seat)))
+            };
+            let (.., Reverse(seat)) = shares.iter().filter_map(stands).max()?;
+            Some((agent_type.clone(), seat))
+        };
+        self.shared.iter().filter_map(turn).collect()
+    }
+
+    /// A task of a tenant is left waiting. So that those of others are looked at too, this counts in the walk.
+    pub(super) fn promised(&mut self, agent_type: &Capability, tenant: Seat) {
+        if let Some(of) = self.shared.get_mut(agent_type).and_then(|of| of.get_mut(&tenant)) {
+            of.promised += 1;
+        }
     }
 
     /// Passes over what is left of a class.
@@ -361,6 +450,13 @@ impl<'a> Cursor<'a> {
             let Some(entries) = job.ready.get(&self.class) else { continue };
             (self.run, self.entries) = (Some((*key, *run, job)), entries.iter());
         }
+    }
+
+    /// Since when its first task waits.
+    fn since(&self, state: &Optimizer) -> Option<Millis> {
+        let ((_, run, job), Entry { place, item, attempt, .. }) = (self.run?, self.next?);
+        let stage = job.graph.stages[place as usize].name.clone();
+        state.queue.get(&TaskId { run, stage, item, attempt }).map(|queued| queued.since)
     }
 }
 

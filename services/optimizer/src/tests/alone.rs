@@ -4,6 +4,7 @@ mod discovery;
 mod early;
 mod hedges;
 mod pressure;
+mod tenants;
 mod urgent;
 
 use std::collections::BTreeMap;

@@ -193,7 +193,7 @@ pub struct PlacementView {
     pub learning_rate: f64,
     /// How many tasks wait.
     pub queued: u64,
-    /// The first of them, in the order in which they will be placed; at most 100.
+    /// The first of them, by priority and waiting time; at most 100. Tenants and their runs take turns besides.
     pub queue: Vec<QueuedTask>,
     /// What was learned of the agents.
     pub agents: Vec<AgentPerformance>,
@@ -202,6 +202,23 @@ pub struct PlacementView {
     /// How it goes altogether.
     #[serde(default)]
     pub figures: Figures,
+    /// The tenants that have runs which have not ended; at most 1000.
+    #[serde(default)]
+    pub tenants: Vec<TenantView>,
+}
+
+/// A tenant, as the optimizer sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TenantView {
+    /// Its name; none: all runs that name no tenant are one's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// In proportion to this it shares agents with others.
+    pub weight: u32,
+    /// How many of its tasks wait.
+    pub waiting: u64,
+    /// How many of them an agent has.
+    pub active: u64,
 }
 
 /// How coordination goes: since the log began, unless a line says otherwise. The names are those of the first source document.
@@ -325,6 +342,9 @@ pub struct QueuedTask {
     pub priority: i32,
     /// Since when it waits, in milliseconds since 1970.
     pub since: Millis,
+    /// Who it is for, if its run names a tenant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
     /// How long it is expected to take; none while nothing like it has been seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub estimate_ms: Option<Millis>,

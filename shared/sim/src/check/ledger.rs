@@ -88,7 +88,10 @@ impl Facts {
 
     fn optimizer(&mut self, record: &OptimizerRecord) -> Checked {
         match record {
-            OptimizerRecord::StrategyChanged(_) => self.strategies += 1,
+            OptimizerRecord::StrategyChanged(record) => {
+                self.strategies += 1;
+                self.tenants.strategy_changed(record.strategy);
+            }
             OptimizerRecord::LearningImported(record) => self.imported.extend(record.lessons.iter().cloned()),
             OptimizerRecord::LearningRateChanged(LearningRateChanged { millionths }) => {
                 let before = self.learning_rate.replace(*millionths).unwrap_or(LEARNING_RATE);
@@ -309,6 +312,7 @@ impl Facts {
         let asked = (record.agent_type.clone(), record.requires.clone(), record.resources.clone());
         let attempt = Attempt::begun((seq, stamp.at, now), asked);
         let early = given.filter(|_| record.speculative);
+        self.tenants.ready(task, stamp.number);
         run.stages[place].attempts.push(Attempt { gathered, counts: !record.speculative, early, ..attempt });
         Ok(())
     }

@@ -43,6 +43,11 @@ impl Pressure {
         self.said[first..].iter().map(|(_, said)| said)
     }
 
+    /// Whether there ever was any.
+    pub(super) fn was_ever(&self) -> bool {
+        !self.said.is_empty()
+    }
+
     pub(super) fn level(&self) -> PressureLevel {
         self.said.last().map_or(PressureLevel::None, |(_, said)| said.level)
     }

@@ -11,6 +11,7 @@ use baton_protocol::request::{
     RerunRun, ResourceRequest, ResumeRun, RunAccepted, RunFilter, SetPool, SetSchedule, SetStrategy, SetTrigger,
     ShareBy, SharePool, SignalRun, StartRun, Subject, WorkflowRequest, Workload,
 };
+use baton_protocol::run::TENANT_KEY;
 use baton_protocol::{
     Amount, AtLimit, Budget, Json, Pool, PoolKind, Requirements, Resources, RunId, Service, SignalName, WorkflowName,
 };
@@ -345,6 +346,7 @@ impl World {
                 at_limit: if limit % 2 == 0 { AtLimit::Fail } else { AtLimit::Wait },
                 of: None,
             }),
+            metadata: placed.tenant.map(|tenant| (TENANT_KEY.to_owned(), tenant.to_owned())).into_iter().collect(),
             ..StartRun::new(name, input)
         };
         self.ask(Asker::Client(Wanted::Start), AnyRequest::Workflow(WorkflowRequest::StartRun(start)), true);

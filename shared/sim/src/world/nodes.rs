@@ -561,6 +561,11 @@ impl World {
             Effect::Ask { service: _, endpoint, body, tag } => {
                 let request = ResourceRequest::decode(endpoint, "", body.as_str().as_bytes())
                     .map_err(|rejection| broken("every question can be read", rejection.to_string()))?;
+                if let ResourceRequest::Assign(asked) = &request {
+                    let (term, time) =
+                        self.nodes[node].engine.as_ref().map_or((0, 0), |engine| (engine.term(), engine.time()));
+                    self.facts.placements_asked((node, session, term), asked, time)?;
+                }
                 self.ask(Asker::Node(node, session, tag), AnyRequest::Resource(request), false);
                 Ok(())
             }
@@ -666,6 +671,7 @@ impl World {
             |json: &Json| json.read().is_ok_and(|a: baton_protocol::request::AssignAnswer| !a.refused.is_empty());
         if reply.as_ref().is_ok_and(refused) {
             self.coverage.branch(Branch::PlacementRefused);
+            self.facts.placement_refused(node);
         }
         if let Some(engine) = &mut self.nodes[node].engine {
             engine.answered(tag, reply, now);
