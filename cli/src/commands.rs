@@ -11,6 +11,7 @@ pub(crate) mod capacity;
 pub(crate) mod completions;
 pub(crate) mod demo;
 pub(crate) mod doctor;
+pub(crate) mod forecast;
 pub(crate) mod graph;
 pub(crate) mod handoff;
 pub(crate) mod healthcheck;

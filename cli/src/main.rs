@@ -191,6 +191,8 @@ enum Command {
     Capacity(c::capacity::Capacity),
     /// Say how agents should work together on a workflow
     Advise(c::advise::Advise),
+    /// Say when what waits will be begun, and what will be late
+    Forecast(c::forecast::Forecast),
     /// Say why an agent has a task, or why the task waits
     WhyPlaced(c::why_placed::WhyPlaced),
     /// Run one service alone
@@ -326,6 +328,7 @@ async fn dispatch(command: Command, context: Context) -> anyhow::Result<Exit> {
         Command::Learning(command) => command.run(&context).await,
         Command::Capacity(command) => command.run(&context).await,
         Command::Advise(command) => command.run(&context).await,
+        Command::Forecast(command) => command.run(&context).await,
         Command::WhyPlaced(command) => command.run(&context).await,
         Command::Service(command) => command.run(context).await,
         Command::Agent(command) => command.run(context).await,

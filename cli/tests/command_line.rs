@@ -43,6 +43,7 @@ fn what_is_not_understood_is_a_usage_error() {
     check(&["run", "Article"], 2, &["\"Article\"", "lower-case"]);
     check(&["run", "article", "--input", "topic"], 2, &["KEY=VALUE"]);
     check(&["run", "article", "-i", "a=1", "-i", "a=2"], 2, &["\"a\" is given twice"]);
+    check(&["run", "article", "--tenant", "a", "--meta", "tenant=b"], 2, &["\"tenant\" is given twice"]);
     check(&["run", "article", "--input-file", "nowhere.json"], 2, &["nowhere.json"]);
     check(&["runs", "--status", "happy"], 2, &["running, succeeded"]);
     check(&["runs", "--limit", "0"], 2, &["1..=1000"]);

@@ -42,7 +42,7 @@ fn show(out: Output, view: &PlacementView) -> anyhow::Result<()> {
     let took = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| span(ms.round() as u64));
     out.line(&format!(
         "tasks     {} ended, {} of them well; {} in the last hour; {} at work\ntook      {} on average, after waiting {}\nagents    \
-         {} of their slots in use; balance {}",
+         {} of their slots in use; balance {}; regret {}",
         figures.total_coordinations,
         part(figures.success_rate),
         figures.throughput_per_hour,
@@ -51,6 +51,7 @@ fn show(out: Output, view: &PlacementView) -> anyhow::Result<()> {
         took(figures.average_wait_ms),
         part(figures.resource_efficiency),
         part(figures.balance),
+        part(figures.regret),
     ))?;
     let mut queue = Table::new(["task", "for", ">priority", "waits since", ">expected"]);
     for task in &view.queue {

@@ -12,10 +12,10 @@ use baton_protocol::definition::Definition;
 use baton_protocol::pressure::PressureView;
 use baton_protocol::request::{
     Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, AlertList, CancelRuns, CapacityPlan, Done,
-    EventStored, GetLearning, Granted, HandoffAsked, ImportLearning, LearningPage, LeaseList, PlacementExplained,
-    PlacementView, PlanCapacity, PoolList, RegisterWorkflow, RunAccepted, RunList, RunsCancelled, ScheduleList,
-    ScheduleView, SetStrategy, ShareBy, SignalStored, Spending, SpentBy, StageDecided, StartRun, TriggerList,
-    TriggerView, WorkflowList, WorkflowView,
+    EventStored, Forecast, GetLearning, Granted, HandoffAsked, ImportLearning, LearningPage, LeaseList,
+    PlacementExplained, PlacementView, PlanCapacity, PoolList, RegisterWorkflow, RunAccepted, RunList, RunsCancelled,
+    ScheduleList, ScheduleView, SetStrategy, ShareBy, SignalStored, Spending, SpentBy, StageDecided, StartRun,
+    TriggerList, TriggerView, WorkflowList, WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView, StageStatus};
 use baton_protocol::why::Why;
@@ -934,6 +934,17 @@ pub(crate) const ROUTES: &[Route] = &[
         body: json(&[("application/json", of::<Advise>)]),
         answers: &[answer(200, "The advice.", of::<Advice>)],
         handler: |method| on(method, placement::advice),
+    },
+    Route {
+        method: Method::Get,
+        path: "/v1/placement/forecast",
+        id: "forecastQueue",
+        tag: "placement",
+        about: "Says when what waits will be begun, what of that which is due will be late, and what would help.",
+        parameters: &[],
+        body: None,
+        answers: &[answer(200, "What is to be expected.", of::<Forecast>)],
+        handler: |method| on(method, placement::forecast),
     },
     Route {
         method: Method::Post,

@@ -327,6 +327,7 @@ impl Planner {
                 continue;
             }
             let weighed = Weighed::Finish(self.agents.weigh(of, &look));
+            let had_room = if room.samples(of.open()) { self.agents.who_has_room(of) } else { Vec::new() };
             let (agent, shape) = (self.agents.id(best.row).clone(), Arc::clone(&of.shape));
             room.set_aside(state, &agent, &shape);
             self.agents.probed(state, best.row, now);
@@ -335,7 +336,7 @@ impl Planner {
             tenants.served(job.tenant, &shape.agent_type, now);
             let since = queued.map_or(now, |queued| queued.since);
             let (strategy, is_near) = (Strategy::Adaptive, best.is_near);
-            plan.push(Chosen { task, agent, shape, since, strategy, is_near, beside: None, weighed });
+            plan.push(Chosen { task, agent, shape, since, strategy, is_near, beside: None, weighed, had_room });
         }
         for (row, available) in promised.into_iter().rev() {
             self.agents.unpromise(row, available);

@@ -21,6 +21,7 @@ use crate::adaptive::Planner;
 use crate::fleet::{Holder, Rank};
 use crate::placement::{Chosen, Finish, Room, Standing, Weighed};
 use crate::queue::{Head, Lines, Queued, Shape};
+use crate::regret::Regrets;
 use crate::tenants::{Seat, Tenants};
 use crate::{Config, Optimizer};
 
@@ -70,8 +71,10 @@ pub struct Soft {
     held_until: Option<Millis>,
     /// Nothing is asked before this time.
     paused_until: Option<Millis>,
-    /// The length of the queue that was last shown.
-    shown: Option<usize>,
+    /// The length of the queue and the balance that were last shown.
+    shown: Option<(usize, f64)>,
+    /// Placements that are to be judged in hindsight, and those that were.
+    regrets: Regrets,
     /// How the last tasks were weighed that were placed in this term, the latest last.
     placed: VecDeque<(TaskId, Asked)>,
 }
@@ -87,6 +90,7 @@ struct Asked {
     /// The lease under which another agent is at it.
     beside: Option<LeaseId>,
     weighed: Weighed,
+    had_room: Vec<AgentId>,
     tag: u64,
     /// What its pools looked like when it was asked for.
     watch: u64,
@@ -131,6 +135,11 @@ impl Soft {
         let shut = shut.filter(|_| !is_planted(Bug::ShutForEver));
         let held = self.held_until.map(|until| until.max(self.paused_until.unwrap_or_default()));
         question.into_iter().chain(avoided).chain(shut).chain(held).chain(self.paused_until).chain(planned).min()
+    }
+
+    /// How much the placements that were judged are regretted, on average.
+    pub(crate) fn regret(&self) -> Option<f64> {
+        self.regrets.average()
     }
 
     /// Notes how much pressure there is.
@@ -217,7 +226,8 @@ impl Soft {
     /// A task is not leased as was asked for: its tenant has not come further. (Of what nothing is heard, it is not known: that counts.)
     fn refused(&mut self, state: &Optimizer, task: &TaskId, clock: Clock<'_>) -> Option<Asked> {
         let asked = self.release(state, task)?;
-        if state.runs.get(task.run).is_some() {
+        // A second agent for a task is nothing that its tenant was given.
+        if asked.beside.is_none() && state.runs.get(task.run).is_some() {
             let tenant = self.tenant(state, task.run, clock);
             self.tenants.refused(tenant, &asked.shape.agent_type);
         }
@@ -379,10 +389,11 @@ pub(crate) fn place(turn: &mut Turn<'_, Optimizer>) {
         turn.soft.last_tag = tag;
         let mut placements = Vec::new();
         for chosen in plan.by_ref().take(MAX_PLACEMENTS) {
-            let Chosen { task, agent, shape, since, strategy, is_near, beside, weighed } = chosen;
+            let Chosen { task, agent, shape, since, strategy, is_near, beside, weighed, had_room } = chosen;
             placements.push(Placement { task: task.clone(), agent: agent.clone(), beside });
             let watch = turn.state().pools.watch(&shape.pools);
-            let asked = Asked { agent, shape, strategy, is_near, beside, weighed, tag, watch, since, at: now };
+            let asked =
+                Asked { agent, shape, strategy, is_near, beside, weighed, had_room, tag, watch, since, at: now };
             turn.soft.asked.insert(task, asked);
         }
         turn.soft.questions.insert(tag, Question { at: now, left: placements.len(), answered: false });
@@ -394,12 +405,13 @@ pub(crate) fn place(turn: &mut Turn<'_, Optimizer>) {
 /// Takes note of what a commit settles. Whether anything may be placed that could not be before: leases that come as
 /// asked for, the most of all records, change nothing.
 pub(crate) fn settle(turn: &mut Turn<'_, Optimizer>, commit: &AnyCommit) -> bool {
-    let mut placed = Vec::new();
+    let (mut placed, mut regrets) = (Vec::new(), Vec::new());
     let news = with(turn, |soft, state, clock| {
         let (mut news, mut reshaped) = (false, false);
         match commit {
             AnyCommit::Workflow(commit) => {
                 for (_, record) in commit.stamped() {
+                    regrets.extend(soft.regrets.judge(state, record));
                     news |= settle_workflow(soft, state, record, clock);
                 }
             }
@@ -430,7 +442,11 @@ pub(crate) fn settle(turn: &mut Turn<'_, Optimizer>, commit: &AnyCommit) -> bool
         }
         news
     });
-    for (at, task, asked) in placed {
+    for regret in regrets {
+        turn.measure_value("baton_placement_regret_ratio", &[], regret);
+    }
+    for (at, task, mut asked) in placed {
+        turn.soft.regrets.placed(&task, &asked.agent, std::mem::take(&mut asked.had_room));
         if asked.beside.is_none() {
             let waited = at.saturating_sub(asked.since) as f64 / 1000.0;
             turn.measure_value("baton_placement_seconds", &[asked.strategy.as_str()], waited);
@@ -858,10 +874,16 @@ impl Weighed {
     }
 }
 
-/// Sets the gauge if the queue is longer or shorter than it was.
-pub(crate) fn show_queue(turn: &mut Turn<'_, Optimizer>) {
-    let length = turn.state().queue.len();
-    if turn.soft.shown.replace(length) != Some(length) {
+/// Sets the gauges if the queue is longer or shorter than it was, or agents are loaded otherwise.
+pub(crate) fn show(turn: &mut Turn<'_, Optimizer>) {
+    let state = turn.state();
+    // Where nobody has anything, all have as much.
+    let (length, balance) = (state.queue.len(), state.fleet.loads().balance().unwrap_or(1.0));
+    let before = turn.soft.shown.replace((length, balance));
+    if before.is_none_or(|(before, _)| before != length) {
         turn.gauge("baton_run_queue", &[], length as f64);
+    }
+    if before.is_none_or(|(_, before)| before.to_bits() != balance.to_bits()) {
+        turn.gauge("baton_load_balance_ratio", &[], balance);
     }
 }

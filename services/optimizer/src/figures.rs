@@ -51,26 +51,21 @@ impl Figures {
         self.minute = self.minute.max(minute);
     }
 
-    /// What is shown, at a time.
-    pub(crate) fn view(&self, state: &Optimizer, now: Millis) -> View {
+    /// What is shown, at a time, with what the leader alone knows.
+    pub(crate) fn view(&self, state: &Optimizer, now: Millis, regret: Option<f64>) -> View {
         let part = |sum: u64, of: u64| (of > 0).then(|| sum as f64 / of as f64);
         let old = usize::try_from((now / 60_000).saturating_sub(self.minute)).unwrap_or(MINUTES);
-        let (mut slots, mut held, mut loads, mut squares, mut agents) = (0.0, 0.0, 0.0, 0.0, 0.0);
-        for (_, agent) in state.fleet.iter() {
-            let load = agent.in_use();
-            slots += f64::from(agent.slots());
-            held += load * f64::from(agent.slots());
-            (loads, squares, agents) = (loads + load, squares + load * load, agents + 1.0);
-        }
+        let loads = state.fleet.loads();
         View {
             total_coordinations: self.succeeded + self.failed,
-            active_coordinations: held.round() as u64,
+            active_coordinations: loads.held,
             success_rate: part(self.succeeded, self.succeeded + self.failed),
             average_coordination_ms: part(self.took_ms, self.succeeded),
             average_wait_ms: part(self.waited_ms, self.placed),
-            resource_efficiency: (slots > 0.0).then(|| held / slots),
+            resource_efficiency: part(loads.held, loads.slots),
             throughput_per_hour: self.minutes.iter().skip(old).sum(),
-            balance: (squares > 0.0).then(|| loads * loads / (agents * squares)),
+            balance: loads.balance(),
+            regret,
         }
     }
 }

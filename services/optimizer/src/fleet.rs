@@ -26,9 +26,64 @@ const CLOSE: u32 = FULL / 50;
 
 /// The agents that are there.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(from = "Shelves<AgentId, Arc<Agent>>", into = "Shelves<AgentId, Arc<Agent>>")]
 pub(crate) struct Fleet {
     agents: Shelves<AgentId, Arc<Agent>>,
+    /// Follows from the agents.
+    loads: Loads,
+}
+
+impl From<Shelves<AgentId, Arc<Agent>>> for Fleet {
+    fn from(agents: Shelves<AgentId, Arc<Agent>>) -> Self {
+        let mut loads = Loads::default();
+        agents.iter().for_each(|(_, agent)| loads.add(agent));
+        Self { agents, loads }
+    }
+}
+
+impl From<Fleet> for Shelves<AgentId, Arc<Agent>> {
+    fn from(fleet: Fleet) -> Self {
+        fleet.agents
+    }
+}
+
+/// Sums over all agents. In whole numbers, so that what is added and taken again leaves nothing behind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Loads {
+    agents: u64,
+    pub(crate) slots: u64,
+    /// How many tasks they hold.
+    pub(crate) held: u64,
+    /// The parts of their slots in use, and the squares of these, in 2^20ths.
+    sum: u128,
+    squares: u128,
+}
+
+impl Loads {
+    fn add(&mut self, agent: &Agent) {
+        let load = agent.load_parts();
+        self.agents += 1;
+        self.slots += u64::from(agent.slots);
+        self.held += agent.holds.tasks as u64;
+        self.sum += load;
+        self.squares += load * load;
+    }
+
+    fn take(&mut self, agent: &Agent) {
+        let load = agent.load_parts();
+        self.agents -= 1;
+        self.slots -= u64::from(agent.slots);
+        self.held -= agent.holds.tasks as u64;
+        self.sum -= load;
+        self.squares -= load * load;
+    }
+
+    /// How evenly agents are loaded: Jain's index, from `1/n` where one has all to 1 where all have as much. None if nobody has
+    /// anything.
+    pub(crate) fn balance(&self) -> Option<f64> {
+        let sum = self.sum as f64;
+        (self.squares > 0).then(|| sum * sum / (self.agents as f64 * self.squares as f64))
+    }
 }
 
 /// An agent.
@@ -199,9 +254,9 @@ impl Agent {
         self.slots
     }
 
-    /// Which part of its slots is in use.
-    pub(crate) fn in_use(&self) -> f64 {
-        self.holds.tasks as f64 / f64::from(self.slots.max(1))
+    /// Which part of its slots is in use, in 2^20ths.
+    fn load_parts(&self) -> u128 {
+        ((self.holds.tasks as u128) << 20) / u128::from(self.slots.max(1))
     }
 
     /// How many it holds, with what is set aside.
@@ -256,7 +311,7 @@ impl Fleet {
     }
 
     pub(crate) fn registered(&mut self, stamp: Stamp, record: &AgentRegistered, score: u32) {
-        let before = self.agents.remove(&record.agent);
+        let before = self.remove(&record.agent);
         let kept = before.filter(|before| before.session == record.session);
         let (life, holds, idle_since, breakers) = kept.map_or_else(
             || (stamp.number, Load::default(), stamp.at, BTreeMap::new()),
@@ -276,11 +331,23 @@ impl Fleet {
             idle_since,
             holds,
         };
+        self.loads.add(&agent);
         self.agents.insert(record.agent.clone(), Arc::new(agent));
     }
 
     pub(crate) fn left(&mut self, agent: &AgentId) {
-        self.agents.remove(agent);
+        self.remove(agent);
+    }
+
+    fn remove(&mut self, agent: &AgentId) -> Option<Arc<Agent>> {
+        let agent = self.agents.remove(agent)?;
+        self.loads.take(&agent);
+        Some(agent)
+    }
+
+    /// Sums over all agents.
+    pub(crate) fn loads(&self) -> Loads {
+        self.loads
     }
 
     /// An agent has a task that needs this, of its own and of pools, if it is there.
@@ -293,7 +360,9 @@ impl Fleet {
     ) -> Option<Holder> {
         let Assigned { agent: id, resources, pools, .. } = record;
         let agent = self.agents.change(id)?;
+        self.loads.take(agent);
         agent.holds.add(resources);
+        self.loads.add(agent);
         let probe = match agent.breakers.get_mut(capability) {
             Some(Breaker::HalfOpen(probes)) => {
                 *probes = probes.saturating_sub(1);
@@ -319,7 +388,9 @@ impl Fleet {
     pub(crate) fn freed(&mut self, at: Millis, holder: &Holder) -> bool {
         let agent = self.agents.change(&holder.agent).filter(|agent| agent.life == holder.life);
         let Some(agent) = agent else { return false };
+        self.loads.take(agent);
         agent.holds.take(&holder.resources);
+        self.loads.add(agent);
         agent.idle_since = at;
         if let Some(Breaker::HalfOpen(probes)) = holder.probe.as_ref().and_then(|probe| agent.breakers.get_mut(probe)) {
             *probes += 1;

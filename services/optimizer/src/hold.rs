@@ -22,6 +22,10 @@ impl Held {
         self.0.get(&task.run).is_some_and(|held| held.contains_key(task))
     }
 
+    pub(crate) fn is_paused(&self, run: RunId) -> bool {
+        self.0.contains_key(&run)
+    }
+
     /// A task is over, or was leased all the same.
     pub(crate) fn remove(&mut self, task: &TaskId) -> Option<Queued> {
         self.0.get_mut(&task.run)?.remove(task)

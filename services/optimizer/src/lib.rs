@@ -27,6 +27,7 @@ mod durations;
 mod figures;
 mod find;
 mod fleet;
+mod forecast;
 mod graph;
 mod hold;
 mod learning;
@@ -34,6 +35,7 @@ mod math;
 mod placement;
 mod pools;
 mod queue;
+mod regret;
 mod runs;
 mod tenants;
 #[cfg(test)]
@@ -148,7 +150,7 @@ impl Machine for Optimizer {
         if ask::settle(turn, commit) {
             ask::place(turn);
         }
-        ask::show_queue(turn);
+        ask::show(turn);
     }
 
     fn request(turn: &mut Turn<'_, Self>, request: OptimizerRequest, _: &RequestContext) -> Reply {
@@ -165,12 +167,19 @@ impl Machine for Optimizer {
             OptimizerRequest::ExplainPlacement(request) => answer(&ask::explain(turn, &request)?),
             OptimizerRequest::PlanCapacity(request) => answer(&capacity::plan(turn.state(), &request)?),
             OptimizerRequest::Advise(request) => answer(&capacity::advise(turn.state(), &request)?),
+            OptimizerRequest::ForecastQueue(_) => {
+                let (ageing_ms, now) = (turn.config().ageing_ms, turn.now());
+                answer(&forecast::forecast(turn.state(), ageing_ms, now))
+            }
             OptimizerRequest::GetLearning(request) => answer(&turn.state().learning.page(request.after.as_ref())),
             OptimizerRequest::ImportLearning(request) => {
                 import(turn, request)?;
                 answer(&Done {})
             }
-            OptimizerRequest::GetPlacement(_) => answer(&view::placement(turn.state(), turn.config(), turn.now())),
+            OptimizerRequest::GetPlacement(_) => {
+                let regret = turn.soft.regret();
+                answer(&view::placement(turn.state(), turn.config(), turn.now(), regret))
+            }
         }
     }
 
@@ -187,7 +196,7 @@ impl Machine for Optimizer {
         }
         ask::begin(turn);
         ask::place(turn);
-        ask::show_queue(turn);
+        ask::show(turn);
     }
 
     fn tick(turn: &mut Turn<'_, Self>) {

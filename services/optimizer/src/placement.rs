@@ -37,6 +37,7 @@ use baton_protocol::{AgentId, Capability, LeaseId, Millis, Requirements, Resourc
 use crate::Optimizer;
 use crate::fleet::{Agent, Load, Rank};
 use crate::queue::{Head, Lines, Shape};
+use crate::regret::Sampling;
 use crate::tenants::Tenants;
 
 /// How many pools are kept. Beyond that those are forgotten that were not asked for longest.
@@ -65,6 +66,8 @@ pub(crate) struct Chosen {
     pub(crate) beside: Option<LeaseId>,
     /// How it was weighed.
     pub(crate) weighed: Weighed,
+    /// Of some: who had room for it, the chosen one included.
+    pub(crate) had_room: Vec<AgentId>,
 }
 
 /// Those that came first when a task was weighed.
@@ -122,6 +125,8 @@ pub(crate) struct Room {
     turns: Turns,
     /// How often an agent was drawn.
     draws: u64,
+    /// Of which tasks it is kept who had room.
+    sampling: Sampling,
     kept: BTreeMap<Arc<Shape>, Kept>,
 }
 
@@ -355,6 +360,18 @@ impl Room {
         }
     }
 
+    /// Whether it is kept of a task who had room for it, if so many had.
+    pub(crate) fn samples(&mut self, agents: usize) -> bool {
+        self.sampling.takes(agents)
+    }
+
+    /// Who has room for this shape, if that is kept.
+    fn who_has_room(&mut self, state: &Optimizer, strategy: Strategy, shape: &Shape) -> Vec<AgentId> {
+        let Self { pools, aside, sampling, .. } = self;
+        let pool = pools.of(shape, First::of(strategy), state, aside);
+        if sampling.takes(pool.by_id.len()) { pool.by_id.keys().cloned().collect() } else { Vec::new() }
+    }
+
     /// Whether any agent that can do something has a free slot. Where none has, and tasks need ten thousand different things, that saves
     /// looking for each of them.
     fn has_a_slot(&mut self, state: &Optimizer, agent_type: &Capability) -> bool {
@@ -434,9 +451,10 @@ impl Room {
             if let Some((agent, is_near)) = chosen {
                 walk.take(&head);
                 let weighed = self.weigh(state, strategy, shape);
+                let had_room = self.who_has_room(state, strategy, shape);
                 self.set_aside(state, &agent, shape);
                 let (task, shape, since) = (head.task().clone(), Arc::clone(shape), head.since());
-                plan.push(Chosen { task, agent, shape, since, strategy, is_near, beside: None, weighed });
+                plan.push(Chosen { task, agent, shape, since, strategy, is_near, beside: None, weighed, had_room });
             } else if not.is_none_or(BTreeSet::is_empty) {
                 if now.saturating_sub(head.oldest) >= ageing_ms {
                     kept.extend(self.keep_one(state, shape, &kept, now));

@@ -160,7 +160,8 @@ impl Run {
         (self.open.len(), self.open.values().filter(|open| open.holder.is_some()).count())
     }
 
-    fn held(&self, run: RunId) -> impl Iterator<Item = (TaskId, &Holder)> {
+    /// Its tasks that agents have, and who has each: once more where a second one has it.
+    pub(crate) fn held(&self, run: RunId) -> impl Iterator<Item = (TaskId, &Holder)> {
         let of = move |part: &Part, open: &Open| part.task(run, open.attempt);
         self.open
             .iter()

@@ -17,7 +17,8 @@ const MAX_LEARNED: usize = 4000;
 /// How many tenants.
 const MAX_TENANTS: usize = 1000;
 
-pub(crate) fn placement(state: &Optimizer, config: &Config, now: Millis) -> PlacementView {
+/// What is shown, with what the leader alone knows.
+pub(crate) fn placement(state: &Optimizer, config: &Config, now: Millis, regret: Option<f64>) -> PlacementView {
     let mut queue: Vec<_> = state.queue.iter().collect();
     let earlier = |(a, first): &(&TaskId, &Queued), (b, second): &(&TaskId, &Queued)| {
         let first = queue::order(*a, first.priority, first.since, now, config.ageing_ms);
@@ -63,7 +64,7 @@ pub(crate) fn placement(state: &Optimizer, config: &Config, now: Millis) -> Plac
         queue: queue.into_iter().map(queued).collect(),
         agents: agents.collect(),
         stages: stages.collect(),
-        figures: state.figures.view(state, now),
+        figures: state.figures.view(state, now, regret),
         tenants: of_tenants(state, config),
     }
 }

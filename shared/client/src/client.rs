@@ -11,13 +11,13 @@ use baton_protocol::pressure::PressureView;
 use baton_protocol::request::{
     AcknowledgeAlert, Acquire, AcquireAnswer, Advice, Advise, AgentList, AgentsFound, AlertList, ApproveBudget,
     AskHandoff, CancelRun, CancelRuns, CapacityPlan, DecideStage, DenyBudget, Done, EventStored, ExplainPlacement,
-    FindAgents, GetLearning, GetPlacement, GetPressure, GetRun, GetSchedule, GetSpending, GetWorkflow, Granted,
-    HandoffAsked, HeldView, ImportLearning, LearningPage, LeaseList, ListAgents, ListAlerts, ListLeases, ListPools,
-    ListRuns, ListSchedules, ListTriggers, ListWorkflows, PauseRun, PauseSchedule, PlacementExplained, PlacementView,
-    PlanCapacity, PoolList, RaiseEvent, RegisterWorkflow, Release, RemovePool, RemoveSchedule, RemoveTrigger, Renew,
-    RerunRun, ResumeRun, RunAccepted, RunList, RunsCancelled, ScheduleList, ScheduleView, SetPool, SetSchedule,
-    SetStrategy, SetTrigger, SharePool, SignalRun, SignalStored, Spending, StageDecided, StartRun, Strategy,
-    TriggerList, TriggerView, WorkflowList, WorkflowView,
+    FindAgents, Forecast, ForecastQueue, GetLearning, GetPlacement, GetPressure, GetRun, GetSchedule, GetSpending,
+    GetWorkflow, Granted, HandoffAsked, HeldView, ImportLearning, LearningPage, LeaseList, ListAgents, ListAlerts,
+    ListLeases, ListPools, ListRuns, ListSchedules, ListTriggers, ListWorkflows, PauseRun, PauseSchedule,
+    PlacementExplained, PlacementView, PlanCapacity, PoolList, RaiseEvent, RegisterWorkflow, Release, RemovePool,
+    RemoveSchedule, RemoveTrigger, Renew, RerunRun, ResumeRun, RunAccepted, RunList, RunsCancelled, ScheduleList,
+    ScheduleView, SetPool, SetSchedule, SetStrategy, SetTrigger, SharePool, SignalRun, SignalStored, Spending,
+    StageDecided, StartRun, Strategy, TriggerList, TriggerView, WorkflowList, WorkflowView,
 };
 use baton_protocol::run::RunView;
 use baton_protocol::{Code, Pool, Rejection, ResourceName, RunId, ScheduleName, Service, Take, TriggerName, subject};
@@ -547,6 +547,12 @@ impl Client {
     /// Says how agents should work together on a workflow, and why.
     pub async fn advise(&self, request: &Advise) -> Result<Advice, ClientError> {
         self.request(Service::Optimizer, "advice.get", request, Headers::of(MessageType::CoordinationRequest)).await
+    }
+
+    /// Says when what waits will be begun, what of that which is due will be late, and what would help.
+    pub async fn forecast_queue(&self) -> Result<Forecast, ClientError> {
+        let headers = Headers::of(MessageType::CoordinationRequest);
+        self.request(Service::Optimizer, "queue.forecast", &ForecastQueue {}, headers).await
     }
 
     /// Gives what was learned, a page at a time.

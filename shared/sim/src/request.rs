@@ -88,6 +88,7 @@ impl AnyRequest {
                 OptimizerRequest::ExplainPlacement(_) => "placement.explain",
                 OptimizerRequest::PlanCapacity(_) => "capacity.plan",
                 OptimizerRequest::Advise(_) => "advice.get",
+                OptimizerRequest::ForecastQueue(_) => "queue.forecast",
                 OptimizerRequest::GetLearning(_) => "learning.get",
                 OptimizerRequest::ImportLearning(_) => "learning.import",
             },

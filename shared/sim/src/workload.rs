@@ -57,7 +57,7 @@ pub(crate) enum Wish {
     Agents,
     /// To change how tasks are placed.
     Strategy(Strategy),
-    /// To see how tasks are placed.
+    /// To see how tasks are placed, or what is to be expected of the queue.
     Placement,
     /// To see all alerts.
     Alerts,

@@ -21,6 +21,9 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 const SECONDS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
+/// Parts of one.
+const PARTS: &[f64] = &[0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9, 1.0];
+
 const RECORDS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0];
 
 /// A machine's turn takes from some microseconds to some milliseconds.
@@ -127,6 +130,17 @@ pub const DEFINITIONS: &[Definition] = &[
     // The optimizer's.
     gauge("baton_run_queue", "Tasks that wait for an agent.", &[]),
     seconds("baton_placement_seconds", "Time from when a task was ready to when it was placed.", &["strategy"]),
+    gauge(
+        "baton_load_balance_ratio",
+        "How evenly agents are loaded: Jain's index of the parts of their slots in use.",
+        &[],
+    ),
+    histogram(
+        "baton_placement_regret_ratio",
+        "Part of its time that a task would have saved with the best agent that had room, in hindsight.",
+        &[],
+        PARTS,
+    ),
     // The post office's.
     counter("baton_post_asked_total", "Questions of agents to the post office, by what they ask.", &["ask"]),
     counter(

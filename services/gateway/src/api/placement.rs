@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use baton_protocol::request::{
-    Advice, Advise, CapacityPlan, Done, ExplainPlacement, GetLearning, ImportLearning, LearningPage,
+    Advice, Advise, CapacityPlan, Done, ExplainPlacement, Forecast, GetLearning, ImportLearning, LearningPage,
     PlacementExplained, PlacementView, PlanCapacity, SetStrategy,
 };
 use baton_protocol::{RunId, StageName};
@@ -42,6 +42,10 @@ pub(crate) async fn advice(
     extract::Json(request): extract::Json<Advise>,
 ) -> Result<Json<Advice>, Problem> {
     Ok(Json(door.client.advise(&request).await?))
+}
+
+pub(crate) async fn forecast(State(door): State<Door>) -> Result<Json<Forecast>, Problem> {
+    Ok(Json(door.client.forecast_queue().await?))
 }
 
 pub(crate) async fn learning(

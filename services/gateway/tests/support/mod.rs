@@ -14,9 +14,10 @@ use baton_protocol::definition::Definition;
 use baton_protocol::pressure::{PressureCause, PressureLevel, PressureView};
 use baton_protocol::record::{Cause, FORMAT, RunFinished, RunStarted, StageReady, Turn};
 use baton_protocol::request::{
-    AgentList, AgentsFound, AlertList, DecideStage, Done, ExplainPlacement, Figures, LearningPage, LeaseList,
-    PlacementExplained, PlacementView, PoolList, Role, RunAccepted, RunList, RunsCancelled, SignalRun, SignalStored,
-    Spending, Spent, StageDecided, StartRun, Strategy, Usage, WorkflowList, WorkflowSummary, WorkflowView,
+    AgentList, AgentsFound, AlertList, BackPressure, DecideStage, Done, ExplainPlacement, Figures, Forecast,
+    LearningPage, LeaseList, PlacementExplained, PlacementView, PoolList, Role, RunAccepted, RunList, RunsCancelled,
+    SignalRun, SignalStored, Spending, Spent, StageDecided, StartRun, Strategy, Usage, WorkflowList, WorkflowSummary,
+    WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
 use baton_protocol::subject::{self, Shard};
@@ -442,6 +443,17 @@ impl Script {
             "learning.get" => is(&LearningPage { lessons: vec![], more: false }),
             "learning.import" => is(&Done {}),
             "capacity.plan" => no(Code::UnknownWorkflow, "there is no such workflow"),
+            "queue.forecast" => is(&Forecast {
+                at: 0,
+                due: 0,
+                late: 0,
+                held_up: 0,
+                first: vec![],
+                queues: vec![],
+                back_pressure: BackPressure::None,
+                retry_after_ms: None,
+                advice: vec![],
+            }),
             "advice.get" => no(Code::UnknownWorkflow, "there is no such workflow"),
             "placement.explain" => {
                 let ExplainPlacement { run, stage } = serde_json::from_value(body).unwrap();

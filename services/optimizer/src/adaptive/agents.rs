@@ -390,6 +390,12 @@ impl Agents {
         begins + look.work * class.factor[row] + class.failure[row] * risk
     }
 
+    /// Who has room for a class.
+    pub(super) fn who_has_room(&self, class: &Class) -> Vec<AgentId> {
+        let rows = self.rows.iter().zip(&class.room).filter(|(_, has_room)| **has_room);
+        rows.map(|(row, _)| row.id.clone()).collect()
+    }
+
     /// The first of those that would finish a task first, and what is weighed.
     pub(super) fn weigh(&self, class: &Class, look: &Look<'_>) -> Vec<Finish> {
         let risk = look.work * (1.0 + look.retries) * class.inverse / class.able.max(1) as f64;

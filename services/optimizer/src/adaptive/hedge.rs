@@ -113,7 +113,17 @@ impl Planner {
             self.agents.began(&of.task, &agent, now);
             self.agents.settle_one(state, room, &mut self.classes, row, now);
             let (strategy, is_near) = (Strategy::Adaptive, false);
-            plan.push(Chosen { task: of.task, agent, shape, since, strategy, is_near, beside, weighed });
+            plan.push(Chosen {
+                task: of.task,
+                agent,
+                shape,
+                since,
+                strategy,
+                is_near,
+                beside,
+                weighed,
+                had_room: Vec::new(),
+            });
         }
         if soonest.is_finite() {
             let again = now.saturating_add((AGAIN * soonest).clamp(AGAIN_MS.0, AGAIN_MS.1) as Millis);

@@ -2,6 +2,7 @@
 
 mod discovery;
 mod early;
+mod forecast;
 mod hedges;
 mod pressure;
 mod tenants;
@@ -45,6 +46,8 @@ struct World {
     leases: BTreeMap<TaskId, u64>,
     /// How long tasks were measured to have waited, by strategy, in seconds.
     waited: Vec<String>,
+    /// What else was measured.
+    measured: Vec<(&'static str, f64)>,
 }
 
 impl World {
@@ -64,6 +67,7 @@ impl World {
             asked: BTreeMap::new(),
             leases: BTreeMap::new(),
             waited: Vec::new(),
+            measured: Vec::new(),
         };
         world.machine.lead("i", world.now);
         world.workflow(vec![workflow()]);
@@ -100,14 +104,24 @@ impl World {
                 let times = format!("+{}..+{}", span.start - START, span.end - START);
                 self.note(&format!("span {:?} {} {times} {}", span.kind, span.name, attributes.join(" ")));
             }
-            Effect::Measure(Measure { metric, value: Value::Set(value), .. }) => {
-                self.note(&format!("gauge {metric} {value}"));
+            Effect::Measure(Measure { metric: "baton_run_queue", value: Value::Set(value), .. }) => {
+                self.note(&format!("gauge baton_run_queue {value}"));
             }
             Effect::Measure(Measure { metric: "baton_placement_seconds", labels, value: Value::Observe(waited) }) => {
                 self.waited.push(format!("{} {waited}", labels.join(" ")));
             }
+            Effect::Measure(Measure { metric, value: Value::Set(value) | Value::Observe(value), .. }) => {
+                self.measured.push((metric, value));
+            }
             _ => panic!("{effect:?}"),
         }
+    }
+
+    /// What was measured under a name since this was asked last.
+    fn measured(&mut self, metric: &str) -> Vec<f64> {
+        let of = self.measured.iter().filter(|(name, _)| *name == metric).map(|(_, value)| *value).collect();
+        self.measured.retain(|(name, _)| *name != metric);
+        of
     }
 
     fn note(&mut self, line: &str) {
@@ -202,7 +216,7 @@ impl World {
     }
 
     fn view(&self) -> PlacementView {
-        crate::view::placement(self.machine.machine(), &self.config, self.now)
+        crate::view::placement(self.machine.machine(), &self.config, self.now, None)
     }
 
     fn order(&self) -> String {
@@ -946,6 +960,64 @@ fn o3_an_agent_of_which_nothing_is_known_is_tried() {
             "{strategy:?}: {given:?}"
         );
     }
+}
+
+#[test]
+fn o12_balance_is_shown_when_it_changes() {
+    let mut world = World::new();
+    world.resource(vec![registered("ann", "s", "research", 1, 0, 1), registered("bob", "s", "research", 2, 0, 0)]);
+    world.ready(1, "research", 0, 0);
+    world.grant();
+    world.ready(2, "research", 0, 0);
+    world.grant();
+    // Ann has all of hers in use and bob half of his: 1.5² / (2 · 1.25).
+    assert_eq!(world.measured("baton_load_balance_ratio"), [1.0, 0.5, 0.9]);
+    assert_eq!(world.view().figures.balance, Some(0.9));
+    world.resource(vec![left("bob")]);
+    world.end(1, "ann", Outcome::Succeeded, 10);
+    assert_eq!(world.measured("baton_load_balance_ratio"), [1.0]);
+    assert_eq!(world.view().figures.balance, None);
+}
+
+#[test]
+fn o12_regret_is_what_the_best_agent_with_room_would_have_saved_in_hindsight() {
+    let mut world = World::new();
+    world.resource(vec![registered("ann", "s", "research", 1, 0, 1), registered("bob", "s", "research", 1, 0, 0)]);
+    let regret = |world: &mut World, n: u64, agent: &str, outcome, ms| {
+        world.ready(n, "research", 0, 0);
+        assert_eq!(world.grant()[0].1, agent);
+        world.end(n, agent, outcome, ms);
+        world.measured("baton_placement_regret_ratio")
+    };
+    // Nothing is known of either.
+    assert_eq!(regret(&mut world, 1, "ann", Outcome::Succeeded, 4000), [0.0]);
+    // Bob is all that has room, twice as fast, and not to be regretted.
+    world.ready(20, "research", 0, 0);
+    world.grant();
+    for n in 2..8 {
+        assert_eq!(regret(&mut world, n, "bob", Outcome::Succeeded, 2000), [0.0]);
+    }
+    world.end(20, "ann", Outcome::Cancelled, 1);
+    assert_eq!(world.measured("baton_placement_regret_ratio"), [0.0_f64; 0]);
+    // Ann is preferred, though it is known by now that she is slower.
+    let slower = regret(&mut world, 8, "ann", Outcome::Succeeded, 4000);
+    assert!(slower.len() == 1 && (0.2..0.5).contains(&slower[0]), "{slower:?}");
+    // She fails where bob had room, and where he had none.
+    assert_eq!(regret(&mut world, 9, "ann", Outcome::Failed, 10), [1.0]);
+    world.resource(vec![left("bob")]);
+    assert_eq!(regret(&mut world, 10, "ann", Outcome::Failed, 10), [0.0]);
+    // The same is what is looked at under ADAPTIVE.
+    world.resource(vec![registered("bob", "t", "research", 1, 0, 0)]);
+    world.strategy(Strategy::Adaptive);
+    assert_eq!(regret(&mut world, 11, "bob", Outcome::Failed, 10), [1.0]);
+}
+
+#[test]
+fn o12_of_many_agents_it_is_kept_for_some_tasks_who_had_room() {
+    let mut sampling = crate::regret::Sampling::default();
+    assert_eq!((0..8).filter(|_| sampling.takes(16)).count(), 8);
+    // Who has four times as many is looked at in one of four placements.
+    assert_eq!((0..80).filter(|_| sampling.takes(64)).count(), 20);
 }
 
 #[test]

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::name::{Capability, WorkflowName};
+use crate::id::{Millis, RunId};
+use crate::name::{Capability, StageName, WorkflowName};
 
 /// Asks how many agents of which type a workflow needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -165,4 +166,91 @@ pub enum Hybrid {
     CentralizedSwarm,
     /// Groups of peers, and heads between them.
     PeerToPeerHierarchical,
+}
+
+/// Asks when what waits will be begun, and what of that which is due will be late.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ForecastQueue {}
+
+/// What is to be expected of the queue, if nothing more comes and all goes as was learned.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Forecast {
+    /// When this was asked, in milliseconds since 1970.
+    pub at: Millis,
+    /// How many runs, and stages of runs, are due and not over. Runs that are paused do not count.
+    pub due: u64,
+    /// How many of these will be late.
+    pub late: u64,
+    /// How many of the late ones could be in time if nobody stood before them: what would help them is more agents, or that what
+    /// matters less waits.
+    pub held_up: u64,
+    /// Those that will be late by most, or that are late by now; at most 100.
+    pub first: Vec<Late>,
+    /// What waits, by the type of agents that it waits for.
+    pub queues: Vec<QueueForecast>,
+    /// Whether whoever starts runs should hold back.
+    pub back_pressure: BackPressure,
+    /// After how long all that waits now will be begun, in milliseconds: until then it makes little sense to bring more. None while
+    /// nothing waits, or where nobody can do some of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<Millis>,
+    /// What would help.
+    pub advice: Vec<String>,
+}
+
+/// A run that will be late, or a stage of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Late {
+    /// The run.
+    pub run: RunId,
+    /// Its workflow.
+    pub workflow: WorkflowName,
+    /// The stage, if it is not the run as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<StageName>,
+    /// When it is due, in milliseconds since 1970.
+    pub due: Millis,
+    /// When it is expected to be over, in milliseconds since 1970; none where nobody can do a task that it waits for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends: Option<Millis>,
+    /// When it could be if nobody stood before it, in milliseconds since 1970.
+    pub could_end: Millis,
+    /// For which type of agents it waits longest; none if it waits for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<Capability>,
+}
+
+/// What waits for one type of agents.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct QueueForecast {
+    /// The type.
+    pub agent_type: Capability,
+    /// How many tasks wait.
+    pub waiting: u64,
+    /// How much work that is for one agent of ordinary speed that never fails, in milliseconds.
+    pub work_ms: u64,
+    /// How many slots there are for it, in those of such agents. An agent that does several types counts for each in proportion to what
+    /// waits.
+    pub slots: f64,
+    /// After how long all of it will be begun, in milliseconds; none if nobody can do it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun_after_ms: Option<Millis>,
+    /// How many runs and stages will be late because they wait for it longest.
+    pub late: u64,
+    /// How many more such slots would let all of these be in time that can.
+    pub more: u64,
+}
+
+/// Whether whoever starts runs should hold back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BackPressure {
+    /// Nothing is late because of others.
+    #[default]
+    None,
+    /// Something will be: what matters less should wait.
+    Elevated,
+    /// Half of what is due will be late because of others, or more, or something waits that nobody can do: nothing that can wait
+    /// should be started.
+    Critical,
 }

@@ -8,8 +8,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Advice, Advise, CapacityPlan, Done, Endpoint, GetLearning, ImportLearning, LearningPage, PlanCapacity, Requests,
-    body, endpoint, schema, unknown_endpoint,
+    Advice, Advise, CapacityPlan, Done, Endpoint, Forecast, ForecastQueue, GetLearning, ImportLearning, LearningPage,
+    PlanCapacity, Requests, body, endpoint, schema, unknown_endpoint,
 };
 use crate::amount::Resources;
 use crate::breaker::BreakerState;
@@ -33,6 +33,8 @@ pub enum OptimizerRequest {
     PlanCapacity(PlanCapacity),
     /// See [`Advise`].
     Advise(Advise),
+    /// See [`ForecastQueue`].
+    ForecastQueue(ForecastQueue),
     /// See [`GetLearning`].
     GetLearning(GetLearning),
     /// See [`ImportLearning`].
@@ -84,6 +86,13 @@ impl Requests for OptimizerRequest {
             schema::<Advice>,
         ),
         endpoint(
+            "queue.forecast",
+            None,
+            "Says when what waits will be begun, what of that which is due will be late, and what would help.",
+            schema::<ForecastQueue>,
+            schema::<Forecast>,
+        ),
+        endpoint(
             "learning.get",
             None,
             "Gives what was learned, a page at a time.",
@@ -107,6 +116,7 @@ impl Requests for OptimizerRequest {
             "placement.explain" => Self::ExplainPlacement(body(endpoint, payload)?),
             "capacity.plan" => Self::PlanCapacity(body(endpoint, payload)?),
             "advice.get" => Self::Advise(body(endpoint, payload)?),
+            "queue.forecast" => Self::ForecastQueue(body(endpoint, payload)?),
             "learning.get" => Self::GetLearning(body(endpoint, payload)?),
             "learning.import" => Self::ImportLearning(body(endpoint, payload)?),
             _ => return Err(unknown_endpoint(endpoint)),
@@ -245,6 +255,11 @@ pub struct Figures {
     /// How evenly agents are loaded now: Jain's index of the parts of their slots in use, from `1/n` where one has all, to 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balance: Option<f64>,
+    /// Which part of their time tasks would have saved with the fastest of those agents that had room when they were placed, on
+    /// average, as is known in hindsight: 0 is the best. A task that failed would have saved all of it, if another agent had
+    /// room. Of some of the tasks that ended since the instance leads; none before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regret: Option<f64>,
 }
 
 /// Asks why an agent has a task, or why the task waits.

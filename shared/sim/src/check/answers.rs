@@ -9,8 +9,8 @@ use baton_machine::{Publication, Reply};
 use baton_protocol::record::Event;
 use baton_protocol::request::{
     Acquire, AcquireAnswer, AgentsFound, AlertList, AssignAnswer, AssignTasks, Assignment, Assignments, CancelTask,
-    HandoffOpen, HeartbeatAnswer, OptimizerRequest, PlacementExplained, ProgressEvent, Report, ReportAnswer, Reports,
-    ReportsAnswered, ResourceRequest, RunAccepted, RunList, ScheduleList, ShareBy, StartRun, WorkflowRequest,
+    Forecast, HandoffOpen, HeartbeatAnswer, OptimizerRequest, PlacementExplained, ProgressEvent, Report, ReportAnswer,
+    Reports, ReportsAnswered, ResourceRequest, RunAccepted, RunList, ScheduleList, ShareBy, StartRun, WorkflowRequest,
     WorkflowView,
 };
 use baton_protocol::run::{RunStatus, RunView};
@@ -76,6 +76,18 @@ impl Facts {
                 let candidates = explained.candidates.iter().map(|candidate| &candidate.agent);
                 for agent in candidates.chain(&explained.agent) {
                     hold!(self.agents.contains_key(agent), COMMITTED, "{agent} was considered, and is nobody");
+                }
+                Ok(())
+            }
+            (AnyRequest::Optimizer(OptimizerRequest::ForecastQueue(_)), Ok(answer)) => {
+                let told: Forecast = read(answer)?;
+                let sums = told.held_up <= told.late && told.late <= told.due && told.first.len() as u64 <= told.late;
+                hold!(sums, APPLIED, "more is late than is due, or held up than is late: {told:?}");
+                for late in &told.first {
+                    let known = self.runs.get(&late.run).is_some_and(|run| run.workflow == late.workflow);
+                    hold!(known, COMMITTED, "run {} will be late, and never started", late.run);
+                    let in_time = late.could_end <= late.due && late.ends.is_some_and(|ends| ends <= late.due);
+                    hold!(!in_time, APPLIED, "it is said to be late, and to end in time: {late:?}");
                 }
                 Ok(())
             }

@@ -92,7 +92,8 @@ impl Facts {
             return Ok(());
         }
         let mut served = self.tenants.askers.remove(&asker).unwrap_or_default();
-        for placement in &asked.placements {
+        // A second agent for a task is nothing that its tenant is given.
+        for placement in asked.placements.iter().filter(|placement| placement.beside.is_none()) {
             self.served(&mut served, &placement.task, asked.seen, time)?;
         }
         self.tenants.askers.insert(asker, served);

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use baton_machine::Reply;
 use baton_protocol::request::{
     AcknowledgeAlert, ApproveBudget, AskHandoff, AssignTasks, CancelRun, CancelRuns, DecideStage, DenyBudget,
-    ExplainPlacement, FindAgents, GetLearning, GetPlacement, GetPressure, GetRun, GetSchedule, GetSpending,
-    ImportLearning, Lesson, ListAgents, ListAlerts, ListPools, ListRuns, ListSchedules, ListTriggers, OptimizerRequest,
-    PauseRun, PauseSchedule, Placement, RaiseEvent, RegisterWorkflow, RemovePool, RemoveSchedule, RemoveTrigger,
-    RerunRun, ResourceRequest, ResumeRun, RunAccepted, RunFilter, SetPool, SetSchedule, SetStrategy, SetTrigger,
-    ShareBy, SharePool, SignalRun, StartRun, Subject, WorkflowRequest, Workload,
+    ExplainPlacement, FindAgents, ForecastQueue, GetLearning, GetPlacement, GetPressure, GetRun, GetSchedule,
+    GetSpending, ImportLearning, Lesson, ListAgents, ListAlerts, ListPools, ListRuns, ListSchedules, ListTriggers,
+    OptimizerRequest, PauseRun, PauseSchedule, Placement, RaiseEvent, RegisterWorkflow, RemovePool, RemoveSchedule,
+    RemoveTrigger, RerunRun, ResourceRequest, ResumeRun, RunAccepted, RunFilter, SetPool, SetSchedule, SetStrategy,
+    SetTrigger, ShareBy, SharePool, SignalRun, StartRun, Subject, WorkflowRequest, Workload,
 };
 use baton_protocol::run::TENANT_KEY;
 use baton_protocol::{
@@ -318,7 +318,12 @@ impl World {
                 return self.want(None, None, wanted);
             }
             Wish::Placement => {
-                let request = AnyRequest::Optimizer(OptimizerRequest::GetPlacement(GetPlacement {}));
+                // One of both, by what is known already, so that histories stay what they were.
+                let request = match self.clients.starts % 2 {
+                    0 => OptimizerRequest::GetPlacement(GetPlacement {}),
+                    _ => OptimizerRequest::ForecastQueue(ForecastQueue {}),
+                };
+                let request = AnyRequest::Optimizer(request);
                 return self.ask(Asker::Client(Wanted::Other), request, true);
             }
         };
