@@ -435,7 +435,9 @@ pub(crate) const TENANTS: [(&str, u64, u32); 3] = [("ann", 16, 1), ("bob", 10, 2
 
 /// Tenants bring the like at once.
 fn crowd(length: u64, definitions: &mut Vec<Definition>, wishes: &mut Vec<(u64, Wish)>) {
-    let definition = Definition::builder("crowd").add_stage("work", CAPABILITIES[0], &[]).build();
+    // Where nobody can do it, or be paid for it, that must come to an end.
+    let ends = |stage: &mut StageDefinition| (stage.start_timeout_ms, stage.timeout_ms) = (15_000, 12_000);
+    let definition = Definition::builder("crowd").add_stage("work", CAPABILITIES[0], &[]).with(ends).build();
     let workflow = definitions.len();
     definitions.push(definition.expect("it has one stage"));
     wishes.push((2000, Wish::Register(workflow)));

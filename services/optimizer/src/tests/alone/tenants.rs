@@ -21,7 +21,7 @@ fn started_for(n: u64, tenant: &str) -> RunStarted {
 impl World {
     /// Run `n` of a tenant has its stage ready.
     fn ready_for(&mut self, n: u64, tenant: &str, priority: i32) {
-        let start = WorkflowRecord::RunStarted(started_for(n, tenant));
+        let start = WorkflowRecord::RunStarted(RunStarted { priority, ..started_for(n, tenant) });
         self.workflow(vec![start, ready(task(n, 1), "research", priority, 0)]);
     }
 
