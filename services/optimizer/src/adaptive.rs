@@ -34,7 +34,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use baton_protocol::request::Strategy;
-use baton_protocol::{AgentId, Millis, RunId, StageName, TaskId};
+use baton_protocol::{AgentId, Capability, Millis, RunId, StageName, TaskId};
 
 use self::agents::{Agents, Class, Look};
 use self::jobs::{Job, Line, Walk};
@@ -242,6 +242,15 @@ impl Planner {
         self.classes.len() - 1
     }
 
+    /// How many tasks wait for each type of agents.
+    fn waiting_by_type(&self) -> BTreeMap<Capability, usize> {
+        let mut waiting = BTreeMap::new();
+        for (class, line) in self.classes.iter().zip(&self.lines).filter(|(_, line)| line.waiting > 0) {
+            *waiting.entry(class.shape.agent_type.clone()).or_default() += line.waiting;
+        }
+        waiting
+    }
+
     /// How many tasks a walk may leave waiting: enough to keep every agent busy, as long as that does not take long.
     fn window(&self) -> usize {
         let agents = self.agents.len().max(1);
@@ -288,6 +297,7 @@ impl Planner {
         let mut plan = Vec::new();
         let mut promised = Vec::new();
         let mut waits = f64::INFINITY;
+        let mut rivals = None;
         while let Some((class, run, job, entry)) = walk.next(&self.classes, tenants) {
             let work = job.work_now(state, run, entry.place);
             let stage = job.graph.stages[entry.place as usize].name.clone();
@@ -305,7 +315,10 @@ impl Planner {
             let best = if window > 0 {
                 self.agents.best(of, &look)
             } else {
-                self.agents.best_now(of, &look, self.lines[class].waiting)
+                // All that is for agents of a type is for the same ones, whatever it needs of them.
+                let waiting = rivals.get_or_insert_with(|| self.waiting_by_type());
+                let waiting = waiting.get(&of.shape.agent_type).copied().unwrap_or_default();
+                self.agents.best_now(of, &look, waiting)
             };
             let Some(best) = best else {
                 if window == 0 {

@@ -556,6 +556,23 @@ fn o2_a_task_waits_for_a_much_faster_agent_where_that_ends_sooner() {
 }
 
 #[test]
+fn o2_a_slow_agent_is_needed_where_much_waits_though_each_task_needs_something_else() {
+    let mut world = World::new();
+    world.resource(vec![registered("ann", "s", "research", 1, 200, 0), registered("bob", "s", "research", 1, 200, 0)]);
+    let lessons: Vec<_> =
+        (0..10).flat_map(|_| [("ann", Outcome::Succeeded, 1000), ("bob", Outcome::Succeeded, 100_000)]).collect();
+    practise(&mut world, 1, &lessons);
+    world.strategy(Strategy::Adaptive);
+    // As many as a walk leaves waiting for ann are not reason enough; all of them are.
+    for n in 101..=300 {
+        world.workflow(vec![started(n), ready(task(n, 1), "research", 0, (n - 100) as u32)]);
+    }
+    let mut agents: Vec<_> = world.grant().into_iter().map(|(_, agent)| agent).collect();
+    agents.sort();
+    assert_eq!(agents, ["ann", "bob"]);
+}
+
+#[test]
 fn o5_success_is_told_apart_by_task_type_agent_and_strategy() {
     let mut world = World::new();
     world.resource(vec![registered("ann", "s", "research", 9, 0, 0)]);
