@@ -147,7 +147,7 @@ async fn what_can_not_be_measured_is_refused() {
         (["article", "--inflight", "0"], "--inflight must be at least 1"),
         (["article", "--rate", "0"], "--rate"),
         (["article", "--durability", "none"], "none"),
-        (["dag", "--scale", "0"], "--scale must be more than 0"),
+        (["dag", "--scale", "0"], "--scale 0 is not more than 0"),
         (["dag", "--least", "-1"], "--least -1"),
         (["dag", "--agents", "1000"], "--agents 1000"),
         (["dag", "--strategy", "heft plan"], "ADAPTIVE"),

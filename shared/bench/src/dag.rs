@@ -4,6 +4,7 @@
 //! task, how often it has failed, and the agent. So the two differ in what a simulation leaves out alone: messages take time,
 //! and timers are not exact. What that is a task is measured too, and simulated: then the two should be the same but for chance.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -32,8 +33,6 @@ use crate::measurement::{Latency, histogram};
 use crate::plan::Setup;
 use crate::world::World;
 
-/// How long a task takes on average where no scale is given, in seconds.
-const USUAL: f64 = 0.1;
 /// How much longer than in the simulation a run may take, besides ten times as long, before it counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A timer rings at the first whole millisecond that is not before its time. Half of one sooner, it is exact on average.
@@ -42,13 +41,31 @@ const SOONER: Duration = Duration::from_micros(500);
 const LESSONS: usize = 300 * 1024;
 const POLL: Duration = Duration::from_millis(20);
 
+/// By how much tasks take longer than a workflow says.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Scale {
+    /// By this.
+    By(f64),
+    /// By so much, that a task of the workflow takes so long on average.
+    Mean(Duration),
+}
+
+impl Scale {
+    fn of(self, graph: &Graph) -> f64 {
+        match self {
+            Self::By(scale) => scale,
+            Self::Mean(mean) => mean.as_secs_f64() / who::mean(graph.seconds.iter().copied()),
+        }
+    }
+}
+
 /// What is run.
 #[derive(Debug, Clone)]
 pub struct DagPlan {
     /// Workflows, fleets, luck, strategies, history. The strategies are the optimizer's.
     pub experiment: experiment::Plan,
-    /// By how much tasks take longer than the workflows say; so that a task of a workflow takes 100 ms on average, if none is given.
-    pub scale: Option<f64>,
+    /// By how much tasks take longer than the workflows say.
+    pub scale: Scale,
     /// The least time that a task takes an agent of speed 1.
     pub least: Duration,
     /// How often each is run.
@@ -113,6 +130,8 @@ pub struct DagMeasurement {
     pub attempts: usize,
     /// How many of them failed.
     pub failed: usize,
+    /// How many were second copies.
+    pub copies: usize,
     /// From when an attempt could begin, its task ready and its agent free, until it did: report, commit, placement, lease, push. Where
     /// the strategy lets a task wait for another agent, or an agent for another task, that is in it: the median tells of messages.
     pub handed_on: Latency,
@@ -200,7 +219,7 @@ pub async fn run_dags(plan: &DagPlan, mut tell: impl FnMut(&DagMeasurement)) -> 
     let graphs = &plan.experiment.graphs;
     for fleet in plan.experiment.fleets.draw() {
         for (place, graph) in graphs.iter().enumerate() {
-            let scale = plan.scale.unwrap_or_else(|| USUAL / who::mean(graph.seconds.iter().copied()));
+            let scale = plan.scale.of(graph);
             // What was seen before was scaled just so, too.
             let scaled = |graph: &Arc<Graph>| Arc::new(graph.scaled(scale, plan.least.as_secs_f64()));
             let experiment =
@@ -281,7 +300,8 @@ impl Dag<'_> {
             ratio: makespan / simulated,
             ratio_late: makespan / simulated_late,
             attempts: attempts.len(),
-            failed: attempts.iter().filter(|attempt| !attempt.luck.ok).count(),
+            failed: attempts.iter().filter(|attempt| attempt.is(false)).count(),
+            copies: attempts.iter().filter(|attempt| attempt.is_copy).count(),
             handed_on,
             overslept,
         })
@@ -315,6 +335,7 @@ impl Dag<'_> {
             world: self.cell.world().clone(),
             conditions: conditions.clone(),
             begin: Instant::now(),
+            copies: Mutex::default(),
             done: Mutex::default(),
         });
         let mut agents = JoinSet::new();
@@ -405,6 +426,8 @@ struct Shared {
     conditions: Conditions,
     /// What times are told from.
     begin: Instant,
+    /// How many agents have begun an attempt, by the task and the attempt.
+    copies: Mutex<BTreeMap<(usize, u32), u32>>,
     done: Mutex<Vec<Done>>,
 }
 
@@ -413,10 +436,18 @@ struct Shared {
 struct Done {
     task: usize,
     agent: usize,
+    /// Whether another agent had begun it before.
+    is_copy: bool,
     began: f64,
     ended: f64,
-    /// What it should have been.
-    luck: Attempt,
+    /// What it should have been; none if it was called off, as another copy was done first.
+    luck: Option<Attempt>,
+}
+
+impl Done {
+    fn is(&self, ok: bool) -> bool {
+        self.luck.is_some_and(|luck| luck.ok == ok)
+    }
 }
 
 impl Shared {
@@ -427,16 +458,27 @@ impl Shared {
         let Some(place) = place else {
             return Err(TaskError::failed(format!("there is no task {}", id.stage)).permanent());
         };
-        let luck = self.conditions.attempt(&self.world, (place, agent), id.attempt.saturating_sub(1));
+        let copy = {
+            let mut copies = lock(&self.copies);
+            let begun = copies.entry((place, id.attempt)).or_default();
+            *begun += 1;
+            *begun - 1
+        };
+        let tries = (id.attempt.saturating_sub(1), copy);
+        let luck = self.conditions.attempt(&self.world, (place, agent), tries);
         let due = begin + Duration::from_secs_f64(luck.takes);
-        tokio::select! {
-            () = sleep_until((due - SOONER).into()) => {}
-            () = task.cancelled().cancelled() => return Err(TaskError::failed("it was cancelled")),
-        }
+        let slept = tokio::select! {
+            () = sleep_until((due - SOONER).into()) => Some(luck),
+            () = task.cancelled().cancelled() => None,
+        };
         let since = |at: Instant| at.duration_since(self.begin).as_secs_f64();
-        let done = Done { task: place, agent, began: since(begin), ended: since(Instant::now()), luck };
-        lock(&self.done).push(done);
-        if luck.ok { Ok(Output::raw(Json::null())) } else { Err(TaskError::failed("its luck was bad")) }
+        let (began, ended) = (since(begin), since(Instant::now()));
+        lock(&self.done).push(Done { task: place, agent, is_copy: copy > 0, began, ended, luck: slept });
+        match slept {
+            Some(luck) if luck.ok => Ok(Output::raw(Json::null())),
+            Some(_) => Err(TaskError::failed("its luck was bad")),
+            None => Err(TaskError::failed("it was called off")),
+        }
     }
 }
 
@@ -445,7 +487,7 @@ fn handed_on(world: &Simulated, attempts: &[Done]) -> Latency {
     let mut order: Vec<&Done> = attempts.iter().collect();
     order.sort_by(|a, b| a.began.total_cmp(&b.began));
     let mut succeeded = vec![0.0; world.len()];
-    for done in order.iter().filter(|done| done.luck.ok) {
+    for done in order.iter().filter(|done| done.is(true)) {
         succeeded[done.task] = done.ended;
     }
     let (mut failed, mut free) = (vec![0.0; world.len()], vec![0.0; world.fleet.len()]);
@@ -453,7 +495,10 @@ fn handed_on(world: &Simulated, attempts: &[Done]) -> Latency {
     for done in order {
         let parents = world.parents[done.task].iter().map(|&parent| succeeded[parent]);
         let ready: f64 = parents.fold(failed[done.task], f64::max);
-        record(&mut all, done.began - ready.max(free[done.agent]));
+        // A second copy could have begun long before anybody wanted one.
+        if !done.is_copy {
+            record(&mut all, done.began - ready.max(free[done.agent]));
+        }
         free[done.agent] = done.ended;
         failed[done.task] = done.ended;
     }
@@ -463,7 +508,11 @@ fn handed_on(world: &Simulated, attempts: &[Done]) -> Latency {
 /// How much longer attempts took than they should have.
 fn overslept(attempts: &[Done]) -> Latency {
     let mut all = histogram();
-    attempts.iter().for_each(|done| record(&mut all, done.ended - done.began - done.luck.takes));
+    for done in attempts {
+        if let Some(luck) = done.luck {
+            record(&mut all, done.ended - done.began - luck.takes);
+        }
+    }
     Latency::of(&all)
 }
 
@@ -500,7 +549,7 @@ mod tests {
     use super::*;
 
     fn done(task: usize, agent: usize, (began, ended): (f64, f64), ok: bool) -> Done {
-        Done { task, agent, began, ended, luck: Attempt { takes: 1.0, ok } }
+        Done { task, agent, is_copy: false, began, ended, luck: Some(Attempt { takes: 1.0, ok }) }
     }
 
     #[test]
@@ -517,11 +566,21 @@ mod tests {
             done(2, 0, (1.008, 3.0), true),
             // The second is tried again, 1 ms after its failure and that agent's.
             done(1, 1, (2.007, 3.007), true),
+            // A second copy of that, called off.
+            Done { is_copy: true, luck: None, ..done(1, 0, (3.0, 3.01), true) },
         ];
         let Latency { p50_ms, max_ms, .. } = handed_on(&world, &attempts);
         assert!((p50_ms - 2.0).abs() < 0.01 && (max_ms - 6.0).abs() < 0.01, "{p50_ms} {max_ms}");
         let Latency { p50_ms, max_ms, .. } = overslept(&attempts);
         assert!(p50_ms < 0.01 && (max_ms - 992.0).abs() < 1.0, "{p50_ms} {max_ms}");
+    }
+
+    #[test]
+    fn a_workflow_is_scaled_by_a_number_or_to_a_mean() {
+        let graph = generate(Shape::Fan, 1, 10);
+        assert!((Scale::By(0.25).of(&graph) - 0.25).abs() < 1e-12);
+        let scaled = graph.scaled(Scale::Mean(Duration::from_millis(100)).of(&graph), 0.0);
+        assert!((who::mean(scaled.seconds) - 0.1).abs() < 1e-12);
     }
 
     #[test]

@@ -33,7 +33,7 @@ mod world;
 use anyhow::Context;
 
 pub use agents::{AgentsPlan, run_agents};
-pub use dag::{DagMeans, DagMeasurement, DagPlan, dag_means, run_dags};
+pub use dag::{DagMeans, DagMeasurement, DagPlan, Scale, dag_means, run_dags};
 pub use measurement::{Latency, Measurement};
 pub use messages::run_messages;
 pub use plan::{Plan, Processes, Setup, Work};

@@ -76,13 +76,14 @@ pub struct Attempt {
 }
 
 impl Conditions {
-    /// How an attempt at a task goes on an agent that has not changed, after so many that failed.
+    /// How an attempt at a task goes on an agent that has not changed, after so many that failed. The first agent that is at it is
+    /// copy 0, the others have luck of their own.
     #[must_use]
-    pub fn attempt(&self, world: &World, (task, agent): (usize, usize), failed: u32) -> Attempt {
-        self.luck(world, task, (failed, 0), (world.takes(task, agent), world.fleet.failure[agent]))
+    pub fn attempt(&self, world: &World, (task, agent): (usize, usize), tries: (u32, u32)) -> Attempt {
+        self.luck(world, task, tries, (world.takes(task, agent), world.fleet.failure[agent]))
     }
 
-    /// How one goes that takes so long unless it fails, with this probability; a second copy has luck of its own.
+    /// How one goes that takes so long unless it fails, with this probability.
     fn luck(
         &self,
         world: &World,

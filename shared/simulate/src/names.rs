@@ -102,6 +102,8 @@ pub fn definition(graph: &Graph) -> Arc<Definition> {
         let capability = capabilities[graph.category[place]].as_str();
         builder = builder.add_stage(stages[place].as_str(), capability, &parents).with(|stage| {
             stage.estimate = Some(Estimate { size: Some(graph.input_bytes[place]), ..Estimate::default() });
+            // As in a simulation, unless that is without second copies.
+            stage.hedge = true;
             stage.retry.max_attempts = MANY;
             stage.retry.initial_ms = 0;
             stage.start_timeout_ms = FOREVER_MS;

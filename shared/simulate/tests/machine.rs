@@ -113,7 +113,7 @@ fn o13_an_attempt_elsewhere_has_the_luck_that_it_has_in_a_simulation() {
         }
         fn finished(&mut self, sim: &mut Sim<'_>, task: usize, agent: usize, ok: bool, seconds: f64) {
             let conditions = Conditions { seed: sim.seed(), ..Conditions::default() };
-            let Attempt { takes, ok: expected } = conditions.attempt(sim.world, (task, agent), sim.failed[task]);
+            let Attempt { takes, ok: expected } = conditions.attempt(sim.world, (task, agent), (sim.failed[task], 0));
             assert!((takes - seconds).abs() < 1e-9 && expected == ok, "{takes} is not {seconds}");
             self.1 += usize::from(!ok);
             self.0.finished(sim, task, agent, ok, seconds);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use baton_bench::{DagMeans, DagMeasurement, DagPlan, Processes, Setup};
+use baton_bench::{DagMeans, DagMeasurement, DagPlan, Processes, Scale, Setup};
 use baton_broker::Durability;
 use baton_protocol::request::Strategy;
 use baton_simulate::experiment;
@@ -50,7 +50,10 @@ pub(crate) struct Dag {
     /// What the optimizer has seen before, in simulations: `none`, `siblings` (the other workflows), `same` (these)
     #[arg(long, value_enum, value_name = "WHAT", default_value_t, hide_possible_values = true)]
     history: Seen,
-    /// By how much tasks take longer than the instances say [default: so that a task of an instance takes 100 ms on average]
+    /// How long a task of an instance takes an agent of speed 1 on average, in milliseconds: all times are scaled so
+    #[arg(long, value_name = "MS", default_value_t = 100.0, conflicts_with = "scale")]
+    mean: f64,
+    /// By how much tasks take longer than the instances say, instead
     #[arg(long, value_name = "X")]
     scale: Option<f64>,
     /// How long a task takes an agent of speed 1 at the least, so scaled, in milliseconds: messages take a few
@@ -105,11 +108,16 @@ impl Dag {
         if context.global.server.is_some() {
             return Err(Failure::usage("baton bench dag starts brokers of its own: leave --server out").into());
         }
-        if self.scale.is_some_and(|scale| !(scale > 0.0 && scale.is_finite())) {
-            return Err(Failure::usage("--scale must be more than 0").into());
-        }
-        let least = Duration::try_from_secs_f64(self.least / 1000.0);
-        let least = least.map_err(|_| Failure::usage(format!("--least {} is no length of time", self.least)))?;
+        let milliseconds = |name: &str, value: f64| {
+            let length = Duration::try_from_secs_f64(value / 1000.0);
+            length.map_err(|_| Failure::usage(format!("--{name} {value} is no length of time in milliseconds")))
+        };
+        let scale = match self.scale {
+            Some(scale) if scale > 0.0 && scale.is_finite() => Scale::By(scale),
+            Some(scale) => return Err(Failure::usage(format!("--scale {scale} is not more than 0")).into()),
+            None => Scale::Mean(milliseconds("mean", self.mean)?),
+        };
+        let least = milliseconds("least", self.least)?;
         if self.repeat == 0 {
             return Err(Failure::usage("--repeat must be at least 1").into());
         }
@@ -132,7 +140,7 @@ impl Dag {
             program: super::program()?,
             data: None,
         };
-        Ok(DagPlan { experiment, scale: self.scale, least, repeat: self.repeat, setup })
+        Ok(DagPlan { experiment, scale, least, repeat: self.repeat, setup })
     }
 }
 
