@@ -8,7 +8,8 @@
 //! # Invariants
 //!
 //! - The leases of an agent never exceed its slots and resources, at any position of the log.
-//! - A task is leased at most once. When its lease ends without a report, the workflow-manager ends the attempt, and the
+//! - A task is leased at most once, and to a second agent beside the first where its stage says so and nothing is taken of
+//!   pools. When its lease ends without a report, the workflow-manager ends the attempt, and the
 //!   next attempt is another task: a late report can not be taken for a current one. A task that is handed over gets another
 //!   lease in the record that ends the first one: it has one holder at every position of the log.
 //! - No task of a capability is leased to an agent whose breaker for it is open, and while it is half-open no more than its

@@ -25,8 +25,9 @@
 //! # Invariants
 //!
 //! - A run has exactly one end, and keeps the version of its workflow that it started with.
-//! - Of a stage's attempts at most one is open, and only a report under its lease gives it a result. So a late report of
-//!   an old attempt changes nothing.
+//! - Of a stage's attempts at most one is open, and only a report under its lease, or under that of a second agent that was
+//!   given it as well, gives it a result. So a late report of an old attempt changes nothing.
+//! - Where one of two agents that are at an attempt fails or is lost, the attempt goes on with the other.
 //! - What began early is taken up only where its agent was given what the stage is given; otherwise nothing of it is left but
 //!   what it cost.
 //! - Nothing waits for ever: a stage that is ready, running or waiting has a timer, and so has a run.
