@@ -16,8 +16,9 @@ use baton_protocol::run::{RunStatus, Speculation, StageStatus};
 use baton_protocol::subject::RUNS_BUCKET;
 use baton_protocol::{Amount, AtLimit, Json, LeaseId, Millis, Money, Resources, RunId, StageName};
 
+use crate::attempt::Attempt;
 use crate::flow::{self, Failure};
-use crate::run::{Attempt, Move, Run};
+use crate::run::{Move, Run};
 use crate::workflows::Version;
 use crate::{Turn, cache, child, telemetry, text, view, word};
 

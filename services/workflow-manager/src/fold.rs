@@ -19,9 +19,10 @@ use baton_protocol::run::{RunCounts, RunStatus};
 use baton_protocol::{AgentId, Capability, LeaseId, Millis, RunId, TaskId};
 use serde::{Deserialize, Serialize};
 
+use crate::attempt::Attempt;
 use crate::cache::{Cache, Entry};
 use crate::history::History;
-use crate::run::{Attempt, Run};
+use crate::run::Run;
 use crate::schedule::Schedules;
 use crate::text;
 use crate::trigger::Triggers;

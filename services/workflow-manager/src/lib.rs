@@ -10,7 +10,7 @@
 //! | [`definition`], [`predefined`], `workflows.rs` | definitions: from text, ready made, all their versions |
 //! | `fold.rs` | the state, and what every record makes of it |
 //! | `child.rs` | runs that do a stage of another run |
-//! | `run.rs` | one run: its stages, its attempts, what is to be done next |
+//! | `run.rs`, `attempt.rs` | one run: its stages, what is to be done next; the attempts at them, and who is at each |
 //! | `flow.rs`, `expression.rs` | what a definition says of a stage beyond its dependencies; CEL within bounds |
 //! | `history.rs` | runs that have ended |
 //! | `cache.rs` | results that may be used again |
@@ -37,6 +37,7 @@
 //!   finished by the next leader.
 
 mod advance;
+mod attempt;
 mod cache;
 mod child;
 pub mod definition;

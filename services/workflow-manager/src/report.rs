@@ -11,8 +11,9 @@ use baton_protocol::{AgentId, Code, Json, Rejection};
 use crate::advance::{self, Again, Ending};
 use baton_protocol::run::Speculation;
 
+use crate::attempt::{Attempt, Copy};
 use crate::flow::{self, Failure};
-use crate::run::{self, Attempt, Copy, Run};
+use crate::run::{self, Run};
 use crate::workflows::Version;
 use crate::{Turn, WorkflowManager, child, telemetry, text};
 

@@ -12,7 +12,8 @@ use baton_protocol::trace::{self, Span, SpanKind};
 use baton_protocol::{AgentId, LeaseId, Millis, RunId, TaskId};
 
 use crate::Turn;
-use crate::run::{self, Attempt, Copy, Run};
+use crate::attempt::{Attempt, Copy};
+use crate::run::{self, Run};
 use crate::workflows::Version;
 
 /// A run was accepted.

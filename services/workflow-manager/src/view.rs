@@ -9,7 +9,8 @@ use baton_protocol::run::{AttemptView, CopyView, ItemView, PausedView, RunSummar
 use baton_protocol::subject::RUNS_BUCKET;
 use baton_protocol::{Code, Json, Rejection, RunId};
 
-use crate::run::{Attempt, Copy, Fan, Run, Stage};
+use crate::attempt::{Attempt, Copy};
+use crate::run::{Fan, Run, Stage};
 use crate::workflows::Version;
 use crate::{Turn, WorkflowManager, text, word};
 
