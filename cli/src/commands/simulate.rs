@@ -35,15 +35,8 @@ pub(crate) struct Simulate {
     /// [default: three workflows that are made up]
     #[arg(long, value_name = "FILE|DIR")]
     trace: Vec<PathBuf>,
-    /// How many agents there are; several numbers are several fleets
-    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [8, 32])]
-    agents: Vec<usize>,
-    /// The slowest and the fastest speed
-    #[arg(long, value_name = "A..B", default_value = "0.5..2")]
-    speeds: Span,
-    /// The least and the greatest probability with which an attempt of an agent fails
-    #[arg(long, value_name = "A..B", default_value = "0..0.25")]
-    failures: Span,
+    #[command(flatten)]
+    fleet: FleetArgs,
     /// What the fleets are drawn from, a fleet of each size each
     #[arg(long, value_name = "S", value_delimiter = ',', default_values_t = [301, 302, 303])]
     seed: Vec<u64>,
@@ -223,7 +216,7 @@ impl Simulate {
         let plan = packing::Plan {
             requests,
             count: self.requests.unwrap_or(REQUESTS),
-            agents: self.agents.clone(),
+            agents: self.fleet.agents.clone(),
             seeds: self.seed.clone(),
             who: self.named(&Packer::all(), |who| matches!(who, Packer::Strategy(_)))?,
         };
@@ -254,7 +247,7 @@ impl Simulate {
     fn capacity(&self, graphs: &[Arc<Graph>], rate: f64, within: f64, told: &mut Told) -> anyhow::Result<Exit> {
         let mut exit = Exit::Done;
         for graph in graphs {
-            let (Span(slowest, fastest), Span(least, most)) = (self.speeds, self.failures);
+            let FleetArgs { speeds: Span(slowest, fastest), failures: Span(least, most), .. } = self.fleet;
             let plan = capacity::Plan {
                 graph: Arc::clone(graph),
                 rate,
@@ -310,7 +303,7 @@ impl Simulate {
     }
 
     fn fleets(&self) -> Result<Fleets, Failure> {
-        fleets(&self.agents, self.speeds, self.failures, &self.seed)
+        self.fleet.draw(&self.seed)
     }
 
     fn who(&self) -> Result<Vec<Who>, Failure> {
@@ -350,24 +343,36 @@ impl Simulate {
     }
 }
 
-/// Fleets, if they can be drawn so.
-pub(super) fn fleets(
-    agents: &[usize],
-    Span(slowest, fastest): Span,
-    Span(least, most): Span,
-    seeds: &[u64],
-) -> Result<Fleets, Failure> {
-    if slowest <= 0.0 {
-        return Err(Failure::usage(format!("--speeds begins with {slowest}; a speed is more than 0")));
+/// The agents that there are.
+#[derive(Debug, Args)]
+pub(super) struct FleetArgs {
+    /// How many agents there are; several numbers are several fleets
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [8, 32])]
+    pub(super) agents: Vec<usize>,
+    /// The slowest and the fastest speed
+    #[arg(long, value_name = "A..B", default_value = "0.5..2")]
+    speeds: Span,
+    /// The least and the greatest probability with which an attempt of an agent fails
+    #[arg(long, value_name = "A..B", default_value = "0..0.25")]
+    failures: Span,
+}
+
+impl FleetArgs {
+    /// The fleets, drawn from these.
+    pub(super) fn draw(&self, seeds: &[u64]) -> Result<Fleets, Failure> {
+        let (Span(slowest, fastest), Span(least, most)) = (self.speeds, self.failures);
+        if slowest <= 0.0 {
+            return Err(Failure::usage(format!("--speeds begins with {slowest}; a speed is more than 0")));
+        }
+        if least < 0.0 || most >= 1.0 {
+            return Err(Failure::usage(format!("--failures {least}..{most} is not from 0 to below 1")));
+        }
+        if let Some(agents) = self.agents.iter().find(|agents| !(1..=10_000).contains(*agents)) {
+            return Err(Failure::usage(format!("--agents {agents} is not from 1 to 10000")));
+        }
+        let (agents, seeds) = (self.agents.clone(), seeds.to_vec());
+        Ok(Fleets { agents, speeds: (slowest, fastest), failures: (least, most), seeds })
     }
-    if least < 0.0 || most >= 1.0 {
-        return Err(Failure::usage(format!("--failures {least}..{most} is not from 0 to below 1")));
-    }
-    if let Some(agents) = agents.iter().find(|agents| !(1..=10_000).contains(*agents)) {
-        return Err(Failure::usage(format!("--agents {agents} is not from 1 to 10000")));
-    }
-    let (speeds, failures) = ((slowest, fastest), (least, most));
-    Ok(Fleets { agents: agents.to_vec(), speeds, failures, seeds: seeds.to_vec() })
 }
 
 /// Those of all that are meant, each once.

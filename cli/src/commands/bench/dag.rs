@@ -11,7 +11,7 @@ use baton_simulate::who::Who;
 use clap::Args;
 
 use crate::Context;
-use crate::commands::simulate::{Seen, Span, fleets, named, workflows};
+use crate::commands::simulate::{FleetArgs, Seen, named, workflows};
 use crate::failure::{Exit, Failure};
 use crate::output::{Cell, Table};
 use crate::style::Tone;
@@ -29,15 +29,8 @@ pub(crate) struct Dag {
     /// Workflow instances in WfFormat 1.5 (.json): a file, or a directory of them [default: three workflows that are made up]
     #[arg(long, value_name = "FILE|DIR")]
     trace: Vec<PathBuf>,
-    /// How many agents there are; several numbers are several fleets
-    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [8, 32])]
-    agents: Vec<usize>,
-    /// The slowest and the fastest speed
-    #[arg(long, value_name = "A..B", default_value = "0.5..2")]
-    speeds: Span,
-    /// The least and the greatest probability with which an attempt of an agent fails
-    #[arg(long, value_name = "A..B", default_value = "0..0.25")]
-    failures: Span,
+    #[command(flatten)]
+    fleet: FleetArgs,
     /// What the fleets are drawn from, a fleet of each size each
     #[arg(long, value_name = "S", value_delimiter = ',', default_values_t = [301])]
     seed: Vec<u64>,
@@ -121,11 +114,11 @@ impl Dag {
         if self.repeat == 0 {
             return Err(Failure::usage("--repeat must be at least 1").into());
         }
-        if let Some(agents) = self.agents.iter().find(|agents| **agents > MOST) {
+        if let Some(agents) = self.fleet.agents.iter().find(|agents| **agents > MOST) {
             return Err(Failure::usage(format!("--agents {agents} is more than {MOST}")).into());
         }
         let experiment = experiment::Plan {
-            fleets: fleets(&self.agents, self.speeds, self.failures, &self.seed)?,
+            fleets: self.fleet.draw(&self.seed)?,
             luck: self.luck.clone(),
             who: named(&self.strategy, &Strategy::ALL.map(Who::Strategy), |_| true)?,
             history: self.history.into(),
