@@ -857,9 +857,10 @@ fn stage_ended(turn: &mut Turn<'_, ResourceManager>, record: &StageEnded) -> Vec
             }
             reason
         }
-        // The agent said so itself, or is gone, or gave it back. But another one may be at it.
-        _ if record.other.is_some() => format!("agent {agent}, who was at it as well, has reported it"),
-        _ => format!("agent {agent}, who handed it over, has reported it"),
+        // The agent said so itself, but another one may be at it.
+        Outcome::Succeeded | Outcome::Failed | Outcome::Delegated => format!("agent {agent} has reported it"),
+        // It is gone, or gave it back, and the other one was not known of yet.
+        Outcome::Lost => format!("agent {agent} had it, and was lost"),
     };
     for (lease, other) in others {
         cancel(turn, &other, lease, record.task.clone(), why.clone(), trace);

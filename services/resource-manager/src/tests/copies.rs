@@ -75,7 +75,7 @@ fn o2_a_second_agent_is_given_the_same_task_and_who_is_not_first_is_called_back(
     assert!(refused.contains("has two agents already"), "{refused}");
     world.ended_beside((second, "bob"), (first, "ann"), Outcome::Succeeded);
     world.check(&expect![[r#"
-        publish baton.to.ann.cancel {"lease":4,"task":"RUN1/research/1","reason":"agent bob, who was at it as well, has reported it"} [status_update traced]
+        publish baton.to.ann.cancel {"lease":4,"task":"RUN1/research/1","reason":"agent bob has reported it"} [status_update traced]
     "#]]);
     assert_eq!((world.holds("ann"), world.holds("bob")), (None, None));
 }
