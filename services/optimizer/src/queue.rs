@@ -520,6 +520,11 @@ mod tests {
         tenants
     }
 
+    /// A task of a run of the first tenant comes.
+    fn add(lines: &mut Lines, run: u64, nth: u32, priority: i32, since: Millis) {
+        lines.add(&task(0, run, nth), &Queued { shape: shape("a", 0), priority, since, near: None }, 0);
+    }
+
     /// Places the first task, and gives whose it is.
     fn serve(lines: &mut Lines, tenants: &mut Tenants, now: Millis) -> Option<(Seat, TaskId)> {
         let mut walk = lines.walk(tenants, (now, AGEING), |_| true, |_, _| true);
@@ -618,9 +623,6 @@ mod tests {
     #[test]
     fn o1_an_old_task_behind_other_runs_of_its_line_is_not_passed_over() {
         let (mut lines, mut tenants) = (Lines::default(), tenants(1));
-        let add = |lines: &mut Lines, run, nth, priority, since| {
-            lines.add(&task(0, run, nth), &Queued { shape: shape("a", 0), priority, since, near: None }, 0);
-        };
         // Run 0 had its turn, so that its last task is behind run 1, which came lately.
         (0..3).for_each(|nth| add(&mut lines, 0, nth, 0, 0));
         assert_eq!(serve(&mut lines, &mut tenants, 100).unwrap().1, task(0, 0, 0));
@@ -636,9 +638,6 @@ mod tests {
     #[test]
     fn what_has_left_the_queue_makes_nothing_more_urgent() {
         let (mut lines, mut tenants) = (Lines::default(), tenants(1));
-        let add = |lines: &mut Lines, run, nth, priority, since| {
-            lines.add(&task(0, run, nth), &Queued { shape: shape("a", 0), priority, since, near: None }, 0);
-        };
         (0..3).for_each(|nth| add(&mut lines, 0, nth, 0, 0));
         assert_eq!(serve(&mut lines, &mut tenants, 100).unwrap().1, task(0, 0, 0));
         add(&mut lines, 1, 3, 0, 2900);

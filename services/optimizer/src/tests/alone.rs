@@ -74,6 +74,16 @@ impl World {
         world
     }
 
+    /// Under ADAPTIVE, of which it is known that the same takes ann and bob so long. Each has one slot and so much of a resource.
+    fn adaptive((ann, bob): (Millis, Millis), cpu: u32) -> Self {
+        let mut world = Self::new();
+        world.resource(["ann", "bob"].map(|id| registered(id, "s", "research", 1, cpu, 0)).into());
+        let of = |_| [("ann", Outcome::Succeeded, ann), ("bob", Outcome::Succeeded, bob)];
+        practise(&mut world, 1, &(0..10).flat_map(of).collect::<Vec<_>>());
+        world.strategy(Strategy::Adaptive);
+        world
+    }
+
     fn settle(&mut self) {
         let released = self.log.settle(&mut self.machine, self.now);
         for (_, event) in released.events {
@@ -519,12 +529,7 @@ fn o3_agents_are_drawn_by_trails_that_evaporate() {
 
 #[test]
 fn o2_a_task_waits_for_a_much_faster_agent_where_that_ends_sooner() {
-    let mut world = World::new();
-    world.resource(vec![registered("ann", "s", "research", 1, 0, 0), registered("bob", "s", "research", 1, 0, 0)]);
-    let lessons: Vec<_> =
-        (0..10).flat_map(|_| [("ann", Outcome::Succeeded, 1000), ("bob", Outcome::Succeeded, 10_000)]).collect();
-    practise(&mut world, 1, &lessons);
-    world.strategy(Strategy::Adaptive);
+    let mut world = World::adaptive((1000, 10_000), 0);
     world.ready(21, "research", 0, 0);
     assert_eq!(world.grant(), [(task(21, 1), "ann".to_owned())]);
     world.wait(500);
@@ -557,12 +562,7 @@ fn o2_a_task_waits_for_a_much_faster_agent_where_that_ends_sooner() {
 
 #[test]
 fn o2_a_slow_agent_is_needed_where_much_waits_though_each_task_needs_something_else() {
-    let mut world = World::new();
-    world.resource(vec![registered("ann", "s", "research", 1, 200, 0), registered("bob", "s", "research", 1, 200, 0)]);
-    let lessons: Vec<_> =
-        (0..10).flat_map(|_| [("ann", Outcome::Succeeded, 1000), ("bob", Outcome::Succeeded, 100_000)]).collect();
-    practise(&mut world, 1, &lessons);
-    world.strategy(Strategy::Adaptive);
+    let mut world = World::adaptive((1000, 100_000), 200);
     // As many as a walk leaves waiting for ann are not reason enough; all of them are.
     for n in 101..=300 {
         world.workflow(vec![started(n), ready(task(n, 1), "research", 0, (n - 100) as u32)]);
@@ -674,12 +674,7 @@ fn o1_what_builds_on_something_goes_where_that_was_done_if_that_is_nearly_as_goo
 
 #[test]
 fn o2_each_placement_is_explained() {
-    let mut world = World::new();
-    world.resource(vec![registered("ann", "s", "research", 1, 0, 0), registered("bob", "s", "research", 1, 0, 0)]);
-    let lessons: Vec<_> =
-        (0..10).flat_map(|_| [("ann", Outcome::Succeeded, 1000), ("bob", Outcome::Succeeded, 10_000)]).collect();
-    practise(&mut world, 1, &lessons);
-    world.strategy(Strategy::Adaptive);
+    let mut world = World::adaptive((1000, 10_000), 0);
     world.ready(21, "research", 0, 0);
     world.grant();
     world.wait(500);

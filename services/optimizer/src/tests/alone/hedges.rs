@@ -31,13 +31,8 @@ impl World {
 }
 
 /// Ann takes ten seconds for what bob does in one. She has a task of run 30, as bob was not there when it came.
-fn ann_is_slow(config: Config) -> World {
-    let mut world = World::with(config);
-    world.resource(vec![registered("ann", "s", "research", 1, 0, 0), registered("bob", "s", "research", 1, 0, 0)]);
-    let lessons: Vec<_> =
-        (0..10).flat_map(|_| [("ann", Outcome::Succeeded, 10_000), ("bob", Outcome::Succeeded, 1000)]).collect();
-    practise(&mut world, 1, &lessons);
-    world.strategy(Strategy::Adaptive);
+fn ann_is_slow() -> World {
+    let mut world = World::adaptive((10_000, 1000), 0);
     world.resource(vec![left("bob")]);
     world.ready_for_two(30);
     assert_eq!(world.grant(), [(task(30, 1), "ann".to_owned())]);
@@ -51,7 +46,7 @@ fn bob_is_back(world: &mut World) -> Vec<(TaskId, String)> {
 
 #[test]
 fn o2_a_task_of_a_slow_agent_is_given_to_a_fast_one_that_idles_as_well() {
-    let mut world = ann_is_slow(Config::default());
+    let mut world = ann_is_slow();
     world.wait(1_000);
     assert_eq!(bob_is_back(&mut world), [(task(30, 1), "bob".to_owned())]);
     let holders = |world: &World| {
@@ -82,7 +77,7 @@ fn o2_a_task_of_a_slow_agent_is_given_to_a_fast_one_that_idles_as_well() {
 
 #[test]
 fn o2_who_loses_is_free_again_and_nothing_is_learned_of_it() {
-    let mut world = ann_is_slow(Config::default());
+    let mut world = ann_is_slow();
     bob_is_back(&mut world);
     let (first, second) = (world.leases[&task(30, 1)], world.resource_next - 1);
     let WorkflowRecord::StageEnded(mut record) = ended(task(30, 1), Some((second, "bob")), Outcome::Succeeded, 1000)
@@ -105,18 +100,18 @@ fn o2_who_loses_is_free_again_and_nothing_is_learned_of_it() {
 #[test]
 fn o2_there_is_no_second_copy_where_it_does_not_pay_or_is_not_wanted() {
     // Its stage does not say that two may be at it.
-    let mut world = ann_is_slow(Config::default());
+    let mut world = ann_is_slow();
     let first = world.leases[&task(30, 1)];
     world.workflow(vec![ended(task(30, 1), Some((first, "ann")), Outcome::Succeeded, 10_000), finished(30)]);
     world.ready(21, "research", 0, 0);
     world.grant();
     assert_eq!(bob_is_back(&mut world), []);
     // Another task waits that the fast one can do.
-    let mut world = ann_is_slow(Config::default());
+    let mut world = ann_is_slow();
     world.ready(21, "research", 0, 0);
     assert_eq!(bob_is_back(&mut world), [(task(21, 1), "bob".to_owned())]);
     // It is nearly done; and refused, it is not asked for again at once.
-    let mut world = ann_is_slow(Config::default());
+    let mut world = ann_is_slow();
     world.wait(9_000);
     world.resource(vec![registered("bob", "s", "research", 1, 0, 0)]);
     let asked = world.asked.len();
@@ -125,7 +120,7 @@ fn o2_there_is_no_second_copy_where_it_does_not_pay_or_is_not_wanted() {
         assert!(world.asked.is_empty());
     }
     // Another strategy places once.
-    let mut world = ann_is_slow(Config::default());
+    let mut world = ann_is_slow();
     world.strategy(Strategy::LoadBalanced);
     assert_eq!(bob_is_back(&mut world), []);
 }
@@ -148,12 +143,7 @@ fn o2_the_second_copy_is_another_agents_though_the_first_has_room_too() {
 
 #[test]
 fn o2_a_task_that_hangs_is_given_to_another_agent_without_anything_happening() {
-    let mut world = World::new();
-    world.resource(vec![registered("ann", "s", "research", 1, 0, 0), registered("bob", "s", "research", 1, 0, 0)]);
-    let lessons: Vec<_> =
-        (0..10).flat_map(|_| [("ann", Outcome::Succeeded, 1000), ("bob", Outcome::Succeeded, 1100)]).collect();
-    practise(&mut world, 1, &lessons);
-    world.strategy(Strategy::Adaptive);
+    let mut world = World::adaptive((1000, 1100), 0);
     world.ready_for_two(30);
     assert_eq!(world.grant(), [(task(30, 1), "ann".to_owned())]);
     world.wait(1_000);
