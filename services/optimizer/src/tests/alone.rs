@@ -625,7 +625,8 @@ fn explained(world: &mut World, n: u64, stage: &str) -> String {
 }
 
 /// A run of two stages, the second of which builds on the first: who gets the second, where both have room and bob did the first.
-fn builds_on_bob(strategy: Strategy, ann: &[Outcome], bob: &[Outcome]) -> (String, String) {
+/// So many tasks that are for neither have waited for longer.
+fn builds_on_bob(strategy: Strategy, ann: &[Outcome], bob: &[Outcome], others: u64) -> (String, String) {
     let mut world = World::new();
     let chain = Definition::builder("chain").add_stage("one", "research", &[]).add_stage("two", "research", &["one"]);
     let definition = Arc::new(chain.build().unwrap());
@@ -636,6 +637,11 @@ fn builds_on_bob(strategy: Strategy, ann: &[Outcome], bob: &[Outcome]) -> (Strin
     };
     practise(&mut world, 100, &[lessons("bob", bob, 1000), lessons("ann", ann, 992)].concat());
     world.strategy(strategy);
+    if others > 0 {
+        world.resource(vec![registered("cid", "s", "other", 1, 0, 0)]);
+        (1001..=1000 + others).for_each(|n| world.ready(n, "other", 1, 0));
+        assert_eq!(world.grant().len(), 1);
+    }
     let WorkflowRecord::RunStarted(begun) = started(1) else { unreachable!() };
     let stage = |name: &str| TaskId { stage: name.parse().unwrap(), ..task(1, 1) };
     let run = RunStarted { workflow: "chain".parse().unwrap(), ..begun };
@@ -660,16 +666,23 @@ fn o1_what_builds_on_something_goes_where_that_was_done_if_that_is_nearly_as_goo
     use Outcome::{Failed, Succeeded};
     for strategy in [Strategy::LoadBalanced, Strategy::PriorityBased, Strategy::Adaptive] {
         // Ann has done more, is faster by a little, and has idled for longer.
-        let (agent, why) = builds_on_bob(strategy, &[Succeeded; 60], &[Succeeded; 40]);
+        let (agent, why) = builds_on_bob(strategy, &[Succeeded; 60], &[Succeeded; 40], 0);
         assert_eq!(agent, "bob", "{strategy:?}: {why}");
         assert!(why.contains("it did most of what the task builds on"), "{strategy:?}: {why}");
         // Bob has begun to fail.
         let mut failed = [Succeeded; 40];
         failed[36..].fill(Failed);
-        let (agent, why) = builds_on_bob(strategy, &[Succeeded; 60], &failed);
+        let (agent, why) = builds_on_bob(strategy, &[Succeeded; 60], &failed, 0);
         assert_eq!(agent, "ann", "{strategy:?}: {why}");
         assert!(!why.contains("builds on"), "{strategy:?}: {why}");
     }
+}
+
+#[test]
+fn o2_what_waits_for_other_agents_does_not_keep_a_task_from_being_weighed() {
+    // More than a walk leaves waiting, and all of it comes first.
+    let (agent, why) = builds_on_bob(Strategy::Adaptive, &[Outcome::Succeeded; 60], &[Outcome::Succeeded; 40], 80);
+    assert_eq!(agent, "bob", "{why}");
 }
 
 #[test]
