@@ -717,11 +717,11 @@ fn o2_each_placement_is_explained() {
     }
     expect![[r#"
         R21 ann ADAPTIVE: it was expected to end soonest there
-           ann true available_ms 0.00, duration_ms 1973.17, ends_ms 2079.96, failure 0.02, failure_cost_ms 106.80
-           bob true available_ms 0.00, duration_ms 8807.73, ends_ms 8914.53, failure 0.02, failure_cost_ms 106.80
+           ann true available_ms 0.00, duration_ms 1511.27, ends_ms 1622.38, failure 0.02, failure_cost_ms 111.12
+           bob true available_ms 0.00, duration_ms 9844.15, ends_ms 9955.26, failure 0.02, failure_cost_ms 111.12
         R22 nobody ADAPTIVE: it is expected to end soonest at ann, though that has no room yet
-           ann false available_ms 2231.87, duration_ms 1973.17, ends_ms 4311.83, failure 0.02, failure_cost_ms 106.80
-           bob false available_ms 12281.96, duration_ms 8807.73, ends_ms 21196.49, failure 0.02, failure_cost_ms 106.80
+           ann false available_ms 1561.67, duration_ms 1511.27, ends_ms 3184.05, failure 0.02, failure_cost_ms 111.12
+           bob false available_ms 13400.50, duration_ms 9844.15, ends_ms 23355.77, failure 0.02, failure_cost_ms 111.12
         R23 nobody ADAPTIVE: no agent that is there can do cooking with what it needs
         R24 bob LOAD_BALANCED: of those with room it had the smallest part of its slots in use
            bob true idle_ms 500.00, load 0.00, priority 0.00, score 0.70
