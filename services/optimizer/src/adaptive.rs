@@ -364,10 +364,9 @@ impl Planner {
         for Chosen { task, .. } in &plan {
             self.remove(task);
         }
-        if waits.is_finite() {
-            let again = now.saturating_add((AGAIN * waits).clamp(AGAIN_MS.0, AGAIN_MS.1) as Millis);
-            self.again = Some(self.agents.next_probe(now).map_or(again, |probe| again.min(probe)));
-        }
+        let again = (AGAIN * waits).clamp(AGAIN_MS.0, AGAIN_MS.1) as Millis;
+        let again = waits.is_finite().then(|| now.saturating_add(again));
+        self.again = again.into_iter().chain(self.agents.next_probe(now)).min();
         plan
     }
 }

@@ -312,12 +312,8 @@ impl Durations {
     pub(crate) fn import_stage(&mut self, workflow: &WorkflowName, name: &StageName, stage: Stage) {
         let of = stage_of(&mut self.stages, &mut self.known, workflow, name);
         if let Some(of) = of {
-            *of = Stage {
-                log: stage.log.map(Gauss::sane),
-                duration: stage.duration.sane(),
-                tokens: stage.tokens.sane(),
-                ..stage
-            };
+            *of =
+                Stage { log: stage.log.map(Gauss::sane), duration: stage.duration.sane(), tokens: stage.tokens.sane() };
         }
     }
 

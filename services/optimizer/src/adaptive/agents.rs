@@ -19,8 +19,7 @@ use crate::{Config, Optimizer};
 /// By how much longer a task is expected to go on than its estimate says: waiting for what never ends costs more than not
 /// waiting.
 const MARGIN: f64 = 1.3;
-/// An agent that fails more often than not counts as this many times slower, but for one task in this many average durations.
-const ALARMED: f64 = 30.0;
+/// An agent that fails more often than not gets one task in this many average durations, unless all that can do it are such.
 const PROBE_AFTER: f64 = 20.0;
 /// How much older a task may become before it is estimated anew how long it goes on, and which part of its time may go by.
 const ESTIMATE_PART: f64 = 0.2;
@@ -127,6 +126,9 @@ pub(super) struct Class {
     room: Vec<bool>,
     /// How many have room.
     open: usize,
+    /// Those that can do it and do not wait to be tried again.
+    sound: Vec<bool>,
+    sounds: usize,
     /// How many can do it, and the sum of how long one unit of work takes them.
     able: usize,
     inverse: f64,
@@ -168,6 +170,8 @@ impl Class {
             resources: Vec::new(),
             room: Vec::new(),
             open: 0,
+            sound: Vec::new(),
+            sounds: 0,
             able: 0,
             inverse: 0.0,
         }
@@ -187,6 +191,7 @@ impl Class {
         self.failure.resize(rows, 0.0);
         self.resources.resize(rows, 0.0);
         self.room.resize(rows, false);
+        self.sound.resize(rows, false);
     }
 }
 
@@ -272,8 +277,10 @@ impl Agents {
         for row in due {
             self.touch_row(row);
         }
-        for row in std::mem::take(&mut self.touched) {
-            self.settle_one(state, room, classes, row as usize, now);
+        while !self.touched.is_empty() {
+            for row in std::mem::take(&mut self.touched) {
+                self.settle_one(state, room, classes, row as usize, now);
+            }
         }
         let all = self.running <= FEW;
         for row in 0..self.stale.len() {
@@ -337,7 +344,7 @@ impl Agents {
         } else {
             self.alarmed.remove(&(row as u32));
         }
-        let slower = if alarmed && now < of.probe { ALARMED } else { 1.0 };
+        let waits = alarmed && now < of.probe;
         let speed = performance.map_or_else(|| Speed::default().log, |known| known.speed.log);
         let inverse = exp(-speed.mean);
         let hoped = inverse * exp(-HOPE * speed.variance);
@@ -359,6 +366,7 @@ impl Agents {
             Some(_) => *ends.insert(self.estimate(state, row, now)),
             None => f64::INFINITY,
         };
+        let mut sounds_changed = false;
         for class in classes {
             class.resize(self.inverse.len());
             let Shape { agent_type, requires, resources, pools: _ } = class.shape.as_ref();
@@ -372,16 +380,24 @@ impl Agents {
             if was_able {
                 (class.able, class.inverse) = (class.able - 1, class.inverse - before);
             }
-            self.unlinked |= able != was_able;
             class.open -= usize::from(class.room[row]);
             class.room[row] = false;
             class.factor[row] = f64::INFINITY;
+            let (had_sounds, sound) = (class.sounds > 0, able && !waits);
+            class.sounds = class.sounds + usize::from(sound) - usize::from(class.sound[row]);
+            class.sound[row] = sound;
+            sounds_changed |= had_sounds != (class.sounds > 0);
+            if able {
+                class.failure[row] =
+                    performance.map_or(PRIOR, |performance| performance.failure(&class.shape.agent_type));
+            }
+            let able = sound || able && class.sounds == 0;
+            self.unlinked |= able != was_able;
             if !able {
                 continue;
             }
             (class.able, class.inverse) = (class.able + 1, class.inverse + inverse);
-            class.failure[row] = performance.map_or(PRIOR, |performance| performance.failure(&class.shape.agent_type));
-            class.factor[row] = slower * hoped * (1.0 - class.failure[row] / 2.0);
+            class.factor[row] = hoped * (1.0 - class.failure[row] / 2.0);
             class.room[row] = has_room;
             class.open += usize::from(class.room[row]);
             class.resources[row] = 0.0;
@@ -390,6 +406,12 @@ impl Agents {
                     Some(ends) => ends,
                     None => *ends.insert(self.estimate(state, row, now)),
                 };
+            }
+        }
+        if sounds_changed {
+            // Those that wait to be tried again may be all there is, or not be any more.
+            for row in self.alarmed.iter().copied().collect::<Vec<_>>() {
+                self.touch_row(row);
             }
         }
     }

@@ -611,6 +611,46 @@ fn o4_an_agent_that_fails_fast_does_not_draw_work() {
     assert!(given.get("bob").is_none_or(|count| *count <= 5) && given["ann"] >= 55, "{given:?}");
 }
 
+#[test]
+fn o4_an_agent_that_fails_fast_does_not_draw_work_where_much_waits() {
+    let mut world = World::new();
+    world.resource(vec![registered("ann", "s", "research", 1, 0, 0), registered("bob", "s", "research", 1, 0, 0)]);
+    practise(&mut world, 1, &[("ann", Outcome::Succeeded, 1000); 6]);
+    practise(&mut world, 7, &[("bob", Outcome::Failed, 1); 6]);
+    world.strategy(Strategy::Adaptive);
+    (101..=200).for_each(|n| world.ready(n, "research", 0, 0));
+    let mut given: BTreeMap<String, u32> = BTreeMap::new();
+    let mut anns = None;
+    for _ in 0..60 {
+        for (task, agent) in world.grant() {
+            *given.entry(agent.clone()).or_default() += 1;
+            let n = (101..=200).find(|n| run(*n) == task.run).unwrap();
+            if agent == "ann" {
+                anns = Some(n);
+            } else {
+                world.wait(1);
+                world.end(n, "bob", Outcome::Failed, 1);
+            }
+        }
+        world.wait(1000);
+        let n = anns.take().unwrap();
+        world.end(n, "ann", Outcome::Succeeded, 1000);
+    }
+    // One for each twenty of ann's, and one before it was known that it should wait.
+    assert!((2..=5).contains(&given["bob"]) && given["ann"] >= 58, "{given:?}");
+    // When ann leaves, bob is all there is.
+    let mut granted = world.grant();
+    world.resource(vec![left("ann")]);
+    for _ in 0..5 {
+        granted.extend(world.grant());
+        let (task, _) = granted.iter().find(|(_, agent)| agent == "bob").unwrap_or_else(|| panic!("{granted:?}"));
+        let n = (101..=200).find(|n| run(*n) == task.run).unwrap();
+        granted.clear();
+        world.wait(1);
+        world.end(n, "bob", Outcome::Failed, 1);
+    }
+}
+
 /// Why a stage of run `n` is, or is about to be, where it is.
 fn explained(world: &mut World, n: u64, stage: &str) -> String {
     let request = ExplainPlacement { run: run(n), stage: stage.parse().unwrap() };
