@@ -58,9 +58,9 @@ pub(crate) struct Simulate {
     /// How many runs
     #[arg(long, value_name = "N", default_value_t = 30, help_heading = "Many runs at a time")]
     runs: usize,
-    /// Let a fifth of the agents become slow and a tenth begin to fail, after a third of the time
-    #[arg(long, help_heading = "Many runs at a time")]
-    drift: bool,
+    /// Let a fifth of the agents become slow and a tenth begin to fail, after this part of the time [default: a third]
+    #[arg(long, value_name = "PART", num_args = 0..=1, require_equals = true, help_heading = "Many runs at a time")]
+    drift: Option<Option<f64>>,
     /// Let ADAPTIVE go by the runs' deadlines alone, as with `deadlines_first = true` in the settings
     #[arg(long, help_heading = "Many runs at a time")]
     deadlines_first: bool,
@@ -155,7 +155,10 @@ impl Simulate {
         if !(1..=10_000).contains(&self.runs) {
             return Err(Failure::usage(format!("--runs {} is not from 1 to 10000", self.runs)));
         }
-        if self.drift && self.load.is_empty() && !self.backlog {
+        if let Some(part) = self.drift.flatten().filter(|part| !(0.0..=1.0).contains(part)) {
+            return Err(Failure::usage(format!("--drift={part} is not from 0 to 1")));
+        }
+        if self.drift.is_some() && self.load.is_empty() && !self.backlog {
             return Err(Failure::usage("--drift needs many runs: say --load or --backlog as well"));
         }
         if self.deadlines_first && self.load.is_empty() && !self.backlog {
@@ -203,7 +206,7 @@ impl Simulate {
             history: self.history.into(),
             runs: self.runs,
             arrivals: loads.chain(self.backlog.then_some(Arrivals::Backlog)).collect(),
-            drift: self.drift,
+            drift: self.drift.map(|part| part.unwrap_or(stream::DRIFTS_AFTER)),
             deadlines_first: self.deadlines_first,
         };
         let all = stream::run(&plan, |it| told.line(it))?;

@@ -126,6 +126,11 @@ impl Planner {
         self.agents.touch(agent);
     }
 
+    /// An agent has come or gone, or can do something else.
+    pub(crate) fn came_or_left(&mut self, agent: &AgentId) {
+        self.agents.came_or_left(agent);
+    }
+
     /// A task is held by an agent, or asked for.
     pub(crate) fn began(&mut self, task: &TaskId, agent: &AgentId, since: Millis) {
         self.agents.began(task, agent, since);
@@ -290,7 +295,9 @@ impl Planner {
         }
         self.agents.settle(state, room, &mut self.classes, now);
         let mut window = self.window();
-        let mut walk = Walk::new(&self.jobs, (&self.lines, &self.classes), state, (config, now));
+        self.agents.link(&self.classes);
+        let of = (&self.lines[..], &self.classes[..], self.agents.linked());
+        let mut walk = Walk::new(&self.jobs, of, state, (config, now));
         for (class, _) in self.classes.iter().enumerate().filter(|(_, of)| is_shut(&of.shape)) {
             walk.close(class);
         }
@@ -357,10 +364,9 @@ impl Planner {
         for Chosen { task, .. } in &plan {
             self.remove(task);
         }
-        if waits.is_finite() {
-            let again = now.saturating_add((AGAIN * waits).clamp(AGAIN_MS.0, AGAIN_MS.1) as Millis);
-            self.again = Some(self.agents.next_probe(now).map_or(again, |probe| again.min(probe)));
-        }
+        let again = (AGAIN * waits).clamp(AGAIN_MS.0, AGAIN_MS.1) as Millis;
+        let again = waits.is_finite().then(|| now.saturating_add(again));
+        self.again = again.into_iter().chain(self.agents.next_probe(now)).min();
         plan
     }
 }

@@ -582,7 +582,7 @@ fn settle_resource(
         | ResourceRecord::AgentLeft(AgentLeft { agent, .. }) => {
             soft.room.came_or_left(state, agent);
             if let Some(planner) = &mut soft.planner {
-                planner.touch(agent);
+                planner.came_or_left(agent);
             }
             true
         }

@@ -6,8 +6,13 @@
 //!
 //! Each factor is a normal distribution, and one observation moves all of them at once: the error is shared out in proportion
 //! to how uncertain each is (the gain of a Kalman filter whose covariances are taken to be nothing, as in TrueSkill: Herbrich,
-//! Minka and Graepel, 2006). So a new agent is judged by known work, and new work by known agents. A stage that was seen
-//! before in a workflow of that name has an offset of its own, in place of the size.
+//! Minka and Graepel, 2006). So a new agent is judged by known work, and new work by known agents.
+//!
+//! A stage that was seen before in a workflow of that name is known by itself: how long it takes in an ordinary run. What is
+//! expected of it is that and what is expected of its kind, each by how certain it is; and what it is off by then says more of the
+//! agent and of the run.
+//!
+//! Of a kind that was never seen it is expected what all tasks take, and a little more where there is more to read.
 //!
 //! Errors beyond three standard deviations count as three: one task that hung does not spoil what is known. A little noise is
 //! added to each factor with every observation, so that none is ever certain, and what changes is followed.
@@ -37,8 +42,15 @@ const UNKNOWN_RUN: f64 = 0.3;
 /// By how much the variance of an agent's speed and of a kind grow with each observation.
 const AGENT_DRIFT: f64 = 2e-4;
 const KIND_DRIFT: f64 = 1e-3;
-/// What an observation of a stage that was seen before is still off by.
+/// The variance between what a stage takes in one run and in another, and of what it takes in runs that are alike.
+const BETWEEN_RUNS: f64 = 0.05;
 const STAGE_NOISE: f64 = 0.05;
+/// What is expected of how the work of a kind grows with its size, before anything is known of it: as a power. Some kinds take the
+/// same for anything, most take longer the more they are given.
+const GROWS: Gauss = Gauss { mean: 0.5, variance: 0.1 };
+/// The same of tasks that are of different kinds, and by how much their sizes count as different at the most, as a logarithm.
+const GROWS_OVERALL: f64 = 0.1;
+const MAX_SIZES_APART: f64 = 6.0;
 /// The variance of what a definition says how long a stage takes.
 const STATED: f64 = 0.25;
 /// Errors count up to this many standard deviations.
@@ -71,6 +83,9 @@ pub(crate) struct Durations {
 pub(crate) struct Pooled {
     seen: u64,
     log: Gauss,
+    /// The mean of the logarithm of sizes.
+    #[serde(default = "usual_size")]
+    size: f64,
 }
 
 /// What was learned of a kind.
@@ -87,11 +102,11 @@ pub(crate) struct Kind {
 }
 
 /// What was learned of a stage of a workflow.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Stage {
-    /// By how much it is off its kind.
-    offset: Gauss,
-    seen: u64,
+    /// The logarithm of how long it takes an agent of ordinary speed in an ordinary run.
+    #[serde(default)]
+    log: Option<Gauss>,
     /// Its duration in milliseconds, whoever did it.
     duration: Moving,
     tokens: Moving,
@@ -117,7 +132,7 @@ pub(crate) struct Speed {
 impl Default for Pooled {
     fn default() -> Self {
         // A second, give or take a factor of three.
-        Self { seen: 0, log: Gauss { mean: 6.907_755_278_982_137, variance: 1.5 } }
+        Self { seen: 0, log: Gauss { mean: 6.907_755_278_982_137, variance: 1.5 }, size: usual_size() }
     }
 }
 
@@ -125,6 +140,11 @@ impl Default for Speed {
     fn default() -> Self {
         Self { log: Gauss { mean: 0.0, variance: UNKNOWN_AGENT }, surprise: 0.0 }
     }
+}
+
+/// The logarithm of the size that is expected before any is known: 160 kB.
+fn usual_size() -> f64 {
+    12.0
 }
 
 /// A run of which nothing is known.
@@ -179,17 +199,11 @@ impl Durations {
     }
 
     fn learned(&self, Place { workflow, node, run }: Place<'_>) -> Gauss {
-        let Some(kind) = self.kinds.get(&node.kind) else {
-            let Gauss { mean, variance } = self.all.log;
-            return Gauss { mean: mean + run.mean, variance: variance.min(2.0) + run.variance + 0.3 };
+        let ordinary = match self.kinds.get(&node.kind) {
+            Some(kind) => kind.expects(node.size, self.stage(workflow, &node.name)),
+            None => self.all.expects(node.size),
         };
-        if let Some(stage) = self.stage(workflow, &node.name).filter(|stage| stage.seen > 0) {
-            let variance = kind.log.variance + stage.offset.variance + STAGE_NOISE + run.variance;
-            return Gauss { mean: kind.log.mean + run.mean + stage.offset.mean, variance };
-        }
-        let size = node.size - kind.size;
-        let variance = kind.log.variance + kind.noise + (kind.slope.variance * size * size).min(1.0) + run.variance;
-        Gauss { mean: kind.log.mean + kind.slope.mean * size + run.mean, variance }
+        Gauss { mean: ordinary.mean + run.mean, variance: ordinary.variance + run.variance }
     }
 
     fn stage(&self, workflow: &WorkflowName, stage: &StageName) -> Option<&Stage> {
@@ -215,19 +229,12 @@ impl Durations {
                     self.kinds.entry(Arc::clone(&node.kind)).or_insert_with(|| Kind::new(&self.all, ordinary, node))
                 }
             };
-            let size = node.size - kind.size;
-            let error = took - (kind.log.mean + kind.slope.mean * size + run.mean - agent.mean);
-            let spread =
-                kind.log.variance + kind.noise + size * size * kind.slope.variance + run.variance + agent.variance;
-            let most = CLIP * spread.sqrt();
-            let error_cut = error.clamp(-most, most);
+            // By the kind alone, and by all that is known.
+            let error = Error::of(took, kind.expects(node.size, None), run, agent);
+            let mut known = error;
             if let Some(stage) = stage_of(&mut self.stages, &mut self.known, workflow, &node.name) {
-                if stage.seen == 0 {
-                    stage.offset = Gauss { mean: kind.slope.mean * size, variance: kind.noise.max(STAGE_NOISE) };
-                }
-                let error = took - (kind.log.mean + stage.offset.mean + run.mean - agent.mean);
-                let spread = kind.log.variance + stage.offset.variance + STAGE_NOISE + run.variance + agent.variance;
-                stage.learn(error, spread);
+                known = Error::of(took, kind.expects(node.size, Some(stage)), run, agent);
+                stage.learn(ordinary, run, agent);
                 stage.duration.take(duration_ms as f64, rate);
                 if tokens > 0 {
                     stage.tokens.take(tokens as f64, rate);
@@ -236,13 +243,12 @@ impl Durations {
             if tokens > 0 {
                 kind.tokens.take(tokens as f64, rate);
             }
-            kind.learn(node.size, size, error_cut, spread);
-            let gain = run.variance / spread;
-            run.mean += gain * error_cut;
-            run.variance = (run.variance * (1.0 - gain)).max(1e-3);
-            speed.learn(error, error_cut, spread);
+            kind.learn(node.size, error);
+            run.learn(known, 1.0);
+            run.variance = run.variance.max(1e-3);
+            speed.learn(known);
         }
-        self.all.learn(ordinary);
+        self.all.learn(ordinary, node.size);
         run
     }
 
@@ -292,7 +298,7 @@ impl Durations {
 
     /// Takes what was learned elsewhere, if there is room.
     pub(crate) fn import_all(&mut self, all: Pooled) {
-        self.all = Pooled { log: all.log.sane(), ..all };
+        self.all = all.sane();
     }
 
     /// The same of a kind.
@@ -306,12 +312,8 @@ impl Durations {
     pub(crate) fn import_stage(&mut self, workflow: &WorkflowName, name: &StageName, stage: Stage) {
         let of = stage_of(&mut self.stages, &mut self.known, workflow, name);
         if let Some(of) = of {
-            *of = Stage {
-                offset: stage.offset.sane(),
-                duration: stage.duration.sane(),
-                tokens: stage.tokens.sane(),
-                ..stage
-            };
+            *of =
+                Stage { log: stage.log.map(Gauss::sane), duration: stage.duration.sane(), tokens: stage.tokens.sane() };
         }
     }
 
@@ -354,19 +356,42 @@ fn stage_of<'a>(
     stages.get_mut(name)
 }
 
-impl Default for Stage {
-    fn default() -> Self {
-        let offset = Gauss { mean: 0.0, variance: STAGE_NOISE };
-        Self { offset, seen: 0, duration: Moving::default(), tokens: Moving::default() }
+impl Stage {
+    /// It would have taken an agent of ordinary speed so long, as a logarithm.
+    fn learn(&mut self, ordinary: f64, run: Gauss, agent: Gauss) {
+        let noise = STAGE_NOISE + agent.variance;
+        let log = match self.log {
+            // What the run is taken to be off by may be what its stages are: it is the first.
+            None => Gauss { mean: ordinary, variance: noise + BETWEEN_RUNS },
+            Some(mut log) => {
+                let spread = log.variance + noise + run.variance;
+                log.learn(Error { off: ordinary - run.mean - log.mean, spread }, 1.0);
+                Gauss { variance: log.variance.max(0.02) + 0.005, ..log }
+            }
+        };
+        self.log = Some(log);
     }
 }
 
-impl Stage {
-    fn learn(&mut self, error: f64, spread: f64) {
-        self.seen = self.seen.saturating_add(1);
-        let gain = self.offset.variance / spread;
-        self.offset.mean += gain * error;
-        self.offset.variance = (self.offset.variance * (1.0 - gain)).max(0.02) + 0.005;
+/// By how much a prediction was off, and the variance that was expected of that.
+#[derive(Debug, Clone, Copy)]
+struct Error {
+    off: f64,
+    spread: f64,
+}
+
+impl Error {
+    fn of(took: f64, ordinary: Gauss, run: Gauss, agent: Gauss) -> Self {
+        Self {
+            off: took - (ordinary.mean + run.mean - agent.mean),
+            spread: ordinary.variance + run.variance + agent.variance,
+        }
+    }
+
+    /// As far as it counts.
+    fn cut(self) -> f64 {
+        let most = CLIP * self.spread.sqrt();
+        self.off.clamp(-most, most)
     }
 }
 
@@ -383,30 +408,40 @@ impl Kind {
     }
 
     fn new(all: &Pooled, ordinary: f64, node: &Node) -> Self {
-        let mean = if all.seen > 0 { all.log.mean } else { ordinary };
+        let mean = if all.seen > 0 { all.expects(node.size).mean } else { ordinary };
         Self {
             log: Gauss { mean, variance: all.log.variance.clamp(0.5, 2.0) },
             noise: 0.3,
             seen: 0,
             size: node.size,
-            slope: Gauss { mean: 0.0, variance: 0.1 },
+            slope: GROWS,
             tokens: Moving::default(),
         }
     }
 
-    fn learn(&mut self, ln_size: f64, size: f64, error: f64, spread: f64) {
+    /// The logarithm of how long a task takes an agent of ordinary speed in an ordinary run: by its size, and by what is known of its
+    /// stage.
+    fn expects(&self, size: f64, stage: Option<&Stage>) -> Gauss {
+        let size = size - self.size;
+        let mean = self.log.mean + self.slope.mean * size;
+        let variance = self.log.variance + self.noise + (self.slope.variance * size * size).min(1.0);
+        let Some(of_stage) = stage.and_then(|stage| stage.log) else { return Gauss { mean, variance } };
+        let weight = variance / (variance + of_stage.variance + STAGE_NOISE);
+        Gauss { mean: mean + weight * (of_stage.mean - mean), variance: variance * (1.0 - weight) + STAGE_NOISE }
+    }
+
+    fn learn(&mut self, size: f64, error: Error) {
         self.seen = self.seen.saturating_add(1);
+        let apart = size - self.size;
         // What of the error's square the uncertainty of the factors does not explain is noise.
         let rate = (1.0 / (self.seen + 2) as f64).max(0.05);
-        let unexplained = ((error * error).min(9.0) - (spread - self.noise)).max(0.0);
-        self.noise = ((1.0 - rate) * self.noise + rate * unexplained).max(0.01);
-        let gain = self.log.variance / spread;
-        let gain_slope = self.slope.variance * size / spread;
-        self.log.mean += gain * error;
-        self.log.variance = self.log.variance * (1.0 - gain) + KIND_DRIFT;
-        self.slope.mean = (self.slope.mean + gain_slope * error).clamp(-0.2, 1.2);
-        self.slope.variance = (self.slope.variance * (1.0 - gain_slope * size)).max(1e-3);
-        self.size += (ln_size - self.size) / self.seen.min(50) as f64;
+        let unexplained = (error.cut() * error.cut()).min(9.0) - (error.spread - self.noise);
+        self.log.learn(error, 1.0);
+        self.log.variance += KIND_DRIFT;
+        self.slope.learn(error, apart);
+        self.slope = Gauss { mean: self.slope.mean.clamp(-0.2, 1.2), variance: self.slope.variance.max(1e-3) };
+        self.noise = ((1.0 - rate) * self.noise + rate * unexplained.max(0.0)).max(0.01);
+        self.size += (size - self.size) / self.seen.min(50) as f64;
     }
 }
 
@@ -422,12 +457,11 @@ impl Speed {
         self.surprise = 0.0;
     }
 
-    fn learn(&mut self, error: f64, error_cut: f64, spread: f64) {
-        let gain = self.log.variance / spread;
-        self.surprise += 0.3 * ((error / spread.sqrt()).clamp(-CLIP, CLIP) - self.surprise);
+    fn learn(&mut self, error: Error) {
+        self.surprise += 0.3 * ((error.off / error.spread.sqrt()).clamp(-CLIP, CLIP) - self.surprise);
         let changed = self.surprise.abs() > CHANGED;
-        self.log.mean = (self.log.mean - gain * error_cut).clamp(-2.5, 2.0);
-        self.log.variance = self.log.variance * (1.0 - gain) + AGENT_DRIFT;
+        self.log.learn(error, -1.0);
+        self.log = Gauss { mean: self.log.mean.clamp(-2.5, 2.0), variance: self.log.variance + AGENT_DRIFT };
         if changed {
             self.log.variance = self.log.variance.max(UNKNOWN_AGENT);
             self.surprise = 0.0;
@@ -436,16 +470,34 @@ impl Speed {
 }
 
 impl Pooled {
-    fn learn(&mut self, ordinary: f64) {
+    /// The logarithm of how long a task of a kind that was never seen takes an agent of ordinary speed in an ordinary run.
+    fn expects(&self, size: f64) -> Gauss {
+        let apart = (size - self.size).clamp(-MAX_SIZES_APART, MAX_SIZES_APART);
+        Gauss { mean: self.log.mean + GROWS_OVERALL * apart, variance: self.log.variance.min(2.0) + 0.3 }
+    }
+
+    fn learn(&mut self, ordinary: f64, size: f64) {
         self.seen = self.seen.saturating_add(1);
         let rate = (1.0 / self.seen as f64).max(0.02);
+        self.size += rate * (size - self.size);
         let off = ordinary - self.log.mean;
         self.log.mean += rate * off;
         self.log.variance = (1.0 - rate) * (self.log.variance + rate * off * off);
     }
+
+    fn sane(self) -> Self {
+        Self { log: self.log.sane(), size: self.size.clamp(0.0, 50.0), ..self }
+    }
 }
 
 impl Gauss {
+    /// Takes its share of an error, of a prediction in which this counted so many times.
+    fn learn(&mut self, error: Error, times: f64) {
+        let gain = self.variance * times / error.spread;
+        self.mean += gain * error.cut();
+        self.variance *= 1.0 - gain * times;
+    }
+
     /// As it could have been learned: what comes from elsewhere may be anything.
     fn sane(self) -> Self {
         Self { mean: self.mean.clamp(-50.0, 50.0), variance: self.variance.clamp(1e-3, 10.0) }
@@ -477,4 +529,89 @@ impl Gauss {
 /// The logarithm of a duration. What took no time took half a millisecond.
 fn ln_ms(duration_ms: Millis) -> f64 {
     ln((duration_ms as f64).max(0.5))
+}
+
+#[cfg(test)]
+mod tests {
+    use baton_protocol::Capability;
+
+    use super::*;
+
+    fn node(name: &str, kind: &str, size: u64) -> Node {
+        Node {
+            name: StageName::new(name).unwrap(),
+            agent_type: Capability::new("x").unwrap(),
+            asks: false,
+            kind: kind.into(),
+            size: ln(size as f64 + 10_000.0),
+            duration_ms: None,
+            tokens: None,
+            priority: 0,
+            due_ms: None,
+            children: Vec::new(),
+        }
+    }
+
+    /// Takes note of how long each of these takes, in one run.
+    fn run(
+        durations: &mut Durations,
+        workflow: &WorkflowName,
+        agents: &mut [(f64, Speed)],
+        tasks: &[(&Node, usize, f64)],
+    ) {
+        let mut run = unknown_run();
+        for (node, agent, ms) in tasks {
+            let (faster, speed) = &mut agents[*agent];
+            let place = Place { workflow, node, run };
+            run = durations.learn(place, speed, ((ms / *faster) as Millis, 0), Rate::default());
+        }
+    }
+
+    #[test]
+    fn o6_what_was_seen_once_is_expected_to_take_as_long_again() {
+        let (mut durations, workflow) = (Durations::default(), WorkflowName::new("w").unwrap());
+        let mut agents = [0.5, 0.7, 1.0, 1.4, 2.0].map(|speed| (speed, Speed::default()));
+        // The agents are known by other work.
+        let other = node("other", "other", 0);
+        for _ in 0..20 {
+            run(&mut durations, &workflow, &mut agents, &[0, 1, 2, 3, 4].map(|agent| (&other, agent, 1000.0)));
+        }
+        // Stages of one kind, as far as is known, that have nothing in common.
+        let stages: Vec<_> =
+            (0..10).map(|n| (node(&format!("dump-{n}"), "dump", 0), 600.0 * 1.2_f64.powi(n))).collect();
+        let mixed = (0..10).map(|nth| (&stages[nth * 7 % 10], nth * 3 % 5));
+        let tasks: Vec<_> = mixed.map(|((stage, ms), agent)| (stage, agent, *ms)).collect();
+        run(&mut durations, &workflow, &mut agents, &tasks);
+        let place = |node| Place { workflow: &workflow, node, run: unknown_run() };
+        let expected: Vec<_> = stages.iter().map(|(stage, _)| exp(durations.work(place(stage)).mean)).collect();
+        let off: Vec<_> = stages.iter().zip(&expected).map(|((_, ms), expected)| expected / ms).collect();
+        // A little towards what the rest takes, as it was seen but once.
+        assert!(expected.is_sorted() && off.iter().all(|off| (0.7..1.5).contains(off)), "{off:.2?}");
+        // One that was not seen is like the rest of its kind.
+        let expected = exp(durations.work(place(&node("dump-10", "dump", 0))).mean);
+        assert!((900.0..2000.0).contains(&expected), "{expected}");
+    }
+
+    #[test]
+    fn o6_the_more_there_is_to_read_the_longer_it_is_expected_to_take() {
+        let (mut durations, workflow) = (Durations::default(), WorkflowName::new("w").unwrap());
+        let expected = |durations: &Durations, kind: &str, size: u64| {
+            exp(durations.work(Place { workflow: &workflow, node: &node("new", kind, size), run: unknown_run() }).mean)
+        };
+        // Of a kind that was never seen a little, of one of which but one size was seen more.
+        let [small, large] = [1_000_000, 100_000_000].map(|size| expected(&durations, "sort", size));
+        assert!((1.3..2.0).contains(&(large / small)), "{small} {large}");
+        let mut ann = [(1.0, Speed::default())];
+        let begin = node("a", "sort", 1_000_000);
+        (0..5).for_each(|_| run(&mut durations, &workflow, &mut ann, &[(&begin, 0, 1000.0)]));
+        let [small, large] = [1_000_000, 100_000_000].map(|size| expected(&durations, "sort", size));
+        assert!((900.0..1100.0).contains(&small) && (5.0..15.0).contains(&(large / small)), "{small} {large}");
+        // Where size makes no difference, this is learned.
+        for n in 0..20_u64 {
+            let stage = node(&format!("s{n}"), "sort", 10_u64.pow(4 + n as u32 % 5));
+            run(&mut durations, &workflow, &mut ann, &[(&stage, 0, 1000.0)]);
+        }
+        let [small, large] = [1_000_000, 100_000_000].map(|size| expected(&durations, "sort", size));
+        assert!((0.7..1.6).contains(&(large / small)), "{small} {large}");
+    }
 }

@@ -36,7 +36,7 @@ const MAX_GONE: usize = 1000;
 const MAX_TYPES: usize = 256;
 
 /// How an agent of which nothing is known fails, and how many outcomes that is worth: Beta(1, 7).
-const PRIOR: f64 = 0.125;
+pub(crate) const PRIOR: f64 = 0.125;
 const PRIOR_WORTH: f64 = 8.0;
 /// How many outcomes the agent's own rate is worth for a type of task.
 const AGENT_WORTH: f64 = 5.0;

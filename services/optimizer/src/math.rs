@@ -21,16 +21,24 @@ pub(crate) fn ln(x: f64) -> f64 {
     f64::from(exponent) * std::f64::consts::LN_2 + 2.0 * s * sum
 }
 
+/// The reciprocals of the factorials, from that of 13 to that of 0.
+const TERMS: [f64; 14] = {
+    let (mut terms, mut factorial, mut n) = ([1.0; 14], 1.0, 0);
+    while n < 13 {
+        n += 1;
+        factorial *= n as f64;
+        terms[13 - n] = 1.0 / factorial;
+    }
+    terms
+};
+
 /// `e` to the power of `x`, for what is neither huge nor nothing: `x` is taken to be from -600 to 600.
 pub(crate) fn exp(x: f64) -> f64 {
     let x = x.clamp(-600.0, 600.0);
     let halves = (x / std::f64::consts::LN_2 + 0.5).floor();
     let rest = x - halves * std::f64::consts::LN_2;
     // |rest| < 0.35: the fourteenth term is below the last bit.
-    let mut sum = 1.0;
-    for divisor in (1..14).rev() {
-        sum = 1.0 + sum * rest / f64::from(divisor);
-    }
+    let sum = TERMS.iter().fold(0.0, |sum, term| sum * rest + term);
     sum * f64::from_bits(((halves as i64 + 1023) as u64) << 52)
 }
 

@@ -82,7 +82,7 @@ pub fn check(plan: &Plan) -> Result<Vec<Claim>, Error> {
 fn of_size(plan: &Plan, agents: usize) -> Result<Vec<Claim>, Error> {
     let who = vec![Who::Reference(Reference::RoundRobin), Who::Strategy(plan.strategy)];
     let fleets = Fleets { agents: vec![agents], ..plan.fleets.clone() };
-    let stream = |arrivals: Arrivals, drift: bool| {
+    let stream = |arrivals: Arrivals, drift: Option<f64>| {
         stream::run(
             &stream::Plan {
                 graphs: plan.graphs.clone(),
@@ -98,8 +98,9 @@ fn of_size(plan: &Plan, agents: usize) -> Result<Vec<Claim>, Error> {
             |_| {},
         )
     };
-    let (calm, rough) = (stream(Arrivals::Load(CALM), false)?, stream(Arrivals::Load(ROUGH), true)?);
-    let backlog = stream(Arrivals::Backlog, false)?;
+    let (calm, rough) =
+        (stream(Arrivals::Load(CALM), None)?, stream(Arrivals::Load(ROUGH), Some(stream::DRIFTS_AFTER))?);
+    let backlog = stream(Arrivals::Backlog, None)?;
     let packed = packing::run(
         &packing::Plan {
             requests: plan.requests.clone(),

@@ -24,6 +24,8 @@ const RUNS_DIFFER: f64 = 0.5;
 const HISTORY: (usize, f64) = (15, 0.6);
 /// What the history of a fleet is drawn from, more than the fleet itself, and what its luck depends on.
 const HISTORY_SEEDS: (u64, u64) = (7000, 9000);
+/// After which part of the time agents change, unless it is said.
+pub const DRIFTS_AFTER: f64 = 1.0 / 3.0;
 /// By how much tasks take longer on agents that become slow.
 const SLOWER: f64 = 4.0;
 /// With which probability attempts fail on agents that begin to fail.
@@ -65,9 +67,9 @@ pub struct Plan {
     pub runs: usize,
     /// When they come.
     pub arrivals: Vec<Arrivals>,
-    /// Whether, after a third of the time in which runs come, a fifth of the agents become four times slower and another tenth
-    /// fail nine times of ten.
-    pub drift: bool,
+    /// After which part of the time in which runs come, if ever, a fifth of the agents become four times slower and another tenth
+    /// fail nine times of ten, early.
+    pub drift: Option<f64>,
     /// Whether the optimizer has runs go by their deadlines alone, under ADAPTIVE.
     pub deadlines_first: bool,
 }
@@ -96,8 +98,8 @@ pub struct Measurement {
     pub policy: String,
     /// What was seen before.
     pub history: History,
-    /// Whether agents changed.
-    pub drift: bool,
+    /// When agents changed, as in the plan.
+    pub drift: Option<f64>,
     /// From a run's arrival to its end, on average.
     pub completion: f64,
     /// The same, weighted.
@@ -181,15 +183,15 @@ impl Stream {
         Self { world: World::new(jobs, fleet), span, area, alone }
     }
 
-    /// A fifth of the agents become slow and a tenth begin to fail, after a third of the time in which runs come.
+    /// A fifth of the agents become slow and a tenth begin to fail, after a part of the time in which runs come.
     #[must_use]
-    pub fn drift(&self) -> Vec<Drift> {
+    pub fn drift(&self, after: f64) -> Vec<Drift> {
         let fleet = &self.world.fleet;
         let seed = fleet.plan.seed;
         let mut agents: Vec<usize> = (0..fleet.len()).collect();
         agents.sort_by(|a, b| uniform(&[seed, 61, *a as u64]).total_cmp(&uniform(&[seed, 61, *b as u64])));
         let (slow, failing) = (fleet.len() / 5, fleet.len() / 10);
-        let at = self.span / 3.0;
+        let at = self.span * after;
         let slow =
             agents[..slow].iter().map(|&agent| Drift { at, agent, slower: SLOWER, failure: fleet.failure[agent] });
         let failing = agents[fleet.len() / 5..][..failing].iter();
@@ -235,7 +237,7 @@ fn measure(
     let Stream { world, area, alone, .. } = stream;
     let seed = world.fleet.plan.seed;
     let learned = learn(plan, stream, seen, who)?;
-    let drift = if plan.drift { stream.drift() } else { Vec::new() };
+    let drift = plan.drift.map(|after| stream.drift(after)).unwrap_or_default();
     let simulate = |luck: &u64| {
         let conditions = Conditions { seed: seed + luck, drift: drift.clone(), ..Conditions::default() };
         who.simulate(world, &conditions, &plan.graphs, (&plan.config(), learned.as_ref()))

@@ -37,31 +37,31 @@ fn o13_streams_are_those_of_the_model() {
     for (arrivals, drift, who, expected) in [
         (
             Arrivals::Load(0.85),
-            false,
+            None,
             Reference::LeastOutstanding,
             [255.246806045, 2.356100038, 4.950152937, 0.666666667, 0.617079907, 0.914866582, 863.630538552],
         ),
         (
             Arrivals::Load(0.85),
-            false,
+            None,
             Reference::SharedQueue,
             [250.428041744, 2.286647026, 3.913407321, 0.666666667, 0.649328930, 0.906801008, 836.495338250],
         ),
         (
             Arrivals::Backlog,
-            false,
+            None,
             Reference::TwoChoices,
             [707.974953298, 7.383992282, 12.177248085, 0.166666667, 0.620031991, 0.918367347, 872.609361204],
         ),
         (
             Arrivals::Load(0.85),
-            true,
+            Some(stream::DRIFTS_AFTER),
             Reference::RoundRobin,
             [913.054644302, 8.489884462, 16.293032243, 0.083333333, 0.427134699, 0.875912409, 1576.477773856],
         ),
         (
             Arrivals::Load(0.85),
-            true,
+            Some(stream::DRIFTS_AFTER),
             Reference::SharedQueue,
             [300.788819249, 2.686085738, 3.999644982, 0.583333333, 0.677032866, 0.810810811, 966.892884068],
         ),
@@ -147,7 +147,7 @@ fn o13_every_strategy_works_off_a_stream_on_agents_that_change() {
         history: History::Siblings,
         runs: 8,
         arrivals: vec![Arrivals::Load(0.8), Arrivals::Backlog],
-        drift: true,
+        drift: Some(stream::DRIFTS_AFTER),
         deadlines_first: false,
     };
     let measured = stream::run(&plan, |_| {}).unwrap();
@@ -174,7 +174,7 @@ fn o1_adaptive_meets_more_deadlines_where_runs_go_by_them_alone() {
             history: History::Same,
             runs: 30,
             arrivals: vec![Arrivals::Load(0.85)],
-            drift: false,
+            drift: None,
             deadlines_first,
         };
         stream::table(&stream::run(&plan, |_| {}).unwrap()).remove(0)
@@ -189,7 +189,7 @@ fn o13_agents_that_change_do_so_as_they_should() {
     let plan = FleetPlan { agents: 20, speeds: (1.0, 1.0), failures: (0.0, 0.0), seed: 3 };
     let fleet = Arc::new(Fleet::new(plan));
     let stream = Stream::draw(&graphs(30), &fleet, 3, 20, Arrivals::Load(0.7));
-    let drift = stream.drift();
+    let drift = stream.drift(stream::DRIFTS_AFTER);
     let slow = drift.iter().filter(|drift| drift.slower > 3.9).count();
     let failing = drift.iter().filter(|drift| drift.failure > 0.8).count();
     assert_eq!((drift.len(), slow, failing), (6, 4, 2));

@@ -40,7 +40,7 @@ fn show(what: &str, more: [usize; 3], less: [usize; 3], count: usize) {
 /// What ADAPTIVE keeps is in no snapshot, as the leader alone knows it: what changes when it begins to place.
 fn adaptive() {
     let (agents, queued) = (1000, 10_000);
-    let scale = Scale { work: Work::Chain, agents, slots: 1, runs: queued + agents, batch: 32, cpu: 0 };
+    let scale = Scale { work: Work::Chain, agents, slots: 1, runs: queued + agents, batch: 32, cpu: 0, skills: 1 };
     let mut world = World::filled(scale);
     let machine = bytes(&world.optimizer);
     let before = ALLOCATED.current_usage();
@@ -52,7 +52,7 @@ fn adaptive() {
 }
 
 fn main() {
-    let scale = Scale { work: Work::Chain, agents: 1000, slots: 512, runs: 0, batch: 32, cpu: 0 };
+    let scale = Scale { work: Work::Chain, agents: 1000, slots: 512, runs: 0, batch: 32, cpu: 0, skills: 1 };
     let nothing = all(&World::new(Scale { agents: 0, ..scale }, false));
     let agents = all(&World::new(Scale { agents: 10_000, ..scale }, false));
     show("an idle agent", agents, nothing, 10_000);

@@ -43,11 +43,13 @@ fn percentiles(name: &str, scale: Scale, strategy: Strategy) {
 }
 
 fn placement(criterion: &mut Criterion) {
-    let scale = Scale { work: Work::Chain, agents: AGENTS, slots: 1, runs: QUEUED + AGENTS, batch: 1, cpu: 0 };
+    let scale =
+        Scale { work: Work::Chain, agents: AGENTS, slots: 1, runs: QUEUED + AGENTS, batch: 1, cpu: 0, skills: 1 };
     let slots = Scale { slots: 64, runs: QUEUED + AGENTS * 64, ..scale };
     for strategy in [Strategy::LoadBalanced, Strategy::Adaptive] {
         percentiles("a slot an agent", scale, strategy);
         percentiles("a slot an agent, with resources", Scale { cpu: 1, ..scale }, strategy);
+        percentiles("a slot an agent, each can do two types of four", Scale { skills: 2, ..scale }, strategy);
         percentiles("64 slots an agent, with resources", Scale { cpu: 1, ..slots }, strategy);
         percentiles("no queue, 1000 agents with free slots", Scale { slots: 64, runs: QUEUED, ..scale }, strategy);
     }

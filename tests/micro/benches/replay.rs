@@ -22,7 +22,7 @@ fn machine<M: Machine>(criterion: &mut Criterion, log: &[Message], config: &M::C
 }
 
 fn all(criterion: &mut Criterion) {
-    let scale = Scale { work: Work::Chain, agents: 1000, slots: 64, runs: 10_000, batch: 32, cpu: 0 };
+    let scale = Scale { work: Work::Chain, agents: 1000, slots: 64, runs: 10_000, batch: 32, cpu: 0, skills: 1 };
     let mut world = World::new(scale, true);
     world.turn(40_000);
     let log: Vec<_> = world.messages().cloned().collect();

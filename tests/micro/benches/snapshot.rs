@@ -59,7 +59,7 @@ fn under_snapshot(world: &mut World) {
 }
 
 fn all(criterion: &mut Criterion) {
-    let scale = Scale { work: Work::Chain, agents: 1000, slots: 512, runs: RUNS, batch: 32, cpu: 0 };
+    let scale = Scale { work: Work::Chain, agents: 1000, slots: 512, runs: RUNS, batch: 32, cpu: 0, skills: 1 };
     let mut world = World::filled(scale);
     under_snapshot(&mut world);
     let config = baton_workflow_manager::Config { max_live_runs: usize::MAX, ..Default::default() };

@@ -50,7 +50,7 @@ fn stage(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, scale: Scale) {
 
 fn steady(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("stage");
-    let base = Scale { work: Work::Chain, agents: 4, slots: 512, runs: 512, batch: 32, cpu: 0 };
+    let base = Scale { work: Work::Chain, agents: 4, slots: 512, runs: 512, batch: 32, cpu: 0, skills: 1 };
     stage(&mut group, "chain, 512 runs, 4 agents", base);
     stage(&mut group, "chain, 512 runs, 4 agents, with resources", Scale { cpu: 1, ..base });
     stage(&mut group, "chain, 512 runs, 4 agents, a report a commit", Scale { batch: 1, ..base });

@@ -96,6 +96,8 @@ pub struct Scale {
     pub batch: usize,
     /// How much `cpu` each stage asks for; 0 for none.
     pub cpu: u32,
+    /// How many of the agent types each agent can do.
+    pub skills: usize,
 }
 
 /// How long each machine's processor was at work.
@@ -291,10 +293,11 @@ impl World {
 
     fn register(&mut self, number: usize) {
         let types = self.scale.work.agent_types();
+        let skill = |nth: usize| Capability::new(types[(number + nth) % types.len()]).expect("it is a name");
         let request = RegisterAgent {
             session: format!("session-{number}"),
-            agent_type: Capability::new(types[number % types.len()]).expect("it is a name"),
-            capabilities: Default::default(),
+            agent_type: skill(0),
+            capabilities: (1..self.scale.skills).map(|nth| (skill(nth), Default::default())).collect(),
             resources: [("cpu", 1024), ("memory", 65536)]
                 .map(|(name, amount)| (name.parse().expect("it is a name"), amount.into()))
                 .into(),

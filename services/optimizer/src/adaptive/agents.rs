@@ -4,24 +4,26 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use baton_protocol::{AgentId, Capability, Millis, TaskId};
+use baton_protocol::{AgentId, Capability, Millis, TaskId, WorkflowName};
 
 use crate::durations::{Gauss, Speed};
 use crate::fleet::{Holder, Load};
-use crate::learning::ALARM;
+use crate::graph::Graph;
+use crate::learning::{ALARM, PRIOR};
 use crate::math::exp;
 use crate::placement::{Finish, KEEP_MS, Room, TOLD};
 use crate::queue::Shape;
+use crate::runs::Run;
 use crate::{Config, Optimizer};
 
 /// By how much longer a task is expected to go on than its estimate says: waiting for what never ends costs more than not
 /// waiting.
 const MARGIN: f64 = 1.3;
-/// An agent that fails more often than not counts as this many times slower, but for one task in this many average durations.
-const ALARMED: f64 = 30.0;
+/// An agent that fails more often than not gets one task in this many average durations, unless all that can do it are such.
 const PROBE_AFTER: f64 = 20.0;
-/// How much older a task may become before it is estimated anew how long it goes on.
-const ESTIMATE_AGES: f64 = 0.05;
+/// How much older a task may become before it is estimated anew how long it goes on, and which part of its time may go by.
+const ESTIMATE_PART: f64 = 0.2;
+const ESTIMATE_AGES: f64 = 0.1;
 /// How much longer a task takes in expectation where it has just failed.
 const FAILED_HERE: f64 = 1.25;
 /// An agent that did what a task builds on may need so many times as long as the best one.
@@ -55,15 +57,19 @@ pub(super) struct Agents {
     /// Rows of agents that fail more often than not.
     alarmed: BTreeSet<u32>,
     /// Counts changes of who is there and what that can do.
-    pub(super) fleet: u64,
-    groups: BTreeMap<Vec<Capability>, Known>,
+    fleet: u64,
+    groups: BTreeMap<(WorkflowName, u32), Known>,
+    /// For each class, the first of those that it is linked with, directly or by others: there are agents that can do either.
+    linked: Vec<usize>,
+    /// Who can do what of the classes has changed since then.
+    unlinked: bool,
 }
 
-/// Who can do what of some types.
+/// Who can do what of a workflow.
 #[derive(Debug)]
 pub(super) struct Groups {
-    /// For each type, which of the fields it belongs to: types that just the same agents can do are one field.
-    pub(super) field: Vec<usize>,
+    /// For each stage, which of the fields it belongs to: types that just the same agents can do are one field.
+    pub(super) field: Arc<[usize]>,
     /// How many fields there are.
     pub(super) fields: usize,
     /// How fast those agents are together that can do the same: the fields as bits, and the speed.
@@ -74,17 +80,24 @@ pub(super) struct Groups {
 struct Known {
     fleet: u64,
     uses: usize,
-    groups: Arc<Groups>,
+    /// Which of the fields each agent can do, as bits.
+    members: Vec<(u32, u64)>,
+    /// None where there are too many types or fields.
+    groups: Option<Arc<Groups>>,
 }
 
-/// How many fields are told apart.
+/// How many types of agents, and how many fields of them, are told apart in a workflow.
+const MAX_TYPES: usize = 256;
 const MAX_FIELDS: usize = 64;
+/// Of how many workflows it is kept who can do what of them.
+const MAX_KNOWN: usize = 64;
 
 #[derive(Debug)]
 struct Row {
     id: AgentId,
     is_touched: bool,
     is_new: bool,
+    has_slot: bool,
     slots: u32,
     running: BTreeMap<TaskId, Running>,
     /// When it may have a task though it fails more often than not.
@@ -113,6 +126,9 @@ pub(super) struct Class {
     room: Vec<bool>,
     /// How many have room.
     open: usize,
+    /// Those that can do it and do not wait to be tried again.
+    sound: Vec<bool>,
+    sounds: usize,
     /// How many can do it, and the sum of how long one unit of work takes them.
     able: usize,
     inverse: f64,
@@ -154,6 +170,8 @@ impl Class {
             resources: Vec::new(),
             room: Vec::new(),
             open: 0,
+            sound: Vec::new(),
+            sounds: 0,
             able: 0,
             inverse: 0.0,
         }
@@ -173,6 +191,7 @@ impl Class {
         self.failure.resize(rows, 0.0);
         self.resources.resize(rows, 0.0);
         self.room.resize(rows, false);
+        self.sound.resize(rows, false);
     }
 }
 
@@ -189,6 +208,12 @@ impl Agents {
     pub(super) fn touch(&mut self, id: &AgentId) {
         let row = self.row(id);
         self.touch_row(row);
+    }
+
+    /// An agent has come or gone, or can do something else.
+    pub(super) fn came_or_left(&mut self, id: &AgentId) {
+        self.touch(id);
+        self.fleet += 1;
     }
 
     pub(super) fn touch_all(&mut self) {
@@ -214,6 +239,7 @@ impl Agents {
             id: id.clone(),
             is_touched: false,
             is_new: true,
+            has_slot: false,
             slots: 1,
             running: BTreeMap::new(),
             probe,
@@ -251,14 +277,50 @@ impl Agents {
         for row in due {
             self.touch_row(row);
         }
-        for row in std::mem::take(&mut self.touched) {
-            self.settle_one(state, room, classes, row as usize, now);
+        while !self.touched.is_empty() {
+            for row in std::mem::take(&mut self.touched) {
+                self.settle_one(state, room, classes, row as usize, now);
+            }
         }
         let all = self.running <= FEW;
         for row in 0..self.stale.len() {
             if self.stale[row] <= at || (all && self.stale[row].is_finite()) {
-                self.settle_one(state, room, classes, row, now);
+                let ends = self.estimate(state, row, at);
+                if !self.rows[row].has_slot {
+                    self.available[row] = ends;
+                    continue;
+                }
+                for class in classes.iter_mut().filter(|class| class.factor[row].is_finite() && !class.room[row]) {
+                    class.resources[row] = ends;
+                }
             }
+        }
+    }
+
+    /// When the next task of an agent is expected to end, by all that is known now.
+    fn estimate(&mut self, state: &Optimizer, row: usize, now: f64) -> f64 {
+        let running = &mut self.rows[row].running;
+        if running.is_empty() {
+            self.stale[row] = f64::INFINITY;
+            return f64::INFINITY;
+        }
+        let id = &self.rows[row].id;
+        let performance = state.learning.performance(id);
+        let speed = performance.map_or_else(|| Speed::default().log, |known| known.speed.log);
+        let running = &mut self.rows[row].running;
+        if self.running <= FEW {
+            running.iter_mut().for_each(|(task, of)| of.estimate(work(state, task, speed), now));
+        }
+        // Of the others it was known that they end later.
+        loop {
+            let Some((task, first)) = running.iter_mut().min_by(|(_, a), (_, b)| a.ends.total_cmp(&b.ends)) else {
+                return f64::INFINITY;
+            };
+            if first.stale > now {
+                self.stale[row] = first.stale;
+                return first.ends;
+            }
+            first.estimate(work(state, task, speed), now);
         }
     }
 
@@ -282,7 +344,7 @@ impl Agents {
         } else {
             self.alarmed.remove(&(row as u32));
         }
-        let slower = if alarmed && now < of.probe { ALARMED } else { 1.0 };
+        let waits = alarmed && now < of.probe;
         let speed = performance.map_or_else(|| Speed::default().log, |known| known.speed.log);
         let inverse = exp(-speed.mean);
         let hoped = inverse * exp(-HOPE * speed.variance);
@@ -290,30 +352,21 @@ impl Agents {
         self.inverse[row] = inverse;
         let aside: Option<&Load> = room.aside(&of.id);
         let has_slot = agent.is_some_and(|agent| agent.held(aside) < agent.slots() as usize);
+        of.has_slot = has_slot;
         if of.slots != agent.map_or(0, crate::fleet::Agent::slots) {
             of.slots = agent.map_or(0, crate::fleet::Agent::slots);
             self.fleet += 1;
         }
         self.fleet += u64::from(std::mem::take(&mut of.is_new));
-        // The next to end, if that matters.
-        let needs = !has_slot || classes.iter().any(|class| !class.shape.resources.is_empty());
-        let (mut ends, mut stale) = (f64::INFINITY, f64::INFINITY);
-        if needs {
-            let all = self.running <= FEW;
-            for (task, running) in &mut of.running {
-                if all || running.stale <= now {
-                    running.estimate(work(state, task, speed), now);
-                }
-                ends = ends.min(running.ends);
-                stale = stale.min(running.stale);
-            }
-        }
+        // When the next ends matters where nothing can begin before.
+        self.stale[row] = f64::INFINITY;
+        let mut ends = None;
         self.available[row] = match agent {
             Some(_) if has_slot => 0.0,
-            Some(_) => ends,
+            Some(_) => *ends.insert(self.estimate(state, row, now)),
             None => f64::INFINITY,
         };
-        self.stale[row] = stale;
+        let mut sounds_changed = false;
         for class in classes {
             class.resize(self.inverse.len());
             let Shape { agent_type, requires, resources, pools: _ } = class.shape.as_ref();
@@ -323,25 +376,71 @@ impl Agents {
                     agent.can(agent_type, requires) && agent.has_room(agent_type, resources, aside)
                 });
             let able = has_room || agent.is_some_and(|agent| agent.could_hold(&class.shape));
-            if class.factor[row].is_finite() {
+            let was_able = class.factor[row].is_finite();
+            if was_able {
                 (class.able, class.inverse) = (class.able - 1, class.inverse - before);
             }
             class.open -= usize::from(class.room[row]);
             class.room[row] = false;
             class.factor[row] = f64::INFINITY;
+            let (had_sounds, sound) = (class.sounds > 0, able && !waits);
+            class.sounds = class.sounds + usize::from(sound) - usize::from(class.sound[row]);
+            class.sound[row] = sound;
+            sounds_changed |= had_sounds != (class.sounds > 0);
+            if able {
+                class.failure[row] =
+                    performance.map_or(PRIOR, |performance| performance.failure(&class.shape.agent_type));
+            }
+            let able = sound || able && class.sounds == 0;
+            self.unlinked |= able != was_able;
             if !able {
                 continue;
             }
             (class.able, class.inverse) = (class.able + 1, class.inverse + inverse);
-            class.failure[row] = performance.map_or_else(
-                || state.learning.failure(&of.id, &class.shape.agent_type),
-                |performance| performance.failure(&class.shape.agent_type),
-            );
-            class.factor[row] = slower * hoped * (1.0 - class.failure[row] / 2.0);
+            class.factor[row] = hoped * (1.0 - class.failure[row] / 2.0);
             class.room[row] = has_room;
             class.open += usize::from(class.room[row]);
-            class.resources[row] = if class.room[row] || !has_slot { 0.0 } else { ends };
+            class.resources[row] = 0.0;
+            if has_slot && !has_room {
+                class.resources[row] = match ends {
+                    Some(ends) => ends,
+                    None => *ends.insert(self.estimate(state, row, now)),
+                };
+            }
         }
+        if sounds_changed {
+            // Those that wait to be tried again may be all there is, or not be any more.
+            for row in self.alarmed.iter().copied().collect::<Vec<_>>() {
+                self.touch_row(row);
+            }
+        }
+    }
+
+    /// Finds which classes are linked: what waits of one has nothing to do with what waits of another, unless there are agents that
+    /// can do either, or something that is linked with both.
+    pub(super) fn link(&mut self, classes: &[Class]) {
+        if !std::mem::take(&mut self.unlinked) && self.linked.len() == classes.len() {
+            return;
+        }
+        let linked = &mut self.linked;
+        linked.clear();
+        linked.extend(0..classes.len());
+        for row in 0..self.rows.len() {
+            let mut able = (0..classes.len()).filter(|class| classes[*class].factor[row].is_finite());
+            let Some(one) = able.next() else { continue };
+            for other in able {
+                let (one, other) = (first(linked, one), first(linked, other));
+                linked[one.max(other)] = one.min(other);
+            }
+        }
+        for class in 0..linked.len() {
+            linked[class] = first(linked, class);
+        }
+    }
+
+    /// For each class, the first of those that it is [linked](Agents::link) with.
+    pub(super) fn linked(&self) -> &[usize] {
+        &self.linked
     }
 
     /// The agent that would finish a task first.
@@ -582,47 +681,83 @@ impl Agents {
         probes.min_by(f64::total_cmp).map(|probe| probe as Millis + 1)
     }
 
-    /// Who can do what of these types. None if there are too many fields.
-    pub(super) fn groups(&mut self, state: &Optimizer, types: &[Capability]) -> Option<Arc<Groups>> {
+    /// Who can do what of a workflow. None if there are too many fields.
+    pub(super) fn groups(&mut self, state: &Optimizer, run: &Run, graph: &Graph) -> Option<Arc<Groups>> {
+        let key = (run.workflow.clone(), run.version);
         let most = self.rows.len() / 4 + 1;
-        if let Some(known) = self.groups.get_mut(types)
-            && known.fleet == self.fleet
-            && known.uses < most
-        {
-            known.uses += 1;
-            return Some(Arc::clone(&known.groups));
-        }
-        let who = |of: &Capability| -> Vec<bool> {
-            state.fleet.iter().map(|(_, agent)| agent.capabilities.contains_key(of)).collect()
-        };
-        let mut fields: Vec<Vec<bool>> = Vec::new();
-        let mut field = Vec::with_capacity(types.len());
-        for of in types {
-            let who = who(of);
-            let known = fields.iter().position(|known| *known == who);
-            field.push(known.unwrap_or(fields.len()));
-            if known.is_none() {
-                fields.push(who);
+        match self.groups.get_mut(&key).filter(|known| known.fleet == self.fleet) {
+            Some(known) if known.uses < most => known.uses += 1,
+            Some(known) => {
+                known.uses = 0;
+                let speed = |row: u32| f64::from(self.rows[row as usize].slots) / self.inverse[row as usize];
+                known.groups = known.groups.as_ref().map(|of| Arc::new(of.with(&known.members, speed)));
+            }
+            None => {
+                if self.groups.len() >= MAX_KNOWN {
+                    self.groups.clear();
+                }
+                let known = self.sort_out(state, graph);
+                self.groups.insert(key.clone(), known);
             }
         }
-        if fields.len() > MAX_FIELDS {
-            return None;
+        self.groups.get(&key)?.groups.clone()
+    }
+
+    fn sort_out(&self, state: &Optimizer, graph: &Graph) -> Known {
+        let mut known = Known { fleet: self.fleet, uses: 0, members: Vec::new(), groups: None };
+        let mut types: BTreeMap<&Capability, usize> = BTreeMap::new();
+        for node in &graph.stages {
+            let next = types.len();
+            types.entry(&node.agent_type).or_insert(next);
         }
-        let mut speeds: BTreeMap<u64, f64> = BTreeMap::new();
+        if types.len() > MAX_TYPES {
+            return known;
+        }
+        let mut fields: Vec<Vec<bool>> = Vec::new();
+        for (of, field) in &mut types {
+            let who: Vec<_> = state.fleet.iter().map(|(_, agent)| agent.capabilities.contains_key(*of)).collect();
+            *field = fields.iter().position(|known| *known == who).unwrap_or_else(|| {
+                fields.push(who);
+                fields.len() - 1
+            });
+        }
+        if fields.len() > MAX_FIELDS {
+            return known;
+        }
+        let mut speeds = Vec::with_capacity(state.fleet.len());
         for (nth, (id, agent)) in state.fleet.iter().enumerate() {
             let bits = fields.iter().enumerate().filter(|(_, who)| who[nth]).fold(0, |bits, (of, _)| bits | 1 << of);
             let speed = state.learning.performance(id).map_or(1.0, |known| exp(known.speed.log.mean));
-            *speeds.entry(bits).or_default() += speed * f64::from(agent.slots());
+            if let Some(row) = self.by_id.get(id).filter(|_| bits != 0) {
+                known.members.push((*row, bits));
+                speeds.push(speed * f64::from(agent.slots()));
+            }
         }
-        let speeds = speeds.into_iter().filter(|(bits, _)| *bits != 0).collect();
-        let groups = Arc::new(Groups { field, fields: fields.len(), speeds });
-        if self.groups.len() >= MAX_FIELDS {
-            self.groups.clear();
-        }
-        let known = Known { fleet: self.fleet, uses: 0, groups: Arc::clone(&groups) };
-        self.groups.insert(types.to_vec(), known);
-        Some(groups)
+        let field = graph.stages.iter().map(|node| types[&node.agent_type]).collect();
+        let groups = Groups { field, fields: fields.len(), speeds: Vec::new() };
+        let mut speeds = speeds.into_iter();
+        known.groups = Some(Arc::new(groups.with(&known.members, |_| speeds.next().unwrap_or_default())));
+        known
     }
+}
+
+impl Groups {
+    /// The same with agents that are so fast now.
+    fn with(&self, members: &[(u32, u64)], mut speed: impl FnMut(u32) -> f64) -> Self {
+        let mut speeds: BTreeMap<u64, f64> = BTreeMap::new();
+        for (row, bits) in members {
+            *speeds.entry(*bits).or_default() += speed(*row);
+        }
+        Self { field: Arc::clone(&self.field), fields: self.fields, speeds: speeds.into_iter().collect() }
+    }
+}
+
+/// The first of those that a class is known to be linked with.
+fn first(linked: &[usize], mut class: usize) -> usize {
+    while linked[class] != class {
+        class = linked[class];
+    }
+    class
 }
 
 fn take(best: &mut Option<(usize, f64)>, row: usize, ends: f64) {
@@ -637,7 +772,7 @@ impl Running {
         let elapsed = (now - self.since).max(0.0);
         self.ends = now + MARGIN * log.remaining(elapsed);
         let whole = self.ends - self.since;
-        self.stale = now + (ESTIMATE_AGES * elapsed).max(0.1 * whole).max(1.0);
+        self.stale = now + (ESTIMATE_AGES * elapsed).max(ESTIMATE_PART * whole).max(1.0);
     }
 }
 
@@ -646,4 +781,42 @@ fn work(state: &Optimizer, task: &TaskId, speed: Gauss) -> Gauss {
     let durations = &state.learning.durations;
     let work = state.place(task).map_or_else(|| durations.any(), |place| durations.work(place));
     Gauss { mean: work.mean - speed.mean, variance: work.variance + speed.variance }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Classes that these agents can do.
+    fn classes(of: &[&[usize]], rows: usize) -> Vec<Class> {
+        let shape = || {
+            let agent_type = Capability::new("x").unwrap();
+            Arc::new(Shape {
+                agent_type,
+                requires: Default::default(),
+                resources: Default::default(),
+                pools: Default::default(),
+            })
+        };
+        let class = |able: &&[usize]| {
+            let mut class = Class::new(&shape());
+            class.resize(rows);
+            able.iter().for_each(|row| class.factor[*row] = 1.0);
+            class
+        };
+        of.iter().map(class).collect()
+    }
+
+    #[test]
+    fn o2_classes_are_linked_by_who_can_do_either() {
+        let mut agents = Agents::default();
+        (0..5).for_each(|n| agents.touch(&AgentId::new(&format!("agent-{n}")).unwrap()));
+        // The first and the last have nobody in common, but each with another one.
+        agents.link(&classes(&[&[0], &[1, 2], &[], &[3, 0], &[3, 4]], 5));
+        assert_eq!(agents.linked(), [0, 1, 2, 0, 0]);
+        // Agent 2 learns something else.
+        agents.unlinked = true;
+        agents.link(&classes(&[&[0, 2], &[1, 2], &[], &[3, 0], &[3, 4]], 5));
+        assert_eq!(agents.linked(), [0, 0, 2, 0, 0]);
+    }
 }

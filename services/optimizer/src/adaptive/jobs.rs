@@ -16,11 +16,8 @@ use crate::{Config, Optimizer};
 
 /// How much more urgent a run is at the most because it is due.
 const URGENCY: f64 = 8.0;
-/// How many types of agents are told apart when the bottleneck is sought, and how often the work is shared out among them.
-const MAX_TYPES: usize = 256;
+/// How often the work is shared out among the agents when the bottleneck is sought.
 const ROUNDS: usize = 30;
-/// How strongly agents turn to where more is to be done, each round.
-const DAMPING: f64 = 0.3;
 /// How many times the longest path it is at the most to the bottleneck.
 const FAR: f64 = 10.0;
 
@@ -172,7 +169,7 @@ impl Job {
         let ready: Vec<_> = self.ready.iter().flat_map(|(class, of)| of.iter().map(|e| (*class, *e))).collect();
         self.urgency.clone_from(&rank);
         self.rank = rank;
-        if let Some(distance) = self.to_bottleneck(state, agents) {
+        if let Some(distance) = self.to_bottleneck(state, run, agents) {
             self.urgency.iter_mut().zip(distance).for_each(|(rank, distance)| *rank -= distance);
         }
         self.ready.clear();
@@ -187,28 +184,12 @@ impl Job {
     ///
     /// Agents that can do several types turn to each in proportion to its load, in rounds, so that the load evens out as far as
     /// it can.
-    fn to_bottleneck(&self, state: &Optimizer, agents: &mut Agents) -> Option<Vec<f64>> {
-        let mut types: Vec<Capability> = Vec::new();
-        let mut of = Vec::with_capacity(self.graph.stages.len());
-        for node in &self.graph.stages {
-            let known = types.iter().position(|known| *known == node.agent_type);
-            let at = known.unwrap_or(types.len());
-            if at == MAX_TYPES {
-                return None;
-            }
-            if known.is_none() {
-                types.push(node.agent_type.clone());
-            }
-            of.push(at);
-        }
-        if types.len() < 2 {
-            return None;
-        }
-        let groups = agents.groups(state, &types)?;
-        let of: Vec<_> = of.into_iter().map(|at| groups.field[at]).collect();
+    fn to_bottleneck(&self, state: &Optimizer, run: &Run, agents: &mut Agents) -> Option<Vec<f64>> {
+        let groups = agents.groups(state, run, &self.graph)?;
         if groups.fields < 2 {
             return None;
         }
+        let of = &groups.field;
         let mut work = vec![0.0; groups.fields];
         for ((at, of), over) in of.iter().enumerate().zip(&self.over) {
             work[*of] += if *over || self.graph.stages[at].asks { 0.0 } else { self.work[at] };
@@ -256,26 +237,27 @@ impl Job {
 /// are given by the bits of what they can do.
 fn bottleneck(work: &[f64], groups: &[(u64, f64)]) -> usize {
     let types = work.len();
-    let can = |bits: u64, of: usize| bits >> of & 1 == 1;
-    let mut shares: Vec<Vec<f64>> = groups
-        .iter()
-        .map(|(bits, _)| {
-            let even = 1.0 / f64::from(bits.count_ones().max(1));
-            (0..types).map(|of| if can(*bits, of) { even } else { 0.0 }).collect()
-        })
-        .collect();
     let mut load = work.to_vec();
-    for _ in 0..ROUNDS {
-        for of in 0..types {
-            let speed: f64 = shares.iter().zip(groups).map(|(share, (_, speed))| share[of] * speed).sum();
-            load[of] = work[of] / speed.max(1e-9);
+    let mut shares = vec![0.0; types * groups.len()];
+    for ((bits, _), share) in groups.iter().zip(shares.chunks_mut(types)) {
+        let even = 1.0 / f64::from(bits.count_ones().max(1));
+        share.iter_mut().enumerate().filter(|(of, _)| bits >> of & 1 == 1).for_each(|(_, share)| *share = even);
+    }
+    // Where all are specialists there is nothing to share out.
+    let rounds = if groups.iter().any(|(bits, _)| bits.count_ones() > 1) { ROUNDS } else { 1 };
+    let mut speed = vec![0.0; types];
+    for _ in 0..rounds {
+        speed.fill(0.0);
+        for ((_, fast), share) in groups.iter().zip(shares.chunks(types)) {
+            speed.iter_mut().zip(share).for_each(|(speed, share)| *speed += share * fast);
         }
+        load.iter_mut().zip(work.iter().zip(&speed)).for_each(|(load, (work, speed))| *load = work / speed.max(1e-9));
         let most = load.iter().copied().fold(1e-9, f64::max);
-        // The root of the root is near enough to the power of 0.3.
-        let pull: Vec<_> = load.iter().map(|load| power(load.max(1e-6 * most) / most)).collect();
-        for share in &mut shares {
+        speed.iter_mut().zip(&load).for_each(|(pull, load)| *pull = damped(load.max(1e-6 * most) / most));
+        let pull = &speed;
+        for share in shares.chunks_mut(types) {
             let mut sum = 0.0;
-            for (share, pull) in share.iter_mut().zip(&pull) {
+            for (share, pull) in share.iter_mut().zip(pull) {
                 *share *= pull;
                 sum += *share;
             }
@@ -288,8 +270,10 @@ fn bottleneck(work: &[f64], groups: &[(u64, f64)]) -> usize {
     most.map_or(0, |(of, _)| of)
 }
 
-fn power(x: f64) -> f64 {
-    exp(DAMPING * ln(x))
+/// How strongly agents turn to where so much is to be done, each round: the power of 5/16, which takes roots alone.
+fn damped(x: f64) -> f64 {
+    let fourth = x.sqrt().sqrt();
+    fourth * fourth.sqrt().sqrt()
 }
 
 /// A number whose order as an integer is that of the float.
@@ -325,9 +309,14 @@ impl Line {
 }
 
 /// A walk through the tasks that wait: for each type of agents those of the tenant whose turn it is, of these the most urgent first.
+/// What waits for agents of which none has room, nor could do anything that one with room can, is left out.
 pub(super) struct Walk<'a> {
     jobs: &'a BTreeMap<RunId, Job>,
     cursors: Vec<Cursor<'a>>,
+    /// For each class, the first of those that it is linked with.
+    linked: Vec<usize>,
+    /// By these: whether an agent has room for anything of them that is left.
+    open: Vec<bool>,
     clock: (&'a Config, Millis),
     /// The tenants of each type of agents for which several wait.
     shared: BTreeMap<Capability, BTreeMap<Seat, Shares>>,
@@ -353,7 +342,7 @@ struct Cursor<'a> {
 impl<'a> Walk<'a> {
     pub(super) fn new(
         jobs: &'a BTreeMap<RunId, Job>,
-        (lines, classes): (&'a [Line], &[Class]),
+        (lines, classes, linked): (&'a [Line], &[Class], &[usize]),
         state: &Optimizer,
         clock: (&'a Config, Millis),
     ) -> Self {
@@ -364,8 +353,13 @@ impl<'a> Walk<'a> {
             cursor.advance(jobs);
             cursor
         };
+        let mut open = vec![false; linked.len()];
+        for (class, linked) in classes.iter().zip(linked) {
+            open[*linked] |= class.open() > 0;
+        }
         let mut cursors = Vec::new();
-        for (class, line) in lines.iter().enumerate().filter(|(_, line)| line.waiting > 0) {
+        let waits = |(class, line): &(usize, &Line)| line.waiting > 0 && open[linked[*class]];
+        for (class, line) in lines.iter().enumerate().filter(waits) {
             cursors.extend(line.runs.iter().map(|(tenant, runs)| cursor(class, *tenant, runs)));
         }
         let mut shared: BTreeMap<Capability, BTreeMap<Seat, Shares>> = BTreeMap::new();
@@ -377,20 +371,21 @@ impl<'a> Walk<'a> {
             }
             shared.retain(|_, tenants| tenants.len() > 1);
         }
-        Self { jobs, cursors, clock, shared }
+        Self { jobs, cursors, linked: linked.to_vec(), open, clock, shared }
     }
 
     /// The next task. None if no agent has room for any that is left.
     pub(super) fn next(&mut self, classes: &[Class], tenants: &Tenants) -> Option<(usize, RunId, &'a Job, Entry)> {
-        let is_open = |cursor: &Cursor<'_>| cursor.next.is_some() && classes[cursor.class].open() > 0;
-        if !self.cursors.iter().any(is_open) {
-            return None;
+        self.open.fill(false);
+        for cursor in self.cursors.iter().filter(|cursor| cursor.next.is_some()) {
+            self.open[self.linked[cursor.class]] |= classes[cursor.class].open() > 0;
         }
         let turns = self.turns(classes, tenants);
         let first = |cursor: &Cursor<'_>| Some((cursor.run?.0, cursor.next?.urgency, cursor.run?.1));
+        let (open, linked) = (&self.open, &self.linked);
         let is_its = |cursor: &Cursor<'_>| {
             let turn = if turns.is_empty() { None } else { turns.get(&classes[cursor.class].shape.agent_type) };
-            cursor.next.is_some() && turn.is_none_or(|turn| *turn == cursor.tenant)
+            cursor.next.is_some() && open[linked[cursor.class]] && turn.is_none_or(|turn| *turn == cursor.tenant)
         };
         let cursors = self.cursors.iter_mut().filter(|cursor| is_its(cursor));
         let cursor = cursors.min_by_key(|cursor| first(cursor))?;
@@ -407,7 +402,8 @@ impl<'a> Walk<'a> {
             return BTreeMap::new();
         }
         let mut most: BTreeMap<(&Capability, Seat), i32> = BTreeMap::new();
-        for cursor in self.cursors.iter().filter(|cursor| cursor.next.is_some()) {
+        for cursor in self.cursors.iter().filter(|cursor| cursor.next.is_some() && self.open[self.linked[cursor.class]])
+        {
             let Some((.., job)) = cursor.run else { continue };
             let of = most.entry((&classes[cursor.class].shape.agent_type, cursor.tenant)).or_insert(job.priority);
             *of = job.priority.max(*of);

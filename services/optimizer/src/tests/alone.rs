@@ -611,6 +611,46 @@ fn o4_an_agent_that_fails_fast_does_not_draw_work() {
     assert!(given.get("bob").is_none_or(|count| *count <= 5) && given["ann"] >= 55, "{given:?}");
 }
 
+#[test]
+fn o4_an_agent_that_fails_fast_does_not_draw_work_where_much_waits() {
+    let mut world = World::new();
+    world.resource(vec![registered("ann", "s", "research", 1, 0, 0), registered("bob", "s", "research", 1, 0, 0)]);
+    practise(&mut world, 1, &[("ann", Outcome::Succeeded, 1000); 6]);
+    practise(&mut world, 7, &[("bob", Outcome::Failed, 1); 6]);
+    world.strategy(Strategy::Adaptive);
+    (101..=200).for_each(|n| world.ready(n, "research", 0, 0));
+    let mut given: BTreeMap<String, u32> = BTreeMap::new();
+    let mut anns = None;
+    for _ in 0..60 {
+        for (task, agent) in world.grant() {
+            *given.entry(agent.clone()).or_default() += 1;
+            let n = (101..=200).find(|n| run(*n) == task.run).unwrap();
+            if agent == "ann" {
+                anns = Some(n);
+            } else {
+                world.wait(1);
+                world.end(n, "bob", Outcome::Failed, 1);
+            }
+        }
+        world.wait(1000);
+        let n = anns.take().unwrap();
+        world.end(n, "ann", Outcome::Succeeded, 1000);
+    }
+    // One for each twenty of ann's, and one before it was known that it should wait.
+    assert!((2..=5).contains(&given["bob"]) && given["ann"] >= 58, "{given:?}");
+    // When ann leaves, bob is all there is.
+    let mut granted = world.grant();
+    world.resource(vec![left("ann")]);
+    for _ in 0..5 {
+        granted.extend(world.grant());
+        let (task, _) = granted.iter().find(|(_, agent)| agent == "bob").unwrap_or_else(|| panic!("{granted:?}"));
+        let n = (101..=200).find(|n| run(*n) == task.run).unwrap();
+        granted.clear();
+        world.wait(1);
+        world.end(n, "bob", Outcome::Failed, 1);
+    }
+}
+
 /// Why a stage of run `n` is, or is about to be, where it is.
 fn explained(world: &mut World, n: u64, stage: &str) -> String {
     let request = ExplainPlacement { run: run(n), stage: stage.parse().unwrap() };
@@ -625,7 +665,8 @@ fn explained(world: &mut World, n: u64, stage: &str) -> String {
 }
 
 /// A run of two stages, the second of which builds on the first: who gets the second, where both have room and bob did the first.
-fn builds_on_bob(strategy: Strategy, ann: &[Outcome], bob: &[Outcome]) -> (String, String) {
+/// So many tasks that are for neither have waited for longer.
+fn builds_on_bob(strategy: Strategy, ann: &[Outcome], bob: &[Outcome], others: u64) -> (String, String) {
     let mut world = World::new();
     let chain = Definition::builder("chain").add_stage("one", "research", &[]).add_stage("two", "research", &["one"]);
     let definition = Arc::new(chain.build().unwrap());
@@ -636,6 +677,11 @@ fn builds_on_bob(strategy: Strategy, ann: &[Outcome], bob: &[Outcome]) -> (Strin
     };
     practise(&mut world, 100, &[lessons("bob", bob, 1000), lessons("ann", ann, 992)].concat());
     world.strategy(strategy);
+    if others > 0 {
+        world.resource(vec![registered("cid", "s", "other", 1, 0, 0)]);
+        (1001..=1000 + others).for_each(|n| world.ready(n, "other", 1, 0));
+        assert_eq!(world.grant().len(), 1);
+    }
     let WorkflowRecord::RunStarted(begun) = started(1) else { unreachable!() };
     let stage = |name: &str| TaskId { stage: name.parse().unwrap(), ..task(1, 1) };
     let run = RunStarted { workflow: "chain".parse().unwrap(), ..begun };
@@ -660,16 +706,23 @@ fn o1_what_builds_on_something_goes_where_that_was_done_if_that_is_nearly_as_goo
     use Outcome::{Failed, Succeeded};
     for strategy in [Strategy::LoadBalanced, Strategy::PriorityBased, Strategy::Adaptive] {
         // Ann has done more, is faster by a little, and has idled for longer.
-        let (agent, why) = builds_on_bob(strategy, &[Succeeded; 60], &[Succeeded; 40]);
+        let (agent, why) = builds_on_bob(strategy, &[Succeeded; 60], &[Succeeded; 40], 0);
         assert_eq!(agent, "bob", "{strategy:?}: {why}");
         assert!(why.contains("it did most of what the task builds on"), "{strategy:?}: {why}");
         // Bob has begun to fail.
         let mut failed = [Succeeded; 40];
         failed[36..].fill(Failed);
-        let (agent, why) = builds_on_bob(strategy, &[Succeeded; 60], &failed);
+        let (agent, why) = builds_on_bob(strategy, &[Succeeded; 60], &failed, 0);
         assert_eq!(agent, "ann", "{strategy:?}: {why}");
         assert!(!why.contains("builds on"), "{strategy:?}: {why}");
     }
+}
+
+#[test]
+fn o2_what_waits_for_other_agents_does_not_keep_a_task_from_being_weighed() {
+    // More than a walk leaves waiting, and all of it comes first.
+    let (agent, why) = builds_on_bob(Strategy::Adaptive, &[Outcome::Succeeded; 60], &[Outcome::Succeeded; 40], 80);
+    assert_eq!(agent, "bob", "{why}");
 }
 
 #[test]
@@ -704,11 +757,11 @@ fn o2_each_placement_is_explained() {
     }
     expect![[r#"
         R21 ann ADAPTIVE: it was expected to end soonest there
-           ann true available_ms 0.00, duration_ms 1973.17, ends_ms 2079.96, failure 0.02, failure_cost_ms 106.80
-           bob true available_ms 0.00, duration_ms 8807.73, ends_ms 8914.53, failure 0.02, failure_cost_ms 106.80
+           ann true available_ms 0.00, duration_ms 1511.27, ends_ms 1622.38, failure 0.02, failure_cost_ms 111.12
+           bob true available_ms 0.00, duration_ms 9844.15, ends_ms 9955.26, failure 0.02, failure_cost_ms 111.12
         R22 nobody ADAPTIVE: it is expected to end soonest at ann, though that has no room yet
-           ann false available_ms 2231.87, duration_ms 1973.17, ends_ms 4311.83, failure 0.02, failure_cost_ms 106.80
-           bob false available_ms 12281.96, duration_ms 8807.73, ends_ms 21196.49, failure 0.02, failure_cost_ms 106.80
+           ann false available_ms 1561.67, duration_ms 1511.27, ends_ms 3184.05, failure 0.02, failure_cost_ms 111.12
+           bob false available_ms 13400.50, duration_ms 9844.15, ends_ms 23355.77, failure 0.02, failure_cost_ms 111.12
         R23 nobody ADAPTIVE: no agent that is there can do cooking with what it needs
         R24 bob LOAD_BALANCED: of those with room it had the smallest part of its slots in use
            bob true idle_ms 500.00, load 0.00, priority 0.00, score 0.70
