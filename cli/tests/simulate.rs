@@ -65,7 +65,7 @@ fn printed(arguments: &[&str]) -> String {
 #[test]
 fn o13_streams_requests_and_claims_are_tables_or_lines() {
     let small = ["--agents", "10", "--seed", "401", "--luck", "5"];
-    let stream = [&small[..], &["--load", "0.6", "--backlog", "--runs", "6", "--drift"]].concat();
+    let stream = [&small[..], &["--load", "0.6", "--backlog", "--runs", "6", "--drift=0.5"]].concat();
     let table = printed(&stream);
     for part in ["IN TIME", "0.6", "backlog", "least outstanding push", "LOAD_BALANCED"] {
         assert!(table.contains(part), "{part} is missing in:\n{table}");
@@ -73,7 +73,7 @@ fn o13_streams_requests_and_claims_are_tables_or_lines() {
     let lines = printed(&[&stream[..], &["--json", "--strategy", "shared queue"]].concat());
     let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), 2);
-    assert_eq!((&lines[0]["drift"], &lines[1]["arrivals"]), (&Value::from(true), &Value::from("backlog")));
+    assert_eq!((&lines[0]["drift"], &lines[1]["arrivals"]), (&Value::from(0.5), &Value::from("backlog")));
     let requests = printed(&["--requests", "200", "--agents", "3", "--seed", "1"]);
     assert!(requests.contains("DOMINANT") && requests.contains("alignment"), "{requests}");
     let claims = [&small[..], &["--claims", "--runs", "4", "--requests", "200"]].concat();
@@ -115,6 +115,7 @@ fn o13_what_can_not_be_simulated_is_said() {
         (&["--trace", "no/such/file.csv"], "no/such/file.csv"),
         (&["--load", "0"], "more than 0"),
         (&["--drift"], "--load or --backlog"),
+        (&["--backlog", "--drift=1.5"], "--drift=1.5 is not from 0 to 1"),
         (&["--rate", "10"], "--within"),
         (&["--rate", "0", "--within", "5"], "more than 0"),
         (&["--strategy", "heft plan", "--claims"], "one of the optimizer's"),

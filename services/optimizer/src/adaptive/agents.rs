@@ -19,7 +19,11 @@ use crate::{Config, Optimizer};
 /// By how much longer a task is expected to go on than its estimate says: waiting for what never ends costs more than not
 /// waiting.
 const MARGIN: f64 = 1.3;
-/// An agent that fails more often than not gets one task in this many average durations, unless all that can do it are such.
+/// An agent that fails more often than not counts as this many times slower, but for one task in this many average durations.
+const ALARMED: f64 = 30.0;
+/// One that fails more often than this, by the same average, gets no other task than that, unless all that can do it are such. (Six
+/// failures one after the other: an agent that fails one time in four does so by chance once in four thousand tasks.)
+const HOPELESS: f64 = 0.75;
 const PROBE_AFTER: f64 = 20.0;
 /// How much older a task may become before it is estimated anew how long it goes on, and which part of its time may go by.
 const ESTIMATE_PART: f64 = 0.2;
@@ -344,7 +348,8 @@ impl Agents {
         } else {
             self.alarmed.remove(&(row as u32));
         }
-        let waits = alarmed && now < of.probe;
+        let slower = if alarmed && now < of.probe { ALARMED } else { 1.0 };
+        let waits = now < of.probe && performance.is_some_and(|performance| performance.failing > HOPELESS);
         let speed = performance.map_or_else(|| Speed::default().log, |known| known.speed.log);
         let inverse = exp(-speed.mean);
         let hoped = inverse * exp(-HOPE * speed.variance);
@@ -397,7 +402,7 @@ impl Agents {
                 continue;
             }
             (class.able, class.inverse) = (class.able + 1, class.inverse + inverse);
-            class.factor[row] = hoped * (1.0 - class.failure[row] / 2.0);
+            class.factor[row] = slower * hoped * (1.0 - class.failure[row] / 2.0);
             class.room[row] = has_room;
             class.open += usize::from(class.room[row]);
             class.resources[row] = 0.0;
