@@ -21,13 +21,13 @@ use crate::{Config, Optimizer};
 const MARGIN: f64 = 1.3;
 /// An agent that fails more often than not counts as this many times slower, but for one task in this many average durations.
 const ALARMED: f64 = 30.0;
+const PROBE_AFTER: f64 = 20.0;
 /// One that fails more often than this, by the same average, gets no other task than that, unless all that can do it are such. (Six
 /// failures one after the other: an agent that fails one time in four does so by chance once in four thousand tasks.)
 const HOPELESS: f64 = 0.75;
-const PROBE_AFTER: f64 = 20.0;
 /// How much older a task may become before it is estimated anew how long it goes on, and which part of its time may go by.
-const ESTIMATE_PART: f64 = 0.2;
 const ESTIMATE_AGES: f64 = 0.1;
+const ESTIMATE_PART: f64 = 0.2;
 /// How much longer a task takes in expectation where it has just failed.
 const FAILED_HERE: f64 = 1.25;
 /// An agent that did what a task builds on may need so many times as long as the best one.
@@ -303,21 +303,16 @@ impl Agents {
 
     /// When the next task of an agent is expected to end, by all that is known now.
     fn estimate(&mut self, state: &Optimizer, row: usize, now: f64) -> f64 {
-        let running = &mut self.rows[row].running;
-        if running.is_empty() {
-            self.stale[row] = f64::INFINITY;
-            return f64::INFINITY;
-        }
-        let id = &self.rows[row].id;
+        let Row { id, running, .. } = &mut self.rows[row];
         let performance = state.learning.performance(id);
         let speed = performance.map_or_else(|| Speed::default().log, |known| known.speed.log);
-        let running = &mut self.rows[row].running;
         if self.running <= FEW {
             running.iter_mut().for_each(|(task, of)| of.estimate(work(state, task, speed), now));
         }
         // Of the others it was known that they end later.
         loop {
             let Some((task, first)) = running.iter_mut().min_by(|(_, a), (_, b)| a.ends.total_cmp(&b.ends)) else {
+                self.stale[row] = f64::INFINITY;
                 return f64::INFINITY;
             };
             if first.stale > now {
@@ -642,10 +637,8 @@ impl Agents {
         if now.saturating_sub(since) < config.ageing_ms {
             return None;
         }
-        let could = |row: usize| {
-            let agent = state.fleet.get(&self.rows[row].id);
-            self.available[row].is_finite() && agent.is_some_and(|agent| agent.could_hold(&class.shape))
-        };
+        // Not one that waits to be tried again, though it may hold least.
+        let could = |row: usize| self.available[row].is_finite() && class.factor[row].is_finite();
         let before = self.kept.get(&place).filter(|(_, since)| now < since.saturating_add(KEEP_MS));
         if let Some((row, _)) = before.filter(|(row, _)| could(*row)) {
             return Some(*row);
@@ -710,11 +703,7 @@ impl Agents {
 
     fn sort_out(&self, state: &Optimizer, graph: &Graph) -> Known {
         let mut known = Known { fleet: self.fleet, uses: 0, members: Vec::new(), groups: None };
-        let mut types: BTreeMap<&Capability, usize> = BTreeMap::new();
-        for node in &graph.stages {
-            let next = types.len();
-            types.entry(&node.agent_type).or_insert(next);
-        }
+        let mut types: BTreeMap<&Capability, usize> = graph.stages.iter().map(|node| (&node.agent_type, 0)).collect();
         if types.len() > MAX_TYPES {
             return known;
         }

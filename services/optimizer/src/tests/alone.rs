@@ -590,13 +590,19 @@ fn o5_success_is_told_apart_by_task_type_agent_and_strategy() {
     assert_eq!(said, ["HISTORICAL 0.450 of 1", "SWARM 0.595 of 2"]);
 }
 
-#[test]
-fn o4_an_agent_that_fails_fast_does_not_draw_work() {
-    let mut world = World::new();
-    world.resource(vec![registered("ann", "s", "research", 1, 0, 0), registered("bob", "s", "research", 1, 0, 0)]);
+/// Under ADAPTIVE: ann needs a second, and bob fails at once, again and again.
+fn bob_fails(config: Config, slots: u32, cpu: u32) -> World {
+    let mut world = World::with(config);
+    world.resource(["ann", "bob"].map(|id| registered(id, "s", "research", slots, cpu, 0)).into());
     practise(&mut world, 1, &[("ann", Outcome::Succeeded, 1000); 6]);
     practise(&mut world, 7, &[("bob", Outcome::Failed, 1); 6]);
     world.strategy(Strategy::Adaptive);
+    world
+}
+
+#[test]
+fn o4_an_agent_that_fails_fast_does_not_draw_work() {
+    let mut world = bob_fails(Config::default(), 1, 0);
     let mut given: BTreeMap<String, u32> = BTreeMap::new();
     for n in 101..=160 {
         world.ready(n, "research", 0, 0);
@@ -613,11 +619,7 @@ fn o4_an_agent_that_fails_fast_does_not_draw_work() {
 
 #[test]
 fn o4_an_agent_that_fails_fast_does_not_draw_work_where_much_waits() {
-    let mut world = World::new();
-    world.resource(vec![registered("ann", "s", "research", 1, 0, 0), registered("bob", "s", "research", 1, 0, 0)]);
-    practise(&mut world, 1, &[("ann", Outcome::Succeeded, 1000); 6]);
-    practise(&mut world, 7, &[("bob", Outcome::Failed, 1); 6]);
-    world.strategy(Strategy::Adaptive);
+    let mut world = bob_fails(Config::default(), 1, 0);
     (101..=200).for_each(|n| world.ready(n, "research", 0, 0));
     let mut given: BTreeMap<String, u32> = BTreeMap::new();
     let mut anns = None;
@@ -649,6 +651,32 @@ fn o4_an_agent_that_fails_fast_does_not_draw_work_where_much_waits() {
         world.wait(1);
         world.end(n, "bob", Outcome::Failed, 1);
     }
+}
+
+#[test]
+fn o1_an_agent_that_fails_is_not_kept_for_a_large_task_though_it_holds_least() {
+    let mut world = bob_fails(Config { ageing_ms: 1000, ..Config::default() }, 4, 4);
+    let mut anns: Vec<u64> = Vec::new();
+    // Bob is tried once, and not again before all this is over. Small tasks keep coming and keep ann busy.
+    for n in 101..=160 {
+        world.ready(n, "research", 0, 1);
+        if n == 110 {
+            world.ready(500, "research", 0, 4);
+        }
+        for (task, agent) in world.grant() {
+            let n = (101..=500).find(|n| run(*n) == task.run).unwrap();
+            match agent.as_str() {
+                "ann" if n == 500 => return,
+                "ann" => anns.push(n),
+                _ => world.end(n, "bob", Outcome::Failed, 1),
+            }
+        }
+        world.wait(300);
+        if !anns.is_empty() && n > 104 {
+            world.end(anns.remove(0), "ann", Outcome::Succeeded, 1000);
+        }
+    }
+    panic!("it starves: {anns:?}");
 }
 
 /// Why a stage of run `n` is, or is about to be, where it is.
