@@ -24,6 +24,9 @@ const MAX_WHOLE: usize = 256;
 /// How many bytes those may take together; the last one is kept in any case.
 const MAX_WHOLE_BYTES: usize = 32 * 1024 * 1024;
 
+/// How many ids are kept of runs that were forgotten and whose ids look younger than that.
+const MAX_AHEAD: usize = 1000;
+
 /// How many ends it takes to tell how fast runs end.
 const RECENT: usize = 32;
 
@@ -43,6 +46,9 @@ pub(crate) struct History {
     /// The largest id of those that were forgotten for their age or number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     forgotten: Option<RunId>,
+    /// Those that were forgotten too, and whose ids are greater: by a clock that was ahead of ours when they ended.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    ahead: BTreeSet<RunId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -132,14 +138,20 @@ impl History {
         let (mut gone, mut newest) = (Vec::new(), self.forgotten);
         for run in runs {
             let Some(past) = self.known.get(run) else { continue };
-            // An id by a clock that was ahead of the services' would make new runs of everybody else look old.
+            // An id by a clock that was ahead of the services' would make new runs of everybody else look old: it is known by itself.
             let made_at = (run.as_u128() >> 80) as Millis;
             if made_at <= past.summary.ended_at.unwrap_or(0) {
                 newest = newest.max(Some(*run));
+            } else {
+                self.ahead.insert(*run);
             }
             gone.extend(self.drop_with_parts(*run));
         }
         self.forgotten = newest;
+        self.ahead.retain(|run| Some(*run) > newest);
+        while self.ahead.len() > MAX_AHEAD {
+            self.ahead.pop_first();
+        }
         let ids: BTreeSet<RunId> = gone.iter().map(|(run, _)| *run).collect();
         // They are the oldest, as a rule.
         self.order.retain(|run| !ids.contains(run));
@@ -150,7 +162,7 @@ impl History {
 
     /// Whether a run of that id may have been there and been forgotten: ids grow with the time.
     pub(crate) fn may_be_forgotten(&self, run: RunId) -> bool {
-        self.forgotten.is_some_and(|forgotten| run <= forgotten)
+        self.forgotten.is_some_and(|forgotten| run <= forgotten) || self.ahead.contains(&run)
     }
 
     /// How many are known, without those that are a part of live ones.

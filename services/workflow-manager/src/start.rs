@@ -139,7 +139,7 @@ pub(crate) fn check_against<'a>(
 pub(crate) fn check_new(state: &WorkflowManager, run: Option<RunId>) -> Result<(), Rejection> {
     match run {
         Some(run) if state.history.may_be_forgotten(run) => {
-            let message = format!("run id {run} is older than runs that were forgotten already; use a new one");
+            let message = format!("run id {run} was forgotten, or is older than runs that were; use a new one");
             Err(Rejection::invalid(message))
         }
         _ => Ok(()),
