@@ -49,6 +49,13 @@ fn o13_a_trace_is_replayed_under_every_strategy() {
     for part in ["diamond", "shared queue", "LOAD_BALANCED", "TO HEFT", "WORST TO QUEUE"] {
         assert!(table.contains(part), "{part} is missing in:\n{table}");
     }
+    let known = run(&["--agents", "4", "--seed", "1", "--history", "known", "--failures", "0..0", "--json"]);
+    let adaptive: Value = known
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .find(|line| line["policy"] == "ADAPTIVE")
+        .unwrap();
+    assert!(adaptive["history"] == "known" && adaptive["to_heft"].as_f64().unwrap() < 1.001, "{adaptive}");
     // Without a trace there are workflows that are made up.
     let output =
         baton().args(["simulate", "--agents", "4", "--seed", "1", "--strategy", "strategies"]).output().unwrap();

@@ -46,7 +46,7 @@ pub(crate) struct Simulate {
     /// Which strategies and policies, by name; `all`, or `strategies` for those of the optimizer alone
     #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "all")]
     strategy: Vec<String>,
-    /// What the optimizer has seen before: `none`, `siblings` (other workflows), `same` (these)
+    /// What the optimizer has seen: `none`, `siblings` (other workflows), `same` (these), or all is `known`
     #[arg(long, value_enum, value_name = "WHAT", default_value_t, hide_possible_values = true)]
     history: Seen,
     /// Many runs, one after another, that are this part of what the fleet can do
@@ -93,6 +93,8 @@ pub(super) enum Seen {
     Siblings,
     /// The same workflows
     Same,
+    /// Everything: how fast agents are, how often they fail, how long each task takes
+    Known,
 }
 
 impl From<Seen> for History {
@@ -101,6 +103,7 @@ impl From<Seen> for History {
             Seen::None => Self::None,
             Seen::Siblings => Self::Siblings,
             Seen::Same => Self::Same,
+            Seen::Known => Self::Known,
         }
     }
 }

@@ -13,8 +13,8 @@ use baton_protocol::record::{
     AnyCommit, Assigned, Cause, Commit, FORMAT, Record, ResourceRecord, Turn, WorkflowRecord,
 };
 use baton_protocol::request::{
-    AssignAnswer, AssignTasks, GetLearning, LearningPage, Lesson, OptimizerRequest, Placement, Refusal, SetStrategy,
-    Strategy,
+    AssignAnswer, AssignTasks, GetLearning, ImportLearning, LearningPage, Lesson, MAX_LESSONS, OptimizerRequest,
+    Placement, Refusal, SetStrategy, Strategy,
 };
 use baton_protocol::{
     AgentId, Code, Json, LeaseId, Millis, Number, Rejection, Resources, RunId, Service, TaskId, WorkflowName,
@@ -217,6 +217,21 @@ impl Driver {
             _ => None,
         });
         answer.expect("who leads answers")
+    }
+
+    /// Tells it what was learned elsewhere.
+    pub(crate) fn teach(&mut self, mut lessons: Vec<Lesson>) {
+        while !lessons.is_empty() {
+            let rest = lessons.split_off(lessons.len().min(MAX_LESSONS));
+            let request = OptimizerRequest::ImportLearning(ImportLearning { lessons });
+            self.processor.request(0, "learning.import", request, RequestContext::default(), self.time);
+            let refused = self.released().into_iter().find_map(|effect| match effect {
+                Effect::Answer { reply, .. } => reply.err(),
+                _ => None,
+            });
+            assert_eq!(refused, None, "lessons can be read");
+            lessons = rest;
+        }
     }
 
     /// Appends what the workflow-manager says, and lets the optimizer do what follows.

@@ -10,6 +10,7 @@
 //! | `reference` | policies outside of the optimizer |
 //! | `driver`, `machine` | the optimizer on a log in memory, and as a policy |
 //! | `names` | what graphs, tasks and agents are called in Baton |
+//! | `truth` | all that could be learned, as if it had been |
 //! | `who` | all policies by name, and what they have seen before |
 //! | `experiment` | workflows × fleets × luck × policies, and the table of it |
 //! | `capacity` | how many agents of which kind a workflow needs |
@@ -33,5 +34,6 @@ pub mod names;
 pub mod packing;
 pub mod reference;
 pub mod stream;
+pub mod truth;
 pub mod who;
 pub mod workload;

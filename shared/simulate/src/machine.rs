@@ -8,7 +8,7 @@ use baton_protocol::record::{
     AgentRegistered, CopyEnded, OtherCopy, Outcome, ResourceRecord, RunFinished, RunStarted, StageEnded, StageReady,
     WorkflowRecord, WorkflowRegistered,
 };
-use baton_protocol::request::{Strategy, Usage};
+use baton_protocol::request::{Lesson, Strategy, Usage};
 use baton_protocol::run::RunStatus;
 use baton_protocol::{
     AgentId, Capability, Code, Json, LeaseId, Millis, Money, Requirements, Resources, RunId, StageName, TaskId,
@@ -87,6 +87,14 @@ impl Machine {
     #[must_use]
     pub fn optimizer(&self) -> &Optimizer {
         self.driver.optimizer()
+    }
+
+    /// Tells it what was learned elsewhere.
+    ///
+    /// # Panics
+    /// If a lesson can not be read.
+    pub fn teach(&mut self, lessons: Vec<Lesson>) {
+        self.driver.teach(lessons);
     }
 
     /// What was said since it was made.

@@ -66,6 +66,11 @@ pub fn capabilities(graph: &Graph) -> Vec<Capability> {
     graph.categories.iter().map(|category| capability(category)).collect()
 }
 
+/// What kind of work the optimizer takes the tasks of a category to be: their stages differ in a number.
+pub(crate) fn kind(capability: &Capability) -> String {
+    format!("{capability}/t")
+}
+
 /// What an agent can do of all that these graphs ask for.
 #[must_use]
 pub fn held(fleet: &Fleet, agent: usize, graphs: &[Arc<Graph>]) -> BTreeSet<Capability> {

@@ -221,7 +221,7 @@ pub fn run(plan: &Plan, mut tell: impl FnMut(&Measurement)) -> Result<Vec<Measur
 fn halves(plan: &Plan) -> (Vec<Arc<Graph>>, Vec<Arc<Graph>>) {
     let half = |first: usize| plan.graphs.iter().skip(first).step_by(2).cloned().collect();
     match plan.history {
-        History::None => (plan.graphs.clone(), Vec::new()),
+        History::None | History::Known => (plan.graphs.clone(), Vec::new()),
         History::Same => (plan.graphs.clone(), plan.graphs.clone()),
         History::Siblings => (half(1), half(0)),
     }
@@ -289,10 +289,13 @@ fn measure(
 
 /// What the optimizer has learned before runs come.
 fn learn(plan: &Plan, stream: &Stream, seen: &[Arc<Graph>], who: Who) -> Result<Option<Learned>, Stuck> {
+    let fleet = &stream.world.fleet;
+    if plan.history == History::Known {
+        return Ok(who.knows(fleet, &plan.graphs, &plan.config()));
+    }
     if seen.is_empty() || !matches!(who, Who::Strategy(_)) {
         return Ok(None);
     }
-    let fleet = &stream.world.fleet;
     let (seed, (runs, load), (drawn, luck)) = (fleet.plan.seed, HISTORY, HISTORY_SEEDS);
     let before = Stream::draw(seen, fleet, seed + drawn, runs, Arrivals::Load(load));
     let conditions = Conditions { seed: seed + luck, ..Conditions::default() };

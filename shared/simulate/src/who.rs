@@ -12,6 +12,7 @@ use crate::engine::{Conditions, Outcome, Policy, Sim, Stuck};
 use crate::fleet::Fleet;
 use crate::machine::{Learned, Machine, Messages};
 use crate::reference::{Follow, Reference};
+use crate::truth;
 use crate::workload::{Graph, World};
 
 /// Who places tasks.
@@ -88,6 +89,17 @@ impl Who {
     }
 }
 
+impl Who {
+    /// What the optimizer knows if it has learned all that there is to learn; nothing where nobody learns.
+    #[must_use]
+    pub fn knows(self, fleet: &Fleet, graphs: &[Arc<Graph>], config: &Config) -> Option<Learned> {
+        let Self::Strategy(strategy) = self else { return None };
+        let mut machine = Machine::new(strategy, config.clone(), fleet, graphs);
+        machine.teach(truth::lessons(fleet, graphs));
+        Some(machine.learned())
+    }
+}
+
 /// Every strategy of the optimizer.
 #[must_use]
 pub fn strategies() -> Vec<Strategy> {
@@ -105,6 +117,8 @@ pub enum History {
     Siblings,
     /// The same workflows on this fleet.
     Same,
+    /// Everything: how fast its agents are, how often they fail, how long each task takes.
+    Known,
 }
 
 /// Which fleets there are, and how they are drawn.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use baton_optimizer::Config;
-use baton_protocol::request::{Lesson, Subject};
+use baton_protocol::request::{Lesson, Strategy, Subject};
 use baton_simulate::bounds::bounds;
 use baton_simulate::engine::{Attempt, Conditions, Policy, Sim, Stuck};
 use baton_simulate::experiment::{Measurement, Plan, Row, run, table};
@@ -11,6 +11,7 @@ use baton_simulate::fleet::{Fleet, FleetPlan};
 use baton_simulate::generate::{Shape, generate};
 use baton_simulate::machine::Machine;
 use baton_simulate::reference::Reference;
+use baton_simulate::truth;
 use baton_simulate::who::{Fleets, History, Who, strategies};
 use baton_simulate::workload::{Job, World};
 
@@ -154,4 +155,33 @@ fn a_policy_that_gives_up_is_found_out() {
     let world = World::new(vec![Job::new(&Arc::new(generate(Shape::Fan, 1, 10)))], &fleet);
     let stuck = Sim::run(&world, &Conditions::default(), &mut Idle).unwrap_err();
     assert_eq!(stuck, Stuck { now: 0.0, left: 10, waiting: 1, tasks: 10 });
+}
+
+#[test]
+fn o13_who_knows_everything_and_meets_no_failure_is_as_fast_as_heft() {
+    let who = vec![Who::Strategy(Strategy::Adaptive)];
+    let fleets = Fleets { failures: (0.0, 0.0), ..plan().fleets };
+    let to_heft = |history: History| {
+        let plan = Plan { who: who.clone(), fleets: fleets.clone(), history, luck: vec![5], ..plan() };
+        table(&measured(&plan))[0].to_heft
+    };
+    let (known, unknown) = (to_heft(History::Known), to_heft(History::None));
+    assert!(known < 1.05 && known < unknown, "{known:.3}, and {unknown:.3} where nothing is known");
+}
+
+#[test]
+fn o4_o6_all_that_can_be_learned_can_be_told() {
+    let (plan, fleet) = (plan(), fleet());
+    let told = truth::lessons(&fleet, &plan.graphs);
+    let knows = Who::Strategy(Strategy::Adaptive).knows(&fleet, &plan.graphs, &Config::default()).unwrap();
+    let known = |of: &Subject| knows.lessons().into_iter().find(|lesson| lesson.of == *of);
+    // What is read is what was written, in all that is said of it.
+    for lesson in told {
+        let found: serde_json::Value = known(&lesson.of).unwrap().known.read().unwrap();
+        let said: serde_json::Value = lesson.known.read().unwrap();
+        for (name, value) in said.as_object().unwrap() {
+            assert_eq!(&found[name], value, "{name} of {:?}", lesson.of);
+        }
+    }
+    assert!(Who::Reference(Reference::SharedQueue).knows(&fleet, &plan.graphs, &Config::default()).is_none());
 }

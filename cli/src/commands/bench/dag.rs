@@ -40,7 +40,7 @@ pub(crate) struct Dag {
     /// Which strategies of the optimizer, by name, or `all`
     #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "ADAPTIVE")]
     strategy: Vec<String>,
-    /// What the optimizer has seen before, in simulations: `none`, `siblings` (the other workflows), `same` (these)
+    /// What the optimizer has seen before, in simulations: `none`, `siblings`, `same`, or all is `known`
     #[arg(long, value_enum, value_name = "WHAT", default_value_t, hide_possible_values = true)]
     history: Seen,
     /// How long a task of an instance takes an agent of speed 1 on average, in milliseconds: all times are scaled so
