@@ -25,7 +25,7 @@ const OPEN: f64 = 10.0;
 /// What there is to know of a fleet and of these workflows.
 ///
 /// # Panics
-/// Never: what is known of each is numbers and names.
+/// If a time or a speed is no number; a workflow that was read has none such.
 #[must_use]
 pub fn lessons(fleet: &Fleet, graphs: &[Arc<Graph>]) -> Vec<Lesson> {
     let mut lessons: Vec<Lesson> = (0..fleet.len()).map(|agent| of_agent(fleet, agent)).collect();

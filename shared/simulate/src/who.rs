@@ -87,9 +87,7 @@ impl Who {
         Sim::run(world, conditions, &mut machine)?;
         Ok(Some(machine.learned()))
     }
-}
 
-impl Who {
     /// What the optimizer knows if it has learned all that there is to learn; nothing where nobody learns.
     #[must_use]
     pub fn knows(self, fleet: &Fleet, graphs: &[Arc<Graph>], config: &Config) -> Option<Learned> {
