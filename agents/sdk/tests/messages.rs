@@ -227,13 +227,19 @@ async fn m4_a_guaranteed_message_waits_for_its_reader_and_comes_once_in_order() 
     heard.until(800).await;
     assert_eq!(heard.numbers(), (0..800).collect::<Vec<_>>());
     assert_eq!(bob.numbers().refetched, 701, "the fast path was fast");
-    // Its next life goes on exactly there.
-    bob.close().await;
+    // Its next life goes on exactly there; or before, and it was said, where the machine is so busy that this was not kept in time.
+    let kept = bob.close().await;
     ann.send_guaranteed(bob.agent(), says(800)).await.unwrap();
     let (_bob, again) = listening(&world, "bob").await;
     ann.send_guaranteed(bob.agent(), says(801)).await.unwrap();
-    again.until(2).await;
-    assert_eq!(again.numbers(), [800, 801]);
+    wait_for("the last message", SOON, async || {
+        let numbers = again.numbers();
+        if numbers.last() == Some(&801) { Ok(()) } else { Err(numbers) }
+    })
+    .await;
+    let first = again.numbers()[0];
+    assert_eq!(again.numbers(), (first..=801).collect::<Vec<_>>());
+    assert!(first == 800 || !kept, "it begins with {first}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -500,7 +506,8 @@ async fn m4_a_post_office_that_does_not_answer_holds_up_no_close() {
     for _ in 0..2 {
         tokio::time::timeout(SOON, asks.next()).await.expect("a question").unwrap();
     }
-    tokio::time::timeout(SOON / 3, bob.close()).await.expect("it closes");
+    let kept = tokio::time::timeout(SOON / 3, bob.close()).await.expect("it closes");
+    assert!(!kept, "it says that its next life may begin before");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -510,7 +517,8 @@ async fn m4_a_broker_that_is_away_holds_up_no_close() {
     let (bob, _) = listening(&world, "bob").await;
     next_check(&mut asks).await;
     world.server.kill().await;
-    tokio::time::timeout(SOON / 3, bob.close()).await.expect("it closes");
+    let kept = tokio::time::timeout(SOON / 3, bob.close()).await.expect("it closes");
+    assert!(!kept, "it says that its next life may begin before");
 }
 
 #[tokio::test(flavor = "multi_thread")]

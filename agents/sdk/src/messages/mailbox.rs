@@ -89,6 +89,8 @@ pub(crate) struct Mailbox {
     /// Whether the fetch with the current token still counts.
     taking: bool,
     check: Option<Check>,
+    /// Whether the last check found that everything is here.
+    settled: bool,
     check_at: Instant,
     /// When the check under way is judged again.
     judge_at: Instant,
@@ -99,8 +101,8 @@ pub(crate) struct Mailbox {
 
 /// A question from outside.
 pub(crate) enum Wish {
-    /// Bring the cursor up to date and stop.
-    Close(oneshot::Sender<()>),
+    /// Bring the cursor up to date, say whether it is, and stop.
+    Close(oneshot::Sender<bool>),
 }
 
 impl Mailbox {
@@ -120,6 +122,7 @@ impl Mailbox {
             token: 0,
             taking: false,
             check: None,
+            settled: false,
             check_at: Instant::now(),
             judge_at: Instant::now(),
             told: 0,
@@ -178,8 +181,7 @@ impl Mailbox {
                     if let Ok(Wish::Close(done)) = wish {
                         // What comes from now on is for the next life.
                         drop(stored);
-                        self.last_words(&mut post, &link).await;
-                        let _ = done.send(());
+                        let _ = done.send(self.last_words(&mut post, &link).await);
                     }
                     return;
                 }
@@ -390,6 +392,7 @@ impl Mailbox {
     async fn ask_check(&mut self) {
         self.token += 1;
         self.news = false;
+        self.settled = false;
         self.check = Some(Check { token: self.token, since: Instant::now(), last: Vec::new(), up_to: None });
         self.judge_at = Instant::now() + SOON;
         self.told = self.handled();
@@ -448,6 +451,7 @@ impl Mailbox {
             return;
         }
         self.floor = up_to;
+        self.settled = true;
         let floor = self.floor;
         self.heads.retain(|_, head| *head > floor);
         self.rest();
@@ -460,10 +464,10 @@ impl Mailbox {
         self.check_at = Instant::now() + pause;
     }
 
-    /// Brings the cursor up to date, if that can be done soon.
-    async fn last_words(&mut self, post: &mut Subscriber, link: &watch::Receiver<Link>) {
+    /// Brings the cursor up to date, if that can be done soon. Whether it is: nothing that was handled comes again.
+    async fn last_words(&mut self, post: &mut Subscriber, link: &watch::Receiver<Link>) -> bool {
         if matches!(self.state, State::Opening(_)) {
-            return;
+            return false;
         }
         // What was taken is handled first.
         let end = Instant::now() + CLOSE;
@@ -471,8 +475,10 @@ impl Mailbox {
             tokio::time::sleep(SOON).await;
         }
         if !link.borrow().connected {
-            return;
+            return false;
         }
+        // Until a check has said so, what was handled above the floor comes again.
+        self.settled = false;
         if matches!(self.state, State::Live) {
             self.ask_check().await;
             let end = Instant::now() + ANSWER;
@@ -487,15 +493,17 @@ impl Mailbox {
             }
             // The floor is not one of this stream.
             if self.ends.is_some() {
-                return;
+                return false;
             }
         }
         let ask = Ask::Handled { handled: self.handled(), epoch: self.epoch };
         let body = serde_json::to_vec(&ask).unwrap_or_default();
         let kept = timeout(ANSWER, self.nats.request(subject::post(&self.agent), body.into())).await;
-        if !matches!(kept, Ok(Ok(_))) {
+        let kept = matches!(kept, Ok(Ok(_)));
+        if !kept {
             tracing::debug!("the post office did not keep how far the messages were handled");
         }
+        kept && self.settled && self.handlers.unfinished.first().is_none()
     }
 }
 

@@ -443,18 +443,21 @@ impl Messages {
     ///
     /// Then no guaranteed message is sent any more: those not known to be stored yet, and later ones, give
     /// [`MessageError::Closed`].
-    pub async fn close(&self) {
+    ///
+    /// Gives whether it was kept how far all is handled. If not, as the post office did not answer within two seconds or a handler took too
+    /// long, the next process may be given once more what this one has handled. True as well where nothing was listened to.
+    pub async fn close(&self) -> bool {
+        let mut kept = true;
         let close = self.0.close.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(close) = close {
             let (done, told) = oneshot::channel();
-            if close.send(Wish::Close(done)).is_ok() {
-                let _ = timeout(CLOSE * 2, told).await;
-            }
+            kept = close.send(Wish::Close(done)).is_ok() && matches!(timeout(CLOSE * 2, told).await, Ok(Ok(true)));
         }
         // Only now: the handlers may have had something to send.
         self.0.outbox.close();
         let mut tasks = std::mem::take(&mut *self.tasks());
         tasks.shutdown().await;
+        kept
     }
 }
 
