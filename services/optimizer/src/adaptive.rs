@@ -26,6 +26,7 @@
 //! All of this is known to the leader alone, and follows from the state: a new leader makes it anew.
 
 mod agents;
+mod ahead;
 mod hedge;
 mod jobs;
 
@@ -174,7 +175,7 @@ impl Planner {
         let Some(run) = state.runs.get(id) else { return false };
         let Some(graph) = state.graphs.get(&run.workflow, run.version) else { return false };
         self.cost += cost(graph);
-        let mut job = Job::new(graph, run);
+        let mut job = Job::new(graph, run, &state.learning.durations);
         job.rank(state, run, &mut self.agents);
         self.jobs.insert(id, job);
         true
@@ -276,7 +277,7 @@ impl Planner {
             not: None,
             now: now as f64,
         };
-        Some(Weighed::Finish(self.agents.weigh(&self.classes[class], &look)))
+        Some(Weighed::Finish(self.agents.weigh(&self.classes[class], &look, None)))
     }
 
     /// Chooses agents for what should start now. What is chosen is set aside, and waits here no more. Shapes that are shut are
@@ -293,9 +294,13 @@ impl Planner {
         if self.waiting == 0 {
             return Vec::new();
         }
+        let looks_ahead = self.looks_ahead() && !self.classes.iter().any(|class| is_shut(&class.shape));
         self.agents.settle(state, room, &mut self.classes, now);
         let mut window = self.window();
         self.agents.link(&self.classes);
+        let has_room = |(class, line): (&Class, &Line)| line.waiting > 0 && class.open() > 0;
+        let can_begin = self.classes.iter().zip(&self.lines).any(has_room);
+        let ahead = (looks_ahead && can_begin).then(|| self.look_ahead(state, now, &barred));
         let of = (&self.lines[..], &self.classes[..], self.agents.linked());
         let mut walk = Walk::new(&self.jobs, of, state, (config, now));
         for (class, _) in self.classes.iter().enumerate().filter(|(_, of)| is_shut(&of.shape)) {
@@ -306,6 +311,10 @@ impl Planner {
         let mut waits = f64::INFINITY;
         let mut rivals = None;
         while let Some((class, run, job, entry)) = walk.next(&self.classes, tenants) {
+            let planned = ahead.as_ref().map(|ahead| ahead.get(&(run, entry.place, entry.item)).copied());
+            if planned.is_some_and(|planned| planned.is_none()) {
+                continue;
+            }
             let work = job.work_now(state, run, entry.place);
             let stage = job.graph.stages[entry.place as usize].name.clone();
             let task = TaskId { run, stage, item: entry.item, attempt: entry.attempt };
@@ -319,7 +328,9 @@ impl Planner {
                 now: now as f64,
             };
             let of = &self.classes[class];
-            let best = if window > 0 {
+            let best = if let Some(planned) = planned {
+                planned
+            } else if window > 0 {
                 self.agents.best(of, &look)
             } else {
                 // All that is for agents of a type is for the same ones, whatever it needs of them.
@@ -333,7 +344,7 @@ impl Planner {
                 }
                 continue;
             };
-            if !of.has_room(best.row) {
+            if !of.has_room(best.row) || planned.is_some() && best.available > now as f64 {
                 window = window.saturating_sub(1);
                 walk.promised(&of.shape.agent_type, job.tenant);
                 if let Some(row) = self.agents.kept_for(of, class, state, &task, (config, now)) {
@@ -346,7 +357,7 @@ impl Planner {
                 promised.push(self.agents.promise(best));
                 continue;
             }
-            let weighed = Weighed::Finish(self.agents.weigh(of, &look));
+            let weighed = Weighed::Finish(self.agents.weigh(of, &look, Some(best.row)));
             let had_room = if room.samples(of.open()) { self.agents.who_has_room(of) } else { Vec::new() };
             let (agent, shape) = (self.agents.id(best.row).clone(), Arc::clone(&of.shape));
             room.set_aside(state, &agent, &shape);

@@ -801,7 +801,7 @@ impl Soft {
                 format!("it is expected to end soonest at {agent}, though that has no room yet")
             }
             (Some(_), Some((agent, true))) => {
-                format!("{agent} comes first, but tasks before it in the queue have a claim on what is free")
+                format!("{agent} comes first, but tasks that go before it have a claim on what is free")
             }
         };
         let since = queued.map(|queued| queued.since);
@@ -817,6 +817,9 @@ impl Asked {
             Strategy::RoundRobin => "it was its turn",
             Strategy::PriorityBased => "of those with room it had the highest priority, then the best score",
             Strategy::LoadBalanced => "of those with room it had the smallest part of its slots in use",
+            Strategy::Adaptive if candidates.first().is_some_and(|first| first.agent != self.agent) => {
+                "who would end it sooner is kept for what goes before it, or failed it before"
+            }
             Strategy::Adaptive => "it was expected to end soonest there",
             Strategy::Historical => "of those with room it did such tasks best so far",
             Strategy::Swarm => "it was drawn by the trails",

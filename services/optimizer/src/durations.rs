@@ -322,6 +322,11 @@ impl Durations {
         self.kinds.contains_key(&place.node.kind) || place.node.duration_ms.is_some()
     }
 
+    /// Whether this stage itself was done before, in whatever run of its workflow.
+    pub(crate) fn has_seen(&self, workflow: &WorkflowName, stage: &StageName) -> bool {
+        self.stage(workflow, stage).is_some_and(|stage| stage.log.is_some())
+    }
+
     /// The logarithm of how long a task takes of which nothing is known.
     pub(crate) fn any(&self) -> Gauss {
         self.all.log

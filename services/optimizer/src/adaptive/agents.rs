@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use baton_protocol::{AgentId, Capability, Millis, TaskId, WorkflowName};
 
+use super::ahead::Span;
 use crate::durations::{Gauss, Speed};
 use crate::fleet::{Holder, Load};
 use crate::graph::Graph;
@@ -160,7 +161,7 @@ pub(super) struct Best {
     /// When it can begin.
     pub(super) available: f64,
     /// How long it takes there.
-    duration: f64,
+    pub(super) duration: f64,
     /// Whether it is taken for what it did before.
     pub(super) is_near: bool,
 }
@@ -471,7 +472,56 @@ impl Agents {
         }
         let row = near.or(best.map(|(row, _)| row))?;
         let available = self.available[row].max(class.resources[row]).max(look.now);
-        Some(Best { row, available, duration: look.work * self.inverse[row], is_near: near.is_some() })
+        Some(self.beginning(row, look, available, near.is_some()))
+    }
+
+    fn beginning(&self, row: usize, look: &Look<'_>, available: f64, is_near: bool) -> Best {
+        Best { row, available, duration: look.work * self.inverse[row], is_near }
+    }
+
+    /// The agent that would finish a task first which can not begin before it is `ready`, nor where something else is planned.
+    pub(super) fn best_between(
+        &self,
+        class: &Class,
+        look: &Look<'_>,
+        ready: f64,
+        planned: &[Vec<Span>],
+    ) -> Option<Best> {
+        let risk = look.work * (1.0 + look.retries) * class.inverse / class.able.max(1) as f64;
+        let weigh = |row: usize| {
+            let available = self.available[row].max(class.resources[row]).max(ready);
+            let best = self.beginning(row, look, after(&planned[row], available, look.work * self.inverse[row]), false);
+            let ends = best.available + look.work * class.factor[row] + class.failure[row] * risk;
+            (best, if look.failed_under == Some(self.id(row)) { ready + (ends - ready) * FAILED_HERE } else { ends })
+        };
+        let may = |row: &usize| {
+            let is_able = self.available[*row].is_finite() && class.factor[*row].is_finite();
+            is_able && look.not.is_none_or(|not| !not.contains(self.id(*row)))
+        };
+        let rows = (0..self.rows.len()).filter(may).map(weigh);
+        let (best, ends) = rows.min_by(|(_, a), (_, b)| a.total_cmp(b))?;
+        let near = look.near.filter(|near| look.failed_under != Some(*near)).and_then(|near| self.by_id.get(near));
+        let near = near.map(|row| *row as usize).filter(|row| *row != best.row && may(row)).map(weigh);
+        let near = near.filter(|(near, near_ends)| {
+            near.available <= best.available && *near_ends <= ready + (ends - ready) * NEAR_IS_AS_GOOD
+        });
+        Some(near.map_or(best, |(near, _)| Best { is_near: true, ..near }))
+    }
+
+    /// How many agents have room.
+    pub(super) fn with_room(&self, classes: &[Class]) -> usize {
+        (0..self.rows.len()).filter(|row| classes.iter().any(|class| class.room[*row])).count()
+    }
+
+    /// Whether each agent does one thing at a time.
+    pub(super) fn are_single(&self) -> bool {
+        self.rows.iter().all(|row| row.slots <= 1)
+    }
+
+    /// When a task that an agent has is expected to end, with a margin.
+    pub(super) fn expected_end(&self, state: &Optimizer, task: &TaskId, holder: &Holder, now: Millis) -> f64 {
+        let speed = state.learning.performance(&holder.agent).map_or_else(|| Speed::default().log, |of| of.speed.log);
+        now as f64 + MARGIN * work(state, task, speed).remaining(now.saturating_sub(holder.since) as f64)
     }
 
     /// The agent that did most of what the task builds on, if it is another than the best one and nearly as good.
@@ -495,8 +545,8 @@ impl Agents {
         rows.map(|(row, _)| row.id.clone()).collect()
     }
 
-    /// The first of those that would finish a task first, and what is weighed.
-    pub(super) fn weigh(&self, class: &Class, look: &Look<'_>) -> Vec<Finish> {
+    /// The first of those that would finish a task first, and who was chosen, and what is weighed.
+    pub(super) fn weigh(&self, class: &Class, look: &Look<'_>, chosen: Option<usize>) -> Vec<Finish> {
         let risk = look.work * (1.0 + look.retries) * class.inverse / class.able.max(1) as f64;
         let mut first: Vec<(f64, usize)> = Vec::with_capacity(TOLD + 1);
         for row in 0..self.rows.len() {
@@ -506,6 +556,9 @@ impl Agents {
                 first.insert(at, (ends, row));
                 first.truncate(TOLD);
             }
+        }
+        if let Some(chosen) = chosen.filter(|chosen| first.iter().all(|(_, row)| row != chosen)) {
+            first.push((f64::INFINITY, chosen));
         }
         let finish = |(_, row): (f64, usize)| Finish {
             agent: self.rows[row].id.clone(),
@@ -580,8 +633,7 @@ impl Agents {
                 done += (ends - begins) / each;
             }
         }
-        let best = Best { row, available: look.now, duration: look.work * self.inverse[row], is_near: false };
-        (done < waiting as f64).then_some(best)
+        (done < waiting as f64).then(|| self.beginning(row, look, look.now, false))
     }
 
     /// The row where `available + work · factor + failure · risk` is least, and what it is there. The loop has no branches, so
@@ -752,6 +804,17 @@ fn first(linked: &[usize], mut class: usize) -> usize {
         class = linked[class];
     }
     class
+}
+
+/// When there is a gap of this length between what is planned, at the earliest.
+fn after(planned: &[Span], mut begins: f64, duration: f64) -> f64 {
+    for (from, until) in planned {
+        if begins + duration <= *from {
+            break;
+        }
+        begins = begins.max(*until);
+    }
+    begins
 }
 
 fn take(best: &mut Option<(usize, f64)>, row: usize, ends: f64) {

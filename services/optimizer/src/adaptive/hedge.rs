@@ -105,7 +105,7 @@ impl Planner {
                 continue;
             }
             let look = Look { work: of.work, retries: 0.0, failed_under: None, near: None, not: None, now: now as f64 };
-            let weighed = Weighed::Finish(self.agents.weigh(class, &look));
+            let weighed = Weighed::Finish(self.agents.weigh(class, &look, Some(row)));
             let (agent, shape) = (self.agents.id(row).clone(), class.shape.clone());
             let (since, beside) = (holder.since, Some(holder.lease));
             room.set_aside(state, &agent, &shape);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use baton_protocol::{Capability, Millis, RunId, TaskId};
 
 use super::agents::{Agents, Class};
-use crate::durations::Place;
+use crate::durations::{Durations, Place};
 use crate::graph::Graph;
 use crate::math::{exp, ln};
 use crate::runs::Run;
@@ -56,6 +56,10 @@ pub(super) struct Job {
     due: Option<Millis>,
     due_of_run: Option<Millis>,
     over: Vec<bool>,
+    /// Which stages were done before, when the run was new.
+    pub(super) seen: Vec<bool>,
+    /// In which class each stage will wait, as far as is known before it is ready. Empty if nobody has asked.
+    pub(super) will_be: Vec<Option<usize>>,
     /// The tasks that wait, by class.
     pub(super) ready: BTreeMap<usize, BTreeSet<Entry>>,
     /// In which class a stage, or an item of it, waits.
@@ -63,7 +67,7 @@ pub(super) struct Job {
 }
 
 impl Job {
-    pub(super) fn new(graph: &Arc<Graph>, run: &Run) -> Self {
+    pub(super) fn new(graph: &Arc<Graph>, run: &Run, durations: &Durations) -> Self {
         let over = (0..graph.stages.len() as u32).map(|place| run.is_over(place)).collect();
         let mut job = Self {
             graph: Arc::clone(graph),
@@ -79,6 +83,8 @@ impl Job {
             due: None,
             due_of_run: run.due,
             over,
+            seen: graph.stages.iter().map(|node| durations.has_seen(&run.workflow, &node.name)).collect(),
+            will_be: Vec::new(),
             ready: BTreeMap::new(),
             class: BTreeMap::new(),
         };
@@ -135,7 +141,21 @@ impl Job {
         of(&self.rank) - of(&self.work)
     }
 
-    fn entry(&self, place: u32, item: Option<u32>, attempt: u32) -> Entry {
+    /// Whether any of its stages was done before.
+    pub(super) fn has_seen(&self) -> bool {
+        self.seen.contains(&true)
+    }
+
+    pub(super) fn is_over(&self, at: usize) -> bool {
+        self.over[at]
+    }
+
+    /// The tasks that wait, each with its class.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = (usize, Entry)> {
+        self.ready.iter().flat_map(|(class, entries)| entries.iter().map(|entry| (*class, *entry)))
+    }
+
+    pub(super) fn entry(&self, place: u32, item: Option<u32>, attempt: u32) -> Entry {
         let urgency = self.urgency.get(place as usize).copied().unwrap_or_default();
         let priority = Reverse(self.graph.stages[place as usize].priority);
         Entry { priority, urgency: Reverse(sortable(urgency)), place, item, attempt }

@@ -1,5 +1,6 @@
 //! The optimizer alone: the test plays everybody else.
 
+mod ahead;
 mod discovery;
 mod early;
 mod forecast;
