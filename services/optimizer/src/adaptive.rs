@@ -19,6 +19,8 @@
 //! would rather have the same agent. So a slow agent stays idle where waiting for a fast one ends sooner, and where there
 //! is much to do it does not.
 //!
+//! Where that is known and small, what is [to come](ahead) is planned as well.
+//!
 //! [Tenants](crate::tenants) take turns with each type of agents. The runs of one go by priority, age and what is left of them:
 //! see [`Planner::key`]. Within a run, of tasks with like rank those go first
 //! that soonest give work to the type of agent that is the [bottleneck](bottleneck).
@@ -294,8 +296,12 @@ impl Planner {
         if self.waiting == 0 {
             return Vec::new();
         }
-        let looks_ahead = self.looks_ahead() && !self.classes.iter().any(|class| is_shut(&class.shape));
         self.agents.settle(state, room, &mut self.classes, now);
+        let known = self.classes.len();
+        let looks_ahead = self.looks_ahead() && !self.classes.iter().any(|class| is_shut(&class.shape));
+        if self.classes.len() > known {
+            self.agents.settle(state, room, &mut self.classes, now);
+        }
         let mut window = self.window();
         self.agents.link(&self.classes);
         let has_room = |(class, line): (&Class, &Line)| line.waiting > 0 && class.open() > 0;

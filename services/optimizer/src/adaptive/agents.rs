@@ -20,6 +20,8 @@ use crate::{Config, Optimizer};
 /// By how much longer a task is expected to go on than its estimate says: waiting for what never ends costs more than not
 /// waiting.
 const MARGIN: f64 = 1.3;
+/// After so many times as long as it was expected to take, nobody is kept for what comes after a task.
+const LATE: f64 = 2.0;
 /// An agent that fails more often than not counts as this many times slower, but for one task in this many average durations.
 const ALARMED: f64 = 30.0;
 const PROBE_AFTER: f64 = 20.0;
@@ -518,10 +520,11 @@ impl Agents {
         self.rows.iter().all(|row| row.slots <= 1)
     }
 
-    /// When a task that an agent has is expected to end, with a margin.
+    /// When a task that an agent has is expected to end, with a margin. Infinite if it is so late that it seems to hang.
     pub(super) fn expected_end(&self, state: &Optimizer, task: &TaskId, holder: &Holder, now: Millis) -> f64 {
         let speed = state.learning.performance(&holder.agent).map_or_else(|| Speed::default().log, |of| of.speed.log);
-        now as f64 + MARGIN * work(state, task, speed).remaining(now.saturating_sub(holder.since) as f64)
+        let (work, elapsed) = (work(state, task, speed), now.saturating_sub(holder.since) as f64);
+        if elapsed > LATE * work.expected() { f64::INFINITY } else { now as f64 + MARGIN * work.remaining(elapsed) }
     }
 
     /// The agent that did most of what the task builds on, if it is another than the best one and nearly as good.

@@ -108,7 +108,10 @@ impl Planner {
                         now: now as f64,
                     };
                     let class: &Class = &self.classes[*class];
-                    let Some(best) = self.agents.best_between(class, &look, now as f64, &planned) else { continue };
+                    let Some(best) = self.agents.best_between(class, &look, now as f64, &planned) else {
+                        ends = f64::INFINITY;
+                        continue;
+                    };
                     // An agent that is late seems to be available, and has no room nevertheless.
                     let begins = best.available <= now as f64 && class.has_room(best.row);
                     free = free.saturating_sub(usize::from(begins));
@@ -117,7 +120,7 @@ impl Planner {
                 }
                 if waiting.is_none() && !is_held {
                     if !frontier.is_to_come(place) || job.graph.stages[at].asks {
-                        // It waits for something else than agents, and all that comes after it does: nobody knows how long.
+                        // It waits for something else than agents.
                         continue;
                     }
                     let (work, begins) = (job.work[at], ends);
@@ -127,7 +130,10 @@ impl Planner {
                     let best = class.and_then(|class| self.agents.best_between(class, &look, begins, &planned));
                     ends = best.map_or(begins + work, |best| reserve(&mut planned, best));
                 }
-                frontier.over(place, ends);
+                // Where nobody knows when it ends, no agent is kept for what comes after it: that might be for ever.
+                if ends.is_finite() {
+                    frontier.over(place, ends);
+                }
             }
         }
         ahead
@@ -152,7 +158,7 @@ struct Frontier<'a> {
     /// For how many each waits that are not planned, and when those end that are.
     missing: Vec<u32>,
     ready: Vec<f64>,
-    /// When what is under way ends.
+    /// When what is under way ends: the later of two copies, as the other one may fail. Infinite if nobody knows.
     held: BTreeMap<u32, f64>,
     /// What waits, by stage: in which class.
     waiting: BTreeMap<u32, Vec<(usize, Entry)>>,

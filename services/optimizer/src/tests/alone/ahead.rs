@@ -39,11 +39,12 @@ fn does(world: &mut World, agent: &str, task: &TaskId, duration_ms: Millis) {
     world.workflow(vec![ended(task.clone(), lease, Outcome::Succeeded, duration_ms)]);
 }
 
-/// Ann is half as fast again as bob and cid. While bob gathers there is to be checked, too.
-fn who_checks(was_done_before: bool) -> (Option<String>, String) {
+/// Ann is half as fast again as the others. The report was done some times before, or never. While bob gathers there is to be
+/// checked, too.
+fn report(agents: &[&str], was_done_before: bool) -> World {
     let mut world = World::new();
-    world.resource(["ann", "bob", "cid"].map(|id| registered(id, "s", "research", 1, 0, 0)).into());
-    let of_each = |_| ["ann", "bob", "cid"].map(|id| (id, Outcome::Succeeded, if id == "ann" { 1000 } else { 1500 }));
+    world.resource(agents.iter().map(|id| registered(id, "s", "research", 1, 0, 0)).collect());
+    let of_each = |_| agents.iter().map(|id| (*id, Outcome::Succeeded, if *id == "ann" { 1000 } else { 1500 }));
     practise(&mut world, 1, &(0..20).flat_map(of_each).collect::<Vec<_>>());
     world.workflow(vec![registers()]);
     for n in 70..if was_done_before { 73 } else { 70 } {
@@ -59,6 +60,12 @@ fn who_checks(was_done_before: bool) -> (Option<String>, String) {
     world.asked.clear();
     world.resource(vec![assigned(of(run, "gather"), "bob", 0)]);
     world.workflow(vec![ready(of(run, "check"), "research", 0, 0)]);
+    world
+}
+
+fn who_checks(was_done_before: bool) -> (Option<String>, String) {
+    let mut world = report(&["ann", "bob", "cid"], was_done_before);
+    let run = run(80);
     let granted = world.grant();
     let request = ExplainPlacement { run, stage: of(run, "check").stage };
     let request = OptimizerRequest::ExplainPlacement(request);
@@ -99,4 +106,36 @@ fn o2_w12_what_is_ready_is_placed_whatever_its_stage_could_have_waited_for() {
     world.strategy(Strategy::Adaptive);
     world.workflow(vec![starts(80), ready(of(run(80), "write"), "research", 0, 0)]);
     assert_eq!(world.grant(), [(of(run(80), "write"), "ann".to_owned())]);
+}
+
+#[test]
+fn o2_nobody_is_kept_for_what_comes_after_a_task_that_hangs() {
+    let mut world = report(&["ann", "bob"], true);
+    assert_eq!(world.grant(), [], "bob will have gathered in a moment, and ann is to write then");
+    let mut granted = Vec::new();
+    for _ in 0..8 {
+        if granted.is_empty() {
+            world.wait(500);
+            granted = world.grant();
+        }
+    }
+    assert_eq!(granted, [(of(run(80), "check"), "ann".to_owned())]);
+}
+
+#[test]
+fn o2_nobody_is_kept_for_what_comes_after_a_task_that_nobody_can_do() {
+    let builder = Definition::builder("report").add_stage("paint", "painting", &[]);
+    let builder = builder.add_stage("write", "research", &["paint"]).add_stage("check", "research", &[]);
+    let definition = Arc::new(builder.build().unwrap());
+    let mut world = World::new();
+    world.resource(vec![registered("ann", "s", "research", 1, 0, 0)]);
+    world.workflow(vec![WorkflowRecord::WorkflowRegistered(WorkflowRegistered { version: 1, definition }), starts(70)]);
+    for (stage, ms) in [("write", 10_000), ("check", 1000)] {
+        does(&mut world, "ann", &of(run(70), stage), ms);
+    }
+    world.workflow(vec![finished(70)]);
+    world.strategy(Strategy::Adaptive);
+    world.workflow(vec![starts(80), ready(of(run(80), "paint"), "painting", 0, 0)]);
+    world.workflow(vec![ready(of(run(80), "check"), "research", 0, 0)]);
+    assert_eq!(world.grant(), [(of(run(80), "check"), "ann".to_owned())]);
 }
